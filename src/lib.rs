@@ -1,1 +1,5 @@
+//! Roadstead: a container registry that takes pushes and keeps every image a cluster pulls close to hand.
 
+#![forbid(unsafe_code)]
+
+pub mod oci;
