@@ -6,12 +6,6 @@ use serde::Deserialize;
 
 use super::{Digest, media_type};
 
-/// The largest manifest that can be pushed (distribution-spec: "at least 4 megabytes").
-pub const MAX_PUSHED_MANIFEST: usize = 4 << 20;
-
-/// The largest manifest that is taken from an upstream.
-pub const MAX_UPSTREAM_MANIFEST: usize = 8 << 20;
-
 /// The references of one manifest, image or index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
@@ -74,6 +68,11 @@ struct Descriptor {
 // === impl Manifest ===
 
 impl Manifest {
+    /// The largest manifest that is taken from an upstream, and so the largest that is ever served, in bytes.
+    pub const MAX_LENGTH: u64 = 8 << 20;
+    /// The largest manifest that can be pushed, in bytes (distribution-spec, "Pushing manifests": at least 4 MB).
+    pub const MAX_PUSHED_LENGTH: u64 = 4 << 20;
+
     /// Reads the references of a manifest.
     ///
     /// # Errors

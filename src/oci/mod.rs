@@ -14,7 +14,7 @@ mod route;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use error::ErrorCode;
-pub use manifest::{Child, MAX_PUSHED_MANIFEST, MAX_UPSTREAM_MANIFEST, Manifest, ManifestError};
+pub use manifest::{Child, Manifest, ManifestError};
 pub use name::{NameError, RepoName};
 pub use range::{ByteRange, Range, RangeSet};
 pub use reference::{Reference, ReferenceError, Tag, TagError};
