@@ -2,5 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod config;
 pub mod oci;
 pub mod store;
+pub mod telemetry;
