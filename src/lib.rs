@@ -5,5 +5,9 @@
 pub mod cli;
 pub mod config;
 pub mod oci;
+pub mod pull;
+pub mod resolve;
 pub mod store;
+pub mod tasks;
 pub mod telemetry;
+pub mod upstream;

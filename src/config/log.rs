@@ -30,9 +30,7 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(format!(
-                "\"{text}\" is not a log format; write \"text\" or \"json\""
-            )),
+            _ => Err(format!("\"{text}\" is not a log format; write \"text\" or \"json\"")),
         }
     }
 }

@@ -26,9 +26,7 @@ pub use log::{LogConfig, LogFormat};
 pub use secret::Secret;
 pub use server::ServerConfig;
 pub use storage::StorageConfig;
-pub use upstream::{
-    BUILTIN_UPSTREAMS, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name,
-};
+pub use upstream::{BUILTIN_UPSTREAMS, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name};
 
 /// The whole effective configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,9 +57,7 @@ impl Config {
 
     /// Deletes are on for whoever sits on this machine, and off for a network until an operator says otherwise.
     pub fn deletes_enabled(&self) -> bool {
-        self.delete
-            .enabled
-            .unwrap_or_else(|| self.server.listen.is_loopback())
+        self.delete.enabled.unwrap_or_else(|| self.server.listen.is_loopback())
     }
 }
 

@@ -23,6 +23,7 @@ pub struct Spool {
     store: Arc<Inner>,
     file: Arc<GrowingFile>,
     path: PathBuf,
+    algorithm: Algorithm,
     written_back: u64,
     syncing: Arc<AtomicBool>,
     committed: bool,
@@ -38,6 +39,7 @@ impl Store {
                 store: inner.clone(),
                 file: Arc::new(file),
                 path,
+                algorithm,
                 written_back: 0,
                 syncing: Arc::default(),
                 committed: false,
@@ -67,6 +69,14 @@ impl Spool {
             });
         }
         Ok(length)
+    }
+
+    /// The digest of what has been appended.
+    pub async fn digest(&self) -> Result<Digest, StoreError> {
+        let file = self.file.clone();
+        let algorithm = self.algorithm;
+        let (_, digest) = blocking(move || file.digest(algorithm)).await?.at("read", &self.path)?;
+        Ok(digest)
     }
 
     /// Moves the content to its digest, as cached content: checked, but not waited for to be on the disk.
