@@ -34,11 +34,7 @@ impl ConfigError {
     /// `key` is the dotted path as the file writes it; empty when no key is to blame.
     pub(super) fn new(site: &Site, key: impl Into<String>, message: impl Into<String>) -> Self {
         let message = message.into().trim().replace('\n', "; ");
-        Self {
-            site: site.clone(),
-            key: key.into(),
-            message,
-        }
+        Self { site: site.clone(), key: key.into(), message }
     }
 }
 

@@ -26,40 +26,21 @@ pub struct InFlight(IntGauge);
 
 impl Metrics {
     /// With a series at zero for each of these upstreams, so that a rate over the first event is right.
-    #[expect(
-        clippy::expect_used,
-        reason = "names are constants: every start registers them, or none does"
-    )]
+    #[expect(clippy::expect_used, reason = "names are constants: every start registers them, or none does")]
     pub fn new(upstreams: &[&str]) -> Self {
         let registry = Registry::new();
-        let families =
-            Families::register(&registry).expect("names are well formed and declared once");
-        registry
-            .register(Box::new(ProcessCollector::for_self()))
-            .expect("no other metric is called process_…");
+        let families = Families::register(&registry).expect("names are well formed and declared once");
+        registry.register(Box::new(ProcessCollector::for_self())).expect("no other metric is called process_…");
         for class in StorageClass::ALL {
             families.storage_bytes.with_label_values(&[class.as_str()]);
         }
         let first_byte = ContentKind::ALL.map(|kind| {
-            CacheResult::ALL.map(|result| {
-                families
-                    .first_byte
-                    .with_label_values(&[kind.as_str(), result.as_str()])
-            })
+            CacheResult::ALL.map(|result| families.first_byte.with_label_values(&[kind.as_str(), result.as_str()]))
         });
-        let upstreams: HashMap<_, _> = upstreams
-            .iter()
-            .map(|&name| (Arc::from(name), UpstreamSeries::new(&families, name)))
-            .collect();
-        upstreams
-            .values()
-            .for_each(|series| series.available.set(1));
-        Self {
-            registry,
-            families,
-            upstreams,
-            first_byte,
-        }
+        let upstreams: HashMap<_, _> =
+            upstreams.iter().map(|&name| (Arc::from(name), UpstreamSeries::new(&families, name))).collect();
+        upstreams.values().for_each(|series| series.available.set(1));
+        Self { registry, families, upstreams, first_byte }
     }
 
     /// Every metric in the text exposition format 0.0.4.
@@ -81,24 +62,17 @@ impl Metrics {
 
     /// `bytes` came from an upstream.
     pub fn pulled_bytes(&self, kind: ContentKind, upstream: &str, bytes: u64) {
-        self.of(upstream, |series| {
-            series.kind(kind).pulled_bytes.inc_by(bytes)
-        });
+        self.of(upstream, |series| series.kind(kind).pulled_bytes.inc_by(bytes));
     }
 
     /// `bytes` of mirrored content went to a client.
     pub fn pushed_bytes(&self, kind: ContentKind, upstream: &str, bytes: u64) {
-        self.of(upstream, |series| {
-            series.kind(kind).pushed_bytes.inc_by(bytes)
-        });
+        self.of(upstream, |series| series.kind(kind).pushed_bytes.inc_by(bytes));
     }
 
     /// One request to an upstream; `code` is its status, or one word for why there was none.
     pub fn upstream_request(&self, upstream: &str, kind: &str, code: &str) {
-        self.families
-            .upstream_requests
-            .with_label_values(&[upstream, kind, code])
-            .inc();
+        self.families.upstream_requests.with_label_values(&[upstream, kind, code]).inc();
     }
 
     /// `seconds` from a request to an upstream to the head of its answer.
@@ -110,16 +84,10 @@ impl Metrics {
     /// an alarm.
     pub fn upstream_ratelimit(&self, upstream: &str, limit: Option<f64>, remaining: Option<f64>) {
         if let Some(limit) = limit {
-            self.families
-                .upstream_ratelimit_limit
-                .with_label_values(&[upstream])
-                .set(limit);
+            self.families.upstream_ratelimit_limit.with_label_values(&[upstream]).set(limit);
         }
         if let Some(remaining) = remaining {
-            self.families
-                .upstream_ratelimit_remaining
-                .with_label_values(&[upstream])
-                .set(remaining);
+            self.families.upstream_ratelimit_remaining.with_label_values(&[upstream]).set(remaining);
         }
     }
 
@@ -148,21 +116,12 @@ impl Metrics {
     /// A request was answered to its end, `seconds` after its head.
     pub fn http_finished(&self, handler: &str, method: &Method, code: StatusCode, seconds: f64) {
         let method = method_label(method);
-        self.families
-            .http_requests
-            .with_label_values(&[handler, code.as_str(), method])
-            .inc();
-        self.families
-            .http_request_duration
-            .with_label_values(&[handler, method])
-            .observe(seconds);
+        self.families.http_requests.with_label_values(&[handler, code.as_str(), method]).inc();
+        self.families.http_request_duration.with_label_values(&[handler, method]).observe(seconds);
     }
 
     pub fn storage_bytes(&self, class: StorageClass, bytes: u64) {
-        self.families
-            .storage_bytes
-            .with_label_values(&[class.as_str()])
-            .set(gauge(bytes));
+        self.families.storage_bytes.with_label_values(&[class.as_str()]).set(gauge(bytes));
     }
 
     pub fn storage_capacity(&self, bytes: u64) {
