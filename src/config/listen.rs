@@ -59,16 +59,15 @@ impl Default for ListenAddr {
 }
 
 impl FromStr for ListenAddr {
-    type Err = String;
+    type Err = NotAnAddress;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is not an address to listen on; write for example \"127.0.0.1:5000\"");
-        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let port = port.parse().map_err(|_| wrong())?;
+    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
+        let (host, port) = text.rsplit_once(':').ok_or(NotAnAddress)?;
+        let port = port.parse().map_err(|_| NotAnAddress)?;
         let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| wrong())?.to_string(),
+            Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| NotAnAddress)?.to_string(),
             None if host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) => host.to_ascii_lowercase(),
-            None => return Err(wrong()),
+            None => return Err(NotAnAddress),
         };
         Ok(Self { host, port })
     }

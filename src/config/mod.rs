@@ -20,12 +20,17 @@ mod log;
 mod registry_env;
 mod secret;
 mod server;
+mod show;
 mod storage;
 mod suggest;
 mod units;
 mod upstream;
 mod upstream_url;
 mod value;
+mod warnings;
+
+#[cfg(test)]
+mod tests;
 
 pub use access::{DeleteConfig, LocalConfig, Namespace, PushConfig};
 pub use cache::CacheConfig;
