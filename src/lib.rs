@@ -1,5 +1,8 @@
 //! Roadstead: a container registry that takes pushes and keeps every image a cluster pulls close to hand.
 
+#![forbid(unsafe_code)]
+
 pub mod cli;
 pub mod config;
+pub mod server;
 pub mod telemetry;
