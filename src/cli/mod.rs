@@ -58,3 +58,25 @@ impl Cli {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_declared_without_contradictions() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_options_of_the_contract_are_understood() {
+        let all = "--config f --listen :1 --data d --upstream a.b=http://a --upstream c.d=http://c \
+                   --default-upstream none --log-format json";
+        for command in ["serve", "check", "explain busybox --output json"] {
+            let line = format!("roadstead {command} {all}");
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
+        }
+    }
+}

@@ -11,7 +11,7 @@ use super::{
 
 /// `storage` is where data goes unless a layer says otherwise.
 pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>) -> Result<Config, ConfigError> {
-    let builtin = value(layer.root.builtin_upstreams, true);
+    let builtin = layer.root.builtin_upstreams.as_ref().is_none_or(|builtin| builtin.value);
     let mut upstreams = if builtin { builtin_upstreams() } else { Vec::new() };
     for (name, keys) in layer.upstreams {
         let path = format!("upstream.\"{name}\"");
@@ -37,7 +37,7 @@ pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>)
         push: push(layer.push),
         delete: delete(layer.delete),
         log: log(layer.log),
-        default_upstream: default_upstream(layer.root.default_upstream, &upstreams)?,
+        default_upstream: default_upstream(layer.root.default_upstream, layer.root.builtin_upstreams, &upstreams)?,
         upstreams,
         builtin_upstreams: builtin,
         ignored_variables: ignored,
@@ -108,25 +108,35 @@ fn log(keys: LogKeys) -> LogConfig {
     LogConfig { format: value(keys.format, LogConfig::default().format) }
 }
 
-fn default_upstream(name: Option<Sited<String>>, upstreams: &[UpstreamConfig]) -> Result<Option<String>, ConfigError> {
-    let Sited { value: name, site } = name.unwrap_or(Sited { value: DOCKER_IO.to_owned(), site: Site::Default });
+fn default_upstream(
+    name: Option<Sited<String>>,
+    builtin: Option<Sited<bool>>,
+    upstreams: &[UpstreamConfig],
+) -> Result<Option<String>, ConfigError> {
+    let is_upstream = |name: &str| upstreams.iter().any(|upstream| upstream.name == name);
+    let Some(Sited { value: name, site }) = name else {
+        return match builtin {
+            Some(builtin) if !is_upstream(DOCKER_IO) => {
+                let message = format!(
+                    "without them \"{DOCKER_IO}\" is no upstream; write default_upstream = \"none\" too, or which"
+                );
+                Err(ConfigError::new(&builtin.site, "builtin_upstreams", message))
+            }
+            _ => Ok(Some(DOCKER_IO.to_owned())),
+        };
+    };
     if name == "none" {
         return Ok(None);
     }
-    if upstreams.iter().any(|upstream| upstream.name == name) {
+    if is_upstream(&name) {
         return Ok(Some(name));
     }
-    let message = match canonical_name(&name) {
-        canonical if canonical != name => {
-            format!("\"{name}\" is another name of \"{canonical}\"; write \"{canonical}\"")
-        }
-        _ => {
-            let known: Vec<_> = upstreams.iter().map(|upstream| format!("\"{}\"", upstream.name)).collect();
-            format!(
-                "no upstream is called \"{name}\"; write one of {}",
-                [known, vec!["\"none\"".to_owned()]].concat().join(", ")
-            )
-        }
+    let canonical = canonical_name(&name);
+    let message = if canonical == name {
+        let known: String = upstreams.iter().map(|upstream| format!("\"{}\", ", upstream.name)).collect();
+        format!("no upstream is called \"{name}\"; there are {known}and \"none\"")
+    } else {
+        format!("\"{name}\" is another name of \"{canonical}\"; write \"{canonical}\"")
     };
     Err(ConfigError::new(&site, "default_upstream", message))
 }

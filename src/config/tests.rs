@@ -130,8 +130,13 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
         ),
         // Rules between tables.
         (
-            "builtin_upstreams = false\ndefault_upstream = \"docker.io\"",
-            r#"roadstead.toml:2: default_upstream: no upstream is called "docker.io"; write one of "none""#,
+            "builtin_upstreams = false\ndefault_upstream = \"docker.io\"\n[upstream.\"a.b\"]\nurl = \"http://a.b\"",
+            r#"roadstead.toml:2: default_upstream: no upstream is called "docker.io"; there are "a.b", and "none""#,
+        ),
+        (
+            "builtin_upstreams = false",
+            "roadstead.toml:1: builtin_upstreams: without them \"docker.io\" is no upstream; write default_upstream = \
+             \"none\" too, or which",
         ),
         (
             "default_upstream = \"index.docker.io\"",

@@ -170,7 +170,7 @@ mod tests {
         drop(stalled);
         drop(flush);
         let written = String::from_utf8(out.0.lock().clone()).unwrap();
-        assert!(written.ends_with(" dropped\n"));
+        assert!(written.contains(" dropped\n"));
         assert!(written.len() < MOST_BYTES + 1024);
     }
 }
