@@ -4,5 +4,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod oci;
 pub mod server;
+pub mod store;
 pub mod telemetry;
