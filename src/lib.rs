@@ -7,6 +7,7 @@ pub mod config;
 pub mod oci;
 pub mod pull;
 pub mod resolve;
+pub mod server;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

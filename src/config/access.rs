@@ -43,17 +43,14 @@ impl LocalConfig {
 // === impl Namespace ===
 
 impl Namespace {
-    /// The error says what a pattern looks like, in words that follow a quoted pattern.
-    pub fn parse(pattern: &str) -> Result<Self, String> {
-        const SHAPE: &str = "is not a pattern of repository names; write for example \"team/**\"";
+    /// `None` when nothing that is a repository's name could match.
+    pub fn parse(pattern: &str) -> Option<Self> {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/*?[]{},!".contains(c);
         if pattern.is_empty() || pattern.starts_with('/') || pattern.ends_with('/') || !pattern.chars().all(allowed) {
-            return Err(SHAPE.to_owned());
+            return None;
         }
-        match GlobBuilder::new(pattern).literal_separator(true).build() {
-            Ok(glob) => Ok(Self { pattern: pattern.to_owned(), matcher: glob.compile_matcher() }),
-            Err(error) => Err(format!("{SHAPE} ({})", error.kind())),
-        }
+        let glob = GlobBuilder::new(pattern).literal_separator(true).build().ok()?;
+        Some(Self { pattern: pattern.to_owned(), matcher: glob.compile_matcher() })
     }
 
     pub fn matches(&self, repository: &str) -> bool {
@@ -109,7 +106,7 @@ mod tests {
     #[test]
     fn what_can_never_match_a_repository_is_refused() {
         for pattern in ["", "/team", "team/", "Team/**", "team:v1", "a b", "team/["] {
-            assert!(Namespace::parse(pattern).is_err(), "{pattern:?}");
+            assert!(Namespace::parse(pattern).is_none(), "{pattern:?}");
         }
     }
 }

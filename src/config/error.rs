@@ -23,7 +23,6 @@ pub(super) enum Site {
     WholeFile(Arc<str>),
     Variable(String),
     Flag(&'static str),
-    Default,
 }
 
 struct KeyAfter<'a>(&'a Site, &'a str);
@@ -47,7 +46,6 @@ impl fmt::Display for Site {
             Self::WholeFile(origin) => f.write_str(origin),
             Self::Variable(name) => f.write_str(name),
             Self::Flag(name) => f.write_str(name),
-            Self::Default => f.write_str("default"),
         }
     }
 }

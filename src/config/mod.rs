@@ -8,20 +8,35 @@
 
 mod access;
 mod build;
+mod build_upstream;
 mod cache;
+mod env;
 mod error;
+mod file;
+mod layer;
 mod listen;
+mod load;
 mod log;
+mod registry_env;
 mod secret;
 mod server;
+mod show;
 mod storage;
+mod suggest;
+mod units;
 mod upstream;
+mod upstream_url;
+mod value;
+mod warnings;
+
+#[cfg(test)]
+mod tests;
 
 pub use access::{DeleteConfig, LocalConfig, Namespace, PushConfig};
-pub use build::LoadOptions;
 pub use cache::CacheConfig;
 pub use error::ConfigError;
-pub use listen::ListenAddr;
+pub use listen::{ListenAddr, NotAnAddress};
+pub use load::LoadOptions;
 pub use log::{LogConfig, LogFormat};
 pub use secret::Secret;
 pub use server::ServerConfig;

@@ -38,12 +38,13 @@ mod tests {
 
     #[test]
     fn the_data_folder_follows_the_user() {
-        let cases: [(bool, &[(&str, &str)], &str); 5] = [
-            (true, &[("HOME", "/root")], "/var/lib/roadstead"),
-            (false, &[("HOME", "/home/ann"), ("XDG_DATA_HOME", "/data")], "/data/roadstead"),
-            (false, &[("HOME", "/home/ann")], "/home/ann/.local/share/roadstead"),
-            (false, &[("HOME", "/home/ann"), ("XDG_DATA_HOME", "rel")], "/home/ann/.local/share/roadstead"),
-            (false, &[], "/var/lib/roadstead"),
+        let home = ("HOME", "/home/ann");
+        let cases = [
+            (true, vec![home], "/var/lib/roadstead"),
+            (false, vec![home, ("XDG_DATA_HOME", "/data")], "/data/roadstead"),
+            (false, vec![home], "/home/ann/.local/share/roadstead"),
+            (false, vec![home, ("XDG_DATA_HOME", "rel")], "/home/ann/.local/share/roadstead"),
+            (false, vec![], "/var/lib/roadstead"),
         ];
         for (root, variables, expected) in cases {
             let variable =

@@ -50,10 +50,6 @@ macro_rules! families {
         }
 
         impl Families {
-            /// Every name, in order of declaration.
-            #[cfg(test)]
-            pub(super) const NAMES: &[&str] = &[$($name),*];
-
             /// The error is a name or label that the format forbids, or a name that is declared twice.
             pub(super) fn register(registry: &Registry) -> Result<Self> {
                 $(
