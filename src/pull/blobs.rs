@@ -177,7 +177,7 @@ impl Inner {
     ) -> Option<ContentStream> {
         let mut get = request(Method::GET, Kind::Blob, repo, format!("blobs/{digest}"));
         get.range = Some((range.start, range.end - 1));
-        let response = upstream.send(get, deadline).await.ok()?;
+        let response = self.send(upstream, get, deadline).await.ok()?;
         let exact = response.status == StatusCode::PARTIAL_CONTENT
             && response.content_range().is_some_and(|(start, last, whole)| {
                 (start, last + 1) == (range.start, range.end) && whole.is_none_or(|whole| whole == total)
@@ -210,7 +210,7 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Member, PullError> {
         let head = request(Method::HEAD, Kind::Blob, repo, format!("blobs/{digest}"));
-        let answer = upstream.send(head, deadline).await.map_err(PullError::from);
+        let answer = self.send(upstream, head, deadline).await;
         let answer = answer.inspect_err(|error| {
             if error.is_not_found() {
                 self.remember_absent(repo, Reference::Digest(digest.clone()));

@@ -8,22 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
+use futures_util::TryStreamExt;
 use http::Method;
-use tokio::pin;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Inner, PullError};
 use crate::oci::{Digest, RepoId};
-use crate::store::{BlobReader, Spool};
-use crate::upstream::{CredentialId, Kind, Upstream, UpstreamBody, UpstreamError};
+use crate::store::{self, BlobReader, Spool};
+use crate::upstream::{CredentialId, Kind, Upstream, UpstreamBody};
 
 /// Bytes held back until the whole is known to be right.
 pub(super) const HELD_BACK: u64 = 64 << 10;
-
-/// Bytes taken from the upstream while earlier ones are being written.
-const WRITE_AHEAD: usize = 1 << 20;
 
 /// Whose word and rights a fill rests on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -124,15 +120,15 @@ impl Run {
         }
         let deadline = inner.deadline();
         let request = super::request(Method::GET, Kind::Blob, source, format!("blobs/{digest}"));
-        let mut response = self.upstream.send(request, deadline).await?;
+        let response = inner.send(&self.upstream, request, deadline).await?;
         let announced = response.content_length().or(response.content_range().and_then(|(_, _, total)| total));
         let total = match announced {
             Some(total) => Some(total),
             None => inner.known_size(source, digest).await,
         };
-        let mut spool = inner.store.begin(digest.algorithm()).await?;
+        let spool = inner.store.begin(digest.algorithm()).await?;
         self.publish.send_replace(State::Streaming { total, mark: 0, generation: 0, reader: spool.reader() });
-        let length = self.receive(&mut response.body, &mut spool, total).await?;
+        let length = self.receive(response.body, &spool, total).await?;
         self.verify(&spool, total, length).await?;
         let reader = spool.reader();
         self.publish.send_replace(State::Whole { length, generation: 0, reader: reader.clone() });
@@ -142,35 +138,18 @@ impl Run {
         Ok(Some(length))
     }
 
-    /// Writes what comes while the next bytes come; the length received.
-    async fn receive(&self, body: &mut UpstreamBody, spool: &mut Spool, total: Option<u64>) -> Result<u64, PullError> {
-        let mut length = 0;
-        let mut ended = None;
-        let mut waiting = Waiting::default();
-        loop {
-            if waiting.is_empty() {
-                match &ended {
-                    Some(Ok(())) => return Ok(length),
-                    Some(Err(error)) => return Err(PullError::from(UpstreamError::clone(error))),
-                    None => waiting.take(body.chunk().await, &mut ended),
-                }
-                continue;
-            }
-            let write = spool.append(waiting.drain());
-            pin!(write);
-            length = loop {
-                tokio::select! {
-                    biased;
-                    written = &mut write => break written?,
-                    chunk = body.chunk(), if ended.is_none() && waiting.bytes < WRITE_AHEAD => waiting.take(chunk, &mut ended),
-                }
-            };
+    /// Writes what comes and publishes how far it may be read; the length received.
+    async fn receive(&self, body: UpstreamBody, spool: &Spool, total: Option<u64>) -> Result<u64, PullError> {
+        let stream = body.into_stream().map_err(PullError::from);
+        let progress = |length| {
             self.fill.received.store(length, Ordering::Relaxed);
             if total.is_some_and(|total| length > total) {
                 return Err(self.wrong_content());
             }
             self.advance(length);
-        }
+            Ok(())
+        };
+        store::pump(stream, |chunks| spool.append(chunks), progress).await
     }
 
     /// Publishes the new mark: everything received but what has to be held back.
@@ -197,36 +176,5 @@ impl Run {
     fn wrong_content(&self) -> PullError {
         self.inner.metrics.digest_mismatch(self.upstream.name());
         PullError::WrongContent { upstream: self.upstream.name().to_string(), digest: self.fill.digest.clone() }
-    }
-}
-
-/// Chunks that came while others were being written.
-#[derive(Default)]
-struct Waiting {
-    chunks: Vec<Bytes>,
-    bytes: usize,
-}
-
-impl Waiting {
-    fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
-    }
-
-    /// Keeps a chunk, or notes how the body ended.
-    fn take(&mut self, chunk: Result<Option<Bytes>, UpstreamError>, ended: &mut Option<Result<(), UpstreamError>>) {
-        match chunk {
-            Ok(Some(chunk)) if chunk.is_empty() => {}
-            Ok(Some(chunk)) => {
-                self.bytes += chunk.len();
-                self.chunks.push(chunk);
-            }
-            Ok(None) => *ended = Some(Ok(())),
-            Err(error) => *ended = Some(Err(error)),
-        }
-    }
-
-    fn drain(&mut self) -> Vec<Bytes> {
-        self.bytes = 0;
-        std::mem::take(&mut self.chunks)
     }
 }

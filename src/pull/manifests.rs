@@ -71,8 +71,9 @@ impl Inner {
             let (declared, result) = if self.store.member(repo, digest).await?.is_some() {
                 (None, CacheResult::Hit)
             } else {
-                let asked = upstream.send(request(Method::HEAD, Kind::Manifest, repo, path.clone()), deadline).await;
-                let head = asked.map_err(PullError::from).inspect_err(|error| self.note_absent(repo, digest, error))?;
+                let asked =
+                    self.send(upstream, request(Method::HEAD, Kind::Manifest, repo, path.clone()), deadline).await;
+                let head = asked.inspect_err(|error| self.note_absent(repo, digest, error))?;
                 (usable_media_type(&head), CacheResult::Revalidated)
             };
             let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
@@ -80,8 +81,8 @@ impl Inner {
             let manifest = self.store.put_manifest(repo, new, Vec::new()).await?;
             return Ok(Served { manifest, result });
         }
-        let asked = upstream.send(request(Method::GET, Kind::Manifest, repo, path), deadline).await;
-        let response = asked.map_err(PullError::from).inspect_err(|error| self.note_absent(repo, digest, error))?;
+        let asked = self.send(upstream, request(Method::GET, Kind::Manifest, repo, path), deadline).await;
+        let response = asked.inspect_err(|error| self.note_absent(repo, digest, error))?;
         let new = self.read_manifest(upstream, response, Some(digest)).await?;
         let manifest = self.store.put_manifest(repo, new, Vec::new()).await?;
         Ok(Served { manifest, result: CacheResult::Miss })

@@ -23,12 +23,12 @@ use http::Method;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
-use crate::config::CacheConfig;
+use crate::config::{CacheConfig, OnDenied};
 use crate::oci::{Digest, Reference, RepoId, Scope, Tag, UpstreamName};
 use crate::store::{Member, Store, StoreError};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
-use crate::upstream::{Kind, Upstream, UpstreamRequest};
+use crate::upstream::{Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 use fill::Source;
 use flight::Flights;
 use inflight::Fills;
@@ -119,6 +119,21 @@ impl Inner {
     /// When a request that comes now has to be answered.
     fn deadline(&self) -> Instant {
         Instant::now() + self.cache.answer_within
+    }
+
+    /// Asks the upstream. A denial to nobody in particular is how many registries say that there is no such thing.
+    async fn send(
+        &self,
+        upstream: &Upstream,
+        request: UpstreamRequest,
+        deadline: Instant,
+    ) -> Result<UpstreamResponse, PullError> {
+        upstream.send(request, deadline).await.map_err(|error| match error {
+            UpstreamError::Denied { .. } if !upstream.has_credentials() && upstream.on_denied() == OnDenied::Deny => {
+                PullError::NotFound
+            }
+            error => error.into(),
+        })
     }
 
     fn too_late(&self, upstream: &Upstream) -> PullError {

@@ -109,23 +109,23 @@ impl Inner {
     ) -> Result<Served, PullError> {
         let path = format!("manifests/{tag}");
         let Some(known) = known else {
-            let response = upstream.send(request(Method::GET, Kind::Manifest, repo, path), deadline).await?;
+            let response = self.send(upstream, request(Method::GET, Kind::Manifest, repo, path), deadline).await?;
             return self.take_tag(upstream, repo, tag, None, response, deadline).await;
         };
-        match upstream.send(request(Method::HEAD, Kind::Manifest, repo, path.clone()), deadline).await {
+        match self.send(upstream, request(Method::HEAD, Kind::Manifest, repo, path.clone()), deadline).await {
             Ok(head) => {
                 if let Some(digest) = head.docker_content_digest().and_then(|digest| digest.parse().ok()) {
                     return self.point_tag(repo, tag, Some(known.digest), digest, deadline).await;
                 }
             }
             // Some servers answer only GET.
-            Err(UpstreamError::Status { status, .. })
+            Err(PullError::Upstream(UpstreamError::Status { status, .. }))
                 if matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
         let mut get = request(Method::GET, Kind::Manifest, repo, path);
         get.if_none_match = Some(format!("\"{}\"", known.digest));
-        let response = upstream.send(get, deadline).await?;
+        let response = self.send(upstream, get, deadline).await?;
         self.take_tag(upstream, repo, tag, Some(known.digest), response, deadline).await
     }
 

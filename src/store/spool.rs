@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -24,7 +24,7 @@ pub struct Spool {
     file: Arc<GrowingFile>,
     path: PathBuf,
     algorithm: Algorithm,
-    written_back: u64,
+    written_back: AtomicU64,
     syncing: Arc<AtomicBool>,
     committed: bool,
 }
@@ -40,7 +40,7 @@ impl Store {
                 file: Arc::new(file),
                 path,
                 algorithm,
-                written_back: 0,
+                written_back: AtomicU64::new(0),
                 syncing: Arc::default(),
                 committed: false,
             })
@@ -56,11 +56,12 @@ impl Spool {
     }
 
     /// Writes and hashes `chunks` on the blocking pool; the length once they can be read.
-    pub async fn append(&mut self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
+    pub async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
         let file = self.file.clone();
         let length = blocking(move || file.append(&chunks)).await?.at("write", &self.path)?;
-        if length - self.written_back >= WRITE_BACK && !self.syncing.swap(true, Ordering::AcqRel) {
-            self.written_back = length;
+        let unsynced = length - self.written_back.load(Ordering::Relaxed);
+        if unsynced >= WRITE_BACK && !self.syncing.swap(true, Ordering::AcqRel) {
+            self.written_back.store(length, Ordering::Relaxed);
             let (file, syncing) = (self.file.clone(), self.syncing.clone());
             tokio::task::spawn_blocking(move || {
                 // A failure shows again at the sync that matters.

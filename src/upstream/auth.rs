@@ -102,19 +102,18 @@ impl Authorizer {
         }
     }
 
-    /// The answer to the challenge in `headers`, which is remembered.
-    ///
-    /// # Errors
-    /// `Denied` where there is no answer: no challenge that we know, or one for a password that we do not have.
+    /// The answer to the challenge in `headers`, which is remembered. `None` where there is none: no challenge that we
+    /// know, or one for a password that we do not have.
     pub(super) async fn answer(
         &self,
         wire: &Wire,
         subject: Subject<'_>,
         headers: &HeaderMap,
         deadline: Instant,
-    ) -> Result<Grant, UpstreamError> {
-        let denied = || UpstreamError::Denied { upstream: self.upstream.clone(), status: StatusCode::UNAUTHORIZED };
-        let (known, narrow) = self.choose(subject, challenge::parse(headers)).ok_or_else(denied)?;
+    ) -> Result<Option<Grant>, UpstreamError> {
+        let Some((known, narrow)) = self.choose(subject, challenge::parse(headers)) else {
+            return Ok(None);
+        };
         if let Known::Bearer { realm, .. } = &known {
             let checked = self.trust.check_address(realm);
             checked.map_err(|error| UpstreamError::bad(&self.upstream, error.to_string()))?;
@@ -122,7 +121,7 @@ impl Authorizer {
         let known = Arc::new(known);
         let key = (Origin::of(subject.url), narrow.then(|| subject.repository.to_owned()));
         self.challenges.insert(key, known.clone());
-        self.grant(wire, subject, &known, deadline).await?.ok_or_else(denied)
+        self.grant(wire, subject, &known, deadline).await
     }
 
     /// Whether a refused request is worth asking again from scratch; if so, what it was refused for is forgotten.

@@ -96,6 +96,8 @@ impl Upstream {
         let arrived = self.follow(live, url, ask).await?;
         let headers = arrived.response.headers();
         let length = match arrived.response.status() {
+            // Its length is not the content's.
+            _ if !response::is_identity(headers) => return self.judge(ask, arrived).await,
             StatusCode::OK => response::content_length(headers),
             // 416: there is no first byte, which is the answer too.
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => response::content_range_total(headers),
@@ -131,8 +133,8 @@ impl Upstream {
         Err(UpstreamError::bad(&self.name, format!("more than {MOST_REDIRECTS} redirects")))
     }
 
-    /// One URL, with whatever its host wants to see. At most four requests: with an old token, bare, with a fresh
-    /// token; and the first bare one before all that.
+    /// One URL, with whatever its host wants to see. At most four requests: bare, with a token, and where that token
+    /// was an old one, bare and with a token once more.
     async fn authorized(
         &self,
         live: &Live,
@@ -147,7 +149,10 @@ impl Upstream {
             let (status, headers) = (response.status(), response.headers());
             grant = match &grant {
                 None if status == StatusCode::UNAUTHORIZED => {
-                    Some(auth.answer(wire, subject, headers, ask.deadline).await?)
+                    match auth.answer(wire, subject, headers, ask.deadline).await? {
+                        Some(grant) => Some(grant),
+                        None => return Ok(response),
+                    }
                 }
                 Some(refused) if may_mean_old_token(status) && !renewed => {
                     renewed = true;
