@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod http;
 pub mod oci;
 pub mod pull;
 pub mod resolve;

@@ -13,6 +13,7 @@ mod flight;
 mod follower;
 mod inflight;
 mod manifests;
+mod tag_list;
 mod tags;
 
 use std::collections::HashMap;

@@ -119,8 +119,10 @@ impl Inner {
                 }
             }
             // Some servers answer only GET.
-            Err(PullError::Upstream(UpstreamError::Status { status, .. }))
-                if matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) => {}
+            Err(PullError::Upstream(UpstreamError::Status {
+                status: StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED,
+                ..
+            })) => {}
             Err(error) => return Err(error),
         }
         let mut get = request(Method::GET, Kind::Manifest, repo, path);
