@@ -1,6 +1,6 @@
 //! All integration tests in one binary: it links once, and the modules share their support.
 
-#![expect(
+#![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a test fails by panicking"

@@ -5,7 +5,9 @@ use std::process::ExitStatus;
 
 use tempfile::TempDir;
 
+use super::client::Client;
 use super::daemon::{Daemon, free_port};
+use super::metrics::Metrics;
 use super::settings::Settings;
 
 pub struct ServerProcess {
@@ -76,6 +78,12 @@ impl ServerProcess {
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.host())
+    }
+
+    /// The sum of the series of that name which carry these labels; 0 when there are none.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let answer = Client::new().get(&self.url("/metrics")).await;
+        Metrics::parse(answer.text()).sum(name, labels)
     }
 
     pub fn data_dir(&self) -> std::path::PathBuf {
