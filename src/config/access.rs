@@ -1,0 +1,129 @@
+//! Who may do what: `[local]`, `[push]` and `[delete]`.
+
+use std::fmt;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+/// `[local]`: names that belong to this registry even while nothing is there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LocalConfig {
+    /// When not empty, pushes go only here.
+    pub namespaces: Vec<Namespace>,
+}
+
+/// A pattern of repository names, such as `team/**`; `*` stays within one component.
+#[derive(Clone)]
+pub struct Namespace {
+    pattern: String,
+    matcher: GlobMatcher,
+}
+
+/// `[push]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PushConfig {
+    pub enabled: bool,
+}
+
+/// `[delete]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeleteConfig {
+    /// `None`: on when only this machine can reach the port. See [`super::Config::deletes_enabled`].
+    pub enabled: Option<bool>,
+}
+
+// === impl LocalConfig ===
+
+impl LocalConfig {
+    /// Whether a repository of this name is local by configuration.
+    pub fn matches(&self, repository: &str) -> bool {
+        self.namespaces
+            .iter()
+            .any(|namespace| namespace.matches(repository))
+    }
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// The error says what a pattern looks like, in words that follow a quoted pattern.
+    pub fn parse(pattern: &str) -> Result<Self, String> {
+        const SHAPE: &str = "is not a pattern of repository names; write for example \"team/**\"";
+        let allowed =
+            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/*?[]{},!".contains(c);
+        if pattern.is_empty()
+            || pattern.starts_with('/')
+            || pattern.ends_with('/')
+            || !pattern.chars().all(allowed)
+        {
+            return Err(SHAPE.to_owned());
+        }
+        match GlobBuilder::new(pattern).literal_separator(true).build() {
+            Ok(glob) => Ok(Self {
+                pattern: pattern.to_owned(),
+                matcher: glob.compile_matcher(),
+            }),
+            Err(error) => Err(format!("{SHAPE} ({})", error.kind())),
+        }
+    }
+
+    pub fn matches(&self, repository: &str) -> bool {
+        self.matcher.is_match(repository)
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.pattern
+    }
+}
+
+impl fmt::Debug for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.pattern.fmt(f)
+    }
+}
+
+impl PartialEq for Namespace {
+    fn eq(&self, other: &Self) -> bool {
+        self.pattern == other.pattern
+    }
+}
+
+// === impl PushConfig ===
+
+impl Default for PushConfig {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_matches_whole_names_and_a_star_stays_within_a_component() {
+        let cases = [
+            ("team/**", "team/app", true),
+            ("team/**", "team/a/b", true),
+            ("team/**", "team", false),
+            ("team/**", "teams/app", false),
+            ("team/*", "team/a/b", false),
+            ("app", "app", true),
+            ("**", "any/thing", true),
+            ("{a,b}/*", "b/x", true),
+        ];
+        for (pattern, name, expected) in cases {
+            assert_eq!(
+                Namespace::parse(pattern).unwrap().matches(name),
+                expected,
+                "{pattern} on {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_can_never_match_a_repository_is_refused() {
+        for pattern in ["", "/team", "team/", "Team/**", "team:v1", "a b", "team/["] {
+            assert!(Namespace::parse(pattern).is_err(), "{pattern:?}");
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! `[cache]`: how much is kept, and for how long a name is believed.
+
+use std::time::Duration;
+
+const GIB: u64 = 1 << 30;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheConfig {
+    /// Bytes of cached content, names and spool; pushed content is not counted.
+    pub max_size: u64,
+    /// Bytes of the disk that stay free.
+    pub min_free: u64,
+    /// How long a tag is served without asking its upstream again; zero asks every time.
+    pub tag_ttl: Duration,
+    /// For how long after its last confirmation a tag is served while its upstream is in trouble.
+    pub stale_if_error: Duration,
+    /// How long an upstream's "not found" is believed.
+    pub negative_ttl: Duration,
+    /// Within what time a client gets the head of its answer, whatever upstreams do.
+    pub answer_within: Duration,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            max_size: 20 * GIB,
+            min_free: 2 * GIB,
+            tag_ttl: Duration::from_secs(60),
+            stale_if_error: Duration::from_secs(30 * 24 * 60 * 60),
+            negative_ttl: Duration::from_secs(30),
+            answer_within: Duration::from_secs(20),
+        }
+    }
+}

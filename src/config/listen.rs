@@ -1,0 +1,163 @@
+//! The address to listen on, as people write it: `:5000`, `localhost:5000`, `127.0.0.1:0`, `[::1]:5000`.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenAddr {
+    /// Without brackets; empty means every address of this machine.
+    host: String,
+    port: u16,
+}
+
+// === impl ListenAddr ===
+
+impl ListenAddr {
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// 0 lets the system choose.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Every address to bind, the preferred one first.
+    ///
+    /// An IPv6 socket is to be bound for IPv6 only, so that `:5000` can have both. A machine without one of the
+    /// families fails on that one alone: listening on any of them is enough. With port 0 the first one's port is
+    /// the port of them all. A host other than an address or `localhost` is looked up, which blocks.
+    pub fn socket_addrs(&self) -> io::Result<Vec<SocketAddr>> {
+        let ips: Vec<IpAddr> = match self.host.as_str() {
+            "" => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            "localhost" => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            host => match host.parse() {
+                Ok(ip) => vec![ip],
+                Err(_) => return Ok((host, self.port).to_socket_addrs()?.collect()),
+            },
+        };
+        Ok(ips
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, self.port))
+            .collect())
+    }
+
+    /// Whether only this machine can connect. A name that would have to be looked up counts as reachable.
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+    }
+}
+
+impl Default for ListenAddr {
+    fn default() -> Self {
+        Self {
+            host: Ipv4Addr::LOCALHOST.to_string(),
+            port: 5000,
+        }
+    }
+}
+
+impl FromStr for ListenAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "\"{text}\" is not an address to listen on; write for example \"127.0.0.1:5000\""
+            )
+        };
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let port = port.parse().map_err(|_| wrong())?;
+        let host = match host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
+            Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| wrong())?.to_string(),
+            None if host
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) =>
+            {
+                host.to_ascii_lowercase()
+            }
+            None => return Err(wrong()),
+        };
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_usual_way_to_write_an_address_is_understood() {
+        let cases = [
+            (":5000", "0.0.0.0:5000 [::]:5000", false),
+            ("0.0.0.0:5000", "0.0.0.0:5000", false),
+            ("[::]:5000", "[::]:5000", false),
+            ("localhost:5000", "127.0.0.1:5000 [::1]:5000", true),
+            ("LocalHost:5000", "127.0.0.1:5000 [::1]:5000", true),
+            ("127.0.0.1:0", "127.0.0.1:0", true),
+            ("127.9.9.9:1", "127.9.9.9:1", true),
+            ("[::1]:5000", "[::1]:5000", true),
+            ("10.1.2.3:80", "10.1.2.3:80", false),
+        ];
+        for (text, sockets, loopback) in cases {
+            let address: ListenAddr = text.parse().unwrap();
+            let found: Vec<_> = address
+                .socket_addrs()
+                .unwrap()
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            assert_eq!(found.join(" "), sockets, "{text}");
+            assert_eq!(address.is_loopback(), loopback, "{text}");
+            assert_eq!(address.to_string().parse(), Ok(address), "{text}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_an_example() {
+        for text in [
+            "",
+            "5000",
+            "localhost",
+            "::1:5000",
+            "[::1]",
+            "host:70000",
+            "http://host:80",
+            "a b:1",
+            "[x]:1",
+        ] {
+            let error = text.parse::<ListenAddr>().unwrap_err();
+            assert_eq!(
+                error,
+                format!(
+                    "\"{text}\" is not an address to listen on; write for example \"127.0.0.1:5000\""
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_that_must_be_looked_up_counts_as_reachable_by_others() {
+        assert!(
+            !"registry.example.com:5000"
+                .parse::<ListenAddr>()
+                .unwrap()
+                .is_loopback()
+        );
+    }
+}

@@ -1,0 +1,84 @@
+//! What an operator may choose, as types that are valid once they exist.
+//!
+//! Settings come from four places: flags, `ROADSTEAD_…` variables, the `REGISTRY_…` variables that `registry:2`
+//! knows, and a TOML file. Each place fills one [`layer::Layer`], the layers are laid over each other, and
+//! [`build`] turns the result into a [`Config`]: defaults, rules between keys, one line for whatever is wrong.
+//!
+//! Defaults live in the `Default` of each struct here and nowhere else.
+
+mod access;
+mod build;
+mod cache;
+mod error;
+mod listen;
+mod log;
+mod secret;
+mod server;
+mod storage;
+mod upstream;
+
+pub use access::{DeleteConfig, LocalConfig, Namespace, PushConfig};
+pub use build::LoadOptions;
+pub use cache::CacheConfig;
+pub use error::ConfigError;
+pub use listen::ListenAddr;
+pub use log::{LogConfig, LogFormat};
+pub use secret::Secret;
+pub use server::ServerConfig;
+pub use storage::StorageConfig;
+pub use upstream::{
+    BUILTIN_UPSTREAMS, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name,
+};
+
+/// The whole effective configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub server: ServerConfig,
+    pub storage: StorageConfig,
+    pub cache: CacheConfig,
+    pub local: LocalConfig,
+    pub push: PushConfig,
+    pub delete: DeleteConfig,
+    pub log: LogConfig,
+    /// Every upstream, built-in ones included, sorted by name.
+    pub upstreams: Vec<UpstreamConfig>,
+    /// Name of the upstream that a name without a host means; `None` is `"none"` in the file.
+    pub default_upstream: Option<String>,
+    /// Whether [`BUILTIN_UPSTREAMS`] are among `upstreams`.
+    pub builtin_upstreams: bool,
+    /// `REGISTRY_…` variables that were set and mean nothing here.
+    pub ignored_variables: Vec<String>,
+}
+
+// === impl Config ===
+
+impl Config {
+    pub fn upstream(&self, name: &str) -> Option<&UpstreamConfig> {
+        self.upstreams.iter().find(|upstream| upstream.name == name)
+    }
+
+    /// Deletes are on for whoever sits on this machine, and off for a network until an operator says otherwise.
+    pub fn deletes_enabled(&self) -> bool {
+        self.delete
+            .enabled
+            .unwrap_or_else(|| self.server.listen.is_loopback())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: ServerConfig::default(),
+            storage: StorageConfig::default(),
+            cache: CacheConfig::default(),
+            local: LocalConfig::default(),
+            push: PushConfig::default(),
+            delete: DeleteConfig::default(),
+            log: LogConfig::default(),
+            upstreams: builtin_upstreams(),
+            default_upstream: Some(DOCKER_IO.to_owned()),
+            builtin_upstreams: true,
+            ignored_variables: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! `[upstream."host"]`: the registries that images come from.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use super::Secret;
+
+/// The name under which Docker Hub is known here, whatever its servers are called.
+pub const DOCKER_IO: &str = "docker.io";
+
+/// Other names of [`DOCKER_IO`]: what clients send as `ns`, and the host that answers.
+const DOCKER_IO_ALIASES: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
+
+/// Name and URL of the upstreams that are there without configuration.
+pub const BUILTIN_UPSTREAMS: [(&str, &str); 9] = [
+    (DOCKER_IO, "https://registry-1.docker.io"),
+    ("gcr.io", "https://gcr.io"),
+    ("ghcr.io", "https://ghcr.io"),
+    ("mcr.microsoft.com", "https://mcr.microsoft.com"),
+    ("nvcr.io", "https://nvcr.io"),
+    ("public.ecr.aws", "https://public.ecr.aws"),
+    ("quay.io", "https://quay.io"),
+    ("registry.gitlab.com", "https://registry.gitlab.com"),
+    ("registry.k8s.io", "https://registry.k8s.io"),
+];
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamConfig {
+    /// Lower case, with a `.` or a `:`, and canonical: never an alias of `docker.io`.
+    pub name: String,
+    /// At least one, tried in order.
+    pub urls: Vec<Url>,
+    /// Present exactly when `password` is.
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    /// PEM certificates to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    pub on_denied: OnDenied,
+    pub connect_timeout: Duration,
+    /// For the head of one answer.
+    pub header_timeout: Duration,
+    /// Of silence in a body.
+    pub idle_timeout: Duration,
+    /// Hosts that may be handed the credentials for a token, beside the upstream's own domain.
+    pub token_realms: Vec<String>,
+    /// Whether redirects to private addresses are followed.
+    pub private_redirects: bool,
+}
+
+/// What a 401 or 403 for something in the cache means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDenied {
+    /// Trouble with our credentials: the cached answer is served.
+    Stale,
+    /// The image is not for us any more: it is served no longer.
+    Deny,
+}
+
+// === impl UpstreamConfig ===
+
+impl UpstreamConfig {
+    /// An upstream with every other key at its default.
+    pub fn new(name: impl Into<String>, urls: Vec<Url>) -> Self {
+        Self {
+            name: name.into(),
+            urls,
+            username: None,
+            password: None,
+            ca_file: None,
+            on_denied: OnDenied::default_for(false),
+            connect_timeout: Duration::from_secs(3),
+            header_timeout: Duration::from_secs(8),
+            idle_timeout: Duration::from_secs(30),
+            token_realms: Vec::new(),
+            private_redirects: false,
+        }
+    }
+}
+
+// === impl OnDenied ===
+
+impl OnDenied {
+    /// A refusal of configured credentials is our trouble; a refusal of an anonymous request is an answer.
+    pub fn default_for(credentials: bool) -> Self {
+        if credentials { Self::Stale } else { Self::Deny }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stale => "stale",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// [`BUILTIN_UPSTREAMS`] as configured by nobody.
+pub fn builtin_upstreams() -> Vec<UpstreamConfig> {
+    let parsed =
+        |(name, url): (&str, &str)| Some(UpstreamConfig::new(name, vec![Url::parse(url).ok()?]));
+    BUILTIN_UPSTREAMS.into_iter().filter_map(parsed).collect()
+}
+
+/// The one name of a registry that has several: every name of Docker Hub becomes `docker.io`.
+pub fn canonical_name(host: &str) -> &str {
+    if DOCKER_IO_ALIASES.contains(&host) {
+        DOCKER_IO
+    } else {
+        host
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_builtin_upstream_has_a_url_and_they_are_sorted() {
+        let names: Vec<_> = builtin_upstreams()
+            .into_iter()
+            .map(|upstream| upstream.name)
+            .collect();
+        assert_eq!(names, BUILTIN_UPSTREAMS.map(|(name, _)| name));
+        assert!(names.is_sorted());
+    }
+}

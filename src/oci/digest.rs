@@ -1,0 +1,226 @@
+//! Content digests (image-spec, descriptor.md, "Digests").
+
+use std::fmt;
+use std::str::FromStr;
+
+use sha2::{Digest as _, Sha256, Sha512};
+
+/// A registered digest algorithm that this registry stores content under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    Sha256,
+    Sha512,
+}
+
+/// `algorithm:encoded`, valid by construction: lower-case hex of exactly the algorithm's length.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Digest {
+    Sha256([u8; 32]),
+    Sha512(Box<[u8; 64]>),
+}
+
+/// Text that is not a digest this registry can store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DigestError {
+    #[error("a digest is written algorithm:hex")]
+    Shape,
+    #[error("the digest algorithm is not supported; sha256 and sha512 are")]
+    Algorithm,
+    #[error("the digest's hex part has the wrong length or characters")]
+    Encoded,
+}
+
+/// A running hash of one of the supported algorithms.
+#[derive(Clone)]
+pub enum Hasher {
+    Sha256(Sha256),
+    Sha512(Box<Sha512>),
+}
+
+// === impl Algorithm ===
+
+impl Algorithm {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    pub fn hasher(self) -> Hasher {
+        match self {
+            Self::Sha256 => Hasher::Sha256(Sha256::new()),
+            Self::Sha512 => Hasher::Sha512(Box::default()),
+        }
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        match text {
+            "sha256" => Ok(Self::Sha256),
+            "sha512" => Ok(Self::Sha512),
+            _ => Err(DigestError::Algorithm),
+        }
+    }
+}
+
+// === impl Digest ===
+
+impl Digest {
+    pub fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Sha256(_) => Algorithm::Sha256,
+            Self::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    /// The raw hash, 32 or 64 bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Sha256(bytes) => bytes,
+            Self::Sha512(bytes) => &bytes[..],
+        }
+    }
+
+    /// The lower-case hex part, without the algorithm.
+    pub fn hex(&self) -> String {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut hex = String::with_capacity(self.as_bytes().len() * 2);
+        for byte in self.as_bytes() {
+            hex.push(DIGITS[usize::from(byte >> 4)] as char);
+            hex.push(DIGITS[usize::from(byte & 15)] as char);
+        }
+        hex
+    }
+
+    /// The inverse of [`Digest::as_bytes`].
+    pub fn from_bytes(algorithm: Algorithm, bytes: &[u8]) -> Option<Self> {
+        match algorithm {
+            Algorithm::Sha256 => bytes.try_into().ok().map(Self::Sha256),
+            Algorithm::Sha512 => bytes.try_into().ok().map(|b| Self::Sha512(Box::new(b))),
+        }
+    }
+
+    /// The digest of `bytes`.
+    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
+        let mut hasher = algorithm.hasher();
+        hasher.update(bytes);
+        hasher.finish()
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let (algorithm, hex) = text.split_once(':').ok_or(DigestError::Shape)?;
+        match algorithm.parse()? {
+            Algorithm::Sha256 => decode_hex::<32>(hex).map(Self::Sha256),
+            Algorithm::Sha512 => decode_hex::<64>(hex).map(|bytes| Self::Sha512(Box::new(bytes))),
+        }
+    }
+}
+
+fn decode_hex<const N: usize>(hex: &str) -> Result<[u8; N], DigestError> {
+    let hex = hex.as_bytes();
+    if hex.len() != N * 2 {
+        return Err(DigestError::Encoded);
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
+        *byte = hex_value(pair[0])? << 4 | hex_value(pair[1])?;
+    }
+    Ok(bytes)
+}
+
+fn hex_value(digit: u8) -> Result<u8, DigestError> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        _ => Err(DigestError::Encoded),
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm().as_str(), self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl Hasher ===
+
+impl Hasher {
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    pub fn finish(self) -> Digest {
+        match self {
+            Self::Sha256(hasher) => Digest::Sha256(hasher.finalize().into()),
+            Self::Sha512(hasher) => Digest::Sha512(Box::new(hasher.finalize().into())),
+        }
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hasher")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn the_digest_of_nothing_is_the_known_one() {
+        assert_eq!(Digest::of(Algorithm::Sha256, b"").to_string(), EMPTY);
+        assert_eq!(EMPTY.parse::<Digest>().unwrap(), Digest::of(Algorithm::Sha256, b""));
+    }
+
+    #[test]
+    fn what_is_not_a_digest_is_refused() {
+        let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
+        for (text, error) in [
+            ("", DigestError::Shape),
+            ("sha256", DigestError::Shape),
+            ("md5:00", DigestError::Algorithm),
+            ("sha256:", DigestError::Encoded),
+            ("sha256:baddigeststring", DigestError::Encoded),
+            (&EMPTY[..EMPTY.len() - 1], DigestError::Encoded),
+            (upper.as_str(), DigestError::Encoded),
+        ] {
+            assert_eq!(text.parse::<Digest>(), Err(error), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_prints_parses_back(bytes in prop::array::uniform32(any::<u8>()), long in any::<bool>()) {
+            let digest = if long { Digest::of(Algorithm::Sha512, &bytes) } else { Digest::Sha256(bytes) };
+            prop_assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest.clone());
+            prop_assert_eq!(Digest::from_bytes(digest.algorithm(), digest.as_bytes()), Some(digest));
+        }
+
+        #[test]
+        fn no_input_panics(text in ".{0,200}") {
+            let _ = text.parse::<Digest>();
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Media types that the registry itself has to know (image-spec, media-types.md).
+
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub const OCTET_STREAM: &str = "application/octet-stream";
+
+/// The longest media type that is stored or replayed (RFC 6838, 4.2 allows 127 + 1 + 127).
+const MAX_LENGTH: usize = 255;
+
+/// The type without its parameters, lower-cased, if it is one that can be stored and replayed in a header.
+pub fn essence(value: &str) -> Option<String> {
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    let token =
+        |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b));
+    let (kind, subtype) = essence.split_once('/')?;
+    (essence.len() <= MAX_LENGTH && token(kind) && token(subtype)).then(|| essence.to_ascii_lowercase())
+}
+
+/// Whether a manifest of this type lists other manifests.
+pub fn is_index(media_type: &str) -> bool {
+    matches!(media_type, OCI_INDEX | DOCKER_LIST)
+}
+
+/// Whether a layer of this type may be absent from the registry: it is fetched from elsewhere.
+pub fn is_nondistributable(media_type: &str) -> bool {
+    media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_go_and_nonsense_is_refused() {
+        assert_eq!(essence("Application/JSON; charset=utf-8").as_deref(), Some("application/json"));
+        assert_eq!(essence(OCI_INDEX).as_deref(), Some(OCI_INDEX));
+        for bad in ["", "text", "/", "a/", "/b", "a/b c", "a/b\nx", "a/b/c"] {
+            assert_eq!(essence(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The protocol as types: what a digest, a name, a tag, a route, a manifest and a range are.
+//!
+//! No I/O and no async here. A value of one of these types is valid by construction: text is parsed once, at the edge.
+
+mod digest;
+mod error;
+mod manifest;
+pub mod media_type;
+mod name;
+mod range;
+mod reference;
+mod repo;
+mod route;
+
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use error::ErrorCode;
+pub use manifest::{Child, Manifest, ManifestError};
+pub use name::{NameError, RepoName};
+pub use range::{ByteRange, Range, RangeSet};
+pub use reference::{Reference, ReferenceError, Tag, TagError};
+pub use repo::{RepoId, Scope, UpstreamName};
+pub use route::{Endpoint, Route, RouteError};

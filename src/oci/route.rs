@@ -1,0 +1,174 @@
+//! Which endpoint of the distribution API a path means (distribution-spec, "Endpoints").
+//!
+//! The path is read raw: a router that decodes `%2F` would let a name hide a slash, and one with a wildcard cannot stand
+//! in mid-path. Names are left as text, for the part of one that names an upstream is no repository name.
+
+/// A parsed path: `[/<prefix>]/v2/<name>/<endpoint>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The component before `/v2`, which Docker and containerd make of a mirror URL with a path.
+    pub prefix: Option<String>,
+    /// The repository name as sent, upstream part included; empty for [`Endpoint::Base`] and [`Endpoint::Catalog`].
+    pub name: String,
+    pub endpoint: Endpoint,
+}
+
+/// An endpoint with its last component as sent, to be parsed where its error is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// end-1
+    Base,
+    Catalog,
+    /// end-8
+    Tags,
+    /// end-3, end-7, end-9: a tag or digest
+    Manifest(String),
+    /// end-2, end-10: a digest
+    Blob(String),
+    /// end-4, end-11
+    Uploads,
+    /// end-5, end-6, end-13, end-14: a session
+    Upload(String),
+    /// end-12: a digest
+    Referrers(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// Escapes, empty or dot components: nothing this API has.
+    #[error("the path has an escape, an empty component or a dot component")]
+    Malformed,
+    #[error("no such endpoint")]
+    Unknown,
+}
+
+impl Route {
+    /// Parses the raw path of a request target.
+    pub fn parse(path: &str) -> Result<Self, RouteError> {
+        let path = path.strip_prefix('/').ok_or(RouteError::Unknown)?;
+        let (path, trailing_slash) = match path.strip_suffix('/') {
+            Some(path) => (path, true),
+            None => (path, false),
+        };
+        if path.contains('%') || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(RouteError::Malformed);
+        }
+        let parts: Vec<&str> = path.split('/').collect();
+        let (prefix, rest) = match parts.as_slice() {
+            ["v2", rest @ ..] => (None, rest),
+            [prefix, "v2", rest @ ..] => (Some((*prefix).to_owned()), rest),
+            _ => return Err(RouteError::Unknown),
+        };
+        let (name, endpoint) = match rest {
+            [] => (rest, Endpoint::Base),
+            ["_catalog"] if !trailing_slash => (&rest[..0], Endpoint::Catalog),
+            [name @ .., "blobs", "uploads"] => (name, Endpoint::Uploads),
+            _ if trailing_slash => return Err(RouteError::Unknown),
+            [name @ .., "tags", "list"] => (name, Endpoint::Tags),
+            [name @ .., "blobs", "uploads", session] => (name, Endpoint::Upload((*session).to_owned())),
+            [name @ .., "manifests", reference] => (name, Endpoint::Manifest((*reference).to_owned())),
+            [name @ .., "blobs", digest] => (name, Endpoint::Blob((*digest).to_owned())),
+            [name @ .., "referrers", digest] => (name, Endpoint::Referrers((*digest).to_owned())),
+            _ => return Err(RouteError::Unknown),
+        };
+        if name.is_empty() && !matches!(endpoint, Endpoint::Base | Endpoint::Catalog) {
+            return Err(RouteError::Unknown);
+        }
+        Ok(Self { prefix, name: name.join("/"), endpoint })
+    }
+}
+
+impl Endpoint {
+    /// The `handler` label that distribution's own metrics use.
+    pub fn handler(&self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Catalog => "catalog",
+            Self::Tags => "tags",
+            Self::Manifest(_) => "manifest",
+            Self::Blob(_) => "blob",
+            Self::Uploads => "blob_upload",
+            Self::Upload(_) => "blob_upload_chunk",
+            Self::Referrers(_) => "referrers",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parsed(path: &str) -> (Option<String>, String, Endpoint) {
+        let Route { prefix, name, endpoint } = Route::parse(path).unwrap();
+        (prefix, name, endpoint)
+    }
+
+    #[test]
+    fn every_endpoint_is_recognised() {
+        let route = |name: &str, endpoint| (None, name.to_owned(), endpoint);
+        assert_eq!(parsed("/v2/"), route("", Endpoint::Base));
+        assert_eq!(parsed("/v2"), route("", Endpoint::Base));
+        assert_eq!(parsed("/v2/_catalog"), route("", Endpoint::Catalog));
+        assert_eq!(parsed("/v2/a/b/tags/list"), route("a/b", Endpoint::Tags));
+        assert_eq!(parsed("/v2/a/manifests/v1"), route("a", Endpoint::Manifest("v1".into())));
+        assert_eq!(parsed("/v2/a/blobs/sha256:00"), route("a", Endpoint::Blob("sha256:00".into())));
+        assert_eq!(parsed("/v2/a/blobs/uploads/"), route("a", Endpoint::Uploads));
+        assert_eq!(parsed("/v2/a/blobs/uploads"), route("a", Endpoint::Uploads));
+        assert_eq!(parsed("/v2/a/blobs/uploads/x-1"), route("a", Endpoint::Upload("x-1".into())));
+        assert_eq!(parsed("/v2/a/referrers/sha256:00"), route("a", Endpoint::Referrers("sha256:00".into())));
+    }
+
+    #[test]
+    fn a_prefix_before_v2_and_a_host_after_it_are_kept_apart() {
+        let (prefix, name, _) = parsed("/docker.io/v2/library/alpine/manifests/3");
+        assert_eq!((prefix.as_deref(), name.as_str()), (Some("docker.io"), "library/alpine"));
+        let (prefix, name, _) = parsed("/v2/docker.io/v2/library/alpine/manifests/3");
+        assert_eq!((prefix, name.as_str()), (None, "docker.io/v2/library/alpine"));
+        assert_eq!(parsed("/docker.io/v2/"), (Some("docker.io".into()), String::new(), Endpoint::Base));
+    }
+
+    #[test]
+    fn a_repository_may_be_called_like_an_endpoint() {
+        assert_eq!(parsed("/v2/a/manifests/tags/list").1, "a/manifests");
+        assert_eq!(parsed("/v2/tags/manifests/list").1, "tags");
+        assert_eq!(parsed("/v2/blobs/blobs/sha256:1").1, "blobs");
+    }
+
+    #[test]
+    fn escapes_and_dot_components_are_malformed() {
+        for path in [
+            "/v2/a%2Fb/manifests/x",
+            "/v2//manifests/x",
+            "/v2/a//b/manifests/x",
+            "/v2/../etc/manifests/x",
+            "/v2/a/./b/tags/list",
+            "/v2/a/manifests/..",
+            "//v2/",
+        ] {
+            assert_eq!(Route::parse(path), Err(RouteError::Malformed), "{path}");
+        }
+        for path in [
+            "",
+            "*",
+            "/v3/",
+            "/x/y/v2/",
+            "/v2/a",
+            "/v2/manifests/x",
+            "/v2/a/manifests/x/",
+            "/v2/tags/list",
+            "/v2/_catalog/",
+        ] {
+            assert!(matches!(Route::parse(path), Err(RouteError::Unknown)), "{path}");
+        }
+        assert_eq!(Route::parse("/"), Err(RouteError::Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics(path in "(/|v2|blobs|uploads|manifests|tags|list|a|%|\\.|:){0,14}") {
+            let _ = Route::parse(&path);
+        }
+    }
+}

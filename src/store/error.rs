@@ -1,0 +1,48 @@
+//! What can go wrong in the store, and the few kinds a caller acts on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A failure of the store. Cloned to everybody who waited for the same thing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: Arc<io::Error> },
+    #[error("the content is {found} bytes with digest {digest}, not what was announced")]
+    DigestMismatch { digest: crate::oci::Digest, found: u64 },
+    #[error("a task of the store panicked or was cancelled")]
+    Task,
+}
+
+impl StoreError {
+    /// Whether the disk or a quota is full: nothing is wrong with the request or the file.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Names the action and the path of an I/O error.
+pub(super) trait At<T> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError>;
+}
+
+impl<T> At<T> for io::Result<T> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError> {
+        self.map_err(|source| StoreError::Io { action, path: path.to_owned(), source: Arc::new(source) })
+    }
+}
+
+/// Turns "not there" into `None`; a folder in the way of a file counts as not there.
+pub(super) fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

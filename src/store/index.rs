@@ -1,0 +1,326 @@
+//! The index: what can be rebuilt from the files, kept in sled so that lists and sums need no walk.
+//!
+//! sled does not fail cleanly, so nothing here is believed further than it can be checked: open and full scans run under
+//! `catch_unwind`; a folder that is not ours, of another version, or whose count is off is set aside; an operation that
+//! fails or panics takes the index out of service until it is rebuilt. A miss here is never a 404, a hit never proof.
+//! All methods block. No sled type leaves this file.
+
+use std::fs;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use super::layout::Layout;
+use super::records::{self, Class, Page, kind};
+use crate::oci::{Digest, RepoId, Scope, Tag};
+
+const FORMAT: u8 = 1;
+const CACHE_BYTES: u64 = 32 << 20;
+/// A larger batch stops every reader for as long as it takes.
+pub(super) const BATCH: usize = 100;
+
+#[derive(Debug)]
+pub(super) struct Index {
+    db: sled::Db,
+    folder: [u8; 16],
+    /// In service: everything that is in the files is in here.
+    ready: AtomicBool,
+    records: AtomicU64,
+    cached: AtomicI64,
+    pushed: AtomicI64,
+}
+
+/// A change to the index, for [`Index::apply`].
+pub(super) enum Change<'a> {
+    Blob(&'a Digest, u64, Class),
+    NoBlob(&'a Digest),
+    Repository(&'a RepoId),
+    NoRepository(&'a RepoId),
+    Tag(&'a RepoId, &'a Tag),
+    NoTag(&'a RepoId, &'a Tag),
+}
+
+/// How the index was found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// As a clean stop left it: in service at once.
+    Clean,
+    /// After an unclean stop: some records may be missing or stale.
+    Unclean,
+    /// Absent: there is nothing in it.
+    New,
+    /// Odd, for the reason given, and set aside: there is nothing in it.
+    SetAside(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error("sled: {0}")]
+    Sled(#[from] sled::Error),
+    #[error("sled panicked")]
+    Panicked,
+    #[error("{0}")]
+    Odd(&'static str),
+}
+
+impl Index {
+    /// Opens the index of the data folder `folder`; never fails for what is in it, only if no new one can be made.
+    pub(super) fn open(layout: &Layout, folder: [u8; 16]) -> io::Result<(Self, Found)> {
+        let path = layout.index();
+        let existed = path.exists();
+        match Self::try_open(&path, folder) {
+            Ok((index, clean)) if existed => {
+                index.ready.store(clean, Ordering::Release);
+                Ok((index, if clean { Found::Clean } else { Found::Unclean }))
+            }
+            Ok((index, _)) => Ok((index, Found::New)),
+            Err(reason) => {
+                set_aside(&path, &layout.odd_index())?;
+                let (index, _) = Self::try_open(&path, folder).map_err(io::Error::other)?;
+                Ok((index, Found::SetAside(reason.to_string())))
+            }
+        }
+    }
+
+    fn try_open(path: &Path, folder: [u8; 16]) -> Result<(Self, bool), OpenError> {
+        let open = || -> Result<(Self, bool), OpenError> {
+            let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(1000)).open()?;
+            let index = Self {
+                db,
+                folder,
+                ready: AtomicBool::new(false),
+                records: AtomicU64::new(0),
+                cached: AtomicI64::new(0),
+                pushed: AtomicI64::new(0),
+            };
+            let clean = index.verify()?;
+            Ok((index, clean))
+        };
+        catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(OpenError::Panicked))
+    }
+
+    /// Reads everything once: the sums, and whether it is what the last clean stop left. Marks it open.
+    fn verify(&self) -> Result<bool, OpenError> {
+        let mark = self.db.get([kind::META])?;
+        let (mut records, mut sums) = (0, [0i64; 2]);
+        for entry in self.db.iter() {
+            let (key, value) = entry?;
+            match key.first() {
+                Some(&kind::META) => continue,
+                Some(&kind::BLOB) => {
+                    let (size, class) = records::blob_of_value(&value).ok_or(OpenError::Odd("a blob record is odd"))?;
+                    sums[class as usize] += size as i64;
+                }
+                Some(&(kind::REPOSITORY | kind::TAG)) => {}
+                _ => return Err(OpenError::Odd("a record of an unknown kind")),
+            }
+            records += 1;
+        }
+        let clean = match mark.as_deref() {
+            None if records == 0 => false,
+            None => return Err(OpenError::Odd("records, but no mark")),
+            Some(mark) => {
+                let mark = Mark::parse(mark).ok_or(OpenError::Odd("a mark of another version"))?;
+                if mark.folder != self.folder {
+                    return Err(OpenError::Odd("it belongs to another data folder"));
+                }
+                if mark.clean && mark.records != records {
+                    return Err(OpenError::Odd("records are missing"));
+                }
+                mark.clean
+            }
+        };
+        self.records.store(records, Ordering::Relaxed);
+        self.cached.store(sums[Class::Cached as usize], Ordering::Relaxed);
+        self.pushed.store(sums[Class::Pushed as usize], Ordering::Relaxed);
+        self.write_mark(false)?;
+        Ok(clean)
+    }
+
+    fn write_mark(&self, clean: bool) -> Result<(), sled::Error> {
+        let mark = Mark { folder: self.folder, clean, records: self.records.load(Ordering::Relaxed) };
+        self.db.insert([kind::META], mark.to_bytes())?;
+        self.db.flush().map(drop)
+    }
+
+    /// Whether lists and sums may be answered from here.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    /// Bytes of content of each class.
+    pub(super) fn bytes(&self, class: Class) -> u64 {
+        let sum = match class {
+            Class::Cached => &self.cached,
+            Class::Pushed => &self.pushed,
+        };
+        u64::try_from(sum.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
+    /// The last thing done at a clean stop.
+    pub(super) fn close(&self) {
+        if self.is_ready() {
+            self.guarded(|_| self.write_mark(true));
+        }
+    }
+
+    /// Runs an operation; a failure or panic takes the index out of service and is no failure of the caller.
+    fn guarded<T>(&self, operation: impl FnOnce(&sled::Db) -> Result<T, sled::Error>) -> Option<T> {
+        let reason = match catch_unwind(AssertUnwindSafe(|| operation(&self.db))) {
+            Ok(Ok(value)) => return Some(value),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "sled panicked".to_owned(),
+        };
+        self.ready.store(false, Ordering::Release);
+        tracing::error!(reason, "the index failed and is out of service until the next start; files go on answering");
+        None
+    }
+
+    /// Applies changes one by one; each keeps count and sums right.
+    pub(super) fn apply(&self, changes: &[Change<'_>]) {
+        for change in changes {
+            self.guarded(|db| {
+                match change {
+                    Change::Blob(digest, size, class) => {
+                        let old = db.insert(records::blob_key(digest), records::blob_value(*size, *class))?;
+                        self.account(old.as_deref(), Some((*size, *class)));
+                        self.count(old.is_none(), false);
+                    }
+                    Change::NoBlob(digest) => {
+                        let old = db.remove(records::blob_key(digest))?;
+                        self.account(old.as_deref(), None);
+                        self.count(false, old.is_some());
+                    }
+                    Change::Repository(repo) => {
+                        self.count(db.insert(records::repository_key(repo), &[FORMAT])?.is_none(), false);
+                    }
+                    Change::NoRepository(repo) => {
+                        self.count(false, db.remove(records::repository_key(repo))?.is_some());
+                    }
+                    Change::Tag(repo, tag) => {
+                        self.count(db.insert(tag_key(repo, tag), &[FORMAT])?.is_none(), false);
+                    }
+                    Change::NoTag(repo, tag) => self.count(false, db.remove(tag_key(repo, tag))?.is_some()),
+                }
+                Ok(())
+            });
+        }
+    }
+
+    /// Size and class of a blob, if known here.
+    pub(super) fn blob(&self, digest: &Digest) -> Option<(u64, Class)> {
+        let value = self.guarded(|db| db.get(records::blob_key(digest)))??;
+        records::blob_of_value(&value)
+    }
+
+    /// The tags of a repository after `after`, at most `limit`; `None` while the index is not in service.
+    pub(super) fn tags(&self, repo: &RepoId, after: &str, limit: usize) -> Option<Page> {
+        self.page(records::tag_prefix(repo), after, limit)
+    }
+
+    /// The names of a scope's repositories after `after`, at most `limit`; `None` while the index is not in service.
+    pub(super) fn repositories(&self, scope: &Scope, after: &str, limit: usize) -> Option<Page> {
+        self.page(records::scope_prefix(scope), after, limit)
+    }
+
+    fn page(&self, prefix: Vec<u8>, after: &str, limit: usize) -> Option<Page> {
+        if !self.is_ready() {
+            return None;
+        }
+        let mut start = prefix.clone();
+        start.extend_from_slice(after.as_bytes());
+        self.guarded(|db| {
+            let mut page = Page::default();
+            for entry in db.range(start.clone()..) {
+                let (key, _) = entry?;
+                let Some(item) = key.strip_prefix(prefix.as_slice()) else { break };
+                if key == start {
+                    continue;
+                }
+                if page.items.len() == limit {
+                    page.more = true;
+                    break;
+                }
+                page.items.push(String::from_utf8_lossy(item).into_owned());
+            }
+            Ok(page)
+        })
+    }
+
+    /// Up to [`BATCH`] keys after `after`, for a walk that checks each against the files.
+    pub(super) fn keys_after(&self, after: &[u8]) -> Vec<Vec<u8>> {
+        self.guarded(|db| {
+            db.range(after.to_vec()..)
+                .keys()
+                .filter(|key| !matches!(key, Ok(key) if key == after))
+                .take(BATCH)
+                .map(|key| key.map(|key| key.to_vec()))
+                .collect()
+        })
+        .unwrap_or_default()
+    }
+
+    fn account(&self, old: Option<&[u8]>, new: Option<(u64, Class)>) {
+        let old = old.and_then(records::blob_of_value).map(|(size, class)| (-(size as i64), class));
+        for (delta, class) in old.into_iter().chain(new.map(|(size, class)| (size as i64, class))) {
+            match class {
+                Class::Cached => self.cached.fetch_add(delta, Ordering::Relaxed),
+                Class::Pushed => self.pushed.fetch_add(delta, Ordering::Relaxed),
+            };
+        }
+    }
+
+    fn count(&self, added: bool, removed: bool) {
+        if added {
+            self.records.fetch_add(1, Ordering::Relaxed);
+        } else if removed {
+            self.records.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn tag_key(repo: &RepoId, tag: &Tag) -> Vec<u8> {
+    let mut key = records::tag_prefix(repo);
+    key.extend_from_slice(tag.as_str().as_bytes());
+    key
+}
+
+/// Keeps one odd index for whoever wants to look at it.
+fn set_aside(path: &Path, aside: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::rename(path, aside)
+}
+
+/// What the index says of itself: format, data folder, and how it was left.
+struct Mark {
+    folder: [u8; 16],
+    clean: bool,
+    records: u64,
+}
+
+impl Mark {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![FORMAT, u8::from(self.clean)];
+        bytes.extend_from_slice(&self.folder);
+        bytes.extend_from_slice(&self.records.to_be_bytes());
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (&[format, clean], rest) = bytes.split_first_chunk::<2>()?;
+        let (folder, records) = rest.split_first_chunk::<16>()?;
+        (format == FORMAT && clean < 2).then_some(Self {
+            folder: *folder,
+            clean: clean == 1,
+            records: u64::from_be_bytes(records.try_into().ok()?),
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! Where everything is in the data folder. The only place that builds paths.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::error::{At, StoreError};
+use crate::oci::{Algorithm, Digest, RepoId, Tag};
+
+/// The folders of the store, all on one file system so that a rename commits.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    pub(super) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Makes the folders, the 256 of each algorithm included, so that a commit creates none.
+    pub(super) fn create(&self) -> Result<(), StoreError> {
+        for folder in ["blobs", "repositories", "uploads", "spool", "quarantine"] {
+            let path = self.root.join(folder);
+            fs::create_dir_all(&path).at("create", &path)?;
+        }
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            for byte in 0..=255u8 {
+                let path = self.blob_folder(algorithm, byte);
+                fs::create_dir_all(&path).at("create", &path)?;
+            }
+            let path = self.root.join("blobs").join(algorithm.as_str());
+            sync_folder(&path).at("sync", &path)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    pub(super) fn id(&self) -> PathBuf {
+        self.root.join("id")
+    }
+
+    pub(super) fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
+    pub(super) fn odd_index(&self) -> PathBuf {
+        self.root.join("index.odd")
+    }
+
+    pub(super) fn spool(&self) -> PathBuf {
+        self.root.join("spool")
+    }
+
+    /// A name nobody has used: two fills of one digest never meet, and a leftover hangs nobody.
+    pub(super) fn temporary(&self) -> PathBuf {
+        self.spool().join(Uuid::new_v4().to_string())
+    }
+
+    pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
+        self.root.join("blobs").join(algorithm.as_str())
+    }
+
+    fn blob_folder(&self, algorithm: Algorithm, first: u8) -> PathBuf {
+        self.blobs(algorithm).join(format!("{first:02x}"))
+    }
+
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blob_folder(digest.algorithm(), digest.as_bytes()[0]).join(digest.hex())
+    }
+
+    pub(super) fn uploads(&self) -> PathBuf {
+        self.root.join("uploads")
+    }
+
+    pub(super) fn upload(&self, id: Uuid) -> PathBuf {
+        self.uploads().join(id.to_string())
+    }
+
+    pub(super) fn repositories(&self) -> PathBuf {
+        self.root.join("repositories")
+    }
+
+    pub(super) fn repository(&self, repo: &RepoId) -> PathBuf {
+        self.repositories().join(repo.scope.as_str()).join(repo.name.as_str())
+    }
+
+    pub(super) fn tags(&self, repo: &RepoId) -> PathBuf {
+        self.repository(repo).join("_tags")
+    }
+
+    pub(super) fn tag(&self, repo: &RepoId, tag: &Tag) -> PathBuf {
+        self.tags(repo).join(tag.as_str())
+    }
+
+    pub(super) fn manifests(&self, repo: &RepoId) -> PathBuf {
+        self.repository(repo).join("_manifests")
+    }
+
+    pub(super) fn manifest_link(&self, repo: &RepoId, digest: &Digest) -> PathBuf {
+        self.manifests(repo).join(digest.algorithm().as_str()).join(digest.hex())
+    }
+
+    /// Present in every repository that anything was ever stored in.
+    pub(super) fn blob_links(&self, repo: &RepoId) -> PathBuf {
+        self.repository(repo).join("_blobs")
+    }
+
+    pub(super) fn blob_link(&self, repo: &RepoId, digest: &Digest) -> PathBuf {
+        self.blob_links(repo).join(digest.algorithm().as_str()).join(digest.hex())
+    }
+}
+
+/// Makes a folder's entries durable.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Creates `path` and the folders above it that are missing; with `durable`, syncs the parent of each new one.
+pub(super) fn create_folders(path: &Path, durable: bool) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = path.parent().ok_or(error)?;
+            create_folders(parent, durable)?;
+            match fs::create_dir(path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    match path.parent() {
+        Some(parent) if durable => sync_folder(parent),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,93 @@
+//! The lock on the data folder, and the locks inside the process.
+
+use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use rustix::fs::FlockOperation;
+
+use super::error::{At, StoreError};
+use crate::oci::{Digest, RepoId};
+
+/// Held for as long as the process writes to the folder; the kernel drops it with the process, however it ends.
+#[derive(Debug)]
+pub(super) struct FolderLock(#[expect(dead_code, reason = "holds the flock")] File);
+
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error("the data folder is in use by process {0}")]
+    Held(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl FolderLock {
+    pub(super) fn take(path: &Path) -> Result<Self, LockError> {
+        let mut file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).at("open", path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                file.read_to_string(&mut holder).at("read", path)?;
+                return Err(LockError::Held(holder.trim().to_owned()));
+            }
+            Err(error) => Err(std::io::Error::from(error)).at("lock", path)?,
+        }
+        file.set_len(0).at("write", path)?;
+        file.rewind().at("write", path)?;
+        writeln!(file, "{}", std::process::id()).at("write", path)?;
+        Ok(Self(file))
+    }
+}
+
+const SHARDS: usize = 64;
+
+/// One lock a digest: {evict, collect, quarantine} against {commit, mount, adopt}. Taken on the blocking pool only.
+#[derive(Debug, Default)]
+pub(super) struct DigestLocks {
+    shards: Shards<Mutex<()>>,
+}
+
+/// One lock a repository: a writer covers file, index and front of its names; a reader fills the front.
+/// Taken on the blocking pool only, and before a digest lock where both are needed.
+#[derive(Debug, Default)]
+pub(super) struct RepoLocks {
+    shards: Shards<RwLock<()>>,
+}
+
+#[derive(Debug)]
+struct Shards<L> {
+    locks: [L; SHARDS],
+    hasher: RandomState,
+}
+
+impl<L: Default> Default for Shards<L> {
+    fn default() -> Self {
+        Self { locks: std::array::from_fn(|_| L::default()), hasher: RandomState::new() }
+    }
+}
+
+impl<L> Shards<L> {
+    fn of(&self, key: impl Hash) -> &L {
+        &self.locks[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+}
+
+impl DigestLocks {
+    pub(super) fn lock(&self, digest: &Digest) -> MutexGuard<'_, ()> {
+        self.shards.of(digest).lock()
+    }
+}
+
+impl RepoLocks {
+    pub(super) fn read(&self, repo: &RepoId) -> RwLockReadGuard<'_, ()> {
+        self.shards.of(repo).read()
+    }
+
+    pub(super) fn write(&self, repo: &RepoId) -> RwLockWriteGuard<'_, ()> {
+        self.shards.of(repo).write()
+    }
+}

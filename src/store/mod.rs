@@ -1,0 +1,237 @@
+//! The store: content and names on disk, an index of them, and a front in memory. It knows no HTTP.
+//!
+//! Files are the truth. Whether a blob is here, what a tag means and what may be read where is decided by files alone;
+//! `index/` answers lists and sums and can be thrown away; the front stands for files that were read before. Outside this
+//! module nobody sees a path: content comes in by [`Store::begin`] or [`Store::create_upload`] and goes out by
+//! [`Store::blob`], names by the methods of `names`. All of it is async on the outside and runs on the blocking pool.
+//!
+//! Locks, in this order: a repository's, then a digest's. Neither is held across an await.
+
+mod blobs;
+mod error;
+mod front;
+mod growing;
+mod index;
+mod layout;
+mod lists;
+mod lock;
+mod names;
+mod reader;
+mod reconcile;
+mod records;
+mod spool;
+mod uploads;
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use uuid::Uuid;
+
+use crate::oci::{RepoName, Scope};
+use error::{At, optional};
+use front::Front;
+use index::{Found, Index};
+use layout::Layout;
+use lock::{DigestLocks, FolderLock, RepoLocks};
+use uploads::Uploads;
+
+pub use blobs::Blob;
+pub use error::StoreError;
+pub use lock::LockError;
+pub use names::NewManifest;
+pub use reader::{BlobReader, FRAME};
+pub use records::{Class, Member, Page, StoredManifest, TagRecord};
+pub use spool::Spool;
+pub use uploads::{Upload, UploadError};
+
+/// A handle on the store; clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    index: Index,
+    front: Front,
+    digests: DigestLocks,
+    repositories: RepoLocks,
+    uploads: Uploads,
+    /// The local repositories. Read by every request without an upstream, written when a name becomes local.
+    locals: RwLock<HashSet<RepoName>>,
+    instance: Uuid,
+    index_found: Found,
+    _lock: Option<FolderLock>,
+}
+
+/// Why a data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the data folder's file system takes names of different case for the same; it cannot hold tags")]
+    CaseInsensitive,
+    #[error("{0} is on another file system than the data folder; content is committed by rename")]
+    OtherFileSystem(&'static str),
+}
+
+impl Store {
+    /// Opens the data folder for writing, making it if it is not there. Blocks.
+    ///
+    /// # Errors
+    /// When another process holds it, when it cannot be written, or when its file system cannot hold a store.
+    pub fn open(root: &Path) -> Result<Self, OpenError> {
+        fs::create_dir_all(root).at("create", root)?;
+        let layout = Layout::new(root);
+        let lock = FolderLock::take(&layout.lock())?;
+        layout.create()?;
+        check_file_system(&layout)?;
+        empty_spool(&layout)?;
+        let instance = read_or_make_id(&layout)?;
+        let (index, found) = Index::open(&layout, instance.into_bytes()).at("open", &layout.index())?;
+        Self::assemble(layout, index, found, instance, Some(lock))
+    }
+
+    fn assemble(
+        layout: Layout,
+        index: Index,
+        index_found: Found,
+        instance: Uuid,
+        lock: Option<FolderLock>,
+    ) -> Result<Self, OpenError> {
+        let inner = Inner {
+            layout,
+            index,
+            front: Front::default(),
+            digests: DigestLocks::default(),
+            repositories: RepoLocks::default(),
+            uploads: Uploads::default(),
+            locals: RwLock::default(),
+            instance,
+            index_found,
+            _lock: lock,
+        };
+        let mut locals = HashSet::new();
+        inner.walk_repositories(&Scope::Local, &mut |repo| {
+            locals.insert(repo.name);
+            Ok(true)
+        })?;
+        *inner.locals.write() = locals;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The identity of this data folder, made with it.
+    pub fn instance(&self) -> Uuid {
+        self.inner.instance
+    }
+
+    /// Whether a local repository of this name exists. Does no I/O.
+    pub fn is_local(&self, name: &RepoName) -> bool {
+        self.inner.locals.read().contains(name)
+    }
+
+    /// Bytes of content of a class, as far as the index knows.
+    pub fn bytes(&self, class: Class) -> u64 {
+        self.inner.index.bytes(class)
+    }
+
+    /// Why the index was set aside at the start, if it was.
+    pub fn index_set_aside(&self) -> Option<&str> {
+        match &self.inner.index_found {
+            Found::SetAside(reason) => Some(reason),
+            Found::Clean | Found::Unclean | Found::New => None,
+        }
+    }
+
+    /// Whether a file can be written and read back.
+    pub async fn check_writable(&self) -> Result<(), StoreError> {
+        self.run(|inner| {
+            let path = inner.layout.temporary();
+            fs::write(&path, b"ok").at("write", &path)?;
+            fs::remove_file(&path).at("remove", &path)
+        })
+        .await
+    }
+
+    /// Flushes the index and leaves the mark of a clean stop.
+    pub async fn close(&self) {
+        let closed = self
+            .run(|inner| {
+                inner.index.close();
+                Ok(())
+            })
+            .await;
+        if let Err(error) = closed {
+            tracing::error!(%error, "the store did not close cleanly");
+        }
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&Arc<Inner>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let inner = self.inner.clone();
+        blocking(move || operation(&inner)).await?
+    }
+}
+
+/// Runs on the blocking pool. What was started goes on to its end when the caller stops waiting.
+async fn blocking<T: Send + 'static>(operation: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(operation).await.map_err(|_| StoreError::Task)
+}
+
+fn empty_spool(layout: &Layout) -> Result<(), StoreError> {
+    let spool = layout.spool();
+    for entry in fs::read_dir(&spool).at("read", &spool)? {
+        let path = entry.at("read", &spool)?.path();
+        optional(fs::remove_file(&path)).at("remove", &path)?;
+    }
+    Ok(())
+}
+
+fn read_or_make_id(layout: &Layout) -> Result<Uuid, StoreError> {
+    let path = layout.id();
+    let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+    if let Some(id) = text.and_then(|text| Uuid::parse_str(text.trim()).ok()) {
+        return Ok(id);
+    }
+    let id = Uuid::new_v4();
+    fs::write(&path, format!("{id}\n")).at("write", &path)?;
+    Ok(id)
+}
+
+fn check_file_system(layout: &Layout) -> Result<(), OpenError> {
+    let temporary = layout.temporary();
+    let upper = temporary.with_extension("CASE");
+    fs::write(&upper, b"").at("write", &upper)?;
+    let insensitive = temporary.with_extension("case").exists();
+    fs::remove_file(&upper).at("remove", &upper)?;
+    if insensitive {
+        return Err(OpenError::CaseInsensitive);
+    }
+    for (name, folder) in [
+        ("blobs/", layout.root().join("blobs")),
+        ("repositories/", layout.repositories()),
+        ("uploads/", layout.uploads()),
+    ] {
+        let target = folder.join(".roadstead-check");
+        fs::write(&temporary, b"").at("write", &temporary)?;
+        let renamed = fs::rename(&temporary, &target);
+        let _ = fs::remove_file(&target);
+        let _ = fs::remove_file(&temporary);
+        match renamed {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                return Err(OpenError::OtherFileSystem(name));
+            }
+            renamed => renamed.at("rename", &target)?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,364 @@
+//! Names: which tags a repository has, which manifests and blobs belong to it. Small text files, by rename.
+//!
+//! A local repository's names are on the disk before a call returns; a mirrored one's are not waited for.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::error::{At, StoreError, optional};
+use super::growing::GrowingFile;
+use super::index::Change;
+use super::layout::{create_folders, sync_folder};
+use super::records::{self, Class, Member, StoredManifest, TagRecord};
+use super::{Inner, Store};
+use crate::oci::{Digest, Manifest, RepoId, Tag};
+
+/// A manifest to be stored in a repository.
+#[derive(Debug)]
+pub struct NewManifest {
+    pub digest: Digest,
+    pub media_type: String,
+    pub bytes: Bytes,
+    /// What it refers to becomes readable in its repository, too.
+    pub manifest: Manifest,
+}
+
+impl Store {
+    /// Whether anything was ever stored in this repository.
+    pub async fn repository_exists(&self, repo: &RepoId) -> Result<bool, StoreError> {
+        if repo.scope.is_local() {
+            return Ok(self.is_local(&repo.name));
+        }
+        let repo = repo.clone();
+        self.run(move |inner| Ok(inner.layout.blob_links(&repo).is_dir())).await
+    }
+
+    /// Makes the name local, from its first upload on.
+    pub async fn create_local(&self, repo: &RepoId) -> Result<(), StoreError> {
+        if self.is_local(&repo.name) {
+            return Ok(());
+        }
+        let repo = repo.clone();
+        self.run(move |inner| {
+            let _locked = inner.repositories.write(&repo);
+            inner.create_repository(&repo)
+        })
+        .await
+    }
+
+    /// Whether the digest may be read in this repository, and its size if that is known. Its content may not be here.
+    pub async fn member(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
+        let key = (repo.clone(), digest.clone());
+        if let Some(member) = self.inner.front.members.get(&key) {
+            return Ok(Some(member));
+        }
+        self.run(move |inner| {
+            let (repo, digest) = &key;
+            let _locked = inner.repositories.read(repo);
+            let member = inner.read_member(repo, digest)?;
+            if let Some(member) = member {
+                inner.front.members.insert(key, member);
+            }
+            Ok(member)
+        })
+        .await
+    }
+
+    /// Lets the digest be read in this repository from now on.
+    pub async fn link_blob(&self, repo: &RepoId, digest: &Digest, size: Option<u64>) -> Result<(), StoreError> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| inner.link_blob(&repo, &digest, size)).await
+    }
+
+    /// Ends that; whether it could be read before. Its content stays for whoever else has it.
+    pub async fn unlink_blob(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| {
+            let _locked = inner.repositories.write(&repo);
+            let removed = inner.remove_name(&inner.layout.blob_link(&repo, &digest))?;
+            inner.front.members.invalidate(&(repo, digest));
+            Ok(removed)
+        })
+        .await
+    }
+
+    /// A manifest of this repository, if it belongs here and its content is here.
+    pub async fn manifest(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Arc<StoredManifest>>, StoreError> {
+        let key = (repo.clone(), digest.clone());
+        if let Some(manifest) = self.inner.front.manifests.get(&key) {
+            return Ok(Some(manifest));
+        }
+        self.run(move |inner| {
+            let (repo, digest) = &key;
+            let _locked = inner.repositories.read(repo);
+            let Some(media_type) = inner.manifest_media_type(repo, digest)? else { return Ok(None) };
+            let Some(bytes) = inner.read_content(digest, Manifest::MAX_LENGTH)? else { return Ok(None) };
+            let manifest = Arc::new(StoredManifest { digest: digest.clone(), media_type, bytes });
+            inner.front.manifests.insert(key, manifest.clone());
+            Ok(Some(manifest))
+        })
+        .await
+    }
+
+    /// The content of a manifest that is here for another repository's sake; whether it may be served is the caller's to know.
+    pub async fn manifest_content(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
+        let digest = digest.clone();
+        self.run(move |inner| inner.read_content(&digest, Manifest::MAX_LENGTH)).await
+    }
+
+    /// Whether a manifest belongs to this repository.
+    pub async fn has_manifest(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| Ok(inner.manifest_media_type(&repo, &digest)?.is_some())).await
+    }
+
+    /// Stores a manifest: content, what it refers to, link, tags; in this order, so that a name never points at nothing.
+    pub async fn put_manifest(
+        &self,
+        repo: &RepoId,
+        new: NewManifest,
+        tags: Vec<Tag>,
+    ) -> Result<Arc<StoredManifest>, StoreError> {
+        let repo = repo.clone();
+        self.run(move |inner| inner.put_manifest(&repo, new, &tags)).await
+    }
+
+    /// Removes a manifest and the tags that point to it; whether it was there.
+    pub async fn delete_manifest(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| inner.delete_manifest(&repo, &digest)).await
+    }
+
+    /// What a tag means here. A tag whose manifest does not belong to the repository does not exist.
+    pub async fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+        let key = (repo.clone(), tag.clone());
+        if let Some(record) = self.inner.front.tags.get(&key) {
+            return Ok(Some(record));
+        }
+        self.run(move |inner| {
+            let (repo, tag) = &key;
+            let _locked = inner.repositories.read(repo);
+            let record = inner.read_tag(repo, tag)?;
+            if let Some(record) = &record {
+                inner.front.tags.insert(key, record.clone());
+            }
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Points a mirrored tag to a manifest of the repository, unless it has moved since the caller saw it at `old`.
+    /// With `persist` false only the front learns it: a confirmation too young to be worth a write.
+    pub async fn compare_and_set_tag(
+        &self,
+        repo: &RepoId,
+        tag: &Tag,
+        old: Option<Digest>,
+        new: TagRecord,
+        persist: bool,
+    ) -> Result<bool, StoreError> {
+        let (repo, tag) = (repo.clone(), tag.clone());
+        self.run(move |inner| {
+            let _locked = inner.repositories.write(&repo);
+            if inner.read_tag(&repo, &tag)?.map(|record| record.digest) != old {
+                return Ok(false);
+            }
+            if persist {
+                inner.write_tag(&repo, &tag, &new)?;
+            }
+            inner.front.tags.insert((repo, tag), new);
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Removes a tag; whether it was there.
+    pub async fn delete_tag(&self, repo: &RepoId, tag: &Tag) -> Result<bool, StoreError> {
+        let (repo, tag) = (repo.clone(), tag.clone());
+        self.run(move |inner| {
+            let _locked = inner.repositories.write(&repo);
+            let existed = inner.read_tag(&repo, &tag)?.is_some();
+            inner.remove_tag(&repo, &tag)?;
+            Ok(existed)
+        })
+        .await
+    }
+}
+
+// === the same, on the blocking pool ===
+
+impl Inner {
+    /// With the repository's write lock held.
+    fn create_repository(&self, repo: &RepoId) -> Result<(), StoreError> {
+        let path = self.layout.blob_links(repo);
+        create_folders(&path, repo.scope.is_local()).at("create", &path)?;
+        self.index.apply(&[Change::Repository(repo)]);
+        if repo.scope.is_local() {
+            self.locals.write().insert(repo.name.clone());
+        }
+        Ok(())
+    }
+
+    fn read_member(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
+        let path = self.layout.blob_link(repo, digest);
+        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+        Ok(text.map(|text| Member::from_text(&text)))
+    }
+
+    pub(super) fn link_blob(&self, repo: &RepoId, digest: &Digest, size: Option<u64>) -> Result<(), StoreError> {
+        let _locked = self.repositories.write(repo);
+        self.create_repository(repo)?;
+        self.write_member(repo, digest, Member { size })
+    }
+
+    /// With the repository's write lock held. An existing link stays as it is unless it lacked the size. Local links
+    /// carry none: their content is always here, and an empty file needs no sync of its own.
+    fn write_member(&self, repo: &RepoId, digest: &Digest, member: Member) -> Result<(), StoreError> {
+        let member = if repo.scope.is_local() { Member { size: None } } else { member };
+        match self.read_member(repo, digest)? {
+            Some(there) if there.size.is_some() || member.size.is_none() => return Ok(()),
+            _ => {}
+        }
+        let path = self.layout.blob_link(repo, digest);
+        self.write_name(&path, &member.to_text(), repo.scope.is_local())?;
+        self.front.members.insert((repo.clone(), digest.clone()), member);
+        Ok(())
+    }
+
+    fn manifest_media_type(&self, repo: &RepoId, digest: &Digest) -> Result<Option<String>, StoreError> {
+        let path = self.layout.manifest_link(repo, digest);
+        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+        Ok(text.as_deref().and_then(records::manifest_link_media_type).map(str::to_owned))
+    }
+
+    fn put_manifest(&self, repo: &RepoId, new: NewManifest, tags: &[Tag]) -> Result<Arc<StoredManifest>, StoreError> {
+        let durable = repo.scope.is_local();
+        let class = if durable { Class::Pushed } else { Class::Cached };
+        let NewManifest { digest, media_type, bytes, manifest } = new;
+
+        let path = self.layout.temporary();
+        let file = GrowingFile::create(&path, digest.algorithm()).at("create", &path)?;
+        file.append(std::slice::from_ref(&bytes)).at("write", &path)?;
+        self.commit_file(&path, &digest, bytes.len() as u64, class)?;
+
+        let _locked = self.repositories.write(repo);
+        self.create_repository(repo)?;
+        if !durable {
+            for child in &manifest.children {
+                self.write_member(repo, &child.digest, Member { size: Some(child.size) })?;
+            }
+        }
+        let link = self.layout.manifest_link(repo, &digest);
+        if self.manifest_media_type(repo, &digest)?.as_deref() != Some(&media_type) {
+            self.write_name(&link, &records::manifest_link_text(&media_type), durable)?;
+        }
+        let record = TagRecord { digest: digest.clone(), media_type: media_type.clone(), confirmed: SystemTime::now() };
+        for tag in tags {
+            self.write_tag(repo, tag, &record)?;
+            self.front.tags.insert((repo.clone(), tag.clone()), record.clone());
+        }
+        let stored = Arc::new(StoredManifest { digest: digest.clone(), media_type, bytes });
+        self.front.manifests.insert((repo.clone(), digest), stored.clone());
+        Ok(stored)
+    }
+
+    fn delete_manifest(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
+        let _locked = self.repositories.write(repo);
+        if self.manifest_media_type(repo, digest)?.is_none() {
+            return Ok(false);
+        }
+        for tag in self.tags_on_disk(repo)? {
+            let path = self.layout.tag(repo, &tag);
+            let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+            if text.as_deref().and_then(TagRecord::from_text).is_some_and(|record| record.digest == *digest) {
+                self.remove_tag(repo, &tag)?;
+            }
+        }
+        self.remove_name(&self.layout.manifest_link(repo, digest))?;
+        self.front.manifests.invalidate(&(repo.clone(), digest.clone()));
+        Ok(true)
+    }
+
+    fn read_tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+        let path = self.layout.tag(repo, tag);
+        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+        let Some(record) = text.as_deref().and_then(TagRecord::from_text) else { return Ok(None) };
+        let linked = self.manifest_media_type(repo, &record.digest)?.is_some();
+        Ok(linked.then_some(record))
+    }
+
+    fn write_tag(&self, repo: &RepoId, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
+        self.write_name(&self.layout.tag(repo, tag), &record.to_text(), repo.scope.is_local())?;
+        self.index.apply(&[Change::Tag(repo, tag)]);
+        Ok(())
+    }
+
+    /// With the repository's write lock held.
+    fn remove_tag(&self, repo: &RepoId, tag: &Tag) -> Result<(), StoreError> {
+        self.remove_name(&self.layout.tag(repo, tag))?;
+        self.index.apply(&[Change::NoTag(repo, tag)]);
+        self.front.tags.invalidate(&(repo.clone(), tag.clone()));
+        Ok(())
+    }
+
+    /// The tags that have a file, in no order.
+    pub(super) fn tags_on_disk(&self, repo: &RepoId) -> Result<Vec<Tag>, StoreError> {
+        let path = self.layout.tags(repo);
+        let Some(entries) = optional(fs::read_dir(&path)).at("read", &path)? else { return Ok(Vec::new()) };
+        let mut tags = Vec::new();
+        for entry in entries {
+            let entry = entry.at("read", &path)?;
+            tags.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+        }
+        Ok(tags)
+    }
+
+    fn read_content(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, StoreError> {
+        let path = self.layout.blob(digest);
+        let Some(metadata) = optional(fs::metadata(&path)).at("stat", &path)? else { return Ok(None) };
+        if !metadata.is_file() || metadata.len() > limit {
+            return Ok(None);
+        }
+        Ok(optional(fs::read(&path)).at("read", &path)?.map(Bytes::from))
+    }
+
+    /// Puts a small file in place by rename, creating the folders above it; with `durable`, on the disk before it returns.
+    fn write_name(&self, path: &Path, text: &str, durable: bool) -> Result<(), StoreError> {
+        let temporary = self.layout.temporary();
+        let written = File::create_new(&temporary).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            if durable && !text.is_empty() { file.sync_all() } else { Ok(()) }
+        });
+        let placed = written.at("write", &temporary).and_then(|()| {
+            let folder = path.parent().unwrap_or(self.layout.root());
+            let renamed = match fs::rename(&temporary, path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    create_folders(folder, durable).at("create", folder)?;
+                    fs::rename(&temporary, path)
+                }
+                renamed => renamed,
+            };
+            renamed.at("rename", path)?;
+            if durable { sync_folder(folder).at("sync", folder) } else { Ok(()) }
+        });
+        if placed.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        placed
+    }
+
+    /// Whether there was such a name; its end is on the disk before this returns.
+    fn remove_name(&self, path: &Path) -> Result<bool, StoreError> {
+        if optional(fs::remove_file(path)).at("remove", path)?.is_none() {
+            return Ok(false);
+        }
+        let folder = path.parent().unwrap_or(self.layout.root());
+        sync_folder(folder).at("sync", folder)?;
+        Ok(true)
+    }
+}

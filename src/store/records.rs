@@ -1,0 +1,224 @@
+//! What stands in a name file and in the index: small, versioned, readable.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use crate::oci::{Algorithm, Digest, RepoId, RepoName, Scope};
+
+/// Why content is kept: cached content may be evicted and fetched again, pushed content goes only when someone deletes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    Cached,
+    Pushed,
+}
+
+/// What a tag means, and when its upstream last said so (for a local tag: when it was pushed).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagRecord {
+    pub digest: Digest,
+    pub media_type: String,
+    /// Whole seconds.
+    pub confirmed: SystemTime,
+}
+
+/// A manifest that belongs to a repository, as it is served there.
+#[derive(Debug)]
+pub struct StoredManifest {
+    pub digest: Digest,
+    pub media_type: String,
+    pub bytes: Bytes,
+}
+
+/// A digest may be read in a repository; its size, if a descriptor or the upstream told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub size: Option<u64>,
+}
+
+/// One page of a list, in ASCII order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    pub items: Vec<String>,
+    pub more: bool,
+}
+
+// === impl Class ===
+
+impl Class {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cached => "cached",
+            Self::Pushed => "pushed",
+        }
+    }
+}
+
+// === impl TagRecord ===
+
+impl TagRecord {
+    /// As `key value` lines, for people who `cat` the file.
+    pub(super) fn to_text(&self) -> String {
+        let confirmed = self.confirmed.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        format!("digest {}\nmedia-type {}\nconfirmed {confirmed}\n", self.digest, self.media_type)
+    }
+
+    /// `None` for what is not such a file, a half-written one included.
+    pub(super) fn from_text(text: &str) -> Option<Self> {
+        let confirmed = field(text, "confirmed")?.parse().ok()?;
+        Some(Self {
+            digest: field(text, "digest")?.parse().ok()?,
+            media_type: field(text, "media-type")?.to_owned(),
+            confirmed: UNIX_EPOCH.checked_add(Duration::from_secs(confirmed))?,
+        })
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    pub(super) fn to_text(self) -> String {
+        self.size.map(|size| format!("size {size}\n")).unwrap_or_default()
+    }
+
+    pub(super) fn from_text(text: &str) -> Self {
+        Self { size: field(text, "size").and_then(|size| size.parse().ok()) }
+    }
+}
+
+pub(super) fn manifest_link_text(media_type: &str) -> String {
+    format!("media-type {media_type}\n")
+}
+
+pub(super) fn manifest_link_media_type(text: &str) -> Option<&str> {
+    field(text, "media-type")
+}
+
+/// The value of a line that ends: a line cut short by a crash is not there.
+fn field<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.split_inclusive('\n')
+        .filter_map(|line| line.strip_suffix('\n'))
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
+}
+
+// === Index keys and values ===
+
+/// The first byte of an index key.
+pub(super) mod kind {
+    pub(in crate::store) const META: u8 = b'M';
+    pub(in crate::store) const BLOB: u8 = b'B';
+    pub(in crate::store) const REPOSITORY: u8 = b'N';
+    pub(in crate::store) const TAG: u8 = b'T';
+}
+
+const VALUE_VERSION: u8 = 1;
+
+pub(super) fn blob_key(digest: &Digest) -> Vec<u8> {
+    let mut key = vec![kind::BLOB, algorithm_byte(digest.algorithm())];
+    key.extend_from_slice(digest.as_bytes());
+    key
+}
+
+pub(super) fn blob_of_key(key: &[u8]) -> Option<Digest> {
+    match key {
+        [kind::BLOB, 1, rest @ ..] => Digest::from_bytes(Algorithm::Sha256, rest),
+        [kind::BLOB, 2, rest @ ..] => Digest::from_bytes(Algorithm::Sha512, rest),
+        _ => None,
+    }
+}
+
+pub(super) fn blob_value(size: u64, class: Class) -> Vec<u8> {
+    let mut value = vec![VALUE_VERSION, class as u8];
+    value.extend_from_slice(&size.to_be_bytes());
+    value
+}
+
+pub(super) fn blob_of_value(value: &[u8]) -> Option<(u64, Class)> {
+    let (head, size) = value.split_first_chunk::<2>()?;
+    let class = match head {
+        [VALUE_VERSION, 0] => Class::Cached,
+        [VALUE_VERSION, 1] => Class::Pushed,
+        _ => return None,
+    };
+    Some((u64::from_be_bytes(size.try_into().ok()?), class))
+}
+
+/// Neither scopes, names nor tags contain a NUL, so it ends each part and sorts before all they contain.
+pub(super) fn repository_key(repo: &RepoId) -> Vec<u8> {
+    let mut key = scope_prefix(&repo.scope);
+    key.extend_from_slice(repo.name.as_str().as_bytes());
+    key
+}
+
+pub(super) fn scope_prefix(scope: &Scope) -> Vec<u8> {
+    let mut key = vec![kind::REPOSITORY];
+    key.extend_from_slice(scope.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+pub(super) fn tag_prefix(repo: &RepoId) -> Vec<u8> {
+    let mut key = vec![kind::TAG];
+    key.extend_from_slice(repo.scope.as_str().as_bytes());
+    key.push(0);
+    key.extend_from_slice(repo.name.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// Scope, name and, for a tag's key, the tag of a repository's or tag's key.
+pub(super) fn names_of_key(key: &[u8]) -> Option<(RepoId, Option<&str>)> {
+    let text = std::str::from_utf8(key.get(1..)?).ok()?;
+    let mut parts = text.split('\0');
+    let scope = match parts.next()? {
+        "local" => Scope::Local,
+        upstream => Scope::Upstream(upstream.into()),
+    };
+    let name: RepoName = parts.next()?.parse().ok()?;
+    Some((RepoId::new(scope, name), parts.next()))
+}
+
+fn algorithm_byte(algorithm: Algorithm) -> u8 {
+    match algorithm {
+        Algorithm::Sha256 => 1,
+        Algorithm::Sha512 => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_file_reads_back_and_a_cut_one_does_not() {
+        let record = TagRecord {
+            digest: Digest::of(Algorithm::Sha256, b"m"),
+            media_type: "application/x".into(),
+            confirmed: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+        };
+        let text = record.to_text();
+        assert_eq!(TagRecord::from_text(&text), Some(record));
+        for cut in 0..text.len() {
+            assert_eq!(TagRecord::from_text(&text[..cut]), None, "{cut}");
+        }
+        assert_eq!(TagRecord::from_text(&text.replace("1800000000", "18446744073709551615")), None);
+    }
+
+    #[test]
+    fn index_records_read_back() {
+        for class in [Class::Cached, Class::Pushed] {
+            assert_eq!(blob_of_value(&blob_value(77, class)), Some((77, class)));
+        }
+        assert_eq!(blob_of_value(b""), None);
+        assert_eq!(blob_of_value(&[9; 10]), None);
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let digest = Digest::of(algorithm, b"x");
+            assert_eq!(blob_of_key(&blob_key(&digest)), Some(digest));
+        }
+        let repo = RepoId::new(Scope::Upstream("ghcr.io".into()), "a/b".parse().unwrap());
+        let mut key = tag_prefix(&repo);
+        key.extend_from_slice(b"v1");
+        assert_eq!(names_of_key(&key), Some((repo.clone(), Some("v1"))));
+        assert_eq!(names_of_key(&repository_key(&repo)), Some((repo, None)));
+    }
+}

@@ -1,0 +1,110 @@
+//! A spool: content on its way into the store, readable while it grows.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use super::error::{At, StoreError};
+use super::growing::GrowingFile;
+use super::reader::BlobReader;
+use super::records::Class;
+use super::{Inner, Store, blocking};
+use crate::oci::{Algorithm, Digest};
+
+/// Cached content is written back as it comes, so that a push's fsync does not wait for gigabytes of it.
+const WRITE_BACK: u64 = 16 << 20;
+
+/// One temporary file. Dropped without [`Spool::commit`], it is gone, and nothing was ever visible under its digest.
+#[derive(Debug)]
+pub struct Spool {
+    store: Arc<Inner>,
+    file: Arc<GrowingFile>,
+    path: PathBuf,
+    written_back: u64,
+    syncing: Arc<AtomicBool>,
+    committed: bool,
+}
+
+impl Store {
+    /// A new, empty spool whose content will be hashed with `algorithm`.
+    pub async fn begin(&self, algorithm: Algorithm) -> Result<Spool, StoreError> {
+        self.run(move |inner| {
+            let path = inner.layout.temporary();
+            let file = GrowingFile::create(&path, algorithm).at("create", &path)?;
+            Ok(Spool {
+                store: inner.clone(),
+                file: Arc::new(file),
+                path,
+                written_back: 0,
+                syncing: Arc::default(),
+                committed: false,
+            })
+        })
+        .await
+    }
+}
+
+impl Spool {
+    /// Reads what has been appended; goes on working after a commit and after the spool is dropped.
+    pub fn reader(&self) -> BlobReader {
+        BlobReader::new(self.file.file().clone())
+    }
+
+    /// Writes and hashes `chunks` on the blocking pool; the length once they can be read.
+    pub async fn append(&mut self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
+        let file = self.file.clone();
+        let length = blocking(move || file.append(&chunks)).await?.at("write", &self.path)?;
+        if length - self.written_back >= WRITE_BACK && !self.syncing.swap(true, Ordering::AcqRel) {
+            self.written_back = length;
+            let (file, syncing) = (self.file.clone(), self.syncing.clone());
+            tokio::task::spawn_blocking(move || {
+                // A failure shows again at the sync that matters.
+                let _ = file.file().sync_data();
+                syncing.store(false, Ordering::Release);
+            });
+        }
+        Ok(length)
+    }
+
+    /// Moves the content to its digest, as cached content: checked, but not waited for to be on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::DigestMismatch`] if it is not what `digest` names; nothing is kept then.
+    pub async fn commit(mut self, digest: &Digest) -> Result<(), StoreError> {
+        let (store, file, path, digest) = (self.store.clone(), self.file.clone(), self.path.clone(), digest.clone());
+        blocking(move || {
+            let (length, found) = file.digest(digest.algorithm()).at("read", &path)?;
+            if found != digest {
+                return Err(StoreError::DigestMismatch { digest: found, found: length });
+            }
+            store.commit_file(&path, &digest, length, Class::Cached)
+        })
+        .await??;
+        self.committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        let path = std::mem::take(&mut self.path);
+        let remove = move || {
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), %error, "cannot remove a spool file; the next start will");
+            }
+        };
+        // Unlinking a large file takes a while; outside a runtime there is nobody to keep waiting.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! What is counted, as verbs: the only way for the rest of the program to reach a metric.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{Histogram, IntGauge, Registry, TextEncoder};
+
+use super::families::Families;
+use super::series::UpstreamSeries;
+use super::{CacheResult, ContentKind, StorageClass};
+
+pub struct Metrics {
+    registry: Registry,
+    families: Families,
+    upstreams: HashMap<Arc<str>, UpstreamSeries>,
+    first_byte: [[Histogram; CacheResult::ALL.len()]; ContentKind::ALL.len()],
+}
+
+/// Counts as in flight until it is dropped.
+#[must_use = "dropping it ends the count"]
+pub struct InFlight(IntGauge);
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// With a series at zero for each of these upstreams, so that a rate over the first event is right.
+    #[expect(
+        clippy::expect_used,
+        reason = "names are constants: every start registers them, or none does"
+    )]
+    pub fn new(upstreams: &[&str]) -> Self {
+        let registry = Registry::new();
+        let families =
+            Families::register(&registry).expect("names are well formed and declared once");
+        registry
+            .register(Box::new(ProcessCollector::for_self()))
+            .expect("no other metric is called process_…");
+        for class in StorageClass::ALL {
+            families.storage_bytes.with_label_values(&[class.as_str()]);
+        }
+        let first_byte = ContentKind::ALL.map(|kind| {
+            CacheResult::ALL.map(|result| {
+                families
+                    .first_byte
+                    .with_label_values(&[kind.as_str(), result.as_str()])
+            })
+        });
+        let upstreams: HashMap<_, _> = upstreams
+            .iter()
+            .map(|&name| (Arc::from(name), UpstreamSeries::new(&families, name)))
+            .collect();
+        upstreams
+            .values()
+            .for_each(|series| series.available.set(1));
+        Self {
+            registry,
+            families,
+            upstreams,
+            first_byte,
+        }
+    }
+
+    /// Every metric in the text exposition format 0.0.4.
+    pub fn render(&self) -> String {
+        // Nothing that is gathered is empty, and a string takes everything; a comment is valid text if one did not.
+        let text = TextEncoder::new().encode_to_string(&self.registry.gather());
+        text.unwrap_or_else(|error| format!("# {error}\n"))
+    }
+
+    /// One client GET of mirrored content, once its result is known; a HEAD is not counted.
+    pub fn mirrored_get(&self, kind: ContentKind, upstream: &str, result: CacheResult) {
+        self.of(upstream, |series| series.kind(kind).mirrored_get(result));
+    }
+
+    /// `seconds` from a client's GET of mirrored content to the first byte of its answer.
+    pub fn first_byte(&self, kind: ContentKind, result: CacheResult, seconds: f64) {
+        self.first_byte[kind as usize][result as usize].observe(seconds);
+    }
+
+    /// `bytes` came from an upstream.
+    pub fn pulled_bytes(&self, kind: ContentKind, upstream: &str, bytes: u64) {
+        self.of(upstream, |series| {
+            series.kind(kind).pulled_bytes.inc_by(bytes)
+        });
+    }
+
+    /// `bytes` of mirrored content went to a client.
+    pub fn pushed_bytes(&self, kind: ContentKind, upstream: &str, bytes: u64) {
+        self.of(upstream, |series| {
+            series.kind(kind).pushed_bytes.inc_by(bytes)
+        });
+    }
+
+    /// One request to an upstream; `code` is its status, or one word for why there was none.
+    pub fn upstream_request(&self, upstream: &str, kind: &str, code: &str) {
+        self.families
+            .upstream_requests
+            .with_label_values(&[upstream, kind, code])
+            .inc();
+    }
+
+    /// `seconds` from a request to an upstream to the head of its answer.
+    pub fn upstream_first_byte(&self, upstream: &str, seconds: f64) {
+        self.of(upstream, |series| series.first_byte.observe(seconds));
+    }
+
+    /// What an upstream said about its limit. A series appears with the first answer that names one: zero would be
+    /// an alarm.
+    pub fn upstream_ratelimit(&self, upstream: &str, limit: Option<f64>, remaining: Option<f64>) {
+        if let Some(limit) = limit {
+            self.families
+                .upstream_ratelimit_limit
+                .with_label_values(&[upstream])
+                .set(limit);
+        }
+        if let Some(remaining) = remaining {
+            self.families
+                .upstream_ratelimit_remaining
+                .with_label_values(&[upstream])
+                .set(remaining);
+        }
+    }
+
+    pub fn upstream_available(&self, upstream: &str, up: bool) {
+        self.of(upstream, |series| series.available.set(up.into()));
+    }
+
+    /// A fill runs until the guard is dropped.
+    pub fn fill_started(&self) -> InFlight {
+        InFlight::new(self.families.fills_in_flight.clone())
+    }
+
+    pub fn fill_resumed(&self, upstream: &str) {
+        self.of(upstream, |series| series.fill_resumes.inc());
+    }
+
+    pub fn digest_mismatch(&self, upstream: &str) {
+        self.of(upstream, |series| series.digest_mismatches.inc());
+    }
+
+    /// A request to `handler` is being answered until the guard is dropped.
+    pub fn http_started(&self, handler: &str) -> InFlight {
+        InFlight::new(self.families.http_in_flight.with_label_values(&[handler]))
+    }
+
+    /// A request was answered to its end, `seconds` after its head.
+    pub fn http_finished(&self, handler: &str, method: &Method, code: StatusCode, seconds: f64) {
+        let method = method_label(method);
+        self.families
+            .http_requests
+            .with_label_values(&[handler, code.as_str(), method])
+            .inc();
+        self.families
+            .http_request_duration
+            .with_label_values(&[handler, method])
+            .observe(seconds);
+    }
+
+    pub fn storage_bytes(&self, class: StorageClass, bytes: u64) {
+        self.families
+            .storage_bytes
+            .with_label_values(&[class.as_str()])
+            .set(gauge(bytes));
+    }
+
+    pub fn storage_capacity(&self, bytes: u64) {
+        self.families.storage_capacity.set(gauge(bytes));
+    }
+
+    /// One file of `bytes` was evicted.
+    pub fn evicted(&self, reason: &str, bytes: u64) {
+        self.families.evictions.with_label_values(&[reason]).inc();
+        self.families.evicted_bytes.inc_by(bytes);
+    }
+
+    pub fn index_rebuilt(&self) {
+        self.families.index_rebuilds.inc();
+    }
+
+    /// The series of one upstream; those of a name that was not announced are looked up by label.
+    fn of(&self, upstream: &str, count: impl FnOnce(&UpstreamSeries)) {
+        match self.upstreams.get(upstream) {
+            Some(series) => count(series),
+            None => count(&UpstreamSeries::new(&self.families, upstream)),
+        }
+    }
+}
+
+// === impl InFlight ===
+
+impl InFlight {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// In lower case, as `registry:2` has them, and of a bounded number whatever clients send.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "get",
+        Method::HEAD => "head",
+        Method::POST => "post",
+        Method::PUT => "put",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        Method::OPTIONS => "options",
+        _ => "other",
+    }
+}
+
+fn gauge(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
