@@ -12,17 +12,28 @@ use crate::support::image::{Content, Image, Index, OCI_LAYER, digest_of};
 pub fn image(greeting: &str) -> Image {
     let folder = Folder::new();
     lay_out_busybox(&folder.path().join("busybox"));
-    folder.write("greeting/etc/greeting", greeting);
-    let layers = ["busybox", "greeting"].map(|layer| pack(&folder, layer));
-    let [(busybox, busybox_diff), (greeting, greeting_diff)] = layers;
-    Image::with_diff_ids(&this_platform(), vec![busybox, greeting], &[busybox_diff, greeting_diff])
+    let busybox = pack(&folder, "busybox");
+    build(&this_platform(), vec![busybox, pack_greeting(&folder, greeting)])
 }
 
-/// An index of this machine's image and two for machines that nobody here has.
+/// An index of this machine's image and two for machines that nobody here has, without programs.
+/// Their layers are compressed like any other: skopeo would compress what is not.
 pub fn index(greeting: &str) -> Index {
-    let mut images = Index::new(fastrand::u64(..), &["linux/s390x", "linux/riscv64"], &[4096]).images;
-    images.insert(0, image(greeting));
-    Index::of(images)
+    let others = ["linux/s390x", "linux/riscv64"].map(|platform| {
+        let layer = pack_greeting(&Folder::new(), &format!("{greeting} on {platform}"));
+        build(platform, vec![layer])
+    });
+    Index::of([vec![image(greeting)], others.to_vec()].concat())
+}
+
+fn build(platform: &str, layers: Vec<(Content, String)>) -> Image {
+    let (layers, diff_ids): (Vec<_>, Vec<_>) = layers.into_iter().unzip();
+    Image::with_diff_ids(platform, layers, &diff_ids)
+}
+
+fn pack_greeting(folder: &Folder, greeting: &str) -> (Content, String) {
+    folder.write("greeting/etc/greeting", greeting);
+    pack(folder, "greeting")
 }
 
 /// A plain tar of the whole root file system, as `docker import` takes it. The folder keeps it.

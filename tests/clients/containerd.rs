@@ -88,10 +88,9 @@ async fn containerd_pulls_from_two_registries_through_one_mirror() {
     let _turn = Turn::take("daemon");
     let containerd = Containerd::start();
     let hosts = containerd.mirror_everything(&roadstead.url(""));
-    for (image, wanted, greeting) in [
-        ("docker.io/team/tool:v1", &from_hub, "from the hub"),
-        ("ghcr.io/team/tool:v1", &from_github, "from github"),
-    ] {
+    for (image, wanted, greeting) in
+        [("docker.io/team/tool:v1", &from_hub, "from the hub"), ("ghcr.io/team/tool:v1", &from_github, "from github")]
+    {
         containerd.pull(&hosts, image);
         assert_eq!(containerd.digest_of(image), wanted.digest());
         assert_eq!(containerd.greeting_in(image), greeting);

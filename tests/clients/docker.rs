@@ -36,8 +36,7 @@ impl Docker {
             ["--iptables=false", "--ip6tables=false"],
             ["--registry-mirror", mirror],
         ];
-        let mut daemon =
-            Daemon::spawn_with("dockerd", folder.path(), &program, args.as_flattened(), &NOWHERE);
+        let mut daemon = Daemon::spawn_with("dockerd", folder.path(), &program, args.as_flattened(), &NOWHERE);
         daemon.wait_until(|| folder.path().join("sock").exists());
         let docker = Self { _daemon: daemon, _containerd: containerd, folder, _turn: turn };
         docker.run(&["version"]);

@@ -5,6 +5,17 @@ use super::program::{find, run};
 use super::registry::Registry;
 use super::{busybox, roadstead};
 
+/// Locks of its own instead of the machine's, and no service manager. By itself podman asks for a
+/// million files and processes, which a sandboxed machine may not have to give.
+const CONTAINERS_CONF: &str = r#"
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+lock_type = "file"
+"#;
+
 pub struct Podman {
     folder: Folder,
 }
@@ -15,24 +26,20 @@ impl Podman {
         let folder = Folder::new();
         folder.write("registries.conf", registries);
         folder.write("storage.conf", &folder.storage_conf());
+        folder.write("containers.conf", &format!("{CONTAINERS_CONF}tmp_dir = {:?}\n", folder.at("tmp")));
         Self { folder }
     }
 
     fn run(&self, args: &[&str]) -> String {
-        let tmp = self.folder.at("tmp");
-        let own = [
-            ["--tmpdir", &tmp],
-            ["--cgroup-manager", "cgroupfs"],
-            ["--events-backend", "file"],
-        ];
-        let args = [own.as_flattened(), args].concat();
-        let (registries, storage) = (self.folder.at("registries.conf"), self.folder.at("storage.conf"));
+        let at = |entry| self.folder.at(entry);
         let environment = [
-            ("CONTAINERS_REGISTRIES_CONF", registries.as_str()),
-            ("CONTAINERS_STORAGE_CONF", &storage),
-            ("HOME", &self.folder.at("")),
+            ("CONTAINERS_CONF", at("containers.conf")),
+            ("CONTAINERS_REGISTRIES_CONF", at("registries.conf")),
+            ("CONTAINERS_STORAGE_CONF", at("storage.conf")),
+            ("HOME", at("")),
         ];
-        run(&find("podman", "podman"), &args, &environment)
+        let environment = environment.each_ref().map(|(name, value)| (*name, value.as_str()));
+        run(&find("podman", "podman"), args, &environment)
     }
 
     pub fn pull(&self, image: &str) {

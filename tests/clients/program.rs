@@ -23,9 +23,7 @@ pub fn find(name: &str, package: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = FOLDERS.iter().map(PathBuf::from).chain(std::env::split_paths(&path));
     let found = folders.map(|folder| folder.join(name)).find(|program| program.is_file());
-    found.unwrap_or_else(|| {
-        panic!("{name} is not installed: `make test` installs it, or `apt-get install {package}`")
-    })
+    found.unwrap_or_else(|| panic!("{name} is not installed: `make test` installs it, or `apt-get install {package}`"))
 }
 
 /// Runs a program for at most two minutes, with no way out of the machine; fails the test when it

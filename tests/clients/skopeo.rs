@@ -16,7 +16,8 @@ async fn assert_holds(base: &str, index: &Index) {
     let client = Client::new();
     let manifests = index.images.iter().map(|image| &image.manifest);
     for Content { digest, bytes, media_type } in manifests.chain([&index.manifest]) {
-        let got = client.get(&format!("{base}/manifests/{digest}")).await;
+        let url = format!("{base}/manifests/{digest}");
+        let got = client.get_with(&url, &[("Accept", media_type)]).await;
         assert_eq!((got.status, &got.body), (200, bytes), "{digest}");
         assert_eq!(got.header("content-type"), media_type);
     }

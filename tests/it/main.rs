@@ -1,10 +1,6 @@
 //! All integration tests in one binary: it links once, and the modules share their support.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[path = "../clients/mod.rs"]
 mod clients;

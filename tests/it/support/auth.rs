@@ -98,11 +98,7 @@ struct Grant {
 
 impl TokenDesk {
     pub(super) fn new(manners: Bearer) -> Self {
-        Self {
-            manners,
-            given: Mutex::default(),
-            count: Mutex::default(),
-        }
+        Self { manners, given: Mutex::default(), count: Mutex::default() }
     }
 
     /// How many tokens were given so far, those since revoked too.
@@ -121,8 +117,7 @@ impl TokenDesk {
             "POST" if self.manners.takes_post => seen.body.as_ref(),
             _ => return error(404, "UNSUPPORTED"),
         };
-        let fields: Vec<(String, String)> =
-            url::form_urlencoded::parse(form).into_owned().collect();
+        let fields: Vec<(String, String)> = url::form_urlencoded::parse(form).into_owned().collect();
         if !self.knows(seen, &fields) {
             return error(401, "UNAUTHORIZED");
         }
@@ -138,13 +133,9 @@ impl TokenDesk {
         if seen.method == "GET" {
             return seen.header("authorization") == basic(wanted);
         }
-        let fields: HashMap<_, _> = fields
-            .iter()
-            .map(|(k, v)| (k.as_str(), v.as_str()))
-            .collect();
+        let fields: HashMap<_, _> = fields.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         let field = |name| fields.get(name).copied().unwrap_or("");
-        field("grant_type") == "password"
-            && format!("{}:{}", field("username"), field("password")) == *wanted
+        field("grant_type") == "password" && format!("{}:{}", field("username"), field("password")) == *wanted
     }
 
     fn give(&self, scopes: Vec<String>) -> Answer {
@@ -160,11 +151,7 @@ impl TokenDesk {
         if let Some(seconds) = self.manners.expires_in {
             body["expires_in"] = json!(seconds);
         }
-        self.given.lock().push(Grant {
-            token,
-            scopes,
-            until,
-        });
+        self.given.lock().push(Grant { token, scopes, until });
         json_answer(&body)
     }
 

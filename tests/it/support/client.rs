@@ -31,14 +31,9 @@ impl Client {
             // An error means that somebody has installed one already.
             drop(rustls::crypto::ring::default_provider().install_default());
         });
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .timeout(PATIENCE)
-            .build();
-        Self {
-            http: http.expect("a plain client can be built"),
-        }
+        let http =
+            reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().timeout(PATIENCE).build();
+        Self { http: http.expect("a plain client can be built") }
     }
 
     pub async fn get(&self, url: &str) -> Answer {

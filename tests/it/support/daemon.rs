@@ -30,13 +30,7 @@ impl Daemon {
     }
 
     /// The same with environment variables added.
-    pub fn spawn_with(
-        name: &str,
-        folder: &Path,
-        program: &Path,
-        args: &[&str],
-        environment: &[(&str, &str)],
-    ) -> Self {
+    pub fn spawn_with(name: &str, folder: &Path, program: &Path, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let log = folder.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log);
         let out = out.expect("the log can be written");
@@ -51,14 +45,8 @@ impl Daemon {
             .stderr(out)
             .process_group(0)
             .spawn();
-        let child = child
-            .unwrap_or_else(|error| panic!("{} cannot be started: {error}", program.display()));
-        Self {
-            name: name.to_owned(),
-            child,
-            log,
-            ended: None,
-        }
+        let child = child.unwrap_or_else(|error| panic!("{} cannot be started: {error}", program.display()));
+        Self { name: name.to_owned(), child, log, ended: None }
     }
 
     /// Waits until `ready` says so; fails the test with the log when the program ends before.
@@ -68,12 +56,7 @@ impl Daemon {
             if let Some(status) = self.exited() {
                 panic!("{} ended with {status}:\n{}", self.name, self.log());
             }
-            assert!(
-                Instant::now() < deadline,
-                "{} is not ready:\n{}",
-                self.name,
-                self.log()
-            );
+            assert!(Instant::now() < deadline, "{} is not ready:\n{}", self.name, self.log());
             sleep(LOOK_AGAIN);
         }
     }
@@ -129,11 +112,7 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             let log = self.log();
             let start = log.len().saturating_sub(4000);
-            eprintln!(
-                "--- the end of {}'s log\n{}",
-                self.name,
-                log.get(start..).unwrap_or(&log)
-            );
+            eprintln!("--- the end of {}'s log\n{}", self.name, log.get(start..).unwrap_or(&log));
         }
         self.stop();
     }

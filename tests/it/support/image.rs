@@ -24,10 +24,7 @@ pub fn random_bytes(seed: u64, len: usize) -> Bytes {
 
 /// `sha256:<hex>` of the bytes.
 pub fn digest_of(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hex}")
 }
 
@@ -42,11 +39,7 @@ pub struct Content {
 impl Content {
     pub fn new(media_type: &str, bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self {
-            media_type: media_type.to_owned(),
-            digest: digest_of(&bytes),
-            bytes,
-        }
+        Self { media_type: media_type.to_owned(), digest: digest_of(&bytes), bytes }
     }
 
     pub fn json(media_type: &str, value: &Value) -> Self {
@@ -120,12 +113,7 @@ impl Image {
                 "layers": layers.iter().map(Content::descriptor).collect::<Vec<_>>(),
             }),
         );
-        Self {
-            platform: platform.to_owned(),
-            manifest,
-            config,
-            layers,
-        }
+        Self { platform: platform.to_owned(), manifest, config, layers }
     }
 
     /// The config and the layers.
@@ -182,7 +170,5 @@ impl Index {
 pub fn random_layers(media_type: &str, seed: u64, sizes: &[usize]) -> Vec<Content> {
     let seeds = seed..;
     let layers = sizes.iter().zip(seeds);
-    layers
-        .map(|(&size, seed)| Content::new(media_type, random_bytes(seed, size)))
-        .collect()
+    layers.map(|(&size, seed)| Content::new(media_type, random_bytes(seed, size))).collect()
 }

@@ -13,12 +13,9 @@ struct Series {
 
 impl Metrics {
     pub fn parse(text: &str) -> Self {
-        let lines = text
-            .lines()
-            .filter(|line| !line.starts_with('#') && !line.is_empty());
-        let series = lines.map(|line| {
-            series(line).unwrap_or_else(|| panic!("not a line of the exposition format: {line}"))
-        });
+        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        let series =
+            lines.map(|line| series(line).unwrap_or_else(|| panic!("not a line of the exposition format: {line}")));
         Self(series.collect())
     }
 
@@ -44,9 +41,7 @@ impl Metrics {
 
 impl Series {
     fn has(&self, (name, value): &(&str, &str)) -> bool {
-        self.labels
-            .iter()
-            .any(|label| label.0 == *name && label.1 == *value)
+        self.labels.iter().any(|label| label.0 == *name && label.1 == *value)
     }
 }
 
@@ -57,16 +52,9 @@ fn series(line: &str) -> Option<Series> {
         Some((name, labels)) => (name, labels.strip_suffix('}')?),
         None => (series, ""),
     };
-    let labels = labels
-        .split("\",")
-        .filter(|label| !label.is_empty())
-        .map(|label| {
-            let (name, value) = label.split_once("=\"")?;
-            Some((name.to_owned(), value.trim_end_matches('"').to_owned()))
-        });
-    Some(Series {
-        name: name.to_owned(),
-        labels: labels.collect::<Option<_>>()?,
-        value: value.parse().ok()?,
-    })
+    let labels = labels.split("\",").filter(|label| !label.is_empty()).map(|label| {
+        let (name, value) = label.split_once("=\"")?;
+        Some((name.to_owned(), value.trim_end_matches('"').to_owned()))
+    });
+    Some(Series { name: name.to_owned(), labels: labels.collect::<Option<_>>()?, value: value.parse().ok()? })
 }

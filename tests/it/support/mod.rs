@@ -3,11 +3,7 @@
 //! `upstream` is data (see `script`), `server` starts Roadstead in this process and `process` as the
 //! real program, `client` asks like a well-behaved client and `raw` like one who is none.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "every helper is here for some test, not for each build of them"
-)]
+#![allow(dead_code, unused_imports, reason = "every helper is here for some test, not for each build of them")]
 
 pub mod auth;
 pub mod client;

@@ -25,11 +25,7 @@ impl ServerProcess {
         let settings = settings.data_dir(&folder.path().join("data"));
         let config = folder.path().join("roadstead.toml");
         std::fs::write(config, settings.to_toml()).expect("the configuration can be written");
-        let mut process = Self {
-            daemon: None,
-            port,
-            folder,
-        };
+        let mut process = Self { daemon: None, port, folder };
         process.begin();
         process
     }

@@ -20,26 +20,16 @@ impl Client {
     /// The absolute URL of a new upload session.
     pub async fn start_upload(&self, base: &str, repository: &str) -> String {
         let url = format!("{base}/v2/{repository}/blobs/uploads/");
-        let answer = self
-            .send("POST", &url, &[("Content-Length", "0")], Bytes::new())
-            .await;
+        let answer = self.send("POST", &url, &[("Content-Length", "0")], Bytes::new()).await;
         assert_eq!(answer.status, 202, "POST {url}: {}", answer.text());
         absolute(base, answer.header("location"))
     }
 
     /// Pushes the manifest under a tag or a digest.
-    pub async fn push_manifest(
-        &self,
-        base: &str,
-        repository: &str,
-        reference: &str,
-        manifest: &Content,
-    ) -> Answer {
+    pub async fn push_manifest(&self, base: &str, repository: &str, reference: &str, manifest: &Content) -> Answer {
         let url = format!("{base}/v2/{repository}/manifests/{reference}");
         let headers = [("Content-Type", manifest.media_type.as_str())];
-        let answer = self
-            .send("PUT", &url, &headers, manifest.bytes.clone())
-            .await;
+        let answer = self.send("PUT", &url, &headers, manifest.bytes.clone()).await;
         assert_eq!(answer.status, 201, "PUT {url}: {}", answer.text());
         answer
     }
@@ -48,25 +38,18 @@ impl Client {
         for blob in image.blobs() {
             self.push_blob(base, repository, blob).await;
         }
-        self.push_manifest(base, repository, tag, &image.manifest)
-            .await;
+        self.push_manifest(base, repository, tag, &image.manifest).await;
     }
 
     pub async fn push_index(&self, base: &str, repository: &str, tag: &str, index: &Index) {
         for image in &index.images {
-            self.push_image(base, repository, image.digest(), image)
-                .await;
+            self.push_image(base, repository, image.digest(), image).await;
         }
-        self.push_manifest(base, repository, tag, &index.manifest)
-            .await;
+        self.push_manifest(base, repository, tag, &index.manifest).await;
     }
 }
 
 /// A `Location` may be a path or a whole URL.
 pub fn absolute(base: &str, location: &str) -> String {
-    if location.starts_with('/') {
-        format!("{base}{location}")
-    } else {
-        location.to_owned()
-    }
+    if location.starts_with('/') { format!("{base}{location}") } else { location.to_owned() }
 }

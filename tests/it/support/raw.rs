@@ -46,21 +46,15 @@ impl Conn {
     }
 
     pub async fn get_with(addr: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| format!("{name}: {value}\r\n"));
+        let headers = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
         let headers: String = headers.collect();
         let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n{headers}\r\n");
-        Self::ask(addr, &request)
-            .await
-            .expect("a head of an answer")
+        Self::ask(addr, &request).await.expect("a head of an answer")
     }
 
     pub async fn get_http10(addr: SocketAddr, path: &str) -> Self {
         let request = format!("GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n");
-        Self::ask(addr, &request)
-            .await
-            .expect("a head of an answer")
+        Self::ask(addr, &request).await.expect("a head of an answer")
     }
 
     /// Sends these bytes as they are and reads the head of the answer.
@@ -81,28 +75,17 @@ impl Conn {
         stream.get_mut().write_all(request.as_bytes()).await?;
         let mut line = String::new();
         stream.read_line(&mut line).await?;
-        let status = line
-            .split_whitespace()
-            .nth(1)
-            .and_then(|status| status.parse().ok());
+        let status = line.split_whitespace().nth(1).and_then(|status| status.parse().ok());
         let status = status.ok_or(io::ErrorKind::UnexpectedEof)?;
         let headers = read_headers(&mut stream).await?;
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let framing = match text("content-length").and_then(|length| length.parse().ok()) {
             _ if request.starts_with("HEAD ") => Framing::Length(0),
             Some(length) => Framing::Length(length),
-            None if text("transfer-encoding") == Some("chunked") => {
-                Framing::Chunked { left_in_chunk: 0 }
-            }
+            None if text("transfer-encoding") == Some("chunked") => Framing::Chunked { left_in_chunk: 0 },
             None => Framing::UntilClose,
         };
-        Ok(Self {
-            status,
-            headers,
-            stream,
-            framing,
-            ended: None,
-        })
+        Ok(Self { status, headers, stream, framing, ended: None })
     }
 
     /// The first header of that name, or an empty string.
@@ -156,10 +139,7 @@ impl Conn {
 
     /// Some bytes of the body; none at its proper end.
     async fn try_next(&mut self, max: usize) -> io::Result<Bytes> {
-        if let Framing::Chunked {
-            left_in_chunk: left @ 0,
-        } = &mut self.framing
-        {
+        if let Framing::Chunked { left_in_chunk: left @ 0 } = &mut self.framing {
             let mut line = String::new();
             self.stream.read_line(&mut line).await?;
             let size = u64::from_str_radix(line.trim(), 16);
@@ -169,10 +149,7 @@ impl Conn {
             }
         }
         let left = match &self.framing {
-            Framing::Length(left)
-            | Framing::Chunked {
-                left_in_chunk: left,
-            } => *left,
+            Framing::Length(left) | Framing::Chunked { left_in_chunk: left } => *left,
             Framing::UntilClose => u64::MAX,
         };
         let mut bytes = BytesMut::with_capacity(64 * 1024);

@@ -27,19 +27,11 @@ pub(super) fn split(path: &str) -> Option<(&str, &str, &str)> {
 
 pub(super) fn error(status: u16, code: &str) -> Answer {
     let body = json!({"errors": [{"code": code, "message": code.to_lowercase(), "detail": null}]});
-    Answer {
-        status,
-        headers: vec![header("Content-Type", "application/json")],
-        body: body.to_string().into(),
-    }
+    Answer { status, headers: vec![header("Content-Type", "application/json")], body: body.to_string().into() }
 }
 
 pub(super) fn json(value: &serde_json::Value) -> Answer {
-    Answer {
-        status: 200,
-        headers: vec![header("Content-Type", "application/json")],
-        body: value.to_string().into(),
-    }
+    Answer { status: 200, headers: vec![header("Content-Type", "application/json")], body: value.to_string().into() }
 }
 
 pub(super) fn answer(seen: &Seen, repositories: &Repositories, ignore_range: bool) -> Answer {
@@ -54,27 +46,20 @@ pub(super) fn answer(seen: &Seen, repositories: &Repositories, ignore_range: boo
     };
     let repository = repositories.get(name);
     match kind {
-        "manifests" => repository.map_or_else(
-            || error(404, "NAME_UNKNOWN"),
-            |repository| manifest(repository, reference, seen),
-        ),
+        "manifests" => {
+            repository.map_or_else(|| error(404, "NAME_UNKNOWN"), |repository| manifest(repository, reference, seen))
+        }
         "blobs" => match repository.and_then(|repository| repository.blobs.get(reference)) {
             Some(bytes) => blob(reference, bytes, seen, ignore_range),
             None => error(404, "BLOB_UNKNOWN"),
         },
-        "tags" => repository.map_or_else(
-            || error(404, "NAME_UNKNOWN"),
-            |repository| tags(name, repository, seen),
-        ),
+        "tags" => repository.map_or_else(|| error(404, "NAME_UNKNOWN"), |repository| tags(name, repository, seen)),
         _ => error(404, "UNSUPPORTED"),
     }
 }
 
 fn manifest(repository: &Repository, reference: &str, seen: &Seen) -> Answer {
-    let digest = repository
-        .tags
-        .get(reference)
-        .map_or(reference, String::as_str);
+    let digest = repository.tags.get(reference).map_or(reference, String::as_str);
     let Some(content) = repository.manifests.get(digest) else {
         return error(404, "MANIFEST_UNKNOWN");
     };
@@ -103,21 +88,13 @@ fn blob(digest: &str, bytes: &Bytes, seen: &Seen, ignore_range: bool) -> Answer 
     let total = bytes.len();
     let asked = seen.header("range");
     if ignore_range || asked.is_empty() {
-        return Answer {
-            status: 200,
-            headers,
-            body: bytes.clone(),
-        };
+        return Answer { status: 200, headers, body: bytes.clone() };
     }
     match range(asked, total) {
         Some((first, last)) => {
             let content_range = format!("bytes {first}-{last}/{total}");
             headers.push(header("Content-Range", &content_range));
-            Answer {
-                status: 206,
-                headers,
-                body: bytes.slice(first..=last),
-            }
+            Answer { status: 206, headers, body: bytes.slice(first..=last) }
         }
         None => {
             let mut answer = error(416, "RANGE_INVALID");
@@ -142,16 +119,9 @@ fn range(asked: &str, total: usize) -> Option<(usize, usize)> {
 
 fn tags(name: &str, repository: &Repository, seen: &Seen) -> Answer {
     let query: HashMap<_, _> = url::form_urlencoded::parse(seen.query.as_bytes()).collect();
-    let n = query
-        .get("n")
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(usize::MAX);
+    let n = query.get("n").and_then(|n| n.parse().ok()).unwrap_or(usize::MAX);
     let last = query.get("last").map_or("", |last| last.as_ref());
-    let after: Vec<&String> = repository
-        .tags
-        .keys()
-        .filter(|tag| tag.as_str() > last)
-        .collect();
+    let after: Vec<&String> = repository.tags.keys().filter(|tag| tag.as_str() > last).collect();
     let page: Vec<&String> = after.iter().copied().take(n).collect();
     let mut answer = json(&json!({"name": name, "tags": page}));
     if let (true, Some(last)) = (page.len() < after.len(), page.last()) {

@@ -92,20 +92,13 @@ impl Reply {
 
     /// This status and an empty body.
     pub fn status(status: u16) -> Self {
-        Self {
-            status: Some(status),
-            body: Some(Bytes::new()),
-            ..Self::default()
-        }
+        Self { status: Some(status), body: Some(Bytes::new()), ..Self::default() }
     }
 
     /// This status and the spec's JSON body with this code.
     pub fn error(status: u16, code: &str) -> Self {
-        let body =
-            json!({"errors": [{"code": code, "message": code.to_lowercase(), "detail": null}]});
-        Self::status(status)
-            .header("Content-Type", "application/json")
-            .body(body.to_string())
+        let body = json!({"errors": [{"code": code, "message": code.to_lowercase(), "detail": null}]});
+        Self::status(status).header("Content-Type", "application/json").body(body.to_string())
     }
 
     pub fn redirect(location: &str) -> Self {
@@ -241,12 +234,7 @@ struct Script {
 
 impl Scripts {
     pub(super) fn add(&self, method: &str, path: &str, replies: Vec<Reply>, then: Option<Reply>) {
-        self.0.lock().push(Script {
-            method: method.to_owned(),
-            path: path.to_owned(),
-            replies: replies.into(),
-            then,
-        });
+        self.0.lock().push(Script { method: method.to_owned(), path: path.to_owned(), replies: replies.into(), then });
     }
 
     pub(super) fn clear(&self) {
@@ -256,9 +244,7 @@ impl Scripts {
     /// The next reply for this request: lists are used up in the order in which they were added.
     pub(super) fn next(&self, method: &str, path: &str) -> Option<Reply> {
         let mut scripts = self.0.lock();
-        let mut fitting = scripts
-            .iter_mut()
-            .filter(|script| script.fits(method, path));
+        let mut fitting = scripts.iter_mut().filter(|script| script.fits(method, path));
         fitting.find_map(|script| script.replies.pop_front().or_else(|| script.then.clone()))
     }
 }

@@ -63,13 +63,7 @@ impl TestServer {
     async fn start_in(data: TempDir, settings: Settings) -> Self {
         let settings = settings.data_dir(data.path());
         let running = run(&settings).await;
-        Self {
-            addr: running.addr(),
-            running: Some(running),
-            settings,
-            data,
-            client: Client::new(),
-        }
+        Self { addr: running.addr(), running: Some(running), settings, data, client: Client::new() }
     }
 
     /// Stops in good order and starts again on the same folder. The port may be another one.
@@ -143,9 +137,7 @@ impl TestServer {
         headers: &[(&str, &str)],
         body: impl Into<reqwest::Body>,
     ) -> Answer {
-        self.client
-            .send(method, &self.url(path), headers, body)
-            .await
+        self.client.send(method, &self.url(path), headers, body).await
     }
 
     /// All metrics at this moment.

@@ -41,9 +41,7 @@ impl Settings {
 
     /// Adds TOML: tables are merged, single keys replaced.
     pub fn config(mut self, toml: &str) -> Self {
-        let more = toml
-            .parse()
-            .unwrap_or_else(|error| panic!("{error}: {toml}"));
+        let more = toml.parse().unwrap_or_else(|error| panic!("{error}: {toml}"));
         merge(&mut self.0, more);
         self
     }

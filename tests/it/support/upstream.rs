@@ -41,16 +41,10 @@ impl Upstream {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await;
         let listener = listener.expect("a loopback port is free");
-        let addr = listener
-            .local_addr()
-            .expect("a bound listener has an address");
+        let addr = listener.local_addr().expect("a bound listener has an address");
         let shared = Arc::default();
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Self {
-            addr,
-            shared,
-            accepting: Mutex::new(Some(accepting)),
-        }
+        Self { addr, shared, accepting: Mutex::new(Some(accepting)) }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -74,9 +68,7 @@ impl Upstream {
 
     /// Listens again, on the same port, with the same content and memory.
     pub async fn come_back(&self) {
-        let listener = TcpListener::bind(self.addr)
-            .await
-            .expect("the port is still free");
+        let listener = TcpListener::bind(self.addr).await.expect("the port is still free");
         let accepting = tokio::spawn(accept(listener, Arc::clone(&self.shared)));
         *self.accepting.lock() = Some(accepting);
     }
@@ -116,17 +108,13 @@ impl Upstream {
 
     pub fn add_manifest(&self, repository: &str, manifest: &Content) {
         self.change(repository, |repository| {
-            repository
-                .manifests
-                .insert(manifest.digest.clone(), manifest.clone());
+            repository.manifests.insert(manifest.digest.clone(), manifest.clone());
         });
     }
 
     pub fn add_blob(&self, repository: &str, blob: &Content) {
         self.change(repository, |repository| {
-            repository
-                .blobs
-                .insert(blob.digest.clone(), blob.bytes.clone());
+            repository.blobs.insert(blob.digest.clone(), blob.bytes.clone());
         });
     }
 
@@ -148,13 +136,7 @@ impl Upstream {
     }
 
     fn change(&self, name: &str, change: impl FnOnce(&mut registry::Repository)) {
-        change(
-            self.shared
-                .repositories
-                .lock()
-                .entry(name.to_owned())
-                .or_default(),
-        );
+        change(self.shared.repositories.lock().entry(name.to_owned()).or_default());
     }
 }
 
@@ -170,9 +152,7 @@ impl Upstream {
 
     /// This reply, every time.
     pub fn always(&self, method: &str, path: &str, reply: Reply) {
-        self.shared
-            .scripts
-            .add(method, path, Vec::new(), Some(reply));
+        self.shared.scripts.add(method, path, Vec::new(), Some(reply));
     }
 
     /// From now on only the usual answers.
@@ -193,10 +173,7 @@ impl Upstream {
     pub fn require_bearer_from(&self, other: &Self, manners: Bearer) {
         let desk = Arc::new(TokenDesk::new(manners));
         *other.shared.desk.lock() = Some(Arc::clone(&desk));
-        *self.shared.auth.lock() = Auth::Bearer {
-            realm: other.url("/token"),
-            desk,
-        };
+        *self.shared.auth.lock() = Auth::Bearer { realm: other.url("/token"), desk };
     }
 
     /// Everybody may read again.
@@ -226,9 +203,7 @@ impl Upstream {
     /// Requests of this method for exactly this path, those that were challenged too.
     pub fn count(&self, method: &str, path: &str) -> usize {
         let seen = self.shared.seen.lock();
-        seen.iter()
-            .filter(|seen| seen.method == method && seen.path == path)
-            .count()
+        seen.iter().filter(|seen| seen.method == method && seen.path == path).count()
     }
 
     /// Every request, tokens and challenges included, in the order in which they came.
@@ -300,14 +275,8 @@ impl Shared {
         if let Some(challenge) = self.auth.lock().challenge(seen) {
             return (challenge, Reply::normal());
         }
-        let reply = self
-            .scripts
-            .next(&seen.method, &seen.path)
-            .unwrap_or_default();
+        let reply = self.scripts.next(&seen.method, &seen.path).unwrap_or_default();
         let repositories = self.repositories.lock();
-        (
-            registry::answer(seen, &repositories, reply.ignores_range),
-            reply,
-        )
+        (registry::answer(seen, &repositories, reply.ignores_range), reply)
     }
 }

@@ -133,11 +133,7 @@ fn head(status: u16, headers: Vec<(String, String)>, reply: &Reply, length: u64)
         Framing::UntilClose => Some(("Connection", "close".to_owned())),
     };
     let replaced = |name: &str| {
-        let mut names = reply
-            .headers
-            .iter()
-            .map(|(name, _)| name)
-            .chain(&reply.left_out);
+        let mut names = reply.headers.iter().map(|(name, _)| name).chain(&reply.left_out);
         names.any(|other| other.eq_ignore_ascii_case(name))
     };
     let mut head = format!("HTTP/1.1 {status} Scripted\r\n");
@@ -159,12 +155,7 @@ fn head(status: u16, headers: Vec<(String, String)>, reply: &Reply, length: u64)
     head
 }
 
-async fn send_body(
-    stream: &mut BufReader<TcpStream>,
-    body: &Bytes,
-    reply: &Reply,
-    sent: &AtomicU64,
-) -> Sent {
+async fn send_body(stream: &mut BufReader<TcpStream>, body: &Bytes, reply: &Reply, sent: &AtomicU64) -> Sent {
     let chunked = matches!(reply.framing, Framing::Chunked);
     let mut pacer = reply.bytes_per_second.map(Pacer::new);
     let mut steps = reply.in_body.iter().peekable();
@@ -183,10 +174,7 @@ async fn send_body(
         let end = body.len().min(offset + limit);
         let end = end.min(usize::try_from(next_step).unwrap_or(usize::MAX));
         let frame = spoil(body.slice(offset..end), offset as u64, &reply.flipped);
-        if write_frame(stream.get_mut(), &frame, chunked)
-            .await
-            .is_err()
-        {
+        if write_frame(stream.get_mut(), &frame, chunked).await.is_err() {
             return Sent::Abandoned;
         }
         sent.fetch_add(frame.len() as u64, Ordering::SeqCst);
@@ -240,10 +228,7 @@ async fn take_step(stream: &mut BufReader<TcpStream>, step: &Step) -> Option<Sen
     match step {
         Step::Cut => Some(Sent::Closed),
         Step::Reset => {
-            stream
-                .get_ref()
-                .set_zero_linger()
-                .expect("a socket can be told to reset");
+            stream.get_ref().set_zero_linger().expect("a socket can be told to reset");
             Some(Sent::Closed)
         }
         Step::Sleep(_) | Step::Wait(_) | Step::Silence => None,
@@ -266,11 +251,7 @@ struct Pacer {
 
 impl Pacer {
     fn new(bytes_per_second: u64) -> Self {
-        Self {
-            bytes_per_second,
-            start: Instant::now(),
-            sent: 0,
-        }
+        Self { bytes_per_second, start: Instant::now(), sent: 0 }
     }
 
     /// About a hundredth of a second's worth, so that a slow rate is a trickle and not bursts.
