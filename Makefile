@@ -1,0 +1,26 @@
+# What people and CI run here. `make test` is all that a fresh Debian machine with Rust needs.
+
+.PHONY: build check deny test
+
+build:
+	cargo build --release
+
+check:
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+
+# Licences, sources, doubled and abandoned dependencies: cargo install --locked cargo-deny
+deny:
+	cargo deny --log-level warn check
+
+# The tests named clients:: start dockerd and run containers, and that takes root.
+ifeq ($(shell id -u),0)
+test:
+	tests/install.sh
+	cargo test --quiet
+else
+test:
+	tests/install.sh
+	cargo test --quiet -- --skip clients::
+	cargo test --quiet --test it --config 'target."cfg(all())".runner = "sudo -E"' -- clients::
+endif

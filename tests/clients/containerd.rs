@@ -1,0 +1,113 @@
+//! containerd with its own root, state and socket, driven by `ctr`.
+
+use std::path::Path;
+
+use super::folder::Folder;
+use super::program::{NOWHERE, Turn, find, run};
+use super::registry::Registry;
+use super::{busybox, roadstead};
+use crate::support::daemon::Daemon;
+
+pub struct Containerd {
+    _daemon: Daemon,
+    folder: Folder,
+}
+
+impl Containerd {
+    pub fn start() -> Self {
+        let program = find("containerd", "containerd");
+        let folder = Folder::new();
+        let config = format!(
+            r#"
+            version = 2
+            root = "{root}"
+            state = "{state}"
+            disabled_plugins = ["io.containerd.grpc.v1.cri"]
+            [grpc]
+            address = "{socket}"
+            [ttrpc]
+            address = "{socket}.ttrpc"
+            [plugins."io.containerd.internal.v1.opt"]
+            path = "{opt}"
+            "#,
+            root = folder.at("root"),
+            state = folder.at("state"),
+            socket = folder.at("sock"),
+            opt = folder.at("opt"),
+        );
+        folder.write("config.toml", &config);
+        let args = ["--config", &folder.at("config.toml")];
+        let mut daemon = Daemon::spawn_with("containerd", folder.path(), &program, &args, &NOWHERE);
+        let ctr = find("ctr", "containerd");
+        let socket = folder.at("sock");
+        daemon.wait_until(|| Path::new(&socket).exists());
+        run(&ctr, &["-a", &socket, "version"], &[]);
+        Self { _daemon: daemon, folder }
+    }
+
+    pub fn socket(&self) -> String {
+        self.folder.at("sock")
+    }
+
+    fn ctr(&self, args: &[&str]) -> String {
+        let socket = self.socket();
+        let args = [&["-a", &socket, "-n", "test"], args].concat();
+        run(&find("ctr", "containerd"), &args, &[])
+    }
+
+    /// One mirror for every registry, as `"*"` in k3s writes it.
+    fn mirror_everything(&self, url: &str) -> String {
+        let hosts = format!("[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+        self.folder.write("certs.d/_default/hosts.toml", &hosts);
+        self.folder.at("certs.d")
+    }
+
+    fn pull(&self, hosts_dir: &str, image: &str) {
+        self.ctr(&["images", "pull", "--snapshotter", "native", "--hosts-dir", hosts_dir, image]);
+    }
+
+    fn digest_of(&self, image: &str) -> String {
+        let list = self.ctr(&["images", "ls", &format!("name=={image}")]);
+        let digest = list.split_whitespace().find(|word| word.starts_with("sha256:"));
+        digest.expect("the list names the digest").to_owned()
+    }
+
+    fn greeting_in(&self, image: &str) -> String {
+        self.ctr(&["run", "--rm", "--snapshotter", "native", image, "greeting", "/bin/cat", "/etc/greeting"])
+    }
+}
+
+#[tokio::test]
+async fn containerd_pulls_from_two_registries_through_one_mirror() {
+    let (hub, github) = (Registry::start(), Registry::start());
+    // The same name and tag in both: only `ns` tells them apart.
+    let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
+    hub.push("team/tool", "v1", &from_hub).await;
+    github.push("team/tool", "v1", &from_github).await;
+    let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
+    let _turn = Turn::take("daemon");
+    let containerd = Containerd::start();
+    let hosts = containerd.mirror_everything(&roadstead.url(""));
+    for (image, wanted, greeting) in
+        [("docker.io/team/tool:v1", &from_hub, "from the hub"), ("ghcr.io/team/tool:v1", &from_github, "from github")]
+    {
+        containerd.pull(&hosts, image);
+        assert_eq!(containerd.digest_of(image), wanted.digest());
+        assert_eq!(containerd.greeting_in(image), greeting);
+    }
+}
+
+#[tokio::test]
+async fn containerd_pulls_its_platform_out_of_an_index() {
+    let hub = Registry::start();
+    let index = busybox::index("one of three");
+    hub.push_index("library/busybox", "latest", &index).await;
+    let roadstead = roadstead(&[("docker.io", &hub)]);
+    let _turn = Turn::take("daemon");
+    let containerd = Containerd::start();
+    let hosts = containerd.mirror_everything(&roadstead.url(""));
+    let image = "docker.io/library/busybox:latest";
+    containerd.pull(&hosts, image);
+    assert_eq!(containerd.digest_of(image), index.digest());
+    assert_eq!(containerd.greeting_in(image), "one of three");
+}

@@ -1,0 +1,107 @@
+//! A private dockerd, with its own data root and socket and a containerd of its own, that pulls
+//! through Roadstead as its registry mirror.
+
+use super::containerd::Containerd;
+use super::folder::Folder;
+use super::podman::Podman;
+use super::program::{NOWHERE, Turn, find, run};
+use super::registry::Registry;
+use super::{busybox, roadstead};
+use crate::support::daemon::Daemon;
+
+struct Docker {
+    _daemon: Daemon,
+    /// Its own: dockerd would take the machine's, and with it the machine's images.
+    _containerd: Containerd,
+    folder: Folder,
+    _turn: Turn,
+}
+
+impl Docker {
+    fn start(mirror: &str) -> Self {
+        let program = find("dockerd", "docker.io");
+        let turn = Turn::take("daemon");
+        let (containerd, folder) = (Containerd::start(), Folder::new());
+        folder.write("daemon.json", "{}");
+        let (socket, containerd_socket) = (format!("unix://{}", folder.at("sock")), containerd.socket());
+        let args = [
+            ["--config-file", &folder.at("daemon.json")],
+            ["--data-root", &folder.at("data")],
+            ["--exec-root", &folder.at("exec")],
+            ["--pidfile", &folder.at("pid")],
+            ["--containerd", &containerd_socket],
+            ["--host", &socket],
+            ["--storage-driver", "vfs"],
+            ["--bridge", "none"],
+            ["--iptables=false", "--ip6tables=false"],
+            ["--registry-mirror", mirror],
+        ];
+        let mut daemon = Daemon::spawn_with("dockerd", folder.path(), &program, args.as_flattened(), &NOWHERE);
+        daemon.wait_until(|| folder.path().join("sock").exists());
+        let docker = Self { _daemon: daemon, _containerd: containerd, folder, _turn: turn };
+        docker.run(&["version"]);
+        docker
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        let socket = format!("unix://{}", self.folder.at("sock"));
+        let args = [&["--host", &socket], args].concat();
+        // Its own home, so that nobody's credentials are sent anywhere.
+        run(&find("docker", "docker.io"), &args, &[("HOME", &self.folder.at(""))])
+    }
+
+    fn greeting_in(&self, image: &str) -> String {
+        self.run(&["run", "--rm", "--network", "none", image, "/bin/cat", "/etc/greeting"])
+    }
+}
+
+#[tokio::test]
+async fn docker_pulls_through_the_mirror_and_the_second_time_from_the_cache_alone() {
+    let hub = Registry::start();
+    let image = busybox::image("hello from the mirror");
+    hub.push("library/busybox", "latest", &image).await;
+    let roadstead = roadstead(&[("docker.io", &hub)]);
+    let docker = Docker::start(&roadstead.url(""));
+
+    docker.run(&["pull", "--quiet", "busybox"]);
+    assert_eq!(docker.greeting_in("busybox"), "hello from the mirror");
+    let id = docker.run(&["inspect", "--format", "{{.Id}}", "busybox"]);
+    assert_eq!(id, image.config.digest);
+    let blobs = image.blobs().count();
+    assert_eq!(hub.blob_gets("library/busybox"), blobs);
+
+    docker.run(&["rmi", "--force", "busybox"]);
+    docker.run(&["pull", "--quiet", "busybox"]);
+    assert_eq!(docker.greeting_in("busybox"), "hello from the mirror");
+    assert_eq!(hub.blob_gets("library/busybox"), blobs, "the second pull came from the cache");
+    let labels = [("upstream", "docker.io"), ("kind", "blob")];
+    let counted = roadstead.metric("roadstead_upstream_requests_total", &labels).await;
+    assert_eq!(counted, blobs as f64, "Roadstead counts what the upstream counts");
+}
+
+#[tokio::test]
+async fn docker_pushes_and_others_pull() {
+    let hub = Registry::start();
+    let roadstead = roadstead(&[("docker.io", &hub)]);
+    let app = format!("{}/team/app:v1", roadstead.host());
+    let docker = Docker::start(&roadstead.url(""));
+    let tar = busybox::root_tar(&docker.folder, "made here");
+    docker.run(&["import", &tar, &app]);
+    docker.run(&["push", "--quiet", &app]);
+    let pushed = docker.run(&["inspect", "--format", "{{index .RepoDigests 0}}", &app]);
+    let (_, digest) = pushed.split_once('@').expect("a push names the digest");
+
+    docker.run(&["rmi", "--force", &app]);
+    docker.run(&["pull", "--quiet", &app]);
+    assert_eq!(docker.greeting_in(&app), "made here");
+
+    let podman = Podman::new(&insecure(&roadstead.host()));
+    podman.pull(&app);
+    assert_eq!(podman.digest_of(&app), digest);
+    assert_eq!(podman.greeting_in(&app), "made here");
+    assert_eq!(hub.blob_gets("team/app"), 0, "a pushed name is nobody else's");
+}
+
+fn insecure(host: &str) -> String {
+    format!("[[registry]]\nlocation = \"{host}\"\ninsecure = true\n")
+}

@@ -1,0 +1,81 @@
+//! The folder of one daemon or client, which leaves nothing behind: no process, no mount, no file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// Declare it after the daemons that live in it: fields are dropped in order.
+pub struct Folder(TempDir);
+
+impl Folder {
+    /// In `/tmp` whatever `TMPDIR` says, because the path of a socket has room for 107 bytes only.
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("roadstead-").tempdir_in("/tmp");
+        Self(folder.expect("a folder in /tmp"))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The path of an entry as text, for a command line.
+    pub fn at(&self, entry: &str) -> String {
+        let path = self.path().join(entry);
+        path.to_str().expect("a plain path").to_owned()
+    }
+
+    pub fn write(&self, entry: &str, text: &str) -> PathBuf {
+        let path = self.path().join(entry);
+        let parent = path.parent().expect("an entry has a parent");
+        fs::create_dir_all(parent).expect("the folder can be made");
+        fs::write(&path, text).expect("the file can be written");
+        path
+    }
+
+    /// The storage of podman and buildah in this folder, without a driver that needs the kernel's help.
+    pub fn storage_conf(&self) -> String {
+        let (root, run) = (self.at("storage"), self.at("run"));
+        format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{root}\"\nrunroot = \"{run}\"\n")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        kill_who_names(self.path());
+        for mount in mounts_under(self.path()) {
+            let unmounted = Command::new("umount").arg("--lazy").arg(&mount).status();
+            if !unmounted.is_ok_and(|status| status.success()) {
+                eprintln!("{} is left mounted", mount.display());
+            }
+        }
+    }
+}
+
+/// Shims and the like, which left the process group of the daemon that started them. The folder is
+/// ours alone, so whoever has it on the command line is ours too.
+fn kill_who_names(folder: &Path) {
+    let name = folder.as_os_str().as_encoded_bytes();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse().ok()) else {
+            continue;
+        };
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if command.windows(name.len()).any(|part| part == name) {
+            // An error means that it has just ended.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The deepest last mounted first.
+fn mounts_under(folder: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let mut points: Vec<PathBuf> = points.filter(|point| point.starts_with(folder)).collect();
+    points.reverse();
+    points
+}

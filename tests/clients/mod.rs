@@ -1,0 +1,32 @@
+//! Real programs against real registries, through the real Roadstead.
+//!
+//! Every test starts its own daemons on free loopback ports, in a folder of its own, and takes them
+//! down however it ends. Nothing here leaves the machine: a program that falls back to the internet
+//! finds a closed door. A program that is missing fails the test; `make test` installs it.
+//! All of it needs root, as `dockerd` and `podman run` do.
+
+mod buildah;
+mod busybox;
+mod containerd;
+mod docker;
+mod folder;
+mod podman;
+mod program;
+mod registry;
+mod skopeo;
+
+use crate::support::process::ServerProcess;
+use crate::support::settings::Settings;
+use registry::Registry;
+
+/// Roadstead with these registries behind it, the first of them the default.
+fn roadstead(upstreams: &[(&str, &Registry)]) -> ServerProcess {
+    let mut settings = Settings::new();
+    for (name, registry) in upstreams {
+        settings = settings.upstream_url(name, &registry.url());
+    }
+    if let Some((first, _)) = upstreams.first() {
+        settings = settings.default_upstream(first);
+    }
+    ServerProcess::start(settings)
+}

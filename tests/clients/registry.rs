@@ -1,0 +1,50 @@
+//! Debian's docker-registry (distribution 2.8) as the upstream.
+
+use super::folder::Folder;
+use super::program::find;
+use crate::support::client::Client;
+use crate::support::daemon::{Daemon, free_port};
+use crate::support::image::{Image, Index};
+
+pub struct Registry {
+    daemon: Daemon,
+    port: u16,
+    _folder: Folder,
+}
+
+impl Registry {
+    /// An empty registry that takes pushes from anybody.
+    pub fn start() -> Self {
+        let program = find("docker-registry", "docker-registry");
+        let (folder, port) = (Folder::new(), free_port());
+        let data = folder.at("data");
+        let config = format!(
+            "version: 0.1\n\
+             storage: {{filesystem: {{rootdirectory: {data}}}}}\n\
+             http: {{addr: '127.0.0.1:{port}', secret: of-a-test}}\n"
+        );
+        let config = folder.write("config.yml", &config);
+        let config = config.to_str().expect("a plain path");
+        let mut daemon = Daemon::spawn("docker-registry", folder.path(), &program, &["serve", config]);
+        daemon.wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        Self { daemon, port, _folder: folder }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub async fn push(&self, repository: &str, tag: &str, image: &Image) {
+        Client::new().push_image(&self.url(), repository, tag, image).await;
+    }
+
+    pub async fn push_index(&self, repository: &str, tag: &str, index: &Index) {
+        Client::new().push_index(&self.url(), repository, tag, index).await;
+    }
+
+    /// How many GETs of a blob of this repository its access log holds.
+    pub fn blob_gets(&self, repository: &str) -> usize {
+        let get = format!("\"GET /v2/{repository}/blobs/");
+        self.daemon.log().matches(&get).count()
+    }
+}

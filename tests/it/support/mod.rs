@@ -1,0 +1,30 @@
+//! What the tests stand on: a scripted upstream, a Roadstead to ask, and clients of every manner.
+//!
+//! `upstream` is data (see `script`), `server` starts Roadstead in this process and `process` as the
+//! real program, `client` asks like a well-behaved client and `raw` like one who is none.
+
+#![allow(dead_code, unused_imports, reason = "every helper is here for some test, not for each build of them")]
+
+pub mod auth;
+pub mod client;
+pub mod daemon;
+pub mod image;
+pub mod metrics;
+pub mod process;
+pub mod push;
+pub mod raw;
+mod registry;
+pub mod script;
+mod self_test;
+pub mod server;
+pub mod settings;
+pub mod upstream;
+pub mod wire;
+
+pub use auth::Bearer;
+pub use client::{Answer, Client};
+pub use image::{Content, Image, Index, digest_of, random_bytes};
+pub use raw::{Conn, Ended};
+pub use script::{Gate, Reply};
+pub use server::TestServer;
+pub use upstream::Upstream;

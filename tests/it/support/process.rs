@@ -1,0 +1,88 @@
+//! Roadstead as the program that people run, for what only a process can show.
+
+use std::path::Path;
+use std::process::ExitStatus;
+
+use tempfile::TempDir;
+
+use super::client::Client;
+use super::daemon::{Daemon, free_port};
+use super::metrics::Metrics;
+use super::settings::Settings;
+
+pub struct ServerProcess {
+    daemon: Option<Daemon>,
+    port: u16,
+    folder: TempDir,
+}
+
+impl ServerProcess {
+    /// Starts it on a free port and waits until it answers.
+    pub fn start(settings: Settings) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let port = free_port();
+        let settings = settings.listen(&format!("127.0.0.1:{port}"));
+        let settings = settings.data_dir(&folder.path().join("data"));
+        let config = folder.path().join("roadstead.toml");
+        std::fs::write(config, settings.to_toml()).expect("the configuration can be written");
+        let mut process = Self { daemon: None, port, folder };
+        process.begin();
+        process
+    }
+
+    /// Starts it again on the same folder and port, after `stop` or `kill`.
+    pub fn begin(&mut self) {
+        let config = self.folder.path().join("roadstead.toml");
+        let config = config.to_str().expect("a plain path");
+        let program = Path::new(env!("CARGO_BIN_EXE_roadstead"));
+        let args = ["serve", "--config", config];
+        let mut daemon = Daemon::spawn("roadstead", self.folder.path(), program, &args);
+        let port = self.port;
+        daemon.wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        self.daemon = Some(daemon);
+    }
+
+    /// Asks it to stop and waits until it has.
+    pub fn stop(&mut self) -> Option<ExitStatus> {
+        self.daemon.take().map(|mut daemon| daemon.stop())
+    }
+
+    /// Ends it without a warning.
+    pub fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill();
+        }
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Daemon::pid)
+    }
+
+    /// What it has printed since its first start.
+    pub fn log(&self) -> String {
+        self.daemon.as_ref().map_or(String::new(), Daemon::log)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `127.0.0.1:<port>`, as image names carry it.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.host())
+    }
+
+    /// The sum of the series of that name which carry these labels; 0 when there are none.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let answer = Client::new().get(&self.url("/metrics")).await;
+        Metrics::parse(answer.text()).sum(name, labels)
+    }
+
+    pub fn data_dir(&self) -> std::path::PathBuf {
+        self.folder.path().join("data")
+    }
+}

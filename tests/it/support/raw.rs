@@ -1,0 +1,176 @@
+//! A client on a bare socket: any HTTP version, any pace, any moment to leave, and the truth about
+//! how a body ended.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::wire::read_headers;
+
+/// An answer of which the head has been read, and the body as far as the test asked. Dropping it
+/// is how a client leaves.
+pub struct Conn {
+    pub status: u16,
+    pub headers: HeaderMap,
+    stream: BufReader<TcpStream>,
+    framing: Framing,
+    ended: Option<Ended>,
+}
+
+/// How a body ended, by the rules of its own framing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Whole,
+    /// Closed before the declared length or the last chunk.
+    Short,
+    Reset,
+}
+
+enum Framing {
+    Length(u64),
+    Chunked {
+        left_in_chunk: u64,
+    },
+    /// Whoever reads this cannot tell a whole body from a short one.
+    UntilClose,
+}
+
+impl Conn {
+    pub async fn get(addr: SocketAddr, path: &str) -> Self {
+        Self::get_with(addr, path, &[]).await
+    }
+
+    pub async fn get_with(addr: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
+        let headers = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
+        let headers: String = headers.collect();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n{headers}\r\n");
+        Self::ask(addr, &request).await.expect("a head of an answer")
+    }
+
+    pub async fn get_http10(addr: SocketAddr, path: &str) -> Self {
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n");
+        Self::ask(addr, &request).await.expect("a head of an answer")
+    }
+
+    /// Sends these bytes as they are and reads the head of the answer.
+    pub async fn ask(addr: SocketAddr, request: &str) -> io::Result<Self> {
+        let stream = TcpStream::connect(addr).await?;
+        Self::ask_on(stream, request).await
+    }
+
+    /// The same with a small receive buffer: when this client stops reading, the server soon feels it.
+    pub async fn ask_with_small_buffer(addr: SocketAddr, request: &str) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(4096)?;
+        Self::ask_on(socket.connect(addr).await?, request).await
+    }
+
+    async fn ask_on(stream: TcpStream, request: &str) -> io::Result<Self> {
+        let mut stream = BufReader::new(stream);
+        stream.get_mut().write_all(request.as_bytes()).await?;
+        let mut line = String::new();
+        stream.read_line(&mut line).await?;
+        let status = line.split_whitespace().nth(1).and_then(|status| status.parse().ok());
+        let status = status.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let headers = read_headers(&mut stream).await?;
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let framing = match text("content-length").and_then(|length| length.parse().ok()) {
+            _ if request.starts_with("HEAD ") => Framing::Length(0),
+            Some(length) => Framing::Length(length),
+            None if text("transfer-encoding") == Some("chunked") => Framing::Chunked { left_in_chunk: 0 },
+            None => Framing::UntilClose,
+        };
+        Ok(Self { status, headers, stream, framing, ended: None })
+    }
+
+    /// The first header of that name, or an empty string.
+    pub fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name);
+        value.and_then(|value| value.to_str().ok()).unwrap_or("")
+    }
+
+    /// The next `n` bytes of the body; fewer only where it ends.
+    pub async fn take(&mut self, n: usize) -> Bytes {
+        let mut taken = BytesMut::new();
+        while taken.len() < n && self.ended.is_none() {
+            taken.extend_from_slice(&self.next(n - taken.len()).await);
+        }
+        taken.freeze()
+    }
+
+    /// All that is left of the body, and how it ended.
+    pub async fn rest(&mut self) -> (Bytes, Ended) {
+        let rest = self.take(usize::MAX).await;
+        (rest, self.ended.unwrap_or(Ended::Short))
+    }
+
+    /// The same, `frame` bytes at a time with a pause after each.
+    pub async fn rest_slowly(&mut self, frame: usize, pause: Duration) -> (Bytes, Ended) {
+        let mut taken = BytesMut::new();
+        loop {
+            taken.extend_from_slice(&self.take(frame).await);
+            if let Some(ended) = self.ended {
+                return (taken.freeze(), ended);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn next(&mut self, max: usize) -> Bytes {
+        match self.try_next(max).await {
+            Ok(bytes) => {
+                if bytes.is_empty() {
+                    self.ended = Some(Ended::Whole);
+                }
+                bytes
+            }
+            Err(error) => {
+                let short = error.kind() == io::ErrorKind::UnexpectedEof;
+                self.ended = Some(if short { Ended::Short } else { Ended::Reset });
+                Bytes::new()
+            }
+        }
+    }
+
+    /// Some bytes of the body; none at its proper end.
+    async fn try_next(&mut self, max: usize) -> io::Result<Bytes> {
+        if let Framing::Chunked { left_in_chunk: left @ 0 } = &mut self.framing {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).await?;
+            let size = u64::from_str_radix(line.trim(), 16);
+            *left = size.map_err(|_| io::ErrorKind::UnexpectedEof)?;
+            if *left == 0 {
+                self.stream.read_line(&mut line).await?;
+            }
+        }
+        let left = match &self.framing {
+            Framing::Length(left) | Framing::Chunked { left_in_chunk: left } => *left,
+            Framing::UntilClose => u64::MAX,
+        };
+        let mut bytes = BytesMut::with_capacity(64 * 1024);
+        let max = left.min(max as u64).min(64 * 1024);
+        if max == 0 {
+            return Ok(Bytes::new());
+        }
+        let n = (&mut self.stream).take(max).read_buf(&mut bytes).await?;
+        if n == 0 && !matches!(self.framing, Framing::UntilClose) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match &mut self.framing {
+            Framing::Length(left) => *left -= n as u64,
+            Framing::Chunked { left_in_chunk } => {
+                *left_in_chunk -= n as u64;
+                if *left_in_chunk == 0 {
+                    self.stream.read_line(&mut String::new()).await?;
+                }
+            }
+            Framing::UntilClose => {}
+        }
+        Ok(bytes.freeze())
+    }
+}
