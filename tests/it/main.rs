@@ -4,4 +4,9 @@
 
 #[path = "../clients/mod.rs"]
 mod clients;
+mod disk;
+mod freshness;
+mod mirrored_manifests;
+mod outages;
+mod routing;
 mod support;
