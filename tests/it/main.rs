@@ -8,5 +8,8 @@ mod disk;
 mod freshness;
 mod mirrored_manifests;
 mod outages;
+mod push;
+mod pushed_manifests;
+mod rights;
 mod routing;
 mod support;
