@@ -75,8 +75,9 @@ async fn mirrored(app: &App, call: &Call, target: &Target, reference: &Reference
         Reference::Tag(tag) => app.puller.tag(&target.repo, tag).await,
     };
     match served {
-        // A first push begins with a HEAD that names no upstream: it must not fail for the default upstream's trouble.
-        Err(error) if target.rule == Rule::Default && call.is_head() && error.is_trouble() => {
+        // A first push begins with a HEAD that names no upstream: it must not fail for the default upstream's trouble, nor
+        // for a denial, which is how Docker Hub says to whoever shows credentials that there is no such repository.
+        Err(error) if target.rule == Rule::Default && call.is_head() => {
             match app.store.repository_exists(&target.repo).await? {
                 true => Err(error),
                 false => Err(PullError::NotFound),

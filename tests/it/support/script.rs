@@ -38,7 +38,8 @@ impl Gate {
         reached.expect("this gate holds a sender");
     }
 
-    pub(super) async fn pass(&self) {
+    /// Arrives here and waits, as a reply does.
+    pub async fn pass(&self) {
         self.0.send_modify(|state| state.arrived += 1);
         let mut state = self.0.subscribe();
         let opened = state.wait_for(|state| state.open).await;

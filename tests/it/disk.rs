@@ -1,0 +1,47 @@
+//! What a data folder holds, for tests that look behind the API.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the content of a digest lies.
+pub fn blob_file(data: &Path, digest: &str) -> PathBuf {
+    let (algorithm, hex) = digest.split_once(':').expect("a digest");
+    data.join("blobs").join(algorithm).join(&hex[..2]).join(hex)
+}
+
+/// Every file below a folder, in order.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("the folder can be read") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Waits until nothing is left of what was under way: no spool file, no open upload.
+pub async fn settled(data: &Path) {
+    for folder in ["spool", "uploads"] {
+        let folder = data.join(folder);
+        until(&format!("{} is empty", folder.display()), async || entries(&folder) == 0).await;
+    }
+}
+
+fn entries(folder: &Path) -> usize {
+    std::fs::read_dir(folder).expect("the folder can be read").count()
+}
+
+/// Waits for something that must come about; how long it takes says nothing.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..4000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it never came about that {what}");
+}

@@ -1,0 +1,186 @@
+//! An outage is not a 404: what is served, and what is said, while an upstream is in trouble.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::freshness::{EVERY_TIME, REPO, TAG, asked, mirror, upstream_with};
+use crate::support::{Answer, Bearer, Image, Reply, TestServer, Upstream};
+
+/// Patience of the upstream client that would let a test time out if anything relied on it.
+const SLOW: &str = "[cache]\nanswer_within = \"120s\"\n[upstream.\"docker.io\"]\nheader_timeout = \"120s\"";
+
+fn assert_stale(answer: &Answer, image: &Image, what: &str) {
+    assert_eq!((answer.status, answer.header("docker-content-digest")), (200, image.digest()), "{what}");
+    assert!(answer.header("warning").starts_with("299 - \""), "{what}: {:?}", answer.headers);
+    assert_eq!(answer.body, image.manifest.bytes, "{what}");
+}
+
+#[tokio::test]
+async fn a_cached_tag_outlives_every_kind_of_trouble_and_says_so() {
+    let [image, moved] = [1, 2].map(|seed| Image::new(seed, &[10]));
+    let upstream = upstream_with(&image).await;
+    let server = mirror(&upstream, EVERY_TIME).await;
+    assert_eq!(server.get(TAG).await.header("warning"), "");
+    let elsewhere = Reply::normal().header("Docker-Content-Digest", moved.digest());
+    for (what, replies) in [
+        ("500", vec![Reply::error(500, "UNKNOWN")]),
+        ("502", vec![Reply::status(502)]),
+        ("503", vec![Reply::error(503, "UNAVAILABLE")]),
+        ("429", vec![Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "60")]),
+        ("a teapot", vec![Reply::status(418)]),
+        ("a closed connection", vec![Reply::hang_up(), Reply::hang_up()]),
+        ("a redirect to nowhere", vec![Reply::redirect("http://")]),
+        ("a loop", vec![Reply::status(508)]),
+    ] {
+        upstream.script("HEAD", TAG, replies);
+        assert_stale(&server.get(TAG).await, &image, what);
+        upstream.end_scripts();
+        assert_eq!(server.get(TAG).await.header("warning"), "", "after {what}");
+    }
+    // It has moved, and what it means now cannot be had.
+    upstream.add_manifest(REPO, &moved.manifest);
+    let path = format!("/v2/{REPO}/manifests/{}", moved.digest());
+    for trouble in [Reply::error(500, "UNKNOWN"), Reply::normal().flip(3), Reply::normal().cut_after(5)] {
+        upstream.script("HEAD", TAG, [elsewhere.clone()]);
+        upstream.always("GET", &path, trouble);
+        assert_stale(&server.get(TAG).await, &image, "moved");
+        upstream.end_scripts();
+    }
+    upstream.go_down().await;
+    assert_stale(&server.get(TAG).await, &image, "down");
+    let head = server.head(TAG).await;
+    assert!(head.status == 200 && head.header("warning").starts_with("299"));
+    upstream.come_back().await;
+    assert_eq!(server.get(TAG).await.header("warning"), "");
+    let stale = [("type", "manifest"), ("result", "stale")];
+    assert_eq!(server.metric("roadstead_cache_results_total", &stale).await, 12.0);
+}
+
+#[tokio::test]
+async fn an_upstream_that_says_nothing_does_not_keep_a_cached_tag_waiting() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    let mut server = mirror(&upstream, EVERY_TIME).await;
+    server.restart_with(SLOW).await;
+    server.get(TAG).await;
+    upstream.always("HEAD", TAG, Reply::never());
+    // Nothing else that ends the wait is shorter than two minutes.
+    let answer = timeout(Duration::from_secs(60), server.get(TAG)).await.expect("an answer without the upstream's");
+    assert_stale(&answer, &image, "silence");
+}
+
+#[tokio::test]
+async fn a_tag_is_not_served_stale_for_ever() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    let server = mirror(&upstream, "tag_ttl = \"0s\"\nstale_if_error = \"0s\"").await;
+    server.get(TAG).await;
+    upstream.always("*", "/v2/*", Reply::error(500, "UNKNOWN"));
+    assert_eq!(server.get(TAG).await.status, 502);
+}
+
+#[tokio::test]
+async fn trouble_with_nothing_cached_is_a_5xx_or_429_and_is_not_remembered_as_absence() {
+    let upstream = upstream_with(&Image::new(1, &[10])).await;
+    let other = Image::new(2, &[10]).manifest;
+    upstream.add_manifest(REPO, &other);
+    upstream.tag("org/other", "1", &other.digest);
+    let server = mirror(&upstream, "answer_within = \"1s\"").await;
+    let digest = format!("/v2/{REPO}/manifests/{}", other.digest);
+    for path in [TAG, &digest, "/v2/docker.io/org/other/tags/list"] {
+        for (reply, status, retry_after) in [
+            (Reply::error(500, "UNKNOWN"), 502, ""),
+            (Reply::error(503, "UNAVAILABLE").header("Retry-After", "7"), 503, "7"),
+            (Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "9"), 429, "9"),
+            (Reply::hang_up(), 502, ""),
+            (Reply::never(), 504, ""),
+        ] {
+            upstream.always("*", "/v2/*", reply.clone());
+            let answer = server.get(path).await;
+            assert_eq!((answer.status, answer.header("retry-after")), (status, retry_after), "{path}: {reply:?}");
+            let code = if status == 429 { "TOOMANYREQUESTS" } else { "UNAVAILABLE" };
+            assert_eq!(answer.error_code(), code);
+            upstream.end_scripts();
+        }
+        assert_eq!(server.get(path).await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_denial_means_depends_on_who_is_denied() {
+    let image = Image::new(1, &[10]);
+    let with_credentials = "username = \"ann\"\npassword = \"secret\"";
+    for (what, keys, warm_status, stale, cold_status) in [
+        ("anonymous", "".to_owned(), 404, false, 404),
+        ("anonymous, stale", "on_denied = \"stale\"".to_owned(), 200, true, 403),
+        ("credentials", with_credentials.to_owned(), 200, true, 403),
+        ("credentials, deny", format!("{with_credentials}\non_denied = \"deny\""), 403, false, 403),
+    ] {
+        let upstream = upstream_with(&image).await;
+        upstream.tag(REPO, "401", image.digest());
+        upstream.tag(REPO, "403", image.digest());
+        let builder = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
+        let builder = builder.config(&format!("[cache]\n{EVERY_TIME}\n[upstream.\"docker.io\"]\n{keys}"));
+        let server = builder.start().await;
+        for status in [401, 403] {
+            let tag = format!("/v2/{REPO}/manifests/{status}");
+            server.get(&tag).await;
+            upstream.always("*", "/v2/*", Reply::error(status, "DENIED"));
+            let warm = server.get(&tag).await;
+            assert_eq!((warm.status, !warm.header("warning").is_empty()), (warm_status, stale), "{what}, {status}");
+            let cold = server.get(&format!("/v2/{REPO}/manifests/cold-{status}")).await;
+            assert_eq!(cold.status, cold_status, "{what}, {status}");
+            upstream.end_scripts();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_denial_is_believed_only_after_a_fresh_token() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    upstream.require_bearer(Bearer::new());
+    let server = mirror(&upstream, EVERY_TIME).await;
+    server.get(TAG).await;
+    upstream.script("HEAD", TAG, [Reply::error(403, "DENIED")]);
+    let answer = server.get(TAG).await;
+    assert_eq!((answer.status, answer.header("warning")), (200, ""));
+    assert_eq!(upstream.tokens_given(), 2);
+}
+
+#[tokio::test]
+async fn a_restart_in_an_outage_loses_nothing() {
+    let image = Image::new(1, &[5000, 10]);
+    let upstream = upstream_with(&image).await;
+    let mut server = mirror(&upstream, "").await;
+    let paths: Vec<_> = image.blobs().map(|blob| format!("/v2/{REPO}/blobs/{}", blob.digest)).collect();
+    server.get(TAG).await;
+    for path in &paths {
+        server.get(path).await;
+    }
+    upstream.go_down().await;
+    asked(&upstream);
+    server.restart().await;
+    assert_eq!(server.get(TAG).await.header("warning"), "", "it is still fresh");
+    assert_eq!(server.get(&format!("/v2/{REPO}/manifests/{}", image.digest())).await.body, image.manifest.bytes);
+    for (path, blob) in paths.iter().zip(image.blobs()) {
+        assert_eq!(server.get(path).await.body, blob.bytes);
+        assert_eq!(server.head(path).await.header("content-length"), blob.bytes.len().to_string());
+    }
+    server.restart_with("[cache]\ntag_ttl = \"0s\"").await;
+    assert_stale(&server.get(TAG).await, &image, "restarted");
+    assert_eq!(server.get(&format!("/v2/{REPO}/manifests/2")).await.status, 503);
+    assert_eq!(server.get("/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn it_starts_with_every_upstream_dead_and_takes_pushes() {
+    let upstream = Upstream::start().await;
+    upstream.go_down().await;
+    let server = TestServer::mirror_of(&upstream).await;
+    assert_eq!(server.get(TAG).await.status, 503);
+    let image = Image::new(5, &[100]);
+    server.client().push_image(&server.url(""), "team/app", "1", &image).await;
+    assert_eq!(server.get("/v2/team/app/manifests/1").await.body, image.manifest.bytes);
+}

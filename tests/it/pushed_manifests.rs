@@ -1,0 +1,239 @@
+//! Pushed manifests, indexes and tags, and how they are deleted.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::disk::{blob_file, settled};
+use crate::support::image::{OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
+use crate::support::{Answer, Conn, Content, Image, Index, TestServer, random_bytes};
+
+const REPO: &str = "team/app";
+
+fn manifest_path(reference: &str) -> String {
+    format!("/v2/{REPO}/manifests/{reference}")
+}
+
+async fn put(server: &TestServer, reference: &str, kind: &str, bytes: impl Into<Bytes>) -> Answer {
+    server.send("PUT", &manifest_path(reference), &[("Content-Type", kind)], bytes.into()).await
+}
+
+fn assert_error(answer: &Answer, status: u16, code: &str, what: &str) {
+    assert_eq!((answer.status, answer.error_code().as_str()), (status, code), "{what}: {}", answer.text());
+}
+
+async fn with_image(image: &Image) -> TestServer {
+    let server = TestServer::builder().start().await;
+    server.client().push_image(&server.url(""), REPO, "v1", image).await;
+    server
+}
+
+#[tokio::test]
+async fn an_image_comes_back_as_it_was_pushed() {
+    for image in [Image::new(1, &[1000, 10]), Image::docker(2, &[1000])] {
+        let server = with_image(&image).await;
+        let kind = format!("{}; charset=utf-8", image.manifest.media_type);
+        let answer = put(&server, "v2", &kind, image.manifest.bytes.clone()).await;
+        assert_eq!((answer.status, answer.header("docker-content-digest")), (201, image.digest()));
+        assert_eq!(answer.header("location"), manifest_path("v2"));
+        for reference in ["v1", "v2", image.digest()] {
+            let got = server.get(&manifest_path(reference)).await;
+            assert_eq!((got.status, &got.body), (200, &image.manifest.bytes));
+            assert_eq!(got.header("content-type"), image.manifest.media_type);
+            assert_eq!(got.header("docker-content-digest"), image.digest());
+            let head = server.head(&manifest_path(reference)).await;
+            assert_eq!(head.header("content-length"), image.manifest.bytes.len().to_string());
+        }
+        settled(server.data_dir()).await;
+    }
+}
+
+#[tokio::test]
+async fn an_index_is_pushed_after_its_images() {
+    let server = TestServer::builder().start().await;
+    let index = Index::new(1, &["linux/amd64", "linux/arm64"], &[100]);
+    let early = put(&server, "v1", OCI_INDEX, index.manifest.bytes.clone()).await;
+    assert_error(&early, 400, "MANIFEST_BLOB_UNKNOWN", "no image yet");
+    server.client().push_index(&server.url(""), REPO, "v1", &index).await;
+    assert_eq!(server.get(&manifest_path("v1")).await.body, index.manifest.bytes);
+    for image in &index.images {
+        assert_eq!(server.get(&manifest_path(image.digest())).await.body, image.manifest.bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_must_refer_to_what_its_repository_has() {
+    let server = TestServer::builder().start().await;
+    let (image, base) = (Image::new(1, &[100, 50]), server.url(""));
+    server.client().push_blob(&base, REPO, &image.config).await;
+    server.client().push_blob(&base, REPO, &image.layers[0]).await;
+    server.client().push_blob(&base, "team/other", &image.layers[1]).await;
+    let refused = put(&server, "v1", OCI_MANIFEST, image.manifest.bytes.clone()).await;
+    assert_error(&refused, 400, "MANIFEST_BLOB_UNKNOWN", "a layer of another repository");
+    assert_eq!(refused.json()["errors"][0]["detail"], json!([image.layers[1].digest]));
+    assert_eq!(server.get(&manifest_path("v1")).await.status, 404);
+    server.client().push_blob(&base, REPO, &image.layers[1]).await;
+    assert_eq!(put(&server, "v1", OCI_MANIFEST, image.manifest.bytes.clone()).await.status, 201);
+    let absent = Content::new(OCI_LAYER, random_bytes(9, 9));
+    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    let with = |field: &str, value: Value| {
+        let mut manifest = json!({"schemaVersion": 2, "config": image.config.descriptor(), "layers": []});
+        manifest[field] = value;
+        Content::json(OCI_MANIFEST, &manifest).bytes
+    };
+    let subject = with("subject", absent.descriptor());
+    assert_eq!(put(&server, "v2", OCI_MANIFEST, subject).await.status, 201, "a subject need not exist");
+    let mut layer = absent.descriptor();
+    layer["mediaType"] = json!(foreign);
+    let foreign = with("layers", json!([layer]));
+    assert_eq!(put(&server, "v3", OCI_MANIFEST, foreign).await.status, 201, "a foreign layer is elsewhere");
+    let unknown = with("layers", json!([{"mediaType": OCI_LAYER, "digest": "blake3:00", "size": 1}]));
+    let refused = put(&server, "v4", OCI_MANIFEST, unknown).await;
+    assert_error(&refused, 400, "MANIFEST_BLOB_UNKNOWN", "an unknown algorithm");
+}
+
+#[tokio::test]
+async fn what_is_no_manifest_is_refused() {
+    let image = Image::new(1, &[10]);
+    let server = with_image(&image).await;
+    for (what, kind, body) in [
+        ("another type", OCI_INDEX, image.manifest.bytes.to_vec()),
+        ("empty", OCI_MANIFEST, Vec::new()),
+        ("no JSON", OCI_MANIFEST, b"{".to_vec()),
+        ("an array", OCI_MANIFEST, b"[]".to_vec()),
+        ("schema 1", "application/json", b"{\"schemaVersion\":1}".to_vec()),
+        ("a layer that is none", OCI_MANIFEST, b"{\"schemaVersion\":2,\"layers\":[7]}".to_vec()),
+        ("too deep", OCI_MANIFEST, format!("{{\"a\":{}", "[".repeat(100_000)).into_bytes()),
+    ] {
+        assert_error(&put(&server, "v2", kind, body).await, 400, "MANIFEST_INVALID", what);
+    }
+    let other = Image::new(2, &[10]);
+    let refused = put(&server, other.digest(), OCI_MANIFEST, image.manifest.bytes.clone()).await;
+    assert_error(&refused, 400, "DIGEST_INVALID", "another digest");
+    for tag in ["-x", ".x", "a..+b", &"t".repeat(129)] {
+        let refused = put(&server, tag, OCI_MANIFEST, image.manifest.bytes.clone()).await;
+        assert_error(&refused, 400, "MANIFEST_INVALID", tag);
+    }
+    assert_eq!(server.get(&format!("/v2/{REPO}/tags/list")).await.json()["tags"], json!(["v1"]));
+}
+
+#[tokio::test]
+async fn a_manifest_over_4_mib_is_refused_before_it_is_read() {
+    let image = Image::new(1, &[10]);
+    let server = with_image(&image).await;
+    let head = format!("PUT {} HTTP/1.1\r\nHost: x\r\nContent-Type: {OCI_MANIFEST}\r\n", manifest_path("v2"));
+    let limit = 4 << 20;
+    let mut announced =
+        Conn::ask(server.addr(), &format!("{head}Content-Length: {}\r\n\r\n", limit + 1)).await.unwrap();
+    let (body, _) = announced.rest().await;
+    assert_eq!(announced.status, 413);
+    assert!(String::from_utf8_lossy(&body).contains("SIZE_INVALID"));
+    // Not announced: it is read until it is too long.
+    let chunk = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{}", limit + 1, "x".repeat(limit + 1));
+    assert_eq!(Conn::ask(server.addr(), &chunk).await.unwrap().status, 413);
+    let mut manifest = json!({"schemaVersion": 2, "config": image.config.descriptor(), "layers": []});
+    manifest["annotations"] = json!({"filler": "x".repeat(limit - 1000)});
+    let large = Content::json(OCI_MANIFEST, &manifest);
+    assert_eq!(put(&server, "large", OCI_MANIFEST, large.bytes.clone()).await.status, 201);
+    assert_eq!(server.get(&manifest_path("large")).await.body, large.bytes);
+}
+
+#[tokio::test]
+async fn a_push_by_digest_may_set_many_tags() {
+    let image = Image::new(1, &[10]);
+    let server = with_image(&image).await;
+    let tags: Vec<String> = (0..12).map(|n| format!("t{n:02}")).collect();
+    let query: String = tags.iter().map(|tag| format!("&tag={tag}")).collect();
+    let reference = format!("{}?{}", image.digest(), &query[1..]);
+    let answer = put(&server, &reference, OCI_MANIFEST, image.manifest.bytes.clone()).await;
+    assert_eq!(answer.status, 201);
+    let set: Vec<_> = answer.headers.get_all("oci-tag").iter().map(|tag| tag.to_str().unwrap().to_owned()).collect();
+    assert_eq!(set, tags);
+    assert_eq!(server.get(&manifest_path("t11")).await.body, image.manifest.bytes);
+    let bad = put(&server, &format!("{}?tag=..", image.digest()), OCI_MANIFEST, image.manifest.bytes.clone()).await;
+    assert_error(&bad, 400, "MANIFEST_INVALID", "a bad tag");
+}
+
+#[tokio::test]
+async fn a_deleted_tag_leaves_its_manifest_and_a_deleted_manifest_takes_its_tags() {
+    let image = Image::new(1, &[10]);
+    let mut server = with_image(&image).await;
+    for tag in ["v2", "v3"] {
+        put(&server, tag, OCI_MANIFEST, image.manifest.bytes.clone()).await;
+    }
+    assert_eq!(server.delete(&manifest_path("v2")).await.status, 202);
+    assert_error(&server.get(&manifest_path("v2")).await, 404, "MANIFEST_UNKNOWN", "v2");
+    assert_error(&server.delete(&manifest_path("v2")).await, 404, "MANIFEST_UNKNOWN", "v2 again");
+    assert_eq!(server.get(&manifest_path(image.digest())).await.status, 200);
+    assert_eq!(server.delete(&manifest_path(image.digest())).await.status, 202);
+    assert_eq!(server.delete(&manifest_path(image.digest())).await.status, 404);
+    for _ in 0..2 {
+        for reference in ["v1", "v3", image.digest()] {
+            assert_eq!(server.get(&manifest_path(reference)).await.status, 404, "{reference}");
+        }
+        assert_eq!(server.get(&format!("/v2/{REPO}/tags/list")).await.json()["tags"], json!([]));
+        server.restart().await;
+    }
+    assert_eq!(put(&server, "v1", OCI_MANIFEST, image.manifest.bytes.clone()).await.status, 201);
+}
+
+#[tokio::test]
+async fn a_deleted_blob_stays_for_whoever_else_has_it() {
+    let image = Image::new(1, &[10]);
+    let server = with_image(&image).await;
+    server.client().push_image(&server.url(""), "team/other", "v1", &image).await;
+    let blob = format!("blobs/{}", image.layers[0].digest);
+    assert_eq!(server.delete(&format!("/v2/{REPO}/{blob}")).await.status, 202);
+    assert_eq!(server.delete(&format!("/v2/{REPO}/{blob}")).await.status, 404);
+    assert_error(&server.get(&format!("/v2/{REPO}/{blob}")).await, 404, "BLOB_UNKNOWN", "deleted");
+    assert_eq!(server.get(&format!("/v2/team/other/{blob}")).await.body, image.layers[0].bytes);
+}
+
+#[tokio::test]
+async fn deletes_are_off_where_they_are_switched_off_or_content_is_not_ours() {
+    let image = Image::new(1, &[10]);
+    let upstream = crate::support::Upstream::start().await;
+    upstream.add_image("org/app", "v1", &image);
+    let mut server = TestServer::mirror_of(&upstream).await;
+    server.client().push_image(&server.url(""), REPO, "v1", &image).await;
+    server.get("/v2/org/app/manifests/v1").await;
+    let blob = format!("blobs/{}", image.config.digest);
+    for repo in ["org/app", REPO] {
+        for what in ["manifests/v1", &format!("manifests/{}", image.digest()), &blob] {
+            let path = format!("/v2/{repo}/{what}");
+            assert_error(&server.delete(&path).await, 405, "UNSUPPORTED", &path);
+            assert_eq!(server.get(&path).await.status, 200, "{path}");
+        }
+        server.restart_with("[delete]\nenabled = false").await;
+    }
+}
+
+#[tokio::test]
+async fn a_pushed_blob_that_was_lost_is_a_404_and_a_new_push_brings_it_back() {
+    let image = Image::new(1, &[1000]);
+    let mut server = with_image(&image).await;
+    let layer = &image.layers[0];
+    let blob = format!("/v2/{REPO}/blobs/{}", layer.digest);
+    std::fs::remove_file(blob_file(server.data_dir(), &layer.digest)).unwrap();
+    std::fs::remove_file(blob_file(server.data_dir(), image.digest())).unwrap();
+    server.restart().await;
+    assert_error(&server.get(&blob).await, 404, "BLOB_UNKNOWN", "lost");
+    assert_eq!(server.head(&blob).await.status, 404);
+    assert_error(&server.get(&manifest_path("v1")).await, 404, "MANIFEST_UNKNOWN", "lost");
+    server.client().push_blob(&server.url(""), REPO, layer).await;
+    put(&server, "v1", OCI_MANIFEST, image.manifest.bytes.clone()).await;
+    assert_eq!(server.get(&blob).await.body, layer.bytes);
+    assert_eq!(server.get(&manifest_path("v1")).await.body, image.manifest.bytes);
+}
+
+#[tokio::test]
+async fn a_tag_without_its_link_does_not_exist() {
+    let image = Image::new(1, &[10]);
+    let mut server = with_image(&image).await;
+    let hex = image.digest().replace("sha256:", "");
+    let link = format!("repositories/local/{REPO}/_manifests/sha256/{hex}");
+    std::fs::remove_file(server.data_dir().join(link)).unwrap();
+    server.restart().await;
+    for reference in ["v1", image.digest()] {
+        assert_error(&server.get(&manifest_path(reference)).await, 404, "MANIFEST_UNKNOWN", reference);
+    }
+}
