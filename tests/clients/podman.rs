@@ -26,7 +26,9 @@ impl Podman {
         let folder = Folder::new();
         folder.write("registries.conf", registries);
         folder.write("storage.conf", &folder.storage_conf());
-        folder.write("containers.conf", &format!("{CONTAINERS_CONF}tmp_dir = {:?}\n", folder.at("tmp")));
+        let (tmp, network) = (folder.at("tmp"), folder.at("network"));
+        let own = format!("tmp_dir = {tmp:?}\n[network]\nnetwork_config_dir = {network:?}\n");
+        folder.write("containers.conf", &format!("{CONTAINERS_CONF}{own}"));
         Self { folder }
     }
 
