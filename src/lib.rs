@@ -2,8 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod http;
 pub mod oci;
+pub mod pull;
+pub mod resolve;
+pub mod server;
 pub mod store;
+pub mod tasks;
 pub mod telemetry;
+pub mod upstream;

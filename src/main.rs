@@ -1,1 +1,16 @@
-fn main() {}
+//! Parses the command line and runs it.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use roadstead::cli::Cli;
+
+fn main() -> ExitCode {
+    match Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("roadstead: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

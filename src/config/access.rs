@@ -36,34 +36,21 @@ pub struct DeleteConfig {
 impl LocalConfig {
     /// Whether a repository of this name is local by configuration.
     pub fn matches(&self, repository: &str) -> bool {
-        self.namespaces
-            .iter()
-            .any(|namespace| namespace.matches(repository))
+        self.namespaces.iter().any(|namespace| namespace.matches(repository))
     }
 }
 
 // === impl Namespace ===
 
 impl Namespace {
-    /// The error says what a pattern looks like, in words that follow a quoted pattern.
-    pub fn parse(pattern: &str) -> Result<Self, String> {
-        const SHAPE: &str = "is not a pattern of repository names; write for example \"team/**\"";
-        let allowed =
-            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/*?[]{},!".contains(c);
-        if pattern.is_empty()
-            || pattern.starts_with('/')
-            || pattern.ends_with('/')
-            || !pattern.chars().all(allowed)
-        {
-            return Err(SHAPE.to_owned());
+    /// `None` when nothing that is a repository's name could match.
+    pub fn parse(pattern: &str) -> Option<Self> {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/*?[]{},!".contains(c);
+        if pattern.is_empty() || pattern.starts_with('/') || pattern.ends_with('/') || !pattern.chars().all(allowed) {
+            return None;
         }
-        match GlobBuilder::new(pattern).literal_separator(true).build() {
-            Ok(glob) => Ok(Self {
-                pattern: pattern.to_owned(),
-                matcher: glob.compile_matcher(),
-            }),
-            Err(error) => Err(format!("{SHAPE} ({})", error.kind())),
-        }
+        let glob = GlobBuilder::new(pattern).literal_separator(true).build().ok()?;
+        Some(Self { pattern: pattern.to_owned(), matcher: glob.compile_matcher() })
     }
 
     pub fn matches(&self, repository: &str) -> bool {
@@ -112,18 +99,14 @@ mod tests {
             ("{a,b}/*", "b/x", true),
         ];
         for (pattern, name, expected) in cases {
-            assert_eq!(
-                Namespace::parse(pattern).unwrap().matches(name),
-                expected,
-                "{pattern} on {name}"
-            );
+            assert_eq!(Namespace::parse(pattern).unwrap().matches(name), expected, "{pattern} on {name}");
         }
     }
 
     #[test]
     fn what_can_never_match_a_repository_is_refused() {
         for pattern in ["", "/team", "team/", "Team/**", "team:v1", "a b", "team/["] {
-            assert!(Namespace::parse(pattern).is_err(), "{pattern:?}");
+            assert!(Namespace::parse(pattern).is_none(), "{pattern:?}");
         }
     }
 }

@@ -1,24 +1,142 @@
-//! From layers to a [`Config`].
+//! From the layers, laid over each other, to a [`Config`]: defaults, and the rules between keys.
 
-use std::path::PathBuf;
+use super::build_upstream::merge;
+use super::error::Site;
+use super::layer::{CacheKeys, DeleteKeys, Layer, LocalKeys, LogKeys, PushKeys, ServerKeys, Sited};
+use super::value::Positive;
+use super::{
+    CacheConfig, Config, ConfigError, DOCKER_IO, DeleteConfig, LocalConfig, LogConfig, PushConfig, ServerConfig,
+    StorageConfig, UpstreamConfig, builtin_upstreams, canonical_name,
+};
 
-use super::{Config, ConfigError};
-
-/// What the command line says about configuration.
-#[derive(Clone, Debug, Default)]
-pub struct LoadOptions {
-    pub config: Option<PathBuf>,
-    pub listen: Option<String>,
-    pub data: Option<PathBuf>,
-    /// Each `NAME=URL`.
-    pub upstreams: Vec<String>,
-    pub default_upstream: Option<String>,
-    pub log_format: Option<String>,
+/// `storage` is where data goes unless a layer says otherwise.
+pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>) -> Result<Config, ConfigError> {
+    let builtin = layer.root.builtin_upstreams.as_ref().is_none_or(|builtin| builtin.value);
+    let mut upstreams = if builtin { builtin_upstreams() } else { Vec::new() };
+    for (name, keys) in layer.upstreams {
+        let path = format!("upstream.\"{name}\"");
+        match upstreams.iter_mut().find(|upstream| upstream.name == name) {
+            Some(upstream) => merge(upstream, keys.value, &path)?,
+            None => {
+                let mut upstream = UpstreamConfig::new(name, Vec::new());
+                merge(&mut upstream, keys.value, &path)?;
+                if upstream.urls.is_empty() {
+                    let right = format!("has no url; write for example url = \"https://{}\"", upstream.name);
+                    return Err(ConfigError::new(&keys.site, path, right));
+                }
+                upstreams.push(upstream);
+            }
+        }
+    }
+    upstreams.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(Config {
+        server: server(layer.server)?,
+        storage: StorageConfig { path: value(layer.storage.path, storage.path) },
+        cache: cache(layer.cache),
+        local: local(layer.local),
+        push: push(layer.push),
+        delete: delete(layer.delete),
+        log: log(layer.log),
+        default_upstream: default_upstream(layer.root.default_upstream, layer.root.builtin_upstreams, &upstreams)?,
+        upstreams,
+        builtin_upstreams: builtin,
+        ignored_variables: ignored,
+    })
 }
 
-impl Config {
-    /// One file and the defaults; no environment. `origin` is what errors call the file.
-    pub fn from_toml(_text: &str, _origin: &str) -> Result<Self, ConfigError> {
-        Ok(Self::default())
+pub(super) fn value<T>(sited: Option<Sited<T>>, default: T) -> T {
+    sited.map_or(default, |sited| sited.value)
+}
+
+pub(super) fn positive<T>(sited: Option<Sited<Positive<T>>>, default: T) -> T {
+    sited.map_or(default, |sited| sited.value.0)
+}
+
+fn server(keys: ServerKeys) -> Result<ServerConfig, ConfigError> {
+    let default = ServerConfig::default();
+    let names = match keys.names {
+        Some(names) => hosts(names.value.0, &names.site, "server.names")?,
+        None => default.names,
+    };
+    Ok(ServerConfig {
+        listen: value(keys.listen, default.listen),
+        names,
+        max_connections: positive(keys.max_connections, default.max_connections),
+        head_timeout: positive(keys.head_timeout, default.head_timeout),
+        keep_alive: positive(keys.keep_alive, default.keep_alive),
+        progress_timeout: positive(keys.progress_timeout, default.progress_timeout),
+        drain_timeout: value(keys.drain_timeout, default.drain_timeout),
+    })
+}
+
+/// Hosts are compared in lower case.
+pub(super) fn hosts(names: Vec<String>, site: &Site, path: &str) -> Result<Vec<String>, ConfigError> {
+    match names.iter().find(|name| name.contains(['/', '@', ' '])) {
+        Some(name) => {
+            let message = format!("\"{name}\" is not a host; write for example \"registry.example.com\"");
+            Err(ConfigError::new(site, path, message))
+        }
+        None => Ok(names.into_iter().map(|name| name.to_ascii_lowercase()).collect()),
     }
+}
+
+fn cache(keys: CacheKeys) -> CacheConfig {
+    let default = CacheConfig::default();
+    CacheConfig {
+        max_size: keys.max_size.map_or(default.max_size, |size| size.value.0.0),
+        min_free: keys.min_free.map_or(default.min_free, |size| size.value.0),
+        tag_ttl: value(keys.tag_ttl, default.tag_ttl),
+        stale_if_error: value(keys.stale_if_error, default.stale_if_error),
+        negative_ttl: value(keys.negative_ttl, default.negative_ttl),
+        answer_within: positive(keys.answer_within, default.answer_within),
+    }
+}
+
+fn local(keys: LocalKeys) -> LocalConfig {
+    keys.namespaces.map_or_else(LocalConfig::default, |patterns| LocalConfig { namespaces: patterns.value.0 })
+}
+
+fn push(keys: PushKeys) -> PushConfig {
+    PushConfig { enabled: value(keys.enabled, PushConfig::default().enabled) }
+}
+
+fn delete(keys: DeleteKeys) -> DeleteConfig {
+    DeleteConfig { enabled: keys.enabled.map(|enabled| enabled.value) }
+}
+
+fn log(keys: LogKeys) -> LogConfig {
+    LogConfig { format: value(keys.format, LogConfig::default().format) }
+}
+
+fn default_upstream(
+    name: Option<Sited<String>>,
+    builtin: Option<Sited<bool>>,
+    upstreams: &[UpstreamConfig],
+) -> Result<Option<String>, ConfigError> {
+    let is_upstream = |name: &str| upstreams.iter().any(|upstream| upstream.name == name);
+    let Some(Sited { value: name, site }) = name else {
+        return match builtin {
+            Some(builtin) if !is_upstream(DOCKER_IO) => {
+                let message = format!(
+                    "without them \"{DOCKER_IO}\" is no upstream; write default_upstream = \"none\" too, or which"
+                );
+                Err(ConfigError::new(&builtin.site, "builtin_upstreams", message))
+            }
+            _ => Ok(Some(DOCKER_IO.to_owned())),
+        };
+    };
+    if name == "none" {
+        return Ok(None);
+    }
+    if is_upstream(&name) {
+        return Ok(Some(name));
+    }
+    let canonical = canonical_name(&name);
+    let message = if canonical == name {
+        let known: String = upstreams.iter().map(|upstream| format!("\"{}\", ", upstream.name)).collect();
+        format!("no upstream is called \"{name}\"; there are {known}and \"none\"")
+    } else {
+        format!("\"{name}\" is another name of \"{canonical}\"; write \"{canonical}\"")
+    };
+    Err(ConfigError::new(&site, "default_upstream", message))
 }

@@ -23,7 +23,6 @@ pub(super) enum Site {
     WholeFile(Arc<str>),
     Variable(String),
     Flag(&'static str),
-    Default,
 }
 
 struct KeyAfter<'a>(&'a Site, &'a str);
@@ -34,11 +33,7 @@ impl ConfigError {
     /// `key` is the dotted path as the file writes it; empty when no key is to blame.
     pub(super) fn new(site: &Site, key: impl Into<String>, message: impl Into<String>) -> Self {
         let message = message.into().trim().replace('\n', "; ");
-        Self {
-            site: site.clone(),
-            key: key.into(),
-            message,
-        }
+        Self { site: site.clone(), key: key.into(), message }
     }
 }
 
@@ -51,7 +46,6 @@ impl fmt::Display for Site {
             Self::WholeFile(origin) => f.write_str(origin),
             Self::Variable(name) => f.write_str(name),
             Self::Flag(name) => f.write_str(name),
-            Self::Default => f.write_str("default"),
         }
     }
 }

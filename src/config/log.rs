@@ -1,7 +1,6 @@
 //! `[log]`: the shape of log lines. What is logged follows `RUST_LOG`.
 
 use std::fmt;
-use std::str::FromStr;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LogConfig {
@@ -21,18 +20,12 @@ pub enum LogFormat {
 
 impl LogFormat {
     pub const NAMES: [&str; 2] = ["text", "json"];
-}
 
-impl FromStr for LogFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err(format!(
-                "\"{text}\" is not a log format; write \"text\" or \"json\""
-            )),
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        match name {
+            "text" => Some(Self::Text),
+            "json" => Some(Self::Json),
+            _ => None,
         }
     }
 }

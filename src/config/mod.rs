@@ -8,27 +8,40 @@
 
 mod access;
 mod build;
+mod build_upstream;
 mod cache;
+mod env;
 mod error;
+mod file;
+mod layer;
 mod listen;
+mod load;
 mod log;
+mod registry_env;
 mod secret;
 mod server;
+mod show;
 mod storage;
+mod suggest;
+mod units;
 mod upstream;
+mod upstream_url;
+mod value;
+mod warnings;
+
+#[cfg(test)]
+mod tests;
 
 pub use access::{DeleteConfig, LocalConfig, Namespace, PushConfig};
-pub use build::LoadOptions;
 pub use cache::CacheConfig;
 pub use error::ConfigError;
-pub use listen::ListenAddr;
+pub use listen::{ListenAddr, NotAnAddress};
+pub use load::LoadOptions;
 pub use log::{LogConfig, LogFormat};
 pub use secret::Secret;
 pub use server::ServerConfig;
 pub use storage::StorageConfig;
-pub use upstream::{
-    BUILTIN_UPSTREAMS, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name,
-};
+pub use upstream::{BUILTIN_UPSTREAMS, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name};
 
 /// The whole effective configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,9 +72,7 @@ impl Config {
 
     /// Deletes are on for whoever sits on this machine, and off for a network until an operator says otherwise.
     pub fn deletes_enabled(&self) -> bool {
-        self.delete
-            .enabled
-            .unwrap_or_else(|| self.server.listen.is_loopback())
+        self.delete.enabled.unwrap_or_else(|| self.server.listen.is_loopback())
     }
 }
 

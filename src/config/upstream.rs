@@ -97,18 +97,13 @@ impl OnDenied {
 
 /// [`BUILTIN_UPSTREAMS`] as configured by nobody.
 pub fn builtin_upstreams() -> Vec<UpstreamConfig> {
-    let parsed =
-        |(name, url): (&str, &str)| Some(UpstreamConfig::new(name, vec![Url::parse(url).ok()?]));
+    let parsed = |(name, url): (&str, &str)| Some(UpstreamConfig::new(name, vec![Url::parse(url).ok()?]));
     BUILTIN_UPSTREAMS.into_iter().filter_map(parsed).collect()
 }
 
 /// The one name of a registry that has several: every name of Docker Hub becomes `docker.io`.
 pub fn canonical_name(host: &str) -> &str {
-    if DOCKER_IO_ALIASES.contains(&host) {
-        DOCKER_IO
-    } else {
-        host
-    }
+    if DOCKER_IO_ALIASES.contains(&host) { DOCKER_IO } else { host }
 }
 
 #[cfg(test)]
@@ -117,10 +112,7 @@ mod tests {
 
     #[test]
     fn every_builtin_upstream_has_a_url_and_they_are_sorted() {
-        let names: Vec<_> = builtin_upstreams()
-            .into_iter()
-            .map(|upstream| upstream.name)
-            .collect();
+        let names: Vec<_> = builtin_upstreams().into_iter().map(|upstream| upstream.name).collect();
         assert_eq!(names, BUILTIN_UPSTREAMS.map(|(name, _)| name));
         assert!(names.is_sorted());
     }

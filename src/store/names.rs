@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -153,22 +153,27 @@ impl Store {
     }
 
     /// Points a mirrored tag to a manifest of the repository, unless it has moved since the caller saw it at `old`.
-    /// With `persist` false only the front learns it: a confirmation too young to be worth a write.
+    /// A mere confirmation rewrites its file only if the file's own is `rewrite` old; the front always learns it.
     pub async fn compare_and_set_tag(
         &self,
         repo: &RepoId,
         tag: &Tag,
         old: Option<Digest>,
         new: TagRecord,
-        persist: bool,
+        rewrite: Duration,
     ) -> Result<bool, StoreError> {
         let (repo, tag) = (repo.clone(), tag.clone());
         self.run(move |inner| {
             let _locked = inner.repositories.write(&repo);
-            if inner.read_tag(&repo, &tag)?.map(|record| record.digest) != old {
+            let there = inner.read_tag(&repo, &tag)?;
+            if there.as_ref().map(|record| &record.digest) != old.as_ref() {
                 return Ok(false);
             }
-            if persist {
+            let young = there.is_some_and(|there| {
+                there.digest == new.digest
+                    && new.confirmed.duration_since(there.confirmed).is_ok_and(|age| age < rewrite)
+            });
+            if !young {
                 inner.write_tag(&repo, &tag, &new)?;
             }
             inner.front.tags.insert((repo, tag), new);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -23,7 +23,8 @@ pub struct Spool {
     store: Arc<Inner>,
     file: Arc<GrowingFile>,
     path: PathBuf,
-    written_back: u64,
+    algorithm: Algorithm,
+    written_back: AtomicU64,
     syncing: Arc<AtomicBool>,
     committed: bool,
 }
@@ -38,7 +39,8 @@ impl Store {
                 store: inner.clone(),
                 file: Arc::new(file),
                 path,
-                written_back: 0,
+                algorithm,
+                written_back: AtomicU64::new(0),
                 syncing: Arc::default(),
                 committed: false,
             })
@@ -54,11 +56,12 @@ impl Spool {
     }
 
     /// Writes and hashes `chunks` on the blocking pool; the length once they can be read.
-    pub async fn append(&mut self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
+    pub async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
         let file = self.file.clone();
         let length = blocking(move || file.append(&chunks)).await?.at("write", &self.path)?;
-        if length - self.written_back >= WRITE_BACK && !self.syncing.swap(true, Ordering::AcqRel) {
-            self.written_back = length;
+        let unsynced = length - self.written_back.load(Ordering::Relaxed);
+        if unsynced >= WRITE_BACK && !self.syncing.swap(true, Ordering::AcqRel) {
+            self.written_back.store(length, Ordering::Relaxed);
             let (file, syncing) = (self.file.clone(), self.syncing.clone());
             tokio::task::spawn_blocking(move || {
                 // A failure shows again at the sync that matters.
@@ -67,6 +70,14 @@ impl Spool {
             });
         }
         Ok(length)
+    }
+
+    /// The digest of what has been appended.
+    pub async fn digest(&self) -> Result<Digest, StoreError> {
+        let file = self.file.clone();
+        let algorithm = self.algorithm;
+        let (_, digest) = blocking(move || file.digest(algorithm)).await?.at("read", &self.path)?;
+        Ok(digest)
     }
 
     /// Moves the content to its digest, as cached content: checked, but not waited for to be on the disk.

@@ -4,19 +4,14 @@
 //! is renamed. No label ever carries the name of an image.
 
 use prometheus::core::Collector;
-use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use prometheus::{Registry, Result};
 
 /// From a hit in memory to a transfer of a minute, as `registry:2` has them.
-const REQUEST_SECONDS: &[f64] = &[
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0,
-];
+const REQUEST_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0];
 /// From a hit in memory to the longest that a client waits for a first byte.
-const FIRST_BYTE_SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-];
+const FIRST_BYTE_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// How a family is made from what its field's declaration says; only a histogram has buckets.
 trait Family: Collector + Clone + Sized + 'static {
@@ -44,10 +39,7 @@ family! {
 
 impl Family for HistogramVec {
     fn declare(name: &str, help: &str, labels: &[&str], buckets: &[&[f64]]) -> Result<Self> {
-        HistogramVec::new(
-            HistogramOpts::new(name, help).buckets(buckets.concat()),
-            labels,
-        )
+        HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.concat()), labels)
     }
 }
 
@@ -58,10 +50,6 @@ macro_rules! families {
         }
 
         impl Families {
-            /// Every name, in order of declaration.
-            #[cfg(test)]
-            pub(super) const NAMES: &[&str] = &[$($name),*];
-
             /// The error is a name or label that the format forbids, or a name that is declared twice.
             pub(super) fn register(registry: &Registry) -> Result<Self> {
                 $(

@@ -26,40 +26,21 @@ pub struct InFlight(IntGauge);
 
 impl Metrics {
     /// With a series at zero for each of these upstreams, so that a rate over the first event is right.
-    #[expect(
-        clippy::expect_used,
-        reason = "names are constants: every start registers them, or none does"
-    )]
+    #[expect(clippy::expect_used, reason = "names are constants: every start registers them, or none does")]
     pub fn new(upstreams: &[&str]) -> Self {
         let registry = Registry::new();
-        let families =
-            Families::register(&registry).expect("names are well formed and declared once");
-        registry
-            .register(Box::new(ProcessCollector::for_self()))
-            .expect("no other metric is called process_…");
+        let families = Families::register(&registry).expect("names are well formed and declared once");
+        registry.register(Box::new(ProcessCollector::for_self())).expect("no other metric is called process_…");
         for class in StorageClass::ALL {
             families.storage_bytes.with_label_values(&[class.as_str()]);
         }
         let first_byte = ContentKind::ALL.map(|kind| {
-            CacheResult::ALL.map(|result| {
-                families
-                    .first_byte
-                    .with_label_values(&[kind.as_str(), result.as_str()])
-            })
+            CacheResult::ALL.map(|result| families.first_byte.with_label_values(&[kind.as_str(), result.as_str()]))
         });
-        let upstreams: HashMap<_, _> = upstreams
-            .iter()
-            .map(|&name| (Arc::from(name), UpstreamSeries::new(&families, name)))
-            .collect();
-        upstreams
-            .values()
-            .for_each(|series| series.available.set(1));
-        Self {
-            registry,
-            families,
-            upstreams,
-            first_byte,
-        }
+        let upstreams: HashMap<_, _> =
+            upstreams.iter().map(|&name| (Arc::from(name), UpstreamSeries::new(&families, name))).collect();
+        upstreams.values().for_each(|series| series.available.set(1));
+        Self { registry, families, upstreams, first_byte }
     }
 
     /// Every metric in the text exposition format 0.0.4.
@@ -81,24 +62,17 @@ impl Metrics {
 
     /// `bytes` came from an upstream.
     pub fn pulled_bytes(&self, kind: ContentKind, upstream: &str, bytes: u64) {
-        self.of(upstream, |series| {
-            series.kind(kind).pulled_bytes.inc_by(bytes)
-        });
+        self.of(upstream, |series| series.kind(kind).pulled_bytes.inc_by(bytes));
     }
 
     /// `bytes` of mirrored content went to a client.
     pub fn pushed_bytes(&self, kind: ContentKind, upstream: &str, bytes: u64) {
-        self.of(upstream, |series| {
-            series.kind(kind).pushed_bytes.inc_by(bytes)
-        });
+        self.of(upstream, |series| series.kind(kind).pushed_bytes.inc_by(bytes));
     }
 
     /// One request to an upstream; `code` is its status, or one word for why there was none.
     pub fn upstream_request(&self, upstream: &str, kind: &str, code: &str) {
-        self.families
-            .upstream_requests
-            .with_label_values(&[upstream, kind, code])
-            .inc();
+        self.families.upstream_requests.with_label_values(&[upstream, kind, code]).inc();
     }
 
     /// `seconds` from a request to an upstream to the head of its answer.
@@ -110,16 +84,10 @@ impl Metrics {
     /// an alarm.
     pub fn upstream_ratelimit(&self, upstream: &str, limit: Option<f64>, remaining: Option<f64>) {
         if let Some(limit) = limit {
-            self.families
-                .upstream_ratelimit_limit
-                .with_label_values(&[upstream])
-                .set(limit);
+            self.families.upstream_ratelimit_limit.with_label_values(&[upstream]).set(limit);
         }
         if let Some(remaining) = remaining {
-            self.families
-                .upstream_ratelimit_remaining
-                .with_label_values(&[upstream])
-                .set(remaining);
+            self.families.upstream_ratelimit_remaining.with_label_values(&[upstream]).set(remaining);
         }
     }
 
@@ -148,21 +116,12 @@ impl Metrics {
     /// A request was answered to its end, `seconds` after its head.
     pub fn http_finished(&self, handler: &str, method: &Method, code: StatusCode, seconds: f64) {
         let method = method_label(method);
-        self.families
-            .http_requests
-            .with_label_values(&[handler, code.as_str(), method])
-            .inc();
-        self.families
-            .http_request_duration
-            .with_label_values(&[handler, method])
-            .observe(seconds);
+        self.families.http_requests.with_label_values(&[handler, code.as_str(), method]).inc();
+        self.families.http_request_duration.with_label_values(&[handler, method]).observe(seconds);
     }
 
     pub fn storage_bytes(&self, class: StorageClass, bytes: u64) {
-        self.families
-            .storage_bytes
-            .with_label_values(&[class.as_str()])
-            .set(gauge(bytes));
+        self.families.storage_bytes.with_label_values(&[class.as_str()]).set(gauge(bytes));
     }
 
     pub fn storage_capacity(&self, bytes: u64) {
@@ -219,4 +178,123 @@ fn method_label(method: &Method) -> &'static str {
 
 fn gauge(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The value of a series, or the sum over all series of a family.
+    fn total(text: &str, series: &str) -> f64 {
+        let of_series = |line: &&str| line.starts_with(series) && line[series.len()..].starts_with([' ', '{']);
+        text.lines().filter(of_series).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    }
+
+    #[test]
+    fn each_mirrored_get_is_one_request_one_hit_or_miss_and_one_result() {
+        let metrics = Metrics::new(&["docker.io"]);
+        let mut hits = 0.0;
+        let mut requests = 0.0;
+        for kind in ContentKind::ALL {
+            for (times, result) in CacheResult::ALL.into_iter().enumerate() {
+                for upstream in ["docker.io", "docker.io", "not-announced.example.com"].iter().cycle().take(times + 1) {
+                    metrics.mirrored_get(kind, upstream, result);
+                    requests += 1.0;
+                    hits += if result.is_hit() { 1.0 } else { 0.0 };
+                }
+            }
+        }
+        let text = metrics.render();
+        assert_eq!(total(&text, "registry_proxy_requests_total"), requests);
+        assert_eq!(total(&text, "registry_proxy_hits_total"), hits);
+        assert_eq!(total(&text, "registry_proxy_misses_total"), requests - hits);
+        assert_eq!(total(&text, "roadstead_cache_results_total"), requests);
+    }
+
+    #[test]
+    fn known_upstreams_are_at_zero_from_the_start_and_rate_limits_are_absent() {
+        let text = Metrics::new(&["ghcr.io"]).render();
+        for line in [
+            "registry_proxy_requests_total{type=\"blob\",upstream=\"ghcr.io\"} 0",
+            "registry_proxy_hits_total{type=\"manifest\",upstream=\"ghcr.io\"} 0",
+            "roadstead_cache_results_total{result=\"joined_committed\",type=\"blob\",upstream=\"ghcr.io\"} 0",
+            "roadstead_digest_mismatches_total{upstream=\"ghcr.io\"} 0",
+            "roadstead_upstream_available{upstream=\"ghcr.io\"} 1",
+            "roadstead_storage_bytes{class=\"pushed\"} 0",
+            "roadstead_fills_in_flight 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("ratelimit"));
+    }
+
+    #[test]
+    fn every_name_of_the_contract_is_exposed_and_no_other() {
+        let metrics = Metrics::new(&["docker.io"]);
+        metrics.upstream_request("docker.io", "manifest", "200");
+        metrics.upstream_ratelimit("docker.io", Some(100.0), Some(99.0));
+        metrics.evicted("size", 1);
+        drop(metrics.http_started("manifest"));
+        metrics.http_finished("manifest", &Method::GET, StatusCode::OK, 0.1);
+        let text = metrics.render();
+        let exposed: BTreeSet<_> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let (process, ours): (BTreeSet<_>, BTreeSet<_>) =
+            exposed.into_iter().partition(|name| name.starts_with("process_"));
+        let contract = [
+            "registry_proxy_requests_total",
+            "registry_proxy_hits_total",
+            "registry_proxy_misses_total",
+            "registry_proxy_pulled_bytes_total",
+            "registry_proxy_pushed_bytes_total",
+            "registry_http_requests_total",
+            "registry_http_request_duration_seconds",
+            "registry_http_in_flight_requests",
+            "roadstead_cache_results_total",
+            "roadstead_upstream_requests_total",
+            "roadstead_upstream_first_byte_seconds",
+            "roadstead_first_byte_seconds",
+            "roadstead_fills_in_flight",
+            "roadstead_fill_resumes_total",
+            "roadstead_digest_mismatches_total",
+            "roadstead_upstream_ratelimit_limit",
+            "roadstead_upstream_ratelimit_remaining",
+            "roadstead_upstream_available",
+            "roadstead_storage_bytes",
+            "roadstead_storage_capacity_bytes",
+            "roadstead_evictions_total",
+            "roadstead_evicted_bytes_total",
+            "roadstead_index_rebuilds_total",
+        ];
+        assert_eq!(ours, contract.into());
+        assert!(process.contains("process_resident_memory_bytes") && process.contains("process_open_fds"));
+    }
+
+    #[test]
+    fn what_is_in_flight_ends_with_its_guard() {
+        let metrics = Metrics::new(&[]);
+        let fills = [metrics.fill_started(), metrics.fill_started()];
+        assert_eq!(total(&metrics.render(), "roadstead_fills_in_flight"), 2.0);
+        drop(fills);
+        assert_eq!(total(&metrics.render(), "roadstead_fills_in_flight"), 0.0);
+    }
+
+    #[test]
+    fn labels_are_as_registry_2_has_them() {
+        let metrics = Metrics::new(&[]);
+        metrics.http_finished("blob", &Method::HEAD, StatusCode::NOT_FOUND, 0.004);
+        let invented = Method::from_bytes(b"FROBNICATE").unwrap();
+        metrics.http_finished("blob", &invented, StatusCode::METHOD_NOT_ALLOWED, 61.0);
+        let text = metrics.render();
+        for line in [
+            "registry_http_requests_total{code=\"404\",handler=\"blob\",method=\"head\"} 1",
+            "registry_http_requests_total{code=\"405\",handler=\"blob\",method=\"other\"} 1",
+            "registry_http_request_duration_seconds_bucket{handler=\"blob\",method=\"head\",le=\"0.005\"} 1",
+            "registry_http_request_duration_seconds_bucket{handler=\"blob\",method=\"other\",le=\"60\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
 }

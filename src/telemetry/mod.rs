@@ -2,9 +2,11 @@
 
 mod families;
 pub mod logs;
-pub mod metrics;
+mod metrics;
 mod outcome;
 mod series;
+mod writer;
 
 pub use metrics::{InFlight, Metrics};
 pub use outcome::{CacheResult, ContentKind, StorageClass};
+pub use writer::Flush;

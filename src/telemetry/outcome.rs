@@ -82,10 +82,7 @@ impl CacheResult {
 
     /// Whether it counts as a hit; everything else counts as a miss.
     pub fn is_hit(self) -> bool {
-        matches!(
-            self,
-            Self::Hit | Self::Revalidated | Self::Stale | Self::JoinedCommitted
-        )
+        matches!(self, Self::Hit | Self::Revalidated | Self::Stale | Self::JoinedCommitted)
     }
 }
 

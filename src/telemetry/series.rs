@@ -51,13 +51,8 @@ impl KindSeries {
             requests: families.proxy_requests.with_label_values(&labels),
             hits: families.proxy_hits.with_label_values(&labels),
             misses: families.proxy_misses.with_label_values(&labels),
-            results: CacheResult::ALL.map(|result| {
-                families.cache_results.with_label_values(&[
-                    kind.as_str(),
-                    upstream,
-                    result.as_str(),
-                ])
-            }),
+            results: CacheResult::ALL
+                .map(|result| families.cache_results.with_label_values(&[kind.as_str(), upstream, result.as_str()])),
             pulled_bytes: families.proxy_pulled_bytes.with_label_values(&labels),
             pushed_bytes: families.proxy_pushed_bytes.with_label_values(&labels),
         }

@@ -1,0 +1,15 @@
+//! `roadstead serve`.
+
+use super::options::ConfigOptions;
+use super::{CliError, runtime};
+use crate::server;
+use crate::telemetry::logs;
+
+pub fn run(options: ConfigOptions) -> Result<(), CliError> {
+    let config = options.load()?;
+    let _flush = logs::init(config.log.format)?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    Ok(runtime::block_on(server::run(config))??)
+}

@@ -1,0 +1,255 @@
+//! One source of settings: a file, a set of variables, or the flags. Every key may be there or not.
+//!
+//! [`section!`] is the list of all keys. From one declaration it makes the fields, the reading of a key by its name
+//! (so that all sources read alike, and unknown keys are found), and the laying of one layer over another. Every
+//! value remembers where it was written, so that rules between keys can still name the line.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::error::Site;
+use super::units::Size;
+use super::upstream_url::UpstreamUrl;
+use super::value::{OneOrMore, Positive, Raw, Setting};
+use super::{ConfigError, ListenAddr, LogFormat, Namespace, OnDenied, Secret};
+
+/// A value and where it was written.
+#[derive(Debug)]
+pub(super) struct Sited<T> {
+    pub(super) value: T,
+    pub(super) site: Site,
+}
+
+/// The keys of one table, whatever their types.
+pub(super) trait Section {
+    fn keys(&self) -> &'static [&'static str];
+
+    /// Sets one of [`Section::keys`]; the error says what is wrong with the value. `None` for any other key.
+    fn set(&mut self, key: &str, raw: &Raw<'_>, site: &Site) -> Option<Result<(), String>>;
+}
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($key:ident: $kind:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Default)]
+        pub(super) struct $name {
+            $(pub(super) $key: Option<Sited<$kind>>,)*
+        }
+
+        impl Section for $name {
+            fn keys(&self) -> &'static [&'static str] {
+                &[$(stringify!($key)),*]
+            }
+
+            fn set(&mut self, key: &str, raw: &Raw<'_>, site: &Site) -> Option<Result<(), String>> {
+                match key {
+                    $(stringify!($key) => Some(raw.read().map(|value| {
+                        self.$key = Some(Sited { value, site: site.clone() });
+                    })),)*
+                    _ => None,
+                }
+            }
+        }
+
+        impl $name {
+            /// What is set here, and beneath it what is set in `lower`.
+            fn over(self, lower: Self) -> Self {
+                Self { $($key: self.$key.or(lower.$key),)* }
+            }
+        }
+    };
+}
+
+section! {
+    /// The keys above the first table.
+    RootKeys {
+        builtin_upstreams: bool,
+        default_upstream: String,
+    }
+}
+
+section! {
+    ServerKeys {
+        listen: ListenAddr,
+        names: OneOrMore<String>,
+        max_connections: Positive<usize>,
+        head_timeout: Positive<Duration>,
+        keep_alive: Positive<Duration>,
+        progress_timeout: Positive<Duration>,
+        drain_timeout: Duration,
+    }
+}
+
+section! {
+    StorageKeys {
+        path: PathBuf,
+    }
+}
+
+section! {
+    CacheKeys {
+        max_size: Positive<Size>,
+        min_free: Size,
+        tag_ttl: Duration,
+        stale_if_error: Duration,
+        negative_ttl: Duration,
+        answer_within: Positive<Duration>,
+    }
+}
+
+section! {
+    LocalKeys {
+        namespaces: OneOrMore<Namespace>,
+    }
+}
+
+section! {
+    PushKeys {
+        enabled: bool,
+    }
+}
+
+section! {
+    DeleteKeys {
+        enabled: bool,
+    }
+}
+
+section! {
+    LogKeys {
+        format: LogFormat,
+    }
+}
+
+section! {
+    UpstreamKeys {
+        url: OneOrMore<UpstreamUrl>,
+        username: String,
+        password: Secret,
+        password_file: PathBuf,
+        ca_file: PathBuf,
+        on_denied: OnDenied,
+        connect_timeout: Positive<Duration>,
+        header_timeout: Positive<Duration>,
+        idle_timeout: Positive<Duration>,
+        token_realms: OneOrMore<String>,
+        private_redirects: bool,
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Layer {
+    pub(super) root: RootKeys,
+    pub(super) server: ServerKeys,
+    pub(super) storage: StorageKeys,
+    pub(super) cache: CacheKeys,
+    pub(super) local: LocalKeys,
+    pub(super) push: PushKeys,
+    pub(super) delete: DeleteKeys,
+    pub(super) log: LogKeys,
+    /// By valid name, each with where it is first spoken of.
+    pub(super) upstreams: BTreeMap<String, Sited<UpstreamKeys>>,
+}
+
+/// The tables with a fixed name.
+pub(super) const SECTIONS: [&str; 7] = ["server", "storage", "cache", "local", "push", "delete", "log"];
+
+/// The table that holds one table for each upstream.
+pub(super) const UPSTREAM: &str = "upstream";
+
+// === impl Sited ===
+
+impl<T: Setting> Sited<T> {
+    /// A value from a variable or a flag.
+    pub(super) fn from_text(text: &str, site: &Site) -> Result<Self, ConfigError> {
+        let value = Raw::Text(text).read().map_err(|message| ConfigError::new(site, "", message))?;
+        Ok(Self { value, site: site.clone() })
+    }
+}
+
+// === impl Layer ===
+
+impl Layer {
+    /// A table by its name; the empty name is the keys above the first table.
+    pub(super) fn section(&mut self, name: &str) -> Option<&mut dyn Section> {
+        Some(match name {
+            "" => &mut self.root,
+            "server" => &mut self.server,
+            "storage" => &mut self.storage,
+            "cache" => &mut self.cache,
+            "local" => &mut self.local,
+            "push" => &mut self.push,
+            "delete" => &mut self.delete,
+            "log" => &mut self.log,
+            _ => return None,
+        })
+    }
+
+    /// The table of an upstream whose name was found valid.
+    pub(super) fn upstream(&mut self, name: &str, site: &Site) -> &mut UpstreamKeys {
+        let new = || Sited { value: UpstreamKeys::default(), site: site.clone() };
+        &mut self.upstreams.entry(name.to_owned()).or_insert_with(new).value
+    }
+
+    /// What is set here, and beneath it what is set in `lower`.
+    pub(super) fn over(self, mut lower: Self) -> Self {
+        for (name, upper) in self.upstreams {
+            let merged = match lower.upstreams.remove(&name) {
+                Some(lower) => Sited { value: upper.value.over_credentials(lower.value), site: lower.site },
+                None => upper,
+            };
+            lower.upstreams.insert(name, merged);
+        }
+        Self {
+            root: self.root.over(lower.root),
+            server: self.server.over(lower.server),
+            storage: self.storage.over(lower.storage),
+            cache: self.cache.over(lower.cache),
+            local: self.local.over(lower.local),
+            push: self.push.over(lower.push),
+            delete: self.delete.over(lower.delete),
+            log: self.log.over(lower.log),
+            upstreams: lower.upstreams,
+        }
+    }
+}
+
+// === impl UpstreamKeys ===
+
+impl UpstreamKeys {
+    /// Like `over`, but a password here also replaces a password file below, and the other way round.
+    fn over_credentials(self, mut lower: Self) -> Self {
+        if self.password.is_some() || self.password_file.is_some() {
+            lower.password = None;
+            lower.password_file = None;
+        }
+        self.over(lower)
+    }
+}
+
+/// Every key of every table with a fixed name, as (table, key).
+pub(super) fn fixed_keys() -> Vec<(&'static str, &'static str)> {
+    let mut layer = Layer::default();
+    let mut keys = Vec::new();
+    for section in [""].into_iter().chain(SECTIONS) {
+        let known = layer.section(section).map_or(&[][..], |table| table.keys());
+        keys.extend(known.iter().map(|key| (section, *key)));
+    }
+    keys
+}
+
+/// Sets a key of a table; `path` is what an error calls it, `unknown` says what is wrong with a key that is not there.
+pub(super) fn set(
+    section: &mut dyn Section,
+    key: &str,
+    raw: &Raw<'_>,
+    site: &Site,
+    path: &str,
+    unknown: impl FnOnce() -> String,
+) -> Result<(), ConfigError> {
+    section
+        .set(key, raw, site)
+        .unwrap_or_else(|| Err(unknown()))
+        .map_err(|message| ConfigError::new(site, path, message))
+}

@@ -1,0 +1,145 @@
+//! The variables of `registry:2` that mean the same here, as a layer, for those who replace one by the other.
+
+use std::collections::BTreeMap;
+
+use url::{Position, Url};
+
+use super::ConfigError;
+use super::env::is_service_link;
+use super::error::Site;
+use super::layer::{Layer, Sited};
+use super::upstream::{BUILTIN_UPSTREAMS, DOCKER_IO, canonical_name};
+use super::upstream_url::{UpstreamUrl, check_name};
+use super::value::Raw;
+
+const PREFIX: &str = "REGISTRY_";
+const LISTEN: &str = "REGISTRY_HTTP_ADDR";
+const DATA: &str = "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY";
+const DELETE: &str = "REGISTRY_STORAGE_DELETE_ENABLED";
+const REMOTE_URL: &str = "REGISTRY_PROXY_REMOTEURL";
+const REMOTE_USERNAME: &str = "REGISTRY_PROXY_USERNAME";
+const REMOTE_PASSWORD: &str = "REGISTRY_PROXY_PASSWORD";
+
+/// The layer, and the variables that mean nothing here. As there, credentials without a remote URL mean nothing.
+pub(super) fn read(variables: &BTreeMap<String, String>) -> Result<(Layer, Vec<String>), ConfigError> {
+    let mut layer = Layer::default();
+    let mut ignored = Vec::new();
+    let remote = variables.get(REMOTE_URL).filter(|url| !url.is_empty()).map(|url| remote(url)).transpose()?;
+    if let Some((name, url)) = &remote {
+        let site = Site::Variable(REMOTE_URL.to_owned());
+        layer.root.default_upstream = Some(Sited { value: name.clone(), site: site.clone() });
+        layer.upstream(name, &site).url = Some(Sited::from_text(url, &site)?);
+    }
+    for (variable, text) in variables.iter().filter(|(variable, text)| variable.starts_with(PREFIX) && !text.is_empty())
+    {
+        let site = Site::Variable(variable.clone());
+        match (variable.as_str(), &remote) {
+            (LISTEN, _) => layer.server.listen = Some(Sited::from_text(text, &site)?),
+            (DATA, _) => layer.storage.path = Some(Sited::from_text(text, &site)?),
+            (DELETE, _) => layer.delete.enabled = Some(Sited::from_text(text, &site)?),
+            (REMOTE_URL, _) => {}
+            (REMOTE_USERNAME, Some((name, _))) => {
+                layer.upstream(name, &site).username = Some(Sited::from_text(text, &site)?)
+            }
+            (REMOTE_PASSWORD, Some((name, _))) => {
+                layer.upstream(name, &site).password = Some(Sited::from_text(text, &site)?)
+            }
+            _ if is_service_link(variable, text) => {}
+            _ => ignored.push(variable.clone()),
+        }
+    }
+    Ok((layer, ignored))
+}
+
+/// The upstream that a remote URL means, and its URL here: Docker Hub by any of its names, else the host and port.
+fn remote(text: &str) -> Result<(String, String), ConfigError> {
+    let site = Site::Variable(REMOTE_URL.to_owned());
+    let wrong = |message: String| ConfigError::new(&site, "", message);
+    let UpstreamUrl(url) = Raw::Text(text).read().map_err(wrong)?;
+    let name = name_of(&url);
+    check_name(&name).map_err(|message| wrong(format!("\"{name}\" {message}")))?;
+    match BUILTIN_UPSTREAMS.iter().find(|(builtin, _)| *builtin == DOCKER_IO && *builtin == name) {
+        Some((_, url)) => Ok((name, (*url).to_owned())),
+        None => Ok((name, text.to_owned())),
+    }
+}
+
+/// Host, and the port where it is not the scheme's own or a host alone would not look like one.
+fn name_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port_or_known_default() {
+        Some(port) if !host.contains('.') => format!("{host}:{port}"),
+        _ => canonical_name(&url[Position::BeforeHost..Position::AfterPort]).to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(variables: &[(&str, &str)]) -> Result<(Layer, Vec<String>), String> {
+        let variables = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        read(&variables).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_remote_url_becomes_the_default_upstream_with_its_credentials() {
+        let cases = [
+            ("https://registry-1.docker.io", "docker.io", "https://registry-1.docker.io/"),
+            ("https://docker.io", "docker.io", "https://registry-1.docker.io/"),
+            ("https://ghcr.io", "ghcr.io", "https://ghcr.io/"),
+            ("http://127.0.0.1:5001", "127.0.0.1:5001", "http://127.0.0.1:5001/"),
+            ("http://registry", "registry:80", "http://registry/"),
+        ];
+        for (remote, name, url) in cases {
+            let (mut layer, ignored) = read_all(&[
+                ("REGISTRY_PROXY_REMOTEURL", remote),
+                ("REGISTRY_PROXY_USERNAME", "ann"),
+                ("REGISTRY_PROXY_PASSWORD", "hunter2"),
+            ])
+            .unwrap();
+            assert_eq!(layer.root.default_upstream.unwrap().value, name);
+            let keys = layer.upstreams.remove(name).unwrap().value;
+            assert_eq!(keys.url.unwrap().value.0[0].0.as_str(), url);
+            assert_eq!(keys.username.unwrap().value, "ann");
+            assert_eq!(keys.password.unwrap().value.expose(), "hunter2");
+            assert!(ignored.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_means_nothing_here_is_named_and_no_mistake() {
+        let (layer, ignored) = read_all(&[
+            ("REGISTRY_HTTP_ADDR", ":5000"),
+            ("REGISTRY_HTTP_SECRET", "x"),
+            ("REGISTRY_PORT", "tcp://10.0.0.1:5000"),
+            ("REGISTRY_PROXY_USERNAME", "ann"),
+            ("REGISTRY_STORAGE_DELETE_ENABLED", "true"),
+            ("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", "/data"),
+        ])
+        .unwrap();
+        assert_eq!(ignored, ["REGISTRY_HTTP_SECRET", "REGISTRY_PROXY_USERNAME"]);
+        assert_eq!(layer.server.listen.unwrap().value.to_string(), ":5000");
+        assert!(layer.delete.enabled.unwrap().value);
+        assert_eq!(layer.storage.path.unwrap().value.to_str(), Some("/data"));
+    }
+
+    #[test]
+    fn a_wrong_value_is_an_error_that_names_the_variable() {
+        let cases = [
+            (
+                "REGISTRY_PROXY_REMOTEURL",
+                "registry-1.docker.io",
+                r#"REGISTRY_PROXY_REMOTEURL: "registry-1.docker.io" has no scheme; write "https://registry-1.docker.io""#,
+            ),
+            (
+                "REGISTRY_STORAGE_DELETE_ENABLED",
+                "perhaps",
+                r#"REGISTRY_STORAGE_DELETE_ENABLED: "perhaps" is not true or false"#,
+            ),
+        ];
+        for (variable, text, message) in cases {
+            assert_eq!(read_all(&[(variable, text)]).err().as_deref(), Some(message));
+        }
+    }
+}

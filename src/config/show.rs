@@ -1,0 +1,137 @@
+//! The effective configuration as a file that would give the same, with secrets hidden.
+
+use std::fmt::{Display, Write};
+
+use toml::Value;
+
+use super::units::{format_duration, format_size};
+use super::{Config, Secret, UpstreamConfig};
+
+#[derive(Default)]
+struct Document(String);
+
+// === impl Config ===
+
+impl Config {
+    /// TOML in the order of the sections; keys that have no value are left out.
+    pub fn to_toml(&self) -> String {
+        let mut document = Document::default();
+        document.key("builtin_upstreams", self.builtin_upstreams);
+        document.key("default_upstream", self.default_upstream.as_deref().unwrap_or("none"));
+
+        document.table("server");
+        document.key("listen", self.server.listen.to_string());
+        document.key("names", self.server.names.clone());
+        document.key("max_connections", i64::try_from(self.server.max_connections).unwrap_or(i64::MAX));
+        document.key("head_timeout", format_duration(self.server.head_timeout));
+        document.key("keep_alive", format_duration(self.server.keep_alive));
+        document.key("progress_timeout", format_duration(self.server.progress_timeout));
+        document.key("drain_timeout", format_duration(self.server.drain_timeout));
+
+        document.table("storage");
+        document.key("path", self.storage.path.display().to_string());
+
+        document.table("cache");
+        document.key("max_size", format_size(self.cache.max_size));
+        document.key("min_free", format_size(self.cache.min_free));
+        document.key("tag_ttl", format_duration(self.cache.tag_ttl));
+        document.key("stale_if_error", format_duration(self.cache.stale_if_error));
+        document.key("negative_ttl", format_duration(self.cache.negative_ttl));
+        document.key("answer_within", format_duration(self.cache.answer_within));
+
+        document.table("local");
+        let patterns = self.local.namespaces.iter().map(|namespace| namespace.as_str().to_owned());
+        document.key("namespaces", patterns.collect::<Vec<_>>());
+
+        document.table("push");
+        document.key("enabled", self.push.enabled);
+
+        document.table("delete");
+        document.key("enabled", self.deletes_enabled());
+
+        document.table("log");
+        document.key("format", self.log.format.to_string());
+
+        self.upstreams.iter().for_each(|upstream| document.upstream(upstream));
+        document.0
+    }
+}
+
+// === impl Document ===
+
+impl Document {
+    fn table(&mut self, name: impl Display) {
+        self.line(format_args!("\n[{name}]"));
+    }
+
+    fn key(&mut self, name: &str, value: impl Into<Value>) {
+        self.line(format_args!("{name} = {}", value.into()));
+    }
+
+    fn upstream(&mut self, upstream: &UpstreamConfig) {
+        self.table(format_args!("upstream.\"{}\"", upstream.name));
+        match upstream.urls.as_slice() {
+            [url] => self.key("url", url.to_string()),
+            urls => self.key("url", urls.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        }
+        if let Some(username) = &upstream.username {
+            self.key("username", username.as_str());
+            self.key("password", Secret::HIDDEN);
+        }
+        if let Some(file) = &upstream.ca_file {
+            self.key("ca_file", file.display().to_string());
+        }
+        self.key("on_denied", upstream.on_denied.as_str());
+        self.key("connect_timeout", format_duration(upstream.connect_timeout));
+        self.key("header_timeout", format_duration(upstream.header_timeout));
+        self.key("idle_timeout", format_duration(upstream.idle_timeout));
+        self.key("token_realms", upstream.token_realms.clone());
+        self.key("private_redirects", upstream.private_redirects);
+    }
+
+    fn line(&mut self, line: impl Display) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "{line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_gives_the_same_configuration() {
+        let text = r#"
+            builtin_upstreams = false
+            default_upstream = "localhost:5001"
+            [server]
+            listen = ":5000"
+            names = ["cache.example.com"]
+            [storage]
+            path = "/data/\"quoted\""
+            [cache]
+            max_size = 12345
+            tag_ttl = "90s"
+            [local]
+            namespaces = ["team/**"]
+            [delete]
+            enabled = true
+            [log]
+            format = "json"
+            [upstream."localhost:5001"]
+            url = ["http://localhost:5001", "http://localhost:5002/base"]
+            on_denied = "stale"
+        "#;
+        let config = Config::from_toml(text, "test").unwrap();
+        let shown = config.to_toml();
+        assert_eq!(Config::from_toml(&shown, "shown"), Ok(config), "{shown}");
+    }
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        let text = "[upstream.\"docker.io\"]\nusername = \"ann\"\npassword = \"hunter2\"";
+        let shown = Config::from_toml(text, "test").unwrap().to_toml();
+        assert!(shown.contains("username = \"ann\"\npassword = \"***\"\n"), "{shown}");
+        assert!(!shown.contains("hunter2"));
+    }
+}

@@ -1,0 +1,316 @@
+//! Behaviour of the whole: files that are wrong, sources that disagree, and the files that we ship.
+
+use std::fs;
+use std::time::Duration;
+
+use super::*;
+
+fn error(text: &str) -> String {
+    Config::from_toml(text, "roadstead.toml").unwrap_err().to_string()
+}
+
+fn load(options: LoadOptions, variables: &[(&str, &str)]) -> Result<Config, String> {
+    let variables = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+    Config::load(&options, variables).map_err(|error| error.to_string())
+}
+
+#[test]
+fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
+    let cases = [
+        // Values.
+        (
+            "[cache]\n\ntag_ttl = \"60 parsecs\"",
+            r#"roadstead.toml:3: cache.tag_ttl: "60 parsecs" is not a duration; write for example "60s" or "10m""#,
+        ),
+        (
+            "[cache]\ntag_ttl = 60",
+            r#"roadstead.toml:2: cache.tag_ttl: 60 is not a duration; write for example "60s" or "10m""#,
+        ),
+        (
+            "cache.max_size = \"20 G\"",
+            r#"roadstead.toml:1: cache.max_size: "20 G" is not a size; write for example "20GiB" or "500MB""#,
+        ),
+        ("[cache]\nmax_size = 0", "roadstead.toml:2: cache.max_size: must be more than 0"),
+        ("[cache]\nanswer_within = \"0s\"", "roadstead.toml:2: cache.answer_within: must be more than 0"),
+        (
+            "[server]\nlisten = 5000",
+            r#"roadstead.toml:2: server.listen: 5000 is not an address to listen on; write for example "127.0.0.1:5000""#,
+        ),
+        ("[server]\nmax_connections = -1", "roadstead.toml:2: server.max_connections: -1 is not a whole number"),
+        ("[server]\nnames = [\"a\", 7]", "roadstead.toml:2: server.names: 7 is not a text in quotes"),
+        (
+            "[server]\nnames = [\"http://a\"]",
+            r#"roadstead.toml:2: server.names: "http://a" is not a host; write for example "registry.example.com""#,
+        ),
+        ("[push]\nenabled = \"yes\"", r#"roadstead.toml:2: push.enabled: "yes" is not true or false"#),
+        ("[storage]\npath = \"\"", "roadstead.toml:2: storage.path: must not be empty"),
+        (
+            "[local]\nnamespaces = [\n  \"Team/**\",\n]",
+            r#"roadstead.toml:2: local.namespaces: "Team/**" is not a pattern of repository names; write for example "team/**""#,
+        ),
+        (
+            "[log]\nformat = \"xml\"",
+            r#"roadstead.toml:2: log.format: "xml" is not a log format; write "text" or "json""#,
+        ),
+        // Keys and tables.
+        ("[cache]\ntag_tll = \"60s\"", r#"roadstead.toml:2: cache.tag_tll: unknown key; did you mean "tag_ttl"?"#),
+        ("[caches]\ntag_ttl = \"60s\"", r#"roadstead.toml:1: caches: unknown key; did you mean "cache"?"#),
+        ("listen = \":5000\"", r#"roadstead.toml:1: listen: unknown key; did you mean "server.listen"?"#),
+        (
+            "[server]\ndefault_upstream = \"none\"",
+            r#"roadstead.toml:2: server.default_upstream: unknown key; "default_upstream" stands above the first table"#,
+        ),
+        ("[push]\ncolour = 1", "roadstead.toml:2: push.colour: unknown key; there are enabled"),
+        ("cache = 5", "roadstead.toml:1: cache: is a table; write [cache], and its keys below"),
+        ("[cache]\ntag_ttl = ", "roadstead.toml:2: string values must be quoted, expected literal string"),
+        // Upstreams.
+        (
+            "[upstream.\"docker.io\"]\nuser = \"ann\"\n",
+            "roadstead.toml:2: upstream.\"docker.io\".user: unknown key; there are url, username, password, \
+             password_file, ca_file, on_denied, connect_timeout, header_timeout, idle_timeout, token_realms, \
+             private_redirects",
+        ),
+        (
+            "[upstream.docker.io]\nusername = \"ann\"",
+            r#"roadstead.toml:1: upstream.docker.io: the name of an upstream is quoted; write [upstream."docker.io"]"#,
+        ),
+        (
+            "[upstream.harbor]\nurl = \"https://harbor\"",
+            "roadstead.toml:1: upstream.\"harbor\": \"harbor\" has no \".\" or \":\", as the name of a registry has; \
+             write for example \"registry.example.com\"",
+        ),
+        (
+            "[upstream.local]",
+            "roadstead.toml:1: upstream.\"local\": \"local\" is what pushed images are under; an upstream has a name \
+             with a \".\" or a \":\"",
+        ),
+        (
+            "[upstream.\"Docker.io\"]",
+            r#"roadstead.toml:1: upstream."Docker.io": "Docker.io" has upper case letters; write "docker.io""#,
+        ),
+        (
+            "[upstream.\"index.docker.io\"]",
+            "roadstead.toml:1: upstream.\"index.docker.io\": \"index.docker.io\" is another name of \"docker.io\"; \
+             write \"docker.io\"",
+        ),
+        (
+            "[upstream.\"a.b\"]\nurl = \"registry.example.com\"",
+            r#"roadstead.toml:2: upstream."a.b".url: "registry.example.com" has no scheme; write "https://registry.example.com""#,
+        ),
+        (
+            "[upstream.\"a.b\"]\nusername = \"ann\"",
+            "roadstead.toml:2: upstream.\"a.b\".username: there is no password for it; write password or \
+             password_file too",
+        ),
+        (
+            "[upstream.\"a.b\"]\npassword = \"x\"",
+            r#"roadstead.toml:2: upstream."a.b".password: there is no username for it; write username too"#,
+        ),
+        (
+            "[upstream.\"a.b\"]\nusername = \"ann\"\npassword = \"x\"\npassword_file = \"/x\"",
+            "roadstead.toml:4: upstream.\"a.b\".password_file: there is a password as well; write one of the two",
+        ),
+        (
+            "[upstream.\"a.b\"]\nusername = \"ann\"\npassword_file = \"/nonexistent\"",
+            "roadstead.toml:3: upstream.\"a.b\".password_file: \"/nonexistent\" cannot be read: No such file or \
+             directory (os error 2)",
+        ),
+        (
+            "[upstream.\"a.b\"]\nca_file = \"/nonexistent\"",
+            "roadstead.toml:2: upstream.\"a.b\".ca_file: \"/nonexistent\" cannot be read: No such file or directory \
+             (os error 2)",
+        ),
+        (
+            "\n[upstream.\"a.b\"]",
+            r#"roadstead.toml:2: upstream."a.b": has no url; write for example url = "https://a.b""#,
+        ),
+        (
+            "[upstream.\"a.b\"]\nurl = []",
+            r#"roadstead.toml:2: upstream."a.b".url: is an empty list; write at least one URL"#,
+        ),
+        // Rules between tables.
+        (
+            "builtin_upstreams = false\ndefault_upstream = \"docker.io\"\n[upstream.\"a.b\"]\nurl = \"http://a.b\"",
+            r#"roadstead.toml:2: default_upstream: no upstream is called "docker.io"; there are "a.b", and "none""#,
+        ),
+        (
+            "builtin_upstreams = false",
+            "roadstead.toml:1: builtin_upstreams: without them \"docker.io\" is no upstream; write default_upstream = \
+             \"none\" too, or which",
+        ),
+        (
+            "default_upstream = \"index.docker.io\"",
+            r#"roadstead.toml:1: default_upstream: "index.docker.io" is another name of "docker.io"; write "docker.io""#,
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(error(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn an_error_never_repeats_a_password() {
+    for text in [
+        "[upstream.\"a.b\"]\nurl = \"https://ann:hunter2@a.b\"",
+        "[upstream.\"a.b\"]\nusername = \"ann\"\npassword = [\"hunter2\"]",
+    ] {
+        assert!(!error(text).contains("hunter2"));
+    }
+}
+
+#[test]
+fn a_table_changes_a_builtin_upstream_and_leaves_the_others() {
+    let text = "[upstream.\"docker.io\"]\nusername = \"ann\"\npassword = \"x\"\nidle_timeout = \"5s\"";
+    let config = Config::from_toml(text, "test").unwrap();
+    assert_eq!(config.upstreams.len(), BUILTIN_UPSTREAMS.len());
+    let docker = config.upstream(DOCKER_IO).unwrap();
+    assert_eq!(docker.urls[0].as_str(), "https://registry-1.docker.io/");
+    assert_eq!(docker.idle_timeout, Duration::from_secs(5));
+    assert_eq!(docker.connect_timeout, Duration::from_secs(3));
+    assert_eq!(docker.on_denied, OnDenied::Stale);
+    assert_eq!(config.upstream("quay.io").unwrap().on_denied, OnDenied::Deny);
+}
+
+#[test]
+fn a_password_file_gives_its_first_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    fs::write(&file, "hunter2\n").unwrap();
+    let text = format!("[upstream.\"docker.io\"]\nusername = \"ann\"\npassword_file = \"{}\"", file.display());
+    let config = Config::from_toml(&text, "test").unwrap();
+    assert_eq!(config.upstream(DOCKER_IO).unwrap().password.as_ref().unwrap().expose(), "hunter2");
+}
+
+#[test]
+fn a_flag_wins_over_our_variable_over_that_of_registry_2_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("roadstead.toml");
+    fs::write(&file, "[server]\nlisten = \":1\"\n[upstream.\"docker.io\"]\nusername = \"f\"\npassword_file = \"/x\"")
+        .unwrap();
+    let ours = ("ROADSTEAD_SERVER__LISTEN", ":3");
+    let theirs = ("REGISTRY_HTTP_ADDR", ":2");
+    let password = ("ROADSTEAD_UPSTREAM__DOCKER_IO__PASSWORD", "replaces the file");
+    let port = |listen: Option<&str>, variables: &[(&str, &str)]| {
+        let options =
+            LoadOptions { config: Some(file.clone()), listen: listen.map(str::to_owned), ..LoadOptions::default() };
+        load(options, &[variables, &[password]].concat()).unwrap().server.listen.port()
+    };
+    assert_eq!(port(None, &[]), 1);
+    assert_eq!(port(None, &[theirs]), 2);
+    assert_eq!(port(None, &[theirs, ours]), 3);
+    assert_eq!(port(Some(":4"), &[theirs, ours]), 4);
+}
+
+#[test]
+fn the_file_is_named_by_flag_or_variable_and_must_be_there() {
+    let expected = "/nonexistent.toml: cannot be read: No such file or directory (os error 2)";
+    let options = LoadOptions { config: Some("/nonexistent.toml".into()), ..LoadOptions::default() };
+    assert_eq!(load(options, &[]), Err(expected.to_owned()));
+    assert_eq!(load(LoadOptions::default(), &[("ROADSTEAD_CONFIG", "/nonexistent.toml")]), Err(expected.to_owned()));
+}
+
+#[test]
+fn flags_bring_upstreams_that_variables_can_then_address() {
+    let options = LoadOptions {
+        upstreams: vec!["a.b:5000=http://one".to_owned(), "a.b:5000=http://two".to_owned()],
+        default_upstream: Some("a.b:5000".to_owned()),
+        data: Some("/data".into()),
+        log_format: Some("json".to_owned()),
+        ..LoadOptions::default()
+    };
+    let variables =
+        [("ROADSTEAD_UPSTREAM__A_B_5000__USERNAME", "ann"), ("ROADSTEAD_UPSTREAM__A_B_5000__PASSWORD", "x")];
+    let config = load(options, &variables).unwrap();
+    let upstream = config.upstream("a.b:5000").unwrap();
+    assert_eq!(upstream.urls.iter().map(|url| url.as_str()).collect::<Vec<_>>(), ["http://one/", "http://two/"]);
+    assert_eq!(upstream.username.as_deref(), Some("ann"));
+    assert_eq!(config.default_upstream.as_deref(), Some("a.b:5000"));
+    assert_eq!(config.storage.path.to_str(), Some("/data"));
+    assert_eq!(config.log.format, LogFormat::Json);
+}
+
+#[test]
+fn a_wrong_flag_is_named() {
+    let cases = [
+        (
+            LoadOptions { listen: Some("5000".to_owned()), ..LoadOptions::default() },
+            r#"--listen: "5000" is not an address to listen on; write for example "127.0.0.1:5000""#,
+        ),
+        (
+            LoadOptions { upstreams: vec!["a.b".to_owned()], ..LoadOptions::default() },
+            r#"--upstream: "a.b" is not NAME=URL; write for example registry.example.com=https://registry.example.com"#,
+        ),
+        (
+            LoadOptions { upstreams: vec!["a.b=a.b".to_owned()], ..LoadOptions::default() },
+            r#"--upstream: "a.b" has no scheme; write "https://a.b""#,
+        ),
+        (
+            LoadOptions { upstreams: vec!["local=http://a".to_owned()], ..LoadOptions::default() },
+            r#"--upstream: "local" is what pushed images are under; an upstream has a name with a "." or a ":""#,
+        ),
+    ];
+    for (options, expected) in cases {
+        assert_eq!(load(options, &[]), Err(expected.to_owned()));
+    }
+}
+
+#[test]
+fn what_k3d_sets_makes_a_mirror_of_docker_hub() {
+    let variables = [
+        ("REGISTRY_HTTP_ADDR", "0.0.0.0:5000"),
+        ("REGISTRY_PROXY_REMOTEURL", "https://registry-1.docker.io"),
+        ("REGISTRY_PROXY_USERNAME", "ann"),
+        ("REGISTRY_PROXY_PASSWORD", "hunter2"),
+        ("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", "/var/lib/registry"),
+        ("REGISTRY_STORAGE_DELETE_ENABLED", "true"),
+        ("REGISTRY_LOG_LEVEL", "info"),
+    ];
+    let config = load(LoadOptions::default(), &variables).unwrap();
+    assert_eq!(config.server.listen.to_string(), "0.0.0.0:5000");
+    assert_eq!(config.default_upstream.as_deref(), Some(DOCKER_IO));
+    assert_eq!(config.upstream(DOCKER_IO).unwrap().username.as_deref(), Some("ann"));
+    assert_eq!(config.storage.path.to_str(), Some("/var/lib/registry"));
+    assert!(config.deletes_enabled());
+    assert_eq!(config.ignored_variables, ["REGISTRY_LOG_LEVEL"]);
+}
+
+/// The reference with its marks removed: `keys` decides which.
+fn reference(keys: impl Fn(&str) -> Option<&str>) -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/roadstead.toml");
+    let text = fs::read_to_string(path).unwrap();
+    let line = |line: &str| {
+        keys(line).filter(|rest| !rest.is_empty() && !rest.starts_with([' ', '#'])).unwrap_or("").to_owned()
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_reference_shows_every_key_at_its_default() {
+    let defaults = reference(|line| line.strip_prefix('#'));
+    assert_eq!(Config::from_toml(&defaults, "config/roadstead.toml"), Ok(Config::default()));
+
+    let everything = reference(|line| line.strip_prefix("##").or_else(|| line.strip_prefix('#')));
+    let document: toml::Table = toml::from_str(&everything).unwrap();
+    let shown = |table: &toml::Table, keys: &[&str]| keys.iter().all(|key| table.contains_key(*key));
+    for (section, key) in layer::fixed_keys() {
+        let table = if section.is_empty() { &document } else { document[section].as_table().unwrap() };
+        assert!(shown(table, &[key]), "{section}.{key} is missing");
+    }
+    let upstream = document["upstream"][DOCKER_IO].as_table().unwrap();
+    let keys = layer::Section::keys(&layer::UpstreamKeys::default());
+    assert!(shown(upstream, keys), "{upstream:?} is not {keys:?}");
+}
+
+#[test]
+fn the_examples_are_right_but_for_the_files_they_name() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/config/examples");
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let here = |key: &str| format!("{key} = \"{}\"", path.display());
+        let text = text
+            .replace("password_file = \"/run/secrets/docker.io\"", &here("password_file"))
+            .replace("ca_file = \"/etc/ssl/example-ca.pem\"", &here("ca_file"));
+        assert_eq!(Config::from_toml(&text, "example").err(), None, "{}", path.display());
+    }
+}

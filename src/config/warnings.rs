@@ -1,0 +1,114 @@
+//! What is allowed and yet worth a line at the start.
+
+use std::time::Duration;
+
+use super::{Config, UpstreamConfig};
+
+/// containerd takes a registry for dead after this long without the head of an answer.
+const CLIENTS_GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+
+// === impl Config ===
+
+impl Config {
+    /// One line each, the gravest first.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = self.open_to_anybody().into_iter().collect();
+        warnings.extend(self.upstreams.iter().filter_map(password_in_the_clear));
+        if self.cache.answer_within >= CLIENTS_GIVE_UP_AFTER {
+            let within = humantime::format_duration(self.cache.answer_within);
+            warnings.push(format!(
+                "cache.answer_within is {within}: containerd gives up after 30s without an answer; keep it below"
+            ));
+        }
+        if !self.ignored_variables.is_empty() {
+            warnings.push(format!("variables without a meaning here: {}", self.ignored_variables.join(", ")));
+        }
+        warnings
+    }
+
+    /// What a network may do to a server that asks nobody who they are.
+    fn open_to_anybody(&self) -> Option<String> {
+        if self.server.listen.is_loopback() {
+            return None;
+        }
+        let mut may = vec!["pull every image that is here or at an upstream"];
+        if self.upstreams.iter().any(|upstream| upstream.username.is_some()) {
+            may.push("pull with the credentials of upstreams that have some");
+        }
+        if self.push.enabled {
+            may.push(if self.local.namespaces.is_empty() { "push any image" } else { "push to the local namespaces" });
+        }
+        if self.deletes_enabled() {
+            may.push("delete what was pushed");
+        }
+        let deletes_off = match self.delete.enabled {
+            None => "; deletes are off until delete.enabled = true",
+            Some(_) => "",
+        };
+        let listen = &self.server.listen;
+        Some(format!(
+            "listening on {listen} without authentication: whoever reaches it may {}{deletes_off}",
+            may.join(", ")
+        ))
+    }
+}
+
+fn password_in_the_clear(upstream: &UpstreamConfig) -> Option<String> {
+    upstream.password.as_ref()?;
+    let url = upstream.urls.iter().find(|url| url.scheme() == "http")?;
+    let name = &upstream.name;
+    Some(format!("upstream.\"{name}\" has a password and the URL {url}: it is sent unencrypted; use https"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPEN: &str = "[server]\nlisten = \":5000\"\n";
+
+    #[test]
+    fn a_server_with_defaults_has_nothing_to_say() {
+        assert_eq!(Config::default().warnings(), [""; 0]);
+    }
+
+    #[test]
+    fn each_thing_worth_a_line_has_one() {
+        let cases = [
+            (
+                OPEN.to_owned(),
+                "listening on :5000 without authentication: whoever reaches it may pull every image that is here or at \
+                 an upstream, push any image; deletes are off until delete.enabled = true",
+            ),
+            (
+                format!("{OPEN}[delete]\nenabled = true\n[local]\nnamespaces = [\"team/**\"]"),
+                "listening on :5000 without authentication: whoever reaches it may pull every image that is here or at \
+                 an upstream, push to the local namespaces, delete what was pushed",
+            ),
+            (
+                format!("{OPEN}[push]\nenabled = false\n[delete]\nenabled = false"),
+                "listening on :5000 without authentication: whoever reaches it may pull every image that is here or at \
+                 an upstream",
+            ),
+            (
+                "[cache]\nanswer_within = \"45s\"".to_owned(),
+                "cache.answer_within is 45s: containerd gives up after 30s without an answer; keep it below",
+            ),
+            (
+                "[upstream.\"a.b\"]\nurl = \"http://a.b\"\nusername = \"ann\"\npassword = \"x\"".to_owned(),
+                "upstream.\"a.b\" has a password and the URL http://a.b/: it is sent unencrypted; use https",
+            ),
+        ];
+        for (text, warning) in cases {
+            assert_eq!(Config::from_toml(&text, "test").unwrap().warnings(), [warning], "{text}");
+        }
+    }
+
+    #[test]
+    fn deletes_are_on_for_this_machine_alone_until_somebody_says_otherwise() {
+        let enabled = |text: &str| Config::from_toml(text, "test").unwrap().deletes_enabled();
+        assert!(enabled(""));
+        assert!(!enabled(OPEN));
+        assert!(enabled(&format!("{OPEN}[delete]\nenabled = true")));
+        assert!(!enabled("[delete]\nenabled = false"));
+    }
+}

@@ -1,0 +1,134 @@
+//! Blobs: end-2 and end-10 of the distribution-spec; ranges by RFC 9110, section 14.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
+use http::{HeaderValue, StatusCode};
+
+use super::body::streamed;
+use super::error::{ApiError, insert};
+use super::{App, CONTENT_DIGEST, Call, Outcome};
+use crate::oci::{Digest, Range, RangeSet, RepoId, media_type};
+use crate::pull::{Content, PullError, Want};
+use crate::resolve::Rule;
+use crate::store::{Blob, StoreError};
+use crate::telemetry::{CacheResult, ContentKind};
+
+/// Content by digest never changes.
+const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
+
+/// GET and HEAD.
+pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Response, ApiError> {
+    let target = call.readable(app)?;
+    let digest: Digest = digest.parse()?;
+    let mut outcome = Outcome::of(app, call, &target.repo, ContentKind::Blob);
+    let etag = format!("\"{digest}\"");
+    let local = target.repo.scope.is_local();
+    let mut response = if call.is_head() {
+        let length = if local {
+            Some(local_blob(app, &target.repo, &digest).await?.length)
+        } else {
+            // A first push asks whether its blobs are here; for a repository of which nothing is known they are not.
+            if target.rule == Rule::Default && !app.store.repository_exists(&target.repo).await? {
+                return Err(ApiError::Unknown(ContentKind::Blob));
+            }
+            app.puller.blob_length(&target.repo, &digest).await.map_err(ApiError::pull(ContentKind::Blob))?
+        };
+        let mut response = Response::new(Body::empty());
+        if let Some(length) = length {
+            response.headers_mut().insert(CONTENT_LENGTH, length.into());
+        }
+        response
+    } else {
+        let want = Want { range: wanted_range(call, &etag), needs_length: call.needs_length() };
+        let content = if local {
+            let blob = local_blob(app, &target.repo, &digest).await?;
+            let range =
+                want.range.map(|range| range.within(blob.length).ok_or(PullError::Range { length: blob.length }));
+            let range = range.transpose().map_err(ApiError::pull(ContentKind::Blob))?;
+            Content::of_blob(&blob, range, CacheResult::Hit)
+        } else {
+            match app.puller.blob(&target.repo, &digest, want).await {
+                Ok(content) => content,
+                Err(error) => {
+                    outcome.failed(&error);
+                    return Err(ApiError::Pull { kind: ContentKind::Blob, error });
+                }
+            }
+        };
+        outcome.answered(content.result);
+        if matches(call.header(IF_NONE_MATCH), &etag) {
+            StatusCode::NOT_MODIFIED.into_response()
+        } else {
+            respond(content, outcome.counter())
+        }
+    };
+    let headers = response.headers_mut();
+    if !headers.contains_key(CONTENT_TYPE) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type::OCTET_STREAM));
+    }
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(CACHE_CONTROL, FOREVER);
+    insert(headers, CONTENT_DIGEST, digest.to_string());
+    insert(headers, ETAG, etag);
+    call.echo_namespace(&mut response, &target);
+    Ok(response)
+}
+
+fn respond(content: Content, counter: super::Counter) -> Response {
+    let (range, total, length) = (content.range, content.total, content.length());
+    let body = if length == Some(0) { Body::empty() } else { streamed(content.bytes, counter) };
+    let mut response = Response::new(body);
+    if let Some(length) = length {
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    if let (Some(range), Some(total)) = (range, total) {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        insert(response.headers_mut(), CONTENT_RANGE, range.content_range(total));
+    }
+    response
+}
+
+/// The one range that is asked for and applies; several are answered with the whole, as RFC 9110, 14.2 allows.
+fn wanted_range(call: &Call, etag: &str) -> Option<Range> {
+    if call.header(IF_RANGE).is_some_and(|condition| condition != etag) {
+        return None;
+    }
+    RangeSet::parse(call.header(RANGE)?)?.single()
+}
+
+/// Whether an `If-None-Match` names this entity tag (RFC 9110, 13.1.2: weak comparison).
+pub(super) fn matches(condition: Option<&str>, etag: &str) -> bool {
+    condition.is_some_and(|condition| {
+        let mut tags = condition.split(',').map(str::trim);
+        tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+    })
+}
+
+async fn local_blob(app: &App, repo: &RepoId, digest: &Digest) -> Result<Blob, ApiError> {
+    let linked = app.store.member(repo, digest).await?.is_some() || app.store.has_manifest(repo, digest).await?;
+    let blob = if linked { app.store.blob(digest).await? } else { None };
+    if linked && blob.is_none() {
+        tracing::error!(%repo, %digest, "pushed content is missing: {digest} of {repo}; a new push brings it back");
+    }
+    blob.ok_or(ApiError::Unknown(ContentKind::Blob))
+}
+
+/// Whether a local repository has this blob, content included.
+pub(super) async fn is_here(app: &App, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
+    Ok(app.store.member(repo, digest).await?.is_some() && app.store.blob(digest).await?.is_some())
+}
+
+pub(super) async fn delete(app: &Arc<App>, call: &Call, digest: &str) -> Result<Response, ApiError> {
+    let repo = call.deletable(app)?;
+    let digest: Digest = digest.parse()?;
+    if app.store.unlink_blob(&repo, &digest).await? {
+        Ok(StatusCode::ACCEPTED.into_response())
+    } else {
+        Err(ApiError::Unknown(ContentKind::Blob))
+    }
+}

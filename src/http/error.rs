@@ -1,0 +1,218 @@
+//! Every failure as a response: the one place where status, code and outside message are decided.
+//!
+//! The outside message names what a client or its user can act on, the upstream included; causes with paths and the like
+//! go to the log, once, here.
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::json;
+
+use crate::auth::Refused;
+use crate::oci::{Digest, DigestError, ErrorCode, ManifestError, NameError, ReferenceError, RouteError};
+use crate::pull::PullError;
+use crate::resolve::{PushRefused, ResolveError};
+use crate::store::{StoreError, UploadError};
+use crate::telemetry::ContentKind;
+use crate::upstream::UpstreamError;
+
+/// A request that is answered with an error.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    #[error("the method is not supported here")]
+    Method,
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    PushRefused(#[from] PushRefused),
+    #[error("{0} exists in the mirrored registry {1}; push to another name")]
+    NameTaken(String, String),
+    #[error("the request came through this server before: its upstreams lead back to it")]
+    Loop,
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+    #[error("the content has digest {found}, not {expected}")]
+    DigestMismatch { expected: Digest, found: Digest },
+    #[error(transparent)]
+    Reference(ReferenceError),
+    #[error("{} unknown to this repository", match .0 { ContentKind::Blob => "blob", ContentKind::Manifest => "manifest" })]
+    Unknown(ContentKind),
+    #[error("the repository is not known here")]
+    UnknownRepository,
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("the manifest refers to what this repository does not have")]
+    MissingReferences(Vec<String>),
+    #[error("a manifest is at most {limit} bytes")]
+    ManifestTooLarge { limit: u64 },
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    #[error("the chunk does not begin where the upload is: at byte {length}")]
+    OutOfOrder { length: u64, location: String },
+    #[error("the Content-Range header is not of the form first-last")]
+    ContentRange,
+    #[error("the body ended before its announced length, or stood still")]
+    Body,
+    #[error("n is a number from 0 on")]
+    PageSize,
+    #[error("a {parameter} parameter is missing or not valid")]
+    Parameter { parameter: &'static str },
+    #[error("{error}")]
+    Pull { kind: ContentKind, error: PullError },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("internal error")]
+    Panic,
+}
+
+impl ApiError {
+    pub fn pull(kind: ContentKind) -> impl Fn(PullError) -> Self {
+        move |error| Self::Pull { kind, error }
+    }
+
+    fn status_and_code(&self) -> (StatusCode, ErrorCode) {
+        use {ErrorCode as Code, StatusCode as Status};
+        match self {
+            Self::Route(RouteError::Malformed) => (Status::BAD_REQUEST, Code::NameInvalid),
+            Self::Route(RouteError::Unknown) => (Status::NOT_FOUND, Code::Unsupported),
+            Self::Method => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
+            Self::Resolve(error) | Self::PushRefused(PushRefused::Resolve(error)) => match error {
+                ResolveError::UnknownRegistry => (Status::NOT_FOUND, Code::NameUnknown),
+                ResolveError::Name(NameError::Length | NameError::Grammar) => (Status::BAD_REQUEST, Code::NameInvalid),
+            },
+            Self::Refused(_) => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
+            Self::PushRefused(_) | Self::NameTaken(..) => (Status::FORBIDDEN, Code::Denied),
+            Self::Loop => (Status::LOOP_DETECTED, Code::Unavailable),
+            Self::Digest(_) | Self::DigestMismatch { .. } => (Status::BAD_REQUEST, Code::DigestInvalid),
+            Self::Reference(ReferenceError::Digest(_)) => (Status::BAD_REQUEST, Code::DigestInvalid),
+            Self::Reference(ReferenceError::Tag(_)) => (Status::BAD_REQUEST, Code::ManifestInvalid),
+            Self::Unknown(ContentKind::Blob) => (Status::NOT_FOUND, Code::BlobUnknown),
+            Self::Unknown(ContentKind::Manifest) => (Status::NOT_FOUND, Code::ManifestUnknown),
+            Self::UnknownRepository => (Status::NOT_FOUND, Code::NameUnknown),
+            Self::Manifest(_) => (Status::BAD_REQUEST, Code::ManifestInvalid),
+            Self::MissingReferences(_) => (Status::BAD_REQUEST, Code::ManifestBlobUnknown),
+            Self::ManifestTooLarge { .. } => (Status::PAYLOAD_TOO_LARGE, Code::SizeInvalid),
+            Self::Upload(UploadError::Unknown) => (Status::NOT_FOUND, Code::BlobUploadUnknown),
+            Self::Upload(UploadError::Busy) => (Status::CONFLICT, Code::BlobUploadInvalid),
+            Self::OutOfOrder { .. } => (Status::RANGE_NOT_SATISFIABLE, Code::BlobUploadInvalid),
+            Self::ContentRange | Self::Body => (Status::BAD_REQUEST, Code::BlobUploadInvalid),
+            Self::PageSize => (Status::BAD_REQUEST, Code::PaginationNumberInvalid),
+            Self::Parameter { .. } => (Status::BAD_REQUEST, Code::Unsupported),
+            Self::Pull { kind, error } => pull_status(*kind, error),
+            Self::Upload(UploadError::Store(error)) | Self::Store(error) => store_status(error),
+            Self::Panic => (Status::INTERNAL_SERVER_ERROR, Code::Unknown),
+        }
+    }
+
+    /// What a stranger may read: no paths, no causes of ours.
+    fn outside_message(&self) -> String {
+        match self {
+            Self::Upload(UploadError::Store(error))
+            | Self::Store(error)
+            | Self::Pull { error: PullError::Store(error), .. } => store_message(error),
+            error => error.to_string(),
+        }
+    }
+
+    fn log(&self, status: StatusCode) {
+        match self {
+            // The miss engine has logged what it met, with the image; a store's failure has not been seen by anybody.
+            Self::Upload(UploadError::Store(error))
+            | Self::Store(error)
+            | Self::Pull { error: PullError::Store(error), .. }
+                if status.is_server_error() =>
+            {
+                tracing::error!(%error, "the store failed: {error}");
+            }
+            _ => tracing::debug!(status = status.as_u16(), error = %self, "refused: {self}"),
+        }
+    }
+}
+
+fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) {
+    use {ErrorCode as Code, StatusCode as Status};
+    match error {
+        PullError::NotFound => ApiError::Unknown(kind).status_and_code(),
+        PullError::Range { .. } => (Status::RANGE_NOT_SATISFIABLE, Code::RangeInvalid),
+        PullError::Upstream(error) => match error {
+            UpstreamError::NotFound { .. } => ApiError::Unknown(kind).status_and_code(),
+            UpstreamError::Denied { .. } => (Status::FORBIDDEN, Code::Denied),
+            UpstreamError::RateLimited { .. } => (Status::TOO_MANY_REQUESTS, Code::TooManyRequests),
+            UpstreamError::Timeout { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
+            UpstreamError::Connect { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
+            UpstreamError::Status { status: Status::SERVICE_UNAVAILABLE, .. } => {
+                (Status::SERVICE_UNAVAILABLE, Code::Unavailable)
+            }
+            UpstreamError::Status { .. } | UpstreamError::Interrupted { .. } | UpstreamError::BadResponse { .. } => {
+                (Status::BAD_GATEWAY, Code::Unavailable)
+            }
+        },
+        PullError::WrongContent { .. } | PullError::BadManifest { .. } => (Status::BAD_GATEWAY, Code::Unavailable),
+        PullError::TooLate { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
+        PullError::GivenUp => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
+        PullError::Store(error) => store_status(error),
+    }
+}
+
+fn store_status(error: &StoreError) -> (StatusCode, ErrorCode) {
+    match error {
+        StoreError::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
+        error if error.is_full() => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
+    }
+}
+
+fn store_message(error: &StoreError) -> String {
+    match error {
+        StoreError::DigestMismatch { .. } => error.to_string(),
+        error if error.is_full() => "the registry's disk is full".to_owned(),
+        _ => "the registry's storage failed".to_owned(),
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.status_and_code();
+        self.log(status);
+        let mut error = json!({ "code": code.as_str(), "message": self.outside_message() });
+        if let Self::MissingReferences(digests) = &self {
+            error["detail"] = json!(digests);
+        }
+        let body = json!({ "errors": [error] }).to_string();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        match &self {
+            Self::Pull { error: PullError::Range { length }, .. } => {
+                insert(headers, CONTENT_RANGE, format!("bytes */{length}"));
+            }
+            Self::Pull { error: PullError::Upstream(error), .. } => {
+                if let Some(after) = error.retry_after() {
+                    // Rounded up: a client that comes back a moment too early is turned away again.
+                    insert(headers, RETRY_AFTER, after.as_secs_f64().ceil().to_string());
+                } else if status == StatusCode::TOO_MANY_REQUESTS {
+                    headers.insert(RETRY_AFTER, HeaderValue::from_static("60"));
+                }
+            }
+            Self::OutOfOrder { length, location } => {
+                insert(headers, http::header::LOCATION, location.clone());
+                insert(headers, http::header::RANGE, super::uploads::received(*length));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+/// Sets a header to text of our own making; text that cannot stand in a header is left out.
+pub(super) fn insert(headers: &mut http::HeaderMap, name: HeaderName, value: String) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(name, value);
+    }
+}

@@ -1,0 +1,200 @@
+//! Manifests: end-3, end-7 and end-9 of the distribution-spec.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, WARNING};
+use http::{HeaderName, HeaderValue, StatusCode};
+use http_body_util::BodyExt;
+use tokio::time::timeout;
+
+use super::error::{ApiError, insert};
+use super::{App, CONTENT_DIGEST, Call, Outcome};
+use crate::oci::{Algorithm, Digest, Manifest, Reference, ReferenceError, RepoId, Tag, media_type};
+use crate::pull::{PullError, Served};
+use crate::resolve::{Rule, Target};
+use crate::store::{NewManifest, StoredManifest};
+use crate::telemetry::{CacheResult, ContentKind};
+
+const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
+/// More tags than anybody sets with one push (distribution-spec: 414 when there are too many).
+const MAX_TAGS: usize = 100;
+
+/// GET and HEAD.
+pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<Response, ApiError> {
+    let target = call.readable(app)?;
+    let reference = match reference.parse() {
+        Ok(reference) => reference,
+        // No manifest can have such a tag, so there is none.
+        Err(ReferenceError::Tag(_)) => return Err(ApiError::Unknown(ContentKind::Manifest)),
+        Err(error) => return Err(ApiError::Reference(error)),
+    };
+    let mut outcome = Outcome::of(app, call, &target.repo, ContentKind::Manifest);
+    let found = if target.repo.scope.is_local() {
+        local(app, &target.repo, &reference).await?
+    } else {
+        match mirrored(app, call, &target, &reference).await {
+            Ok(served) => served,
+            Err(error) => {
+                outcome.failed(&error);
+                return Err(ApiError::Pull { kind: ContentKind::Manifest, error });
+            }
+        }
+    };
+    outcome.answered(found.result);
+    let mut response = respond(call, &found.manifest);
+    if let (Some((metrics, upstream)), StatusCode::OK) = (outcome.counter(), response.status()) {
+        metrics.pushed_bytes(ContentKind::Manifest, &upstream, found.manifest.bytes.len() as u64);
+    }
+    if found.is_stale() {
+        let text = HeaderValue::from_static("299 - \"the upstream cannot be asked; this is what it last said\"");
+        response.headers_mut().insert(WARNING, text);
+    }
+    call.echo_namespace(&mut response, &target);
+    Ok(response)
+}
+
+async fn local(app: &App, repo: &RepoId, reference: &Reference) -> Result<Served, ApiError> {
+    let digest = match reference {
+        Reference::Digest(digest) => Some(digest.clone()),
+        Reference::Tag(tag) => app.store.tag(repo, tag).await?.map(|record| record.digest),
+    };
+    let manifest = match digest {
+        Some(digest) => app.store.manifest(repo, &digest).await?,
+        None => None,
+    };
+    let manifest = manifest.ok_or(ApiError::Unknown(ContentKind::Manifest))?;
+    Ok(Served { manifest, result: CacheResult::Hit })
+}
+
+async fn mirrored(app: &App, call: &Call, target: &Target, reference: &Reference) -> Result<Served, PullError> {
+    let served = match reference {
+        Reference::Digest(digest) => app.puller.manifest(&target.repo, digest).await,
+        Reference::Tag(tag) => app.puller.tag(&target.repo, tag).await,
+    };
+    match served {
+        // A first push begins with a HEAD that names no upstream: it must not fail for the default upstream's trouble.
+        Err(error) if target.rule == Rule::Default && call.is_head() && error.is_trouble() => {
+            match app.store.repository_exists(&target.repo).await? {
+                true => Err(error),
+                false => Err(PullError::NotFound),
+            }
+        }
+        served => served,
+    }
+}
+
+fn respond(call: &Call, manifest: &StoredManifest) -> Response {
+    let etag = format!("\"{}\"", manifest.digest);
+    let unchanged = super::blobs::matches(call.header(IF_NONE_MATCH), &etag);
+    let mut response = if unchanged {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        let body = if call.is_head() { Body::empty() } else { Body::from(manifest.bytes.clone()) };
+        Response::new(body)
+    };
+    let headers = response.headers_mut();
+    if !unchanged {
+        headers.insert(CONTENT_LENGTH, manifest.bytes.len().into());
+        insert(headers, CONTENT_TYPE, manifest.media_type.clone());
+    }
+    insert(headers, CONTENT_DIGEST, manifest.digest.to_string());
+    insert(headers, ETAG, etag);
+    response
+}
+
+pub(super) async fn put(app: &Arc<App>, call: &Call, reference: &str, body: Body) -> Result<Response, ApiError> {
+    let repo = call.writable(app).await?;
+    let reference: Reference = reference.parse().map_err(ApiError::Reference)?;
+    let tags = tags_to_set(call, &reference)?;
+    let bytes = read(app, call, body).await?;
+    let declared = call.header(CONTENT_TYPE).and_then(media_type::essence);
+    let manifest = match &declared {
+        Some(declared) => Manifest::parse_as(&bytes, declared)?,
+        None => Manifest::parse(&bytes)?,
+    };
+    let digest = match &reference {
+        Reference::Tag(_) => Digest::of(Algorithm::Sha256, &bytes),
+        Reference::Digest(expected) => {
+            let found = Digest::of(expected.algorithm(), &bytes);
+            if found != *expected {
+                return Err(ApiError::DigestMismatch { expected: expected.clone(), found });
+            }
+            found
+        }
+    };
+    require_references(app, &repo, &manifest).await?;
+    let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
+    let new = NewManifest { digest: digest.clone(), media_type, bytes, manifest };
+    let set = if matches!(reference, Reference::Digest(_)) { tags.clone() } else { Vec::new() };
+    app.store.put_manifest(&repo, new, tags).await?;
+    let mut response = StatusCode::CREATED.into_response();
+    let headers = response.headers_mut();
+    insert(headers, LOCATION, format!("/v2/{}/manifests/{reference}", repo.name));
+    insert(headers, CONTENT_DIGEST, digest.to_string());
+    for tag in set {
+        if let Ok(tag) = HeaderValue::try_from(tag.as_str()) {
+            headers.append(OCI_TAG, tag);
+        }
+    }
+    Ok(response)
+}
+
+/// The tag of the path, or those of the query that a push by digest may carry.
+fn tags_to_set(call: &Call, reference: &Reference) -> Result<Vec<Tag>, ApiError> {
+    match reference {
+        Reference::Tag(tag) => Ok(vec![tag.clone()]),
+        Reference::Digest(_) => {
+            let tags = call.query.all("tag").take(MAX_TAGS + 1).map(str::parse);
+            let tags: Vec<Tag> =
+                tags.collect::<Result<_, _>>().map_err(|error| ApiError::Reference(ReferenceError::Tag(error)))?;
+            if tags.len() > MAX_TAGS { Err(ApiError::Parameter { parameter: "tag" }) } else { Ok(tags) }
+        }
+    }
+}
+
+async fn read(app: &App, call: &Call, mut body: Body) -> Result<Bytes, ApiError> {
+    let limit = Manifest::MAX_PUSHED_LENGTH;
+    let too_large = || ApiError::ManifestTooLarge { limit };
+    let announced = call.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = timeout(app.progress_timeout, body.frame()).await.map_err(|_| ApiError::Body)? {
+        let Ok(data) = frame.map_err(|_| ApiError::Body)?.into_data() else { continue };
+        if (bytes.len() + data.len()) as u64 > limit {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes.freeze())
+}
+
+/// Everything a manifest refers to must be in its repository, except a subject and layers that are fetched elsewhere.
+async fn require_references(app: &App, repo: &RepoId, manifest: &Manifest) -> Result<(), ApiError> {
+    let mut missing = manifest.unsupported.clone();
+    for child in &manifest.children {
+        let present = if child.is_manifest {
+            app.store.manifest(repo, &child.digest).await?.is_some()
+        } else {
+            child.optional || super::blobs::is_here(app, repo, &child.digest).await?
+        };
+        if !present {
+            missing.push(child.digest.to_string());
+        }
+    }
+    if missing.is_empty() { Ok(()) } else { Err(ApiError::MissingReferences(missing)) }
+}
+
+/// By digest the manifest and its tags go, by tag only the tag.
+pub(super) async fn delete(app: &Arc<App>, call: &Call, reference: &str) -> Result<Response, ApiError> {
+    let repo = call.deletable(app)?;
+    let existed = match reference.parse().map_err(ApiError::Reference)? {
+        Reference::Tag(tag) => app.store.delete_tag(&repo, &tag).await?,
+        Reference::Digest(digest) => app.store.delete_manifest(&repo, &digest).await?,
+    };
+    if existed { Ok(StatusCode::ACCEPTED.into_response()) } else { Err(ApiError::Unknown(ContentKind::Manifest)) }
+}

@@ -1,0 +1,169 @@
+//! Push sessions: end-4, end-5, end-6, end-11, end-13 and end-14 of the distribution-spec.
+//!
+//! Docker streams one PATCH without `Content-Range`, containerd sends one PUT, podman mounts first and cancels what it does
+//! not need; all of it is one session that grows and is finished by its digest.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use http::header::{CONTENT_RANGE, LOCATION, RANGE};
+use http::{HeaderName, StatusCode};
+use http_body_util::BodyExt;
+use tokio::time::timeout;
+
+use super::error::{ApiError, insert};
+use super::{App, CONTENT_DIGEST, Call};
+use crate::auth::Action;
+use crate::oci::{Algorithm, Digest, RepoId, RepoName};
+use crate::resolve::Asked;
+use crate::store::{self, StoreError, Upload};
+
+const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+
+/// POST: opens a session, or does with a mount or in the one request.
+pub(super) async fn start(app: &Arc<App>, call: &Call, body: Body) -> Result<Response, ApiError> {
+    let repo = call.writable(app).await?;
+    if let Some(digest) = call.query.get("mount") {
+        let digest: Digest = digest.parse()?;
+        if mount(app, call, &repo, &digest).await? {
+            return Ok(created(&repo.name, &digest));
+        }
+    }
+    let whole = call.query.get("digest").map(str::parse::<Digest>).transpose()?;
+    let announced = call.query.get("digest-algorithm").map(str::parse::<Algorithm>).transpose()?;
+    app.store.create_local(&repo).await?;
+    let algorithm = whole.as_ref().map(Digest::algorithm).or(announced).unwrap_or(Algorithm::Sha256);
+    let upload = app.store.create_upload(&repo, algorithm).await?;
+    let Some(digest) = whole else {
+        return Ok(session(StatusCode::ACCEPTED, &repo.name, &upload));
+    };
+    match receive(app, &upload, body).await {
+        Ok(_) => close(upload, &repo, &digest).await,
+        Err(error) => {
+            // Nobody was told of the session, so nobody can go on with it.
+            upload.cancel().await?;
+            Err(error)
+        }
+    }
+}
+
+/// Whether the blob could be taken over from a repository that the asker may read and that has it.
+async fn mount(app: &App, call: &Call, repo: &RepoId, digest: &Digest) -> Result<bool, ApiError> {
+    let Some(from) = call.query.get("from") else { return Ok(false) };
+    let asked = Asked { name: from, prefix: None, ..call.asked() };
+    let Ok(source) = app.routes.resolve(asked, |name| app.store.is_local(name)) else { return Ok(false) };
+    let source = source.repo;
+    if app.policy.authorize(&call.principal, Action::Pull, &source.scope, Some(&source.name)).is_err()
+        || app.store.member(&source, digest).await?.is_none()
+    {
+        return Ok(false);
+    }
+    Ok(app.store.adopt(repo, digest).await?)
+}
+
+/// PATCH: the next bytes.
+pub(super) async fn append(app: &Arc<App>, call: &Call, id: &str, body: Body) -> Result<Response, ApiError> {
+    let repo = call.writable(app).await?;
+    let upload = app.store.upload(&repo, id).await?;
+    check_range(call, &repo.name, &upload)?;
+    receive(app, &upload, body).await?;
+    Ok(session(StatusCode::ACCEPTED, &repo.name, &upload))
+}
+
+/// PUT: the last bytes, if any are left, and the digest of all of them.
+pub(super) async fn finish(app: &Arc<App>, call: &Call, id: &str, body: Body) -> Result<Response, ApiError> {
+    let repo = call.writable(app).await?;
+    let digest = call.query.get("digest").ok_or(ApiError::Parameter { parameter: "digest" })?;
+    let digest: Digest = digest.parse()?;
+    let upload = app.store.upload(&repo, id).await?;
+    check_range(call, &repo.name, &upload)?;
+    receive(app, &upload, body).await?;
+    close(upload, &repo, &digest).await
+}
+
+pub(super) async fn status(app: &Arc<App>, call: &Call, id: &str) -> Result<Response, ApiError> {
+    let repo = call.writable(app).await?;
+    let upload = app.store.upload(&repo, id).await?;
+    Ok(session(StatusCode::NO_CONTENT, &repo.name, &upload))
+}
+
+pub(super) async fn cancel(app: &Arc<App>, call: &Call, id: &str) -> Result<Response, ApiError> {
+    let repo = call.writable(app).await?;
+    app.store.upload(&repo, id).await?.cancel().await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn close(upload: Upload, repo: &RepoId, digest: &Digest) -> Result<Response, ApiError> {
+    upload.finish(repo, digest).await.map_err(|error| match error {
+        StoreError::DigestMismatch { digest: found, .. } => {
+            ApiError::DigestMismatch { expected: digest.clone(), found }
+        }
+        error => error.into(),
+    })?;
+    Ok(created(&repo.name, digest))
+}
+
+/// A chunk that says where it begins must begin where the session is.
+fn check_range(call: &Call, name: &RepoName, upload: &Upload) -> Result<(), ApiError> {
+    let Some(range) = call.header(CONTENT_RANGE) else { return Ok(()) };
+    // Some clients write the unit, which this header has not.
+    let range = range.strip_prefix("bytes ").unwrap_or(range);
+    let (first, last) = range.split_once('-').ok_or(ApiError::ContentRange)?;
+    let number = |text: &str| text.parse::<u64>().map_err(|_| ApiError::ContentRange);
+    let (first, last) = (number(first)?, number(last.split('/').next().unwrap_or(last))?);
+    if first > last {
+        return Err(ApiError::ContentRange);
+    }
+    let length = upload.length();
+    if first == length { Ok(()) } else { Err(ApiError::OutOfOrder { length, location: location(name, upload) }) }
+}
+
+async fn receive(app: &App, upload: &Upload, body: Body) -> Result<(), ApiError> {
+    let frames = data_frames(body, app.progress_timeout);
+    store::pump(frames, |chunks| upload.append(chunks), |_| Ok(())).await?;
+    Ok(())
+}
+
+/// The data of a body; one that stands still for `patience` has failed.
+fn data_frames(body: Body, patience: std::time::Duration) -> impl Stream<Item = Result<Bytes, ApiError>> {
+    stream::try_unfold(body, move |mut body| async move {
+        loop {
+            match timeout(patience, body.frame()).await.map_err(|_| ApiError::Body)? {
+                None => return Ok(None),
+                Some(Err(_)) => return Err(ApiError::Body),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => return Ok(Some((data, body))),
+                    Err(_trailers) => continue,
+                },
+            }
+        }
+    })
+}
+
+/// What has been received, as the `Range` header of an upload says it; docker wants `0-0` for nothing, too.
+pub(super) fn received(length: u64) -> String {
+    format!("0-{}", length.saturating_sub(1))
+}
+
+fn location(name: &RepoName, upload: &Upload) -> String {
+    format!("/v2/{name}/blobs/uploads/{}", upload.id())
+}
+
+fn session(status: StatusCode, name: &RepoName, upload: &Upload) -> Response {
+    let mut response = status.into_response();
+    let headers = response.headers_mut();
+    insert(headers, LOCATION, location(name, upload));
+    insert(headers, RANGE, received(upload.length()));
+    insert(headers, UPLOAD_UUID, upload.id().to_string());
+    response
+}
+
+fn created(name: &RepoName, digest: &Digest) -> Response {
+    let mut response = StatusCode::CREATED.into_response();
+    insert(response.headers_mut(), LOCATION, format!("/v2/{name}/blobs/{digest}"));
+    insert(response.headers_mut(), CONTENT_DIGEST, digest.to_string());
+    response
+}

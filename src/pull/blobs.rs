@@ -1,0 +1,240 @@
+//! Blobs of mirrored repositories: who may read one, and where its bytes come from.
+
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use tokio::time::{Instant, timeout_at};
+
+use super::content::{Content, ContentStream};
+use super::fill::Source;
+use super::follower::{Following, Start};
+use super::inflight::Joined;
+use super::{Inner, PullError, Puller, request};
+use crate::oci::{ByteRange, Digest, Range, Reference, RepoId};
+use crate::store::Member;
+use crate::telemetry::CacheResult;
+use crate::upstream::{Kind, Upstream};
+
+/// A range that begins further beyond a fill's mark than this does not wait for it.
+const NEAR: u64 = 8 << 20;
+
+/// Elections one request takes part in before it gives up: its own, and those after somebody else's fill failed.
+const ATTEMPTS: usize = 3;
+
+/// What a client wants of a blob.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Want {
+    pub range: Option<Range>,
+    /// It can take an answer only if its length is known: to HTTP/1.0 a body without length that fails looks whole.
+    pub needs_length: bool,
+}
+
+impl Puller {
+    /// A blob of a mirrored repository, or the part of it that is wanted.
+    ///
+    /// # Errors
+    /// [`PullError::Range`] where the wanted part lies outside; else as the upstream answers, within `answer_within`.
+    pub async fn blob(&self, repo: &RepoId, digest: &Digest, want: Want) -> Result<Content, PullError> {
+        let inner = &self.inner;
+        let member = inner.may_read(repo, digest).await?;
+        if member.is_some()
+            && let Some(blob) = inner.store.blob(digest).await?
+        {
+            let range = select(want.range, blob.length)?;
+            return Ok(Content::of_blob(&blob, range, CacheResult::Hit));
+        }
+        if inner.is_absent(repo, &Reference::Digest(digest.clone())) {
+            return Err(PullError::NotFound);
+        }
+        let upstream = inner.upstream(repo)?.clone();
+        inner.cold_blob(&upstream, repo, digest, member.is_some(), want).await
+    }
+
+    /// The length of a blob of a mirrored repository, in bytes; `None` if its upstream does not say.
+    pub async fn blob_length(&self, repo: &RepoId, digest: &Digest) -> Result<Option<u64>, PullError> {
+        let inner = &self.inner;
+        let member = inner.may_read(repo, digest).await?;
+        if member.is_some()
+            && let Some(blob) = inner.store.blob(digest).await?
+        {
+            return Ok(Some(blob.length));
+        }
+        if inner.is_absent(repo, &Reference::Digest(digest.clone())) {
+            return Err(PullError::NotFound);
+        }
+        if let Some(length) = inner.lengths.get(&(repo.clone(), digest.clone())) {
+            return Ok(Some(length));
+        }
+        let upstream = inner.upstream(repo)?.clone();
+        match inner.prove(&upstream, repo, digest, inner.deadline()).await {
+            Ok(proof) => Ok(proof.size.or(member.and_then(|member| member.size))),
+            // A manifest that was served says how long it is; the upstream will be asked again.
+            Err(error) if error.is_trouble() => {
+                let length = member.and_then(|member| member.size).ok_or(error)?;
+                Ok(Some(length))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Inner {
+    async fn cold_blob(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repo: &RepoId,
+        digest: &Digest,
+        mut proven: bool,
+        want: Want,
+    ) -> Result<Content, PullError> {
+        let deadline = self.deadline();
+        let source = Source { repo: repo.clone(), credential: upstream.credential() };
+        let new_repository = !proven && !self.store.repository_exists(repo).await?;
+        let mut last = PullError::GivenUp;
+        for _ in 0..ATTEMPTS {
+            if !proven && !self.fills.is_running(digest) && self.store.blob(digest).await?.is_some() {
+                self.prove(upstream, repo, digest, deadline).await?;
+                proven = true;
+            }
+            if proven && let Some(blob) = self.store.blob(digest).await? {
+                let range = select(want.range, blob.length)?;
+                return Ok(Content::of_blob(&blob, range, CacheResult::Revalidated));
+            }
+            if let Some(error) = self.failures.get(&(source.clone(), digest.clone())) {
+                return Err(error);
+            }
+            let (mut following, result) =
+                match self.fills.join(self, digest, source.clone(), upstream, proven, new_repository) {
+                    Joined::Led(following) => (following, CacheResult::Miss),
+                    Joined::Followed(following) => (following, CacheResult::Joined),
+                    Joined::NeedsProof => {
+                        self.prove(upstream, repo, digest, deadline).await?;
+                        proven = true;
+                        continue;
+                    }
+                };
+            match timeout_at(deadline, following.start(want.needs_length)).await {
+                Err(_) => return Err(self.too_late(upstream)),
+                Ok(Ok(start)) => {
+                    if following.fill.source.repo != *repo {
+                        self.store.link_blob(repo, digest, start.total).await?;
+                    }
+                    return self.follow(upstream, repo, following, start, result, want, deadline).await;
+                }
+                // Given up for want of a slot, or failed with somebody else's rights: not our answer yet.
+                Ok(Err(error)) if matches!(error, PullError::GivenUp) || following.fill.source != source => {
+                    last = error
+                }
+                Ok(Err(error)) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// Answers from a fill that has begun: by following it, or, where the wanted part is far ahead of it, past it.
+    #[expect(clippy::too_many_arguments, reason = "one request's facts, passed once")]
+    async fn follow(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        repo: &RepoId,
+        mut following: Following,
+        mut start: Start,
+        result: CacheResult,
+        want: Want,
+        deadline: Instant,
+    ) -> Result<Content, PullError> {
+        let result = if start.committed { CacheResult::JoinedCommitted } else { result };
+        if want.range.is_some() && start.total.is_none() {
+            // What part is meant cannot be told before the length is known: the whole is served if that takes too long.
+            if let Ok(whole) = timeout_at(deadline, following.start(true)).await {
+                start = whole?;
+            }
+        }
+        let range = match start.total {
+            Some(total) => select(want.range, total)?,
+            None => None,
+        };
+        if let (Some(range), Some(total)) = (range, start.total)
+            && range.start > start.mark.saturating_add(NEAR)
+            && let Some(bytes) = self.pass_through(upstream, repo, &following.fill.digest, range, total, deadline).await
+        {
+            return Ok(Content { total: Some(total), range: Some(range), bytes, result: CacheResult::Bypass });
+        }
+        let part = range.map_or((0, start.total), |range| (range.start, Some(range.end)));
+        let bytes = ContentStream::Follow(Box::new(following.read(part.0, part.1)));
+        Ok(Content { total: start.total, range, bytes, result })
+    }
+
+    /// A range straight from the upstream; `None` if it does not answer with exactly that, and the fill has to do.
+    async fn pass_through(
+        &self,
+        upstream: &Upstream,
+        repo: &RepoId,
+        digest: &Digest,
+        range: ByteRange,
+        total: u64,
+        deadline: Instant,
+    ) -> Option<ContentStream> {
+        let mut get = request(Method::GET, Kind::Blob, repo, format!("blobs/{digest}"));
+        get.range = Some((range.start, range.end - 1));
+        let response = self.send(upstream, get, deadline).await.ok()?;
+        let exact = response.status == StatusCode::PARTIAL_CONTENT
+            && response.content_range().is_some_and(|(start, last, whole)| {
+                (start, last + 1) == (range.start, range.end) && whole.is_none_or(|whole| whole == total)
+            });
+        exact.then(|| ContentStream::Passthrough { body: Box::new(response.body), left: range.len() })
+    }
+
+    /// Asks the upstream whether this repository has the blob, and records a yes. Its length comes with it.
+    async fn prove(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repo: &RepoId,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<Member, PullError> {
+        let key = (repo.clone(), digest.clone());
+        let flight = self.proofs.run(key.clone(), || {
+            let (inner, upstream, (repo, digest)) = (self.clone(), upstream.clone(), key);
+            async move { inner.ask_for_proof(&upstream, &repo, &digest, deadline).await }
+        });
+        let (answer, _) = timeout_at(deadline, flight).await.map_err(|_| self.too_late(upstream))?;
+        answer.unwrap_or(Err(PullError::GivenUp))
+    }
+
+    async fn ask_for_proof(
+        &self,
+        upstream: &Upstream,
+        repo: &RepoId,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<Member, PullError> {
+        let head = request(Method::HEAD, Kind::Blob, repo, format!("blobs/{digest}"));
+        let answer = self.send(upstream, head, deadline).await;
+        let answer = answer.inspect_err(|error| {
+            if error.is_not_found() {
+                self.remember_absent(repo, Reference::Digest(digest.clone()));
+            }
+        })?;
+        let proof = Member { size: answer.content_length() };
+        if let Some(length) = proof.size {
+            self.lengths.insert((repo.clone(), digest.clone()), length);
+        }
+        self.store.link_blob(repo, digest, proof.size).await?;
+        Ok(proof)
+    }
+
+    /// The length of a blob whose GET did not say: what a manifest or an earlier HEAD said, or a HEAD of its own.
+    pub(super) async fn known_size(self: &Arc<Self>, repo: &RepoId, digest: &Digest) -> Option<u64> {
+        if let Ok(Some(Member { size: Some(size) })) = self.store.member(repo, digest).await {
+            return Some(size);
+        }
+        let upstream = self.upstream(repo).ok()?.clone();
+        self.prove(&upstream, repo, digest, self.deadline()).await.ok()?.size
+    }
+}
+
+/// The part of a content of `length` that is wanted.
+fn select(range: Option<Range>, length: u64) -> Result<Option<ByteRange>, PullError> {
+    range.map(|range| range.within(length).ok_or(PullError::Range { length })).transpose()
+}

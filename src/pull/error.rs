@@ -1,0 +1,51 @@
+//! Why mirrored content cannot be served.
+
+use std::time::Duration;
+
+use crate::oci::Digest;
+use crate::store::StoreError;
+use crate::upstream::UpstreamError;
+
+/// One failure is shared by everybody who waited for the same thing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PullError {
+    /// The upstream said so, now or a moment ago; or nothing is configured that could have it.
+    #[error("it does not exist")]
+    NotFound,
+    #[error(transparent)]
+    Upstream(UpstreamError),
+    #[error("{upstream} sent content that is not {digest}")]
+    WrongContent { upstream: String, digest: Digest },
+    #[error("{upstream} sent a manifest that cannot be used: {reason}")]
+    BadManifest { upstream: String, reason: String },
+    #[error("{upstream} did not answer within {} s", within.as_secs())]
+    TooLate { upstream: String, within: Duration },
+    #[error("the range lies outside of the content's {length} bytes")]
+    Range { length: u64 },
+    /// The work was given up in favour of other work, or with the server; asking again may succeed.
+    #[error("the transfer was given up")]
+    GivenUp,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl PullError {
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound)
+    }
+
+    /// Whether this says nothing about the content, so that something cached is better than this error.
+    pub fn is_trouble(&self) -> bool {
+        match self {
+            Self::NotFound | Self::Range { .. } => false,
+            Self::Upstream(error) => error.is_trouble(),
+            _ => true,
+        }
+    }
+}
+
+impl From<UpstreamError> for PullError {
+    fn from(error: UpstreamError) -> Self {
+        if error.is_not_found() { Self::NotFound } else { Self::Upstream(error) }
+    }
+}

@@ -1,0 +1,133 @@
+//! One piece of work for many who ask for the same: the first one's question is asked, all get its answer.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::tasks::Tasks;
+
+/// Work in flight by key. The work is detached: whoever leaves, the leader included, ends nothing.
+#[derive(Debug)]
+pub struct Flights<K, V> {
+    running: Arc<Mutex<HashMap<K, Flight<V>>>>,
+    tasks: Tasks,
+}
+
+type Flight<V> = watch::Receiver<Option<V>>;
+
+/// Whether the asker's own question was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Led,
+    Joined,
+}
+
+impl<K, V> Flights<K, V>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    pub fn new(tasks: Tasks) -> Self {
+        Self { running: Arc::default(), tasks }
+    }
+
+    /// The answer of the work in flight for `key`, started with `work` if there is none; `None` if the work was stopped or
+    /// panicked.
+    pub async fn run<F>(&self, key: K, work: impl FnOnce() -> F) -> (Option<V>, Part)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let (mut flight, part) = self.join_or_start(key, work);
+        let answer = match flight.wait_for(Option::is_some).await {
+            Ok(answer) => answer.clone(),
+            Err(_) => None,
+        };
+        (answer, part)
+    }
+
+    fn join_or_start<F>(&self, key: K, work: impl FnOnce() -> F) -> (Flight<V>, Part)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut running = self.running.lock();
+        if let Some(flight) = running.get(&key) {
+            return (flight.clone(), Part::Joined);
+        }
+        let (answer, flight) = watch::channel(None);
+        running.insert(key.clone(), flight.clone());
+        let landing = Landing { running: self.running.clone(), key };
+        let work = work();
+        self.tasks.spawn(async move {
+            // Dropped last, so the answer is there before the entry goes.
+            let _landing = landing;
+            let answer = answer;
+            let value = work.await;
+            answer.send_replace(Some(value));
+        });
+        (flight, Part::Led)
+    }
+}
+
+/// Removes the entry, however the work ends.
+struct Landing<K: Eq + Hash, V> {
+    running: Arc<Mutex<HashMap<K, Flight<V>>>>,
+    key: K,
+}
+
+impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+    fn drop(&mut self) {
+        self.running.lock().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_askers_are_one_question_even_when_the_first_one_leaves() {
+        let flights = Arc::new(Flights::<&str, u32>::new(Tasks::new()));
+        let (asked, gate) = (Arc::new(AtomicU32::new(0)), Arc::new(Semaphore::new(0)));
+        let ask = || {
+            let (flights, asked, gate) = (flights.clone(), asked.clone(), gate.clone());
+            tokio::spawn(async move {
+                flights
+                    .run("key", || async move {
+                        let _open = gate.acquire().await;
+                        asked.fetch_add(1, Ordering::Relaxed) + 7
+                    })
+                    .await
+            })
+        };
+        let first = ask();
+        tokio::task::yield_now().await;
+        let others: Vec<_> = (0..5).map(|_| ask()).collect();
+        tokio::task::yield_now().await;
+        first.abort();
+        gate.add_permits(1);
+        for other in others {
+            assert_eq!(other.await.unwrap(), (Some(7), Part::Joined));
+        }
+        while !flights.running.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_or_is_stopped_answers_nothing_and_leaves_nothing() {
+        let tasks = Tasks::new();
+        let flights = Flights::<u8, ()>::new(tasks.clone());
+        assert_eq!(flights.run(1, || async { panic!("on purpose") }).await, (None, Part::Led));
+        let stopped = tokio::join!(flights.run(2, std::future::pending), tasks.stop()).0;
+        assert_eq!(stopped, (None, Part::Led));
+        assert!(flights.running.lock().is_empty());
+    }
+}

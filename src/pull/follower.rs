@@ -1,0 +1,147 @@
+//! A follower: one client's way through a fill's file. Each has its own position, so a slow one costs the others nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::content::ContentError;
+use super::fill::{Fill, HELD_BACK, State};
+use super::{Inner, PullError};
+use crate::store::BlobReader;
+
+/// Counts as one of the fill's followers until it is dropped.
+pub(super) struct Following {
+    inner: Arc<Inner>,
+    pub(super) fill: Arc<Fill>,
+    pub(super) state: watch::Receiver<State>,
+}
+
+/// What a request has to know before it can answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) total: Option<u64>,
+    pub(super) mark: u64,
+    /// It was in the store by then.
+    pub(super) committed: bool,
+}
+
+/// The bytes `next..end` of a fill, as they can be read.
+pub struct Follower {
+    following: Following,
+    next: u64,
+    /// `None`: to the end, which nobody knows yet.
+    end: Option<u64>,
+    generation: u32,
+    sent: bool,
+}
+
+/// What a look at the fill's state says to do.
+enum Step {
+    Read(BlobReader, u64),
+    End,
+    Wait,
+}
+
+impl Following {
+    pub(super) fn new(inner: Arc<Inner>, fill: Arc<Fill>) -> Self {
+        fill.followers.fetch_add(1, Ordering::AcqRel);
+        let state = fill.state.clone();
+        Self { inner, fill, state }
+    }
+
+    /// Waits until an answer can begin: for a small blob, or with `whole`, until all of it is there and right.
+    pub(super) async fn start(&mut self, whole: bool) -> Result<Start, PullError> {
+        let ready = |state: &State| match state {
+            State::Asking => false,
+            State::Streaming { .. } if whole => false,
+            State::Streaming { total: Some(total), .. } => *total > HELD_BACK,
+            State::Streaming { total: None, mark, .. } => *mark > 0,
+            State::Whole { .. } | State::Committed { .. } | State::Failed(_) => true,
+        };
+        match &*self.state.wait_for(ready).await.map_err(|_| PullError::GivenUp)? {
+            State::Streaming { total, mark, .. } => Ok(Start { total: *total, mark: *mark, committed: false }),
+            State::Whole { length, .. } => Ok(Start { total: Some(*length), mark: *length, committed: false }),
+            State::Committed { length, .. } => Ok(Start { total: Some(*length), mark: *length, committed: true }),
+            State::Failed(error) => Err(error.clone()),
+            State::Asking => Err(PullError::GivenUp),
+        }
+    }
+
+    pub(super) fn read(self, next: u64, end: Option<u64>) -> Follower {
+        let generation = match &*self.state.borrow() {
+            State::Streaming { generation, .. }
+            | State::Whole { generation, .. }
+            | State::Committed { generation, .. } => *generation,
+            State::Asking | State::Failed(_) => 0,
+        };
+        Follower { following: self, next, end, generation, sent: false }
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if self.fill.followers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.inner.fills.orphaned(&self.fill);
+        }
+    }
+}
+
+impl Follower {
+    /// The next bytes, waiting for them if need be, or `None` at the end. A fill that failed or vanished is an error.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ContentError> {
+        loop {
+            match self.step()? {
+                Step::End => return Ok(None),
+                Step::Read(reader, upto) => {
+                    let bytes = reader.read_at(self.next, upto - self.next).await?;
+                    self.next += bytes.len() as u64;
+                    self.sent = true;
+                    return Ok(Some(bytes));
+                }
+                Step::Wait => self.following.state.changed().await.map_err(|_| PullError::GivenUp)?,
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<Step, ContentError> {
+        if self.end == Some(self.next) {
+            return Ok(Step::End);
+        }
+        let state = self.following.state.borrow_and_update();
+        let (open, whole, generation, reader) = match &*state {
+            State::Asking => return Ok(Step::Wait),
+            State::Streaming { mark, generation, reader, .. } => (*mark, false, *generation, reader),
+            State::Whole { length, generation, reader } | State::Committed { length, generation, reader } => {
+                (*length, true, *generation, reader)
+            }
+            State::Failed(error) => return Err(error.clone().into()),
+        };
+        if generation != self.generation {
+            if self.sent {
+                return Err(ContentError::Restarted);
+            }
+            self.generation = generation;
+        }
+        let upto = self.end.map_or(open, |end| end.min(open));
+        if upto > self.next {
+            return Ok(Step::Read(reader.clone(), upto));
+        }
+        // Beyond the end of a whole blob there is nothing to wait for, whatever had been announced.
+        match (whole, self.end) {
+            (true, None) => Ok(Step::End),
+            (true, Some(_)) => Err(ContentError::Length),
+            (false, _) => Ok(Step::Wait),
+        }
+    }
+}
+
+impl std::fmt::Debug for Follower {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Follower")
+            .field("digest", &self.following.fill.digest)
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}

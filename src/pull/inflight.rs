@@ -1,0 +1,135 @@
+//! Which fills are in flight, who starts one, and which go on when nobody follows them any more.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Inner;
+use super::fill::{Fill, Run, Source, State};
+use super::follower::Following;
+use crate::oci::Digest;
+use crate::upstream::Upstream;
+
+/// Fills of one upstream that go on without followers.
+const ORPHANS_PER_UPSTREAM: usize = 4;
+/// Of those, fills for repositories that nothing was ever stored in.
+const NEW_REPOSITORY_ORPHANS: usize = 1;
+
+/// At most one fill a digest, whoever asks.
+#[derive(Debug, Default)]
+pub(super) struct Fills {
+    running: Mutex<HashMap<Digest, Arc<Fill>>>,
+}
+
+/// How a request takes part in a fill.
+pub(super) enum Joined {
+    /// It started it.
+    Led(Following),
+    /// It was running.
+    Followed(Following),
+    /// It runs for another source, whose rights are not the asker's: first a proof of its own.
+    NeedsProof,
+}
+
+impl Fills {
+    /// Whether a fill of this digest is running.
+    pub(super) fn is_running(&self, digest: &Digest) -> bool {
+        self.running.lock().contains_key(digest)
+    }
+
+    /// Follows the fill of `digest`, starting it from `source` if there is none. `proven` says that the asker may read the
+    /// digest whoever brings it.
+    pub(super) fn join(
+        &self,
+        inner: &Arc<Inner>,
+        digest: &Digest,
+        source: Source,
+        upstream: &Arc<Upstream>,
+        proven: bool,
+        new_repository: bool,
+    ) -> Joined {
+        let mut running = self.running.lock();
+        if let Some(fill) = running.get(digest) {
+            if !proven && fill.source != source {
+                return Joined::NeedsProof;
+            }
+            fill.joined.fetch_add(1, Ordering::Relaxed);
+            return Joined::Followed(Following::new(inner.clone(), fill.clone()));
+        }
+        let (publish, state) = watch::channel(State::Asking);
+        let fill = Arc::new(Fill {
+            digest: digest.clone(),
+            source,
+            state,
+            new_repository,
+            followers: AtomicUsize::new(0),
+            joined: AtomicUsize::new(0),
+            received: AtomicU64::new(0),
+            give_up: CancellationToken::new(),
+        });
+        running.insert(digest.clone(), fill.clone());
+        let entry = Entry { inner: inner.clone(), fill: fill.clone() };
+        let run = Run { inner: inner.clone(), fill: fill.clone(), upstream: upstream.clone(), publish };
+        inner.tasks.spawn(async move {
+            // Dropped after the outcome was published, and also if the run panics or is stopped.
+            let _entry = entry;
+            run.run().await;
+        });
+        drop(running);
+        Joined::Led(Following::new(inner.clone(), fill))
+    }
+
+    /// Called when the last follower of a fill has left: it may go on while there is a slot; where there are too many, the
+    /// one that has received least is given up.
+    pub(super) fn orphaned(&self, fill: &Fill) {
+        let running = self.running.lock();
+        let orphans = |new_only: bool| -> Vec<&Arc<Fill>> {
+            running
+                .values()
+                .filter(|other| other.source.repo.scope == fill.source.repo.scope)
+                .filter(|other| other.followers.load(Ordering::Acquire) == 0 && !other.give_up.is_cancelled())
+                .filter(|other| !new_only || other.new_repository)
+                .collect()
+        };
+        for (new_only, most) in [(true, NEW_REPOSITORY_ORPHANS), (false, ORPHANS_PER_UPSTREAM)] {
+            let orphans = orphans(new_only);
+            if orphans.len() > most
+                && let Some(least) = orphans.iter().min_by_key(|orphan| orphan.received.load(Ordering::Relaxed))
+            {
+                least.give_up.cancel();
+            }
+        }
+    }
+
+    /// Gives up every fill that nobody follows.
+    pub(super) fn give_up_orphans(&self) {
+        for fill in self.running.lock().values() {
+            if fill.followers.load(Ordering::Acquire) == 0 {
+                fill.give_up.cancel();
+            }
+        }
+    }
+
+    fn remove(&self, fill: &Arc<Fill>) {
+        let mut running = self.running.lock();
+        if running.get(&fill.digest).is_some_and(|there| Arc::ptr_eq(there, fill)) {
+            running.remove(&fill.digest);
+        }
+    }
+}
+
+/// Takes the fill out of the map, however its run ends.
+struct Entry {
+    inner: Arc<Inner>,
+    fill: Arc<Fill>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.inner.fills.remove(&self.fill);
+    }
+}

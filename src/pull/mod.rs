@@ -1,0 +1,174 @@
+//! The miss engine: what is not here is fetched once, verified, kept, and streamed to everybody who asked meanwhile.
+//!
+//! A request for a blob becomes a follower of the one fill of its digest (`inflight`, `fill`, `follower`); a request for a
+//! tag or manifest joins the one question to the upstream (`flight`, `tags`, `manifests`). Who may read what is decided
+//! before either: a digest is readable in a mirrored repository if a manifest served there refers to it, or if the
+//! upstream, asked with that repository's credentials, said so once (`blobs`). The module knows no HTTP of ours.
+
+mod blobs;
+mod content;
+mod error;
+mod fill;
+mod flight;
+mod follower;
+mod inflight;
+mod manifests;
+mod tag_list;
+mod tags;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use moka::sync::Cache;
+use tokio::time::Instant;
+
+use crate::config::{CacheConfig, OnDenied};
+use crate::oci::{Digest, Reference, RepoId, Scope, Tag, UpstreamName};
+use crate::store::{Member, Store, StoreError};
+use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
+use crate::upstream::{Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
+use fill::Source;
+use flight::Flights;
+use inflight::Fills;
+
+pub use blobs::Want;
+pub use content::{Content, ContentError, ContentStream};
+pub use error::PullError;
+pub use manifests::Served;
+
+/// A failure is shared with whoever asks the same within this time.
+const FAILURE_MEMORY: Duration = Duration::from_secs(1);
+/// The length of a blob that is not here is asked once in this time.
+const LENGTH_MEMORY: Duration = Duration::from_secs(10 * 60);
+/// Entries of each of the short-lived memories.
+const MEMORY_ENTRIES: u64 = 100_000;
+/// With a stale answer at hand, nobody waits longer than this for a fresh one.
+const STALE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A handle on the engine; clones share it.
+#[derive(Clone)]
+pub struct Puller {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    upstreams: HashMap<UpstreamName, Arc<Upstream>>,
+    cache: CacheConfig,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+    fills: Fills,
+    tags: Flights<(RepoId, Tag), Result<Served, PullError>>,
+    manifests: Flights<(RepoId, Digest), Result<Served, PullError>>,
+    proofs: Flights<(RepoId, Digest), Result<Member, PullError>>,
+    /// What an upstream said it does not have, for `negative_ttl`.
+    absent: Cache<(RepoId, Reference), ()>,
+    failures: Cache<(Source, Digest), PullError>,
+    lengths: Cache<(RepoId, Digest), u64>,
+}
+
+impl Puller {
+    pub fn new(
+        store: Store,
+        upstreams: HashMap<UpstreamName, Arc<Upstream>>,
+        cache: CacheConfig,
+        metrics: Arc<Metrics>,
+        tasks: Tasks,
+    ) -> Self {
+        let inner = Inner {
+            fills: Fills::default(),
+            tags: Flights::new(tasks.clone()),
+            manifests: Flights::new(tasks.clone()),
+            proofs: Flights::new(tasks.clone()),
+            absent: memory(cache.negative_ttl),
+            failures: memory(FAILURE_MEMORY),
+            lengths: memory(LENGTH_MEMORY),
+            store,
+            upstreams,
+            cache,
+            metrics,
+            tasks,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Ends the fills that nobody waits for: the first step of a stop.
+    pub fn give_up_orphans(&self) {
+        self.inner.fills.give_up_orphans();
+    }
+}
+
+fn memory<K, V>(ttl: Duration) -> Cache<K, V>
+where
+    K: std::hash::Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    Cache::builder().max_capacity(MEMORY_ENTRIES).time_to_live(ttl).build()
+}
+
+impl Inner {
+    fn upstream(&self, repo: &RepoId) -> Result<&Arc<Upstream>, PullError> {
+        match &repo.scope {
+            Scope::Upstream(name) => self.upstreams.get(name).ok_or(PullError::NotFound),
+            Scope::Local => Err(PullError::NotFound),
+        }
+    }
+
+    /// When a request that comes now has to be answered.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.cache.answer_within
+    }
+
+    /// Asks the upstream. A denial to nobody in particular is how many registries say that there is no such thing.
+    async fn send(
+        &self,
+        upstream: &Upstream,
+        request: UpstreamRequest,
+        deadline: Instant,
+    ) -> Result<UpstreamResponse, PullError> {
+        upstream.send(request, deadline).await.map_err(|error| match error {
+            UpstreamError::Denied { .. } if !upstream.has_credentials() && upstream.on_denied() == OnDenied::Deny => {
+                PullError::NotFound
+            }
+            error => error.into(),
+        })
+    }
+
+    fn too_late(&self, upstream: &Upstream) -> PullError {
+        PullError::TooLate { upstream: upstream.name().to_string(), within: self.cache.answer_within }
+    }
+
+    /// Whether the digest may be read in this repository without asking anybody.
+    async fn may_read(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
+        if let Some(member) = self.store.member(repo, digest).await? {
+            return Ok(Some(member));
+        }
+        let is_manifest = self.store.has_manifest(repo, digest).await?;
+        Ok(is_manifest.then_some(Member { size: None }))
+    }
+
+    fn is_absent(&self, repo: &RepoId, reference: &Reference) -> bool {
+        self.absent.contains_key(&(repo.clone(), reference.clone()))
+    }
+
+    fn remember_absent(&self, repo: &RepoId, reference: Reference) {
+        if !self.cache.negative_ttl.is_zero() {
+            self.absent.insert((repo.clone(), reference), ());
+        }
+    }
+
+    fn remember_failure(&self, source: &Source, digest: &Digest, error: &PullError) {
+        match error {
+            PullError::NotFound => self.remember_absent(&source.repo, Reference::Digest(digest.clone())),
+            PullError::GivenUp => {}
+            error => self.failures.insert((source.clone(), digest.clone()), error.clone()),
+        }
+    }
+}
+
+fn request(method: Method, kind: Kind, repo: &RepoId, path: String) -> UpstreamRequest {
+    UpstreamRequest { kind, method, repository: repo.name.clone(), path, range: None, if_none_match: None }
+}

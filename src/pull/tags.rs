@@ -1,0 +1,200 @@
+//! Tags of mirrored repositories: fresh for `tag_ttl`, then confirmed by a HEAD; in an outage served stale.
+//!
+//! One question at a time for a tag, so an answer that was asked for earlier never overwrites one asked for later.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::{Method, StatusCode};
+use tokio::time::Instant;
+
+use super::manifests::Served;
+use super::{Inner, PullError, Puller, STALE_PATIENCE, request};
+use crate::config::OnDenied;
+use crate::oci::{Digest, Reference, RepoId, Tag};
+use crate::store::{StoredManifest, TagRecord};
+use crate::telemetry::CacheResult;
+use crate::upstream::{Kind, Upstream, UpstreamError, UpstreamResponse};
+
+/// A tag's file is rewritten for a mere confirmation at most this often.
+const REWRITE: Duration = Duration::from_secs(10 * 60);
+
+/// What the cache has for a tag.
+struct Cached {
+    record: TagRecord,
+    /// Its content may have been evicted.
+    manifest: Option<Arc<StoredManifest>>,
+}
+
+impl Puller {
+    /// A manifest of a mirrored repository by tag.
+    pub async fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Served, PullError> {
+        let inner = &self.inner;
+        if let Some(served) = inner.fresh_tag(repo, tag).await? {
+            return Ok(served);
+        }
+        if inner.is_absent(repo, &Reference::Tag(tag.clone())) {
+            return Err(PullError::NotFound);
+        }
+        let upstream = inner.upstream(repo)?.clone();
+        let key = (repo.clone(), tag.clone());
+        let flight = inner.tags.run(key.clone(), || {
+            let (inner, upstream, (repo, tag)) = (inner.clone(), upstream.clone(), key);
+            async move { inner.resolve_tag(&upstream, &repo, &tag).await }
+        });
+        // The flight keeps the deadline itself; this one is for whoever waits for a flight that cannot.
+        let patience = inner.deadline() + STALE_PATIENCE;
+        let (answer, part) = tokio::time::timeout_at(patience, flight).await.map_err(|_| inner.too_late(&upstream))?;
+        Ok(answer.unwrap_or(Err(PullError::GivenUp))?.seen_as(part))
+    }
+}
+
+impl Inner {
+    async fn cached_tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<Cached>, PullError> {
+        let Some(record) = self.store.tag(repo, tag).await? else { return Ok(None) };
+        let manifest = self.store.manifest(repo, &record.digest).await?;
+        Ok(Some(Cached { record, manifest }))
+    }
+
+    async fn fresh_tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<Served>, PullError> {
+        let Some(Cached { record, manifest: Some(manifest) }) = self.cached_tag(repo, tag).await? else {
+            return Ok(None);
+        };
+        let fresh = age(&record).is_some_and(|age| age < self.cache.tag_ttl);
+        Ok(fresh.then_some(Served { manifest, result: CacheResult::Hit }))
+    }
+
+    async fn resolve_tag(self: &Arc<Self>, upstream: &Upstream, repo: &RepoId, tag: &Tag) -> Result<Served, PullError> {
+        let cached = self.cached_tag(repo, tag).await?;
+        let stale = cached.as_ref().and_then(|cached| {
+            let servable = age(&cached.record).is_none_or(|age| age < self.cache.stale_if_error);
+            cached.manifest.clone().filter(|_| servable)
+        });
+        let mut deadline = self.deadline();
+        if stale.is_some() {
+            deadline = deadline.min(Instant::now() + STALE_PATIENCE);
+        }
+        let known = cached.map(|cached| cached.record);
+        let asked = self.ask_for_tag(upstream, repo, tag, known, deadline).await;
+        let image = format_args!("{repo}:{tag}");
+        match asked {
+            Ok(served) => {
+                tracing::info!(%repo, %tag, digest = %served.manifest.digest, result = served.result.as_str(), "resolved {image}");
+                Ok(served)
+            }
+            Err(error) if error.is_not_found() => {
+                self.remember_absent(repo, Reference::Tag(tag.clone()));
+                Err(error)
+            }
+            Err(error) => match stale.filter(|_| may_serve_stale(upstream, &error)) {
+                Some(manifest) => {
+                    tracing::warn!(%repo, %tag, digest = %manifest.digest, %error, "serving {image} as it was: {error}");
+                    Ok(Served { manifest, result: CacheResult::Stale })
+                }
+                None => {
+                    tracing::warn!(%repo, %tag, %error, "could not resolve {image}: {error}");
+                    Err(error)
+                }
+            },
+        }
+    }
+
+    async fn ask_for_tag(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        repo: &RepoId,
+        tag: &Tag,
+        known: Option<TagRecord>,
+        deadline: Instant,
+    ) -> Result<Served, PullError> {
+        let path = format!("manifests/{tag}");
+        let Some(known) = known else {
+            let response = self.send(upstream, request(Method::GET, Kind::Manifest, repo, path), deadline).await?;
+            return self.take_tag(upstream, repo, tag, None, response, deadline).await;
+        };
+        match self.send(upstream, request(Method::HEAD, Kind::Manifest, repo, path.clone()), deadline).await {
+            Ok(head) => {
+                if let Some(digest) = head.docker_content_digest().and_then(|digest| digest.parse().ok()) {
+                    return self.point_tag(repo, tag, Some(known.digest), digest, deadline).await;
+                }
+            }
+            // Some servers answer only GET.
+            Err(PullError::Upstream(UpstreamError::Status {
+                status: StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED,
+                ..
+            })) => {}
+            Err(error) => return Err(error),
+        }
+        let mut get = request(Method::GET, Kind::Manifest, repo, path);
+        get.if_none_match = Some(format!("\"{}\"", known.digest));
+        let response = self.send(upstream, get, deadline).await?;
+        self.take_tag(upstream, repo, tag, Some(known.digest), response, deadline).await
+    }
+
+    /// Takes the answer to a GET of a tag: the manifest itself, or that it has not changed.
+    async fn take_tag(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        repo: &RepoId,
+        tag: &Tag,
+        known: Option<Digest>,
+        response: UpstreamResponse,
+        deadline: Instant,
+    ) -> Result<Served, PullError> {
+        if let (StatusCode::NOT_MODIFIED, Some(digest)) = (response.status, known.clone()) {
+            return self.point_tag(repo, tag, known, digest, deadline).await;
+        }
+        let new = self.read_manifest(upstream, response, None).await?;
+        let digest = new.digest.clone();
+        let manifest = self.store.put_manifest(repo, new, Vec::new()).await?;
+        let result = if known.as_ref() == Some(&digest) { CacheResult::Revalidated } else { CacheResult::Miss };
+        self.confirm(repo, tag, known, &manifest).await?;
+        Ok(Served { manifest, result })
+    }
+
+    /// The upstream says that the tag means `digest`: fetches that manifest unless it is here.
+    async fn point_tag(
+        self: &Arc<Self>,
+        repo: &RepoId,
+        tag: &Tag,
+        known: Option<Digest>,
+        digest: Digest,
+        deadline: Instant,
+    ) -> Result<Served, PullError> {
+        let served = match self.store.manifest(repo, &digest).await? {
+            Some(manifest) => Served { manifest, result: CacheResult::Revalidated },
+            None => self.manifest_by_digest(repo, &digest, deadline).await?,
+        };
+        self.confirm(repo, tag, known, &served.manifest).await?;
+        Ok(served)
+    }
+
+    async fn confirm(
+        &self,
+        repo: &RepoId,
+        tag: &Tag,
+        known: Option<Digest>,
+        manifest: &StoredManifest,
+    ) -> Result<(), PullError> {
+        let record = TagRecord {
+            digest: manifest.digest.clone(),
+            media_type: manifest.media_type.clone(),
+            confirmed: SystemTime::now(),
+        };
+        let rewrite = self.cache.tag_ttl.max(REWRITE);
+        self.store.compare_and_set_tag(repo, tag, known, record, rewrite).await?;
+        Ok(())
+    }
+}
+
+/// `None` where the clock has been set back.
+fn age(record: &TagRecord) -> Option<Duration> {
+    SystemTime::now().duration_since(record.confirmed).ok()
+}
+
+fn may_serve_stale(upstream: &Upstream, error: &PullError) -> bool {
+    match error {
+        PullError::Upstream(UpstreamError::Denied { .. }) => upstream.on_denied() == OnDenied::Stale,
+        error => error.is_trouble(),
+    }
+}

@@ -1,0 +1,318 @@
+//! Which repository a request means: one pure function and its table.
+//!
+//! In this order: the `ns` query, an upstream's name in the path, a local repository, the default upstream. A host that is
+//! not configured is never dialled, whatever a client sends.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::config::{self, Config, ListenAddr, LocalConfig};
+use crate::oci::{NameError, RepoId, RepoName, Scope, UpstreamName};
+
+/// What a request says about the repository it means.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked<'a> {
+    /// The `ns` query: the registry an image is called by, as containerd and buildkit send it.
+    pub ns: Option<&'a str>,
+    /// The request's own host: a name of ours.
+    pub host: Option<&'a str>,
+    /// The path component before `/v2`.
+    pub prefix: Option<&'a str>,
+    /// The repository as it stands in the path.
+    pub name: &'a str,
+}
+
+/// The repository that is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub repo: RepoId,
+    pub rule: Rule,
+}
+
+/// Which rule decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// `ns` names a configured upstream.
+    Namespace,
+    /// `ns` names this server.
+    OwnNamespace,
+    /// The path names a configured upstream, before or after `/v2`.
+    Path,
+    /// A local repository, or a name that is local by configuration.
+    Local,
+    /// Nothing else: the default upstream.
+    Default,
+    /// Nothing else, and there is no default upstream: local, where there may be nothing.
+    NoDefault,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    #[error("no upstream is configured for the registry this name belongs to")]
+    UnknownRegistry,
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+/// Why a repository takes no pushes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PushRefused {
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error("the name belongs to the mirrored registry {0}; push to a name without it")]
+    Mirrored(UpstreamName),
+    #[error("pushes are taken only below the configured namespaces ([local] namespaces)")]
+    OutsideNamespaces,
+    #[error("names under library/ belong to the default upstream")]
+    Library,
+}
+
+/// The names that decide, taken from the configuration once.
+#[derive(Debug)]
+pub struct Routes {
+    upstreams: HashSet<UpstreamName>,
+    default: Option<UpstreamName>,
+    own: Vec<String>,
+    listen: ListenAddr,
+    local: LocalConfig,
+}
+
+impl Routes {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            upstreams: config.upstreams.iter().map(|upstream| Arc::from(upstream.name.as_str())).collect(),
+            default: config.default_upstream.as_deref().map(Arc::from),
+            own: config.server.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            listen: config.server.listen.clone(),
+            local: config.local.clone(),
+        }
+    }
+
+    /// The configured upstream that a host means, aliases included.
+    pub fn upstream(&self, host: &str) -> Option<&UpstreamName> {
+        self.upstreams.get(host).or_else(|| self.upstreams.get(config::canonical_name(host)))
+    }
+
+    /// The repository a read means. `is_local` says whether a local repository exists.
+    pub fn resolve(&self, asked: Asked<'_>, is_local: impl Fn(&RepoName) -> bool) -> Result<Target, ResolveError> {
+        let target = |repo, rule| Ok(Target { repo, rule });
+        if let Some(ns) = asked.ns {
+            if let Some(upstream) = self.upstream(ns) {
+                let name = self.without_upstream(asked.name, upstream);
+                return target(mirrored(upstream, name)?, Rule::Namespace);
+            }
+            if self.is_own(ns, asked.host) {
+                return target(RepoId::local(asked.name.parse()?), Rule::OwnNamespace);
+            }
+            return Err(ResolveError::UnknownRegistry);
+        }
+        if let Some(prefix) = asked.prefix {
+            let upstream = self.upstream(prefix).ok_or(ResolveError::UnknownRegistry)?;
+            return target(mirrored(upstream, asked.name)?, Rule::Path);
+        }
+        let (first, rest) = asked.name.split_once('/').unwrap_or((asked.name, ""));
+        if let Some(upstream) = self.upstream(first).filter(|_| !rest.is_empty()) {
+            return target(mirrored(upstream, rest.strip_prefix("v2/").unwrap_or(rest))?, Rule::Path);
+        }
+        let name: RepoName = match asked.name.parse() {
+            Err(NameError::Grammar) if looks_like_host(first) && !rest.is_empty() => {
+                return Err(ResolveError::UnknownRegistry);
+            }
+            name => name?,
+        };
+        if is_local(&name) || self.local.matches(name.as_str()) {
+            return target(RepoId::local(name), Rule::Local);
+        }
+        if looks_like_host(first) && !rest.is_empty() {
+            return Err(ResolveError::UnknownRegistry);
+        }
+        match &self.default {
+            Some(upstream) => target(mirrored(upstream, name.as_str())?, Rule::Default),
+            None => target(RepoId::local(name), Rule::NoDefault),
+        }
+    }
+
+    /// The local repository a write means. Whether the default upstream's scope holds the name already is for the caller
+    /// to ask: see [`Routes::default_repository`].
+    pub fn resolve_push(&self, asked: Asked<'_>) -> Result<RepoId, PushRefused> {
+        if let Some(ns) = asked.ns.filter(|ns| !self.is_own(ns, asked.host)) {
+            let upstream = self.upstream(ns).ok_or(ResolveError::UnknownRegistry)?;
+            return Err(PushRefused::Mirrored(upstream.clone()));
+        }
+        let first = asked.prefix.or_else(|| Some(asked.name.split_once('/')?.0));
+        match first.and_then(|first| self.upstream(first)) {
+            Some(upstream) => return Err(PushRefused::Mirrored(upstream.clone())),
+            None if asked.prefix.is_some() => return Err(ResolveError::UnknownRegistry.into()),
+            None => {}
+        }
+        let name: RepoName = asked.name.parse().map_err(ResolveError::from)?;
+        if !self.local.namespaces.is_empty() && !self.local.matches(name.as_str()) {
+            return Err(PushRefused::OutsideNamespaces);
+        }
+        if self.local.namespaces.is_empty() && self.default.is_some() && name.as_str().starts_with("library/") {
+            return Err(PushRefused::Library);
+        }
+        Ok(RepoId::local(name))
+    }
+
+    /// The repository of the default upstream that a mirror client means by this name. A single component is not such a
+    /// name: a mirror client sends `library/` with it.
+    pub fn default_repository(&self, name: &RepoName) -> Option<RepoId> {
+        if name.is_single() || !self.local.namespaces.is_empty() {
+            return None;
+        }
+        self.default.as_ref().map(|upstream| RepoId::new(Scope::Upstream(upstream.clone()), name.clone()))
+    }
+
+    /// Whether a host is one of our own names: configured, the request's own, what we listen on, or a loopback name.
+    fn is_own(&self, ns: &str, host: Option<&str>) -> bool {
+        let ns = ns.to_ascii_lowercase();
+        let bare = without_port(&ns);
+        host.is_some_and(|host| host.eq_ignore_ascii_case(&ns))
+            || self.own.iter().any(|name| *name == ns || *name == bare)
+            || self.listen.to_string() == ns
+            || bare == "localhost"
+            || bare.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+    }
+
+    /// buildkit sends `ns` and a mirror's path at once: the path part is not of the name.
+    fn without_upstream<'a>(&self, name: &'a str, upstream: &UpstreamName) -> &'a str {
+        match name.split_once('/') {
+            Some((first, rest)) if self.upstream(first) == Some(upstream) => rest.strip_prefix("v2/").unwrap_or(rest),
+            _ => name,
+        }
+    }
+}
+
+/// On docker.io a name of one component is an official image.
+fn mirrored(upstream: &UpstreamName, name: &str) -> Result<RepoId, NameError> {
+    let mut name: RepoName = name.parse()?;
+    if &**upstream == config::DOCKER_IO && name.is_single() {
+        name = format!("library/{name}").parse()?;
+    }
+    Ok(RepoId::new(Scope::Upstream(upstream.clone()), name))
+}
+
+fn looks_like_host(component: &str) -> bool {
+    component.contains(['.', ':']) || component == "localhost"
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((bare, port))
+            if port.bytes().all(|byte| byte.is_ascii_digit()) && (!bare.contains(':') || bare.ends_with(']')) =>
+        {
+            bare
+        }
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routes(toml: &str) -> Routes {
+        Routes::new(&Config::from_toml(toml, "test.toml").unwrap())
+    }
+
+    const UPSTREAMS: &str = r#"
+        [server]
+        names = ["cache.example"]
+        [upstream."127.0.0.1:7000"]
+        url = "http://127.0.0.1:7000"
+    "#;
+
+    /// `ns | prefix | name` -> `rule scope/name` or an error.
+    fn resolved(routes: &Routes, ns: &str, prefix: &str, name: &str) -> String {
+        let option = |text: &'static str| Some(text).filter(|text| !text.is_empty());
+        let leak = |text: &str| option(Box::leak(text.to_owned().into_boxed_str()));
+        let asked = Asked { ns: leak(ns), prefix: leak(prefix), host: Some("10.0.0.9:5000"), name };
+        match routes.resolve(asked, |name| ["team/app", "my.host/app", "alpine"].contains(&name.as_str())) {
+            Ok(target) => format!("{:?} {}:{}", target.rule, target.repo.scope.as_str(), target.repo.name),
+            Err(error) => format!("{error:?}"),
+        }
+    }
+
+    #[test]
+    fn every_way_to_name_an_upstream_is_understood_in_order() {
+        let routes = routes(UPSTREAMS);
+        for (ns, prefix, name, expected) in [
+            // 1: ns
+            ("docker.io", "", "library/alpine", "Namespace docker.io:library/alpine"),
+            ("docker.io", "", "alpine", "Namespace docker.io:library/alpine"),
+            ("index.docker.io", "", "alpine", "Namespace docker.io:library/alpine"),
+            ("registry-1.docker.io", "", "a/b", "Namespace docker.io:a/b"),
+            ("ghcr.io", "", "team/app", "Namespace ghcr.io:team/app"),
+            ("127.0.0.1:7000", "", "a", "Namespace 127.0.0.1:7000:a"),
+            ("ghcr.io", "", "ghcr.io/org/app", "Namespace ghcr.io:org/app"),
+            ("docker.io", "docker.io", "library/alpine", "Namespace docker.io:library/alpine"),
+            ("localhost:5001", "", "team/app", "OwnNamespace local:team/app"),
+            ("localhost:5001", "", "nothing", "OwnNamespace local:nothing"),
+            ("127.0.0.1", "", "x", "OwnNamespace local:x"),
+            ("[::1]:5000", "", "x", "OwnNamespace local:x"),
+            ("cache.example", "", "x", "OwnNamespace local:x"),
+            ("cache.example:5000", "", "x", "OwnNamespace local:x"),
+            ("10.0.0.9:5000", "", "x", "OwnNamespace local:x"),
+            ("evil.example", "", "team/app", "UnknownRegistry"),
+            ("10.0.0.9:5001", "", "team/app", "UnknownRegistry"),
+            ("", "", "library/alpine", "Default docker.io:library/alpine"),
+            // 2: the path
+            ("", "", "ghcr.io/org/app", "Path ghcr.io:org/app"),
+            ("", "", "docker.io/alpine", "Path docker.io:library/alpine"),
+            ("", "", "index.docker.io/alpine", "Path docker.io:library/alpine"),
+            ("", "", "docker.io/v2/library/alpine", "Path docker.io:library/alpine"),
+            ("", "docker.io", "library/alpine", "Path docker.io:library/alpine"),
+            ("", "127.0.0.1:7000", "a/b", "Path 127.0.0.1:7000:a/b"),
+            ("", "", "127.0.0.1:7000/a/b", "Path 127.0.0.1:7000:a/b"),
+            ("", "evil.example", "a", "UnknownRegistry"),
+            ("", "", "evil.example/a", "UnknownRegistry"),
+            ("", "", "evil.example:80/a", "UnknownRegistry"),
+            ("", "", "localhost/a", "UnknownRegistry"),
+            ("", "", "my.host/app", "Local local:my.host/app"),
+            // 3 and 4
+            ("", "", "team/app", "Local local:team/app"),
+            ("", "", "alpine", "Local local:alpine"),
+            ("", "", "busybox", "Default docker.io:library/busybox"),
+            ("", "", "org/app", "Default docker.io:org/app"),
+            ("", "", "ghcr.io", "Default docker.io:library/ghcr.io"),
+            ("", "", "UPPER/x", "Name(Grammar)"),
+            ("docker.io", "", "", "Name(Length)"),
+        ] {
+            assert_eq!(resolved(&routes, ns, prefix, name), expected, "{ns} {prefix} {name}");
+        }
+    }
+
+    #[test]
+    fn namespaces_are_local_even_when_empty_and_without_default_everything_is() {
+        let with = routes("[local]\nnamespaces = [\"team/**\"]");
+        assert_eq!(resolved(&with, "", "", "team/new"), "Local local:team/new");
+        assert_eq!(resolved(&with, "", "", "other/new"), "Default docker.io:other/new");
+        let without = routes("default_upstream = \"none\"");
+        assert_eq!(resolved(&without, "", "", "other/new"), "NoDefault local:other/new");
+        assert_eq!(resolved(&without, "docker.io", "", "alpine"), "Namespace docker.io:library/alpine");
+    }
+
+    #[test]
+    fn pushes_go_to_local_names_only() {
+        let push = |routes: &Routes, ns, prefix, name| {
+            routes.resolve_push(Asked { ns, prefix, name, host: None }).map(|repo| repo.to_string())
+        };
+        let open = routes(UPSTREAMS);
+        for name in ["team/app", "alpine", "my.host/app"] {
+            assert_eq!(push(&open, None, None, name), Ok(name.to_owned()));
+        }
+        assert_eq!(push(&open, Some("localhost:5000"), None, "a"), Ok("a".to_owned()));
+        assert_eq!(push(&open, None, None, "ghcr.io/a"), Err(PushRefused::Mirrored("ghcr.io".into())));
+        assert_eq!(push(&open, Some("docker.io"), None, "a"), Err(PushRefused::Mirrored("docker.io".into())));
+        assert_eq!(push(&open, None, Some("ghcr.io"), "a"), Err(PushRefused::Mirrored("ghcr.io".into())));
+        assert_eq!(push(&open, None, None, "library/a"), Err(PushRefused::Library));
+        assert!(matches!(push(&open, Some("evil.example"), None, "a"), Err(PushRefused::Resolve(_))));
+        assert!(matches!(push(&open, None, None, "A"), Err(PushRefused::Resolve(ResolveError::Name(_)))));
+        let closed = routes("[local]\nnamespaces = [\"team/**\"]");
+        assert_eq!(push(&closed, None, None, "team/x"), Ok("team/x".to_owned()));
+        assert_eq!(push(&closed, None, None, "alpine"), Err(PushRefused::OutsideNamespaces));
+        let alone = routes("default_upstream = \"none\"");
+        assert_eq!(push(&alone, None, None, "library/a"), Ok("library/a".to_owned()));
+    }
+}

@@ -1,0 +1,185 @@
+//! The program as one value: everything is built, wired, started and stopped here.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Policy;
+use crate::config::Config;
+use crate::http::serve::{Listeners, Server};
+use crate::http::{App, router};
+use crate::oci::UpstreamName;
+use crate::pull::Puller;
+use crate::resolve::Routes;
+use crate::store::{OpenError, Store};
+use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
+use crate::upstream::{Upstream, UpstreamSetupError};
+
+/// A push session that nobody has written to for this long is abandoned (distribution: the same by default is a week;
+/// docker gives up within the hour).
+const UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+const HOUSEKEEPING: Duration = Duration::from_secs(60 * 60);
+
+/// Why a server does not start. One clear line each.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot use the data folder {}: {error}", path.display())]
+    Store { path: PathBuf, error: OpenError },
+    #[error("cannot listen on {listen}: {error}")]
+    Listen { listen: String, error: io::Error },
+    #[error(transparent)]
+    Upstream(#[from] UpstreamSetupError),
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
+    #[error("a task of the start panicked")]
+    Task,
+}
+
+/// A running server. Dropped without [`Running::stop`], its tasks end with the runtime, and the stop was not clean.
+pub struct Running {
+    address: SocketAddr,
+    stop: CancellationToken,
+    accepting: tokio::task::JoinHandle<()>,
+    puller: Puller,
+    store: Store,
+    tasks: Tasks,
+    reconcile: Option<Reconcile>,
+}
+
+/// The walk that brings the index into step with the files, beside requests.
+struct Reconcile {
+    stop: Arc<AtomicBool>,
+    walk: tokio::task::JoinHandle<()>,
+}
+
+/// Starts a server and returns when it listens.
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    raise_descriptor_limit();
+    // The port first: who starts a second server by mistake is told so before anything is touched.
+    let listen_error = |error| StartError::Listen { listen: config.server.listen.to_string(), error };
+    let listeners = Listeners::bind(&config.server.listen).map_err(listen_error)?;
+    let address = listeners.local_addr().map_err(listen_error)?;
+
+    let path = config.storage.path.clone();
+    let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await.map_err(|_| StartError::Task)?;
+    let store = opened.map_err(|error| StartError::Store { path: config.storage.path.clone(), error })?;
+
+    let names: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+    let metrics = Arc::new(Metrics::new(&names));
+    metrics.storage_capacity(config.cache.max_size);
+    let via = format!("roadstead-{}", store.instance().simple());
+    let mut upstreams: HashMap<UpstreamName, Arc<Upstream>> = HashMap::new();
+    for settings in &config.upstreams {
+        let upstream = Upstream::new(settings, &via, metrics.clone())?;
+        upstreams.insert(upstream.name().clone(), Arc::new(upstream));
+    }
+
+    let tasks = Tasks::new();
+    let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
+    let reconcile = reconcile(&store, &metrics);
+    tasks.spawn(housekeeping(store.clone()));
+    let app = App {
+        store: store.clone(),
+        puller: puller.clone(),
+        routes: Routes::new(&config),
+        policy: Policy::new(&config),
+        metrics,
+        via,
+        progress_timeout: config.server.progress_timeout,
+    };
+    let stop = CancellationToken::new();
+    let server = Server::new(config.server.clone(), router(Arc::new(app)), tasks.clone());
+    let accepting = tokio::spawn(server.run(listeners, stop.clone().cancelled_owned()));
+    Ok(Running { address, stop, accepting, puller, store, tasks, reconcile })
+}
+
+/// Runs a server until SIGTERM or SIGINT, and stops it.
+pub async fn run(config: Config) -> Result<(), StartError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let (data, upstreams) = (config.storage.path.display().to_string(), config.upstreams.len());
+    let default = config.default_upstream.clone().unwrap_or_else(|| "none".to_owned());
+    let running = start(config).await?;
+    let address = running.addr();
+    tracing::info!(%address, data, upstreams, default, "listening on {address}");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: no new connections, running transfers may end");
+    tokio::select! {
+        () = running.stop() => {}
+        _ = interrupt.recv() => tracing::warn!("interrupted again: not waiting"),
+    }
+    Ok(())
+}
+
+impl Running {
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops cleanly: no new connections, running transfers end or are cut, the index is closed.
+    pub async fn stop(self) {
+        self.puller.give_up_orphans();
+        self.stop.cancel();
+        let _ = self.accepting.await;
+        self.tasks.stop().await;
+        if let Some(reconcile) = self.reconcile {
+            reconcile.stop.store(true, Ordering::Relaxed);
+            let _ = reconcile.walk.await;
+        }
+        self.store.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+fn reconcile(store: &Store, metrics: &Metrics) -> Option<Reconcile> {
+    if let Some(reason) = store.index_set_aside() {
+        metrics.index_rebuilt();
+        tracing::warn!(reason, "the index was odd ({reason}) and is set aside; it is rebuilt from the files");
+    }
+    if !store.needs_reconcile() {
+        return None;
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let walk = tokio::task::spawn_blocking({
+        let (store, stop) = (store.clone(), stop.clone());
+        move || store.reconcile(&stop)
+    });
+    Some(Reconcile { stop, walk })
+}
+
+async fn housekeeping(store: Store) {
+    let mut turns = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        turns.tick().await;
+        match store.expire_uploads(UPLOAD_AGE).await {
+            Ok(0) => {}
+            Ok(expired) => tracing::info!(expired, "removed {expired} abandoned uploads"),
+            Err(error) => tracing::error!(%error, "cannot remove abandoned uploads: {error}"),
+        }
+    }
+}
+
+/// One transfer holds up to three descriptors; the soft limit of 1024 is for programs that use select.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}

@@ -1,0 +1,184 @@
+//! `WWW-Authenticate`, as registries write it (RFC 9110, 11.6.1; distribution's token specification).
+//!
+//! Several challenges may share one line or come on several; parameters may be quoted or not, and the quoted ones
+//! hold commas (`scope="repository:a:pull,push"`). What cannot be read is skipped: a registry that sends nonsense
+//! beside a usable challenge still works.
+
+use http::HeaderMap;
+use http::header::WWW_AUTHENTICATE;
+
+/// A challenge that we know an answer to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Challenge {
+    Bearer(Bearer),
+    Basic,
+}
+
+/// Where a token is to be had, and for what. Nothing here is checked yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Bearer {
+    pub(super) realm: String,
+    pub(super) service: Option<String>,
+    pub(super) scope: Option<String>,
+}
+
+/// The usable challenges in their order.
+pub(super) fn parse(headers: &HeaderMap) -> Vec<Challenge> {
+    let mut found = Vec::new();
+    for line in headers.get_all(WWW_AUTHENTICATE) {
+        let line = String::from_utf8_lossy(line.as_bytes());
+        found.extend(split(&line).into_iter().filter_map(|raw| raw.read()));
+    }
+    found
+}
+
+/// A scheme with its parameters, as they stand.
+struct Raw<'a> {
+    scheme: &'a str,
+    parameters: Vec<(&'a str, String)>,
+}
+
+// === impl Raw ===
+
+impl Raw<'_> {
+    fn read(&self) -> Option<Challenge> {
+        if self.scheme.eq_ignore_ascii_case("basic") {
+            return Some(Challenge::Basic);
+        }
+        if !self.scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let realm = self.parameter("realm")?;
+        Some(Challenge::Bearer(Bearer { realm, service: self.parameter("service"), scope: self.parameter("scope") }))
+    }
+
+    /// An empty parameter says as much as an absent one.
+    fn parameter(&self, name: &str) -> Option<String> {
+        let (_, value) = self.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+        (!value.is_empty()).then(|| value.clone())
+    }
+}
+
+fn split(line: &str) -> Vec<Raw<'_>> {
+    let mut challenges: Vec<Raw<'_>> = Vec::new();
+    let mut rest = line;
+    loop {
+        rest = rest.trim_start_matches([',', ' ', '\t']);
+        let (word, after) = take_until(rest, &[' ', '\t', ',', '=']);
+        if let Some(value) = after.trim_start().strip_prefix('=') {
+            let (value, after) = take_value(value.trim_start());
+            if let Some(challenge) = challenges.last_mut() {
+                challenge.parameters.push((word, value));
+            }
+            rest = after;
+        } else if word.is_empty() {
+            return challenges;
+        } else {
+            challenges.push(Raw { scheme: word, parameters: Vec::new() });
+            rest = after;
+        }
+    }
+}
+
+fn take_until<'a>(text: &'a str, ends: &[char]) -> (&'a str, &'a str) {
+    text.split_at(text.find(ends).unwrap_or(text.len()))
+}
+
+/// A quoted string (without its quotes and escapes) or a bare word. An open quote runs to the end of the line.
+fn take_value(text: &str) -> (String, &str) {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let (word, rest) = take_until(text, &[',', ' ', '\t']);
+        return (word.to_owned(), rest);
+    };
+    let mut value = String::new();
+    let mut characters = quoted.char_indices();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return (value, &quoted[at + 1..]),
+            '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
+            _ => value.push(character),
+        }
+    }
+    (value, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
+        let (service, scope) = (service.map(str::to_owned), scope.map(str::to_owned));
+        Challenge::Bearer(Bearer { realm: realm.to_owned(), service, scope })
+    }
+
+    fn parsed(lines: &[&str]) -> Vec<Challenge> {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+        }
+        parse(&headers)
+    }
+
+    #[test]
+    fn the_challenges_of_real_registries_are_read() {
+        let table = [
+            (
+                r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
+                vec![bearer(
+                    "https://auth.docker.io/token",
+                    Some("registry.docker.io"),
+                    Some("repository:a/b:pull,push"),
+                )],
+            ),
+            // gcr.io may leave out the service, Nexus the scope, nvcr.io sends an error and spaces.
+            (r#"Bearer realm="https://gcr.io/v2/token""#, vec![bearer("https://gcr.io/v2/token", None, None)]),
+            (
+                r#"bearer realm="https://authn.nvidia.com/token", service="registry" , error="invalid_token""#,
+                vec![bearer("https://authn.nvidia.com/token", Some("registry"), None)],
+            ),
+            // Forgejo: two in one line.
+            (
+                r#"Bearer realm="https://c.org/v2/token",service="container_registry",scope="*",Basic realm="https://c.org/v2",service="container_registry",scope="*""#,
+                vec![bearer("https://c.org/v2/token", Some("container_registry"), Some("*")), Challenge::Basic],
+            ),
+            (r#"Basic realm="Artifactory Realm""#, vec![Challenge::Basic]),
+            ("BASIC", vec![Challenge::Basic]),
+            (
+                "Bearer realm=https://r/token,service=s,scope=repository:a:pull",
+                vec![bearer("https://r/token", Some("s"), Some("repository:a:pull"))],
+            ),
+            (r#"Bearer realm = "https://r/t" ,  SERVICE = s"#, vec![bearer("https://r/t", Some("s"), None)]),
+            (r#"Bearer realm="https://r/t\"x\\y",service="""#, vec![bearer(r#"https://r/t"x\y"#, None, None)]),
+            (r#"Negotiate YII=, Digest realm="x", nonce="y", Basic realm="z""#, vec![Challenge::Basic]),
+            (r#"Bearer service="s""#, vec![]),
+            (r#"Bearer realm="https://r/open"#, vec![bearer("https://r/open", None, None)]),
+            ("", vec![]),
+            (", ,=,=\"", vec![]),
+        ];
+        for (line, expected) in table {
+            assert_eq!(parsed(&[line]), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn challenges_may_come_on_several_lines() {
+        let found = parsed(&[r#"Basic realm="a""#, r#"Bearer realm="https://r/t""#]);
+        assert_eq!(found, [Challenge::Basic, bearer("https://r/t", None, None)]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_survived(line in "[ -~\t]{0,80}") {
+            parsed(&[&line]);
+        }
+
+        #[test]
+        fn what_is_quoted_is_read_back(realm in "[ -!#-\\[\\]-~]{1,40}", scope in "[ -!#-\\[\\]-~]{1,40}") {
+            let line = format!(r#"Bearer realm="{realm}",scope="{scope}""#);
+            prop_assert_eq!(parsed(&[&line]), vec![bearer(&realm, None, Some(&scope))]);
+        }
+    }
+}

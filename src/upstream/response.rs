@@ -1,0 +1,235 @@
+//! An upstream's answer: its head, and its body chunk by chunk.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, Stream};
+use http::StatusCode;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName};
+use tokio::time::timeout;
+
+use super::Kind;
+use super::error::UpstreamError;
+use crate::telemetry::{ContentKind, Metrics};
+
+/// An answer that can be used: 200, 206 (only where a range was asked for) or 304 (only to `if_none_match`).
+#[derive(Debug)]
+pub struct UpstreamResponse {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: UpstreamBody,
+}
+
+/// The bytes behind the head. Dropping it closes the connection or resets the stream.
+pub struct UpstreamBody {
+    pub(super) upstream: Arc<str>,
+    pub(super) kind: Kind,
+    /// Of silence, before the body counts as cut.
+    pub(super) idle_timeout: Duration,
+    pub(super) metrics: Arc<Metrics>,
+    /// None: there is no body, or no more of it.
+    pub(super) response: Option<reqwest::Response>,
+}
+
+// === impl UpstreamResponse ===
+
+impl UpstreamResponse {
+    /// `Content-Length` as sent: of a HEAD the length that the body would have.
+    pub fn content_length(&self) -> Option<u64> {
+        content_length(&self.headers)
+    }
+
+    /// First and last byte, and the whole length unless it was sent as `*` (RFC 9110, 14.4).
+    pub fn content_range(&self) -> Option<(u64, u64, Option<u64>)> {
+        let (range, total) = split_content_range(&self.headers)?;
+        let (start, end) = range.split_once('-')?;
+        let (start, end) = (number(start)?, number(end)?);
+        let total = if total == "*" { None } else { Some(number(total)?) };
+        (start <= end && total.is_none_or(|total| end < total)).then_some((start, end, total))
+    }
+
+    /// `Docker-Content-Digest` as sent; some registries leave it out, so it is a hint and no proof.
+    pub fn docker_content_digest(&self) -> Option<&str> {
+        text(&self.headers, &HeaderName::from_static("docker-content-digest"))
+    }
+
+    /// `Content-Type` without its parameters.
+    pub fn content_type(&self) -> Option<&str> {
+        let (media_type, _) =
+            text(&self.headers, &CONTENT_TYPE).map(|value| value.split_once(';').unwrap_or((value, "")))?;
+        Some(media_type.trim())
+    }
+
+    pub fn etag(&self) -> Option<&str> {
+        text(&self.headers, &ETAG)
+    }
+}
+
+// === impl UpstreamBody ===
+
+impl UpstreamBody {
+    /// The next bytes, or `None` at the end that the upstream meant (by length, last chunk or end of stream).
+    ///
+    /// # Errors
+    /// `Timeout` after `idle_timeout` of silence, `Interrupted` when the connection ends early. Either is final.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let Some(response) = &mut self.response else {
+            return Ok(None);
+        };
+        let next = match timeout(self.idle_timeout, response.chunk()).await {
+            Ok(Ok(next)) => Ok(next),
+            Ok(Err(error)) => Err(UpstreamError::interrupted(&self.upstream, error)),
+            Err(_) => Err(UpstreamError::timeout(&self.upstream, "silence in the middle of a body")),
+        };
+        match &next {
+            Ok(Some(bytes)) => self.count(bytes.len()),
+            _ => self.response = None,
+        }
+        next
+    }
+
+    /// The same as [`chunk`](Self::chunk), chunk by chunk, until the first error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, UpstreamError>> + Send {
+        stream::try_unfold(self, |mut body| async move {
+            let next = body.chunk().await?;
+            Ok(next.map(|chunk| (chunk, body)))
+        })
+    }
+
+    /// The whole body, which must not be longer than `limit` bytes.
+    ///
+    /// # Errors
+    /// As [`chunk`](Self::chunk), and `BadResponse` for a body over the limit.
+    pub async fn collect(mut self, limit: usize) -> Result<Bytes, UpstreamError> {
+        let too_long = || UpstreamError::bad(&self.upstream, format!("a {} over {limit} bytes", self.kind.as_str()));
+        let announced = self.response.as_ref().and_then(|response| content_length(response.headers()));
+        if announced.is_some_and(|length| length > limit as u64) {
+            return Err(too_long());
+        }
+        let too_long = too_long();
+        let mut whole = BytesMut::new();
+        while let Some(bytes) = self.chunk().await? {
+            if whole.len() + bytes.len() > limit {
+                return Err(too_long);
+            }
+            whole.extend_from_slice(&bytes);
+        }
+        Ok(whole.freeze())
+    }
+
+    fn count(&self, bytes: usize) {
+        let kind = match self.kind {
+            Kind::Blob => ContentKind::Blob,
+            Kind::Manifest => ContentKind::Manifest,
+            Kind::Tags | Kind::Referrers => return,
+        };
+        self.metrics.pulled_bytes(kind, &self.upstream, bytes as u64);
+    }
+}
+
+impl fmt::Debug for UpstreamBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamBody")
+            .field("upstream", &self.upstream)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A body up to `limit` bytes, or `None` if it is longer. Waits as long as it takes.
+pub(super) async fn read_limited(
+    response: &mut reqwest::Response,
+    limit: usize,
+) -> Result<Option<Bytes>, reqwest::Error> {
+    let mut whole = BytesMut::new();
+    while let Some(bytes) = response.chunk().await? {
+        if whole.len() + bytes.len() > limit {
+            return Ok(None);
+        }
+        whole.extend_from_slice(&bytes);
+    }
+    Ok(Some(whole.freeze()))
+}
+
+/// Whether the body's bytes are the content's bytes; anything else would have another digest.
+pub(super) fn is_identity(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
+    encodings.all(|value| matches!(value.to_str().map(str::trim), Ok("" | "identity")))
+}
+
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    number(text(headers, &CONTENT_LENGTH)?)
+}
+
+/// The whole length by a `Content-Range`, be it `bytes 0-0/123` or, of an empty body, `bytes */0`.
+pub(super) fn content_range_total(headers: &HeaderMap) -> Option<u64> {
+    number(split_content_range(headers)?.1)
+}
+
+fn split_content_range(headers: &HeaderMap) -> Option<(&str, &str)> {
+    let (unit, range) = text(headers, &CONTENT_RANGE)?.trim().split_once(' ')?;
+    unit.eq_ignore_ascii_case("bytes").then(|| range.trim().split_once('/')).flatten()
+}
+
+/// Digits only: `parse` alone would take a sign.
+fn number(text: &str) -> Option<u64> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn response(name: HeaderName, value: &'static str) -> UpstreamResponse {
+        let headers = HeaderMap::from_iter([(name, HeaderValue::from_static(value))]);
+        let body = UpstreamBody {
+            upstream: "r".into(),
+            kind: Kind::Blob,
+            idle_timeout: Duration::ZERO,
+            metrics: Arc::new(Metrics::new(&[])),
+            response: None,
+        };
+        UpstreamResponse { status: StatusCode::OK, headers, body }
+    }
+
+    #[test]
+    fn a_content_range_is_read_or_not_there() {
+        let table = [
+            ("bytes 0-9/10", Some((0, 9, Some(10)))),
+            ("Bytes 5-9/*", Some((5, 9, None))),
+            ("bytes 0-10/10", None),
+            ("bytes 9-5/10", None),
+            ("bytes */10", None),
+            ("bytes +0-9/10", None),
+            ("lines 0-9/10", None),
+            ("0-9/10", None),
+            ("", None),
+        ];
+        for (value, expected) in table {
+            assert_eq!(response(CONTENT_RANGE, value).content_range(), expected, "{value:?}");
+        }
+        assert_eq!(content_range_total(&response(CONTENT_RANGE, "bytes */0").headers), Some(0));
+    }
+
+    #[test]
+    fn a_content_type_loses_its_parameters() {
+        let response = response(CONTENT_TYPE, "application/json ; charset=utf-8");
+        assert_eq!(response.content_type(), Some("application/json"));
+    }
+
+    #[test]
+    fn only_identity_is_the_content_itself() {
+        for (value, expected) in [("identity", true), ("", true), ("gzip", false), ("identity, gzip", false)] {
+            assert_eq!(is_identity(&response(CONTENT_ENCODING, value).headers), expected, "{value:?}");
+        }
+        assert!(is_identity(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,108 @@
+//! The behaviour of an upstream on the wire, against small servers in this process.
+
+mod answers;
+mod auth;
+mod redirects;
+mod server;
+mod tls;
+mod urls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use tokio::time::Instant;
+use url::Url;
+
+use super::{Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
+use crate::config::UpstreamConfig;
+use crate::telemetry::Metrics;
+use server::Server;
+
+pub(super) const NAME: &str = "r.example";
+
+/// An upstream with its metrics, and the shortest way to ask it.
+struct Fixture {
+    upstream: Upstream,
+    metrics: Arc<Metrics>,
+}
+
+// === impl Fixture ===
+
+impl Fixture {
+    fn new(servers: &[&Server]) -> Self {
+        Self::configured(servers, |_| {})
+    }
+
+    fn with_password(server: &Server) -> Self {
+        Self::configured(&[server], |config| {
+            config.username = Some("user".to_owned());
+            config.password = Some("hunter2".to_owned().into());
+        })
+    }
+
+    fn configured(servers: &[&Server], change: impl FnOnce(&mut UpstreamConfig)) -> Self {
+        Self::at(servers.iter().map(|server| server.url()).collect(), change)
+    }
+
+    fn at(urls: Vec<Url>, change: impl FnOnce(&mut UpstreamConfig)) -> Self {
+        let mut config = UpstreamConfig::new(NAME, urls);
+        config.header_timeout = Duration::from_millis(400);
+        config.idle_timeout = Duration::from_millis(200);
+        change(&mut config);
+        let metrics = Arc::new(Metrics::new(&[NAME]));
+        let upstream = Upstream::new(&config, "roadstead-test", metrics.clone()).unwrap();
+        Self { upstream, metrics }
+    }
+
+    async fn send(&self, request: UpstreamRequest) -> Result<UpstreamResponse, UpstreamError> {
+        self.upstream.send(request, Instant::now() + Duration::from_secs(5)).await
+    }
+
+    /// The body of a GET.
+    async fn get(&self, request: UpstreamRequest) -> Result<String, UpstreamError> {
+        let body = self.send(request).await?.body.collect(1 << 20).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// The series of the requests counter whose labels contain `labels`.
+    fn requests(&self, labels: &str) -> usize {
+        self.sum("roadstead_upstream_requests_total", labels)
+    }
+
+    fn sum(&self, name: &str, labels: &str) -> usize {
+        let text = self.metrics.render();
+        let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")) && line.contains(labels));
+        let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        values.sum::<f64>() as usize
+    }
+
+    /// What we counted is what they counted.
+    fn agrees_with(&self, servers: &[&Server]) {
+        let theirs: usize = servers.iter().map(|server| server.seen().len()).sum();
+        assert_eq!(self.requests(""), theirs, "{}", self.metrics.render());
+    }
+}
+
+fn blob() -> UpstreamRequest {
+    request(Kind::Blob, "team/app", "blobs/sha256:abc")
+}
+
+fn manifest() -> UpstreamRequest {
+    request(Kind::Manifest, "team/app", "manifests/latest")
+}
+
+fn request(kind: Kind, repository: &str, path: &str) -> UpstreamRequest {
+    UpstreamRequest {
+        kind,
+        method: Method::GET,
+        repository: repository.parse().unwrap(),
+        path: path.to_owned(),
+        range: None,
+        if_none_match: None,
+    }
+}
+
+fn head(request: UpstreamRequest) -> UpstreamRequest {
+    UpstreamRequest { method: Method::HEAD, ..request }
+}

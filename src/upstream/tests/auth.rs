@@ -1,0 +1,297 @@
+//! Tokens and passwords: who gets which, when, and how often.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use super::server::{Reply, Seen, Server};
+use super::{Fixture, Kind, UpstreamError, blob, manifest, request};
+
+const BASIC: &str = "Basic dXNlcjpodW50ZXIy";
+
+/// A registry that hands out `token` at `/token` and wants it everywhere else.
+fn guarded(token: &'static str) -> impl Fn(&Seen) -> Reply + Send + Sync {
+    move |seen| {
+        if seen.target.starts_with("/token") {
+            return Reply::token(token);
+        }
+        match seen.authorization() {
+            Some(got) if got == format!("Bearer {token}") => Reply::ok("content"),
+            Some(_) => Reply::new(403),
+            None => Reply::bearer(&seen.here("/token"), &scope(seen)),
+        }
+    }
+}
+
+fn scope(seen: &Seen) -> String {
+    let repository = seen.target.split('/').skip(2).take(2).collect::<Vec<_>>().join("/");
+    format!(r#"service="s",scope="repository:{repository}:pull""#)
+}
+
+#[tokio::test]
+async fn a_challenge_is_answered_and_the_next_request_carries_the_token_at_once() {
+    let server = Server::start(guarded("t")).await;
+    let fixture = Fixture::new(&[&server]);
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    assert_eq!(fixture.get(blob()).await.unwrap(), "content");
+    // Another repository: its scope follows from the first challenge.
+    assert_eq!(fixture.get(request(Kind::Tags, "other/app", "tags/list")).await.unwrap(), "content");
+
+    let token = Some("Bearer t".to_owned());
+    let expected = [
+        ("/v2/team/app/manifests/latest", None),
+        ("/token?service=s&scope=repository%3Ateam%2Fapp%3Apull", None),
+        ("/v2/team/app/manifests/latest", token.clone()),
+        ("/v2/team/app/blobs/sha256:abc", token.clone()),
+        ("/token?service=s&scope=repository%3Aother%2Fapp%3Apull", None),
+        ("/v2/other/app/tags/list", token),
+    ];
+    assert_eq!(server.log(), expected.map(|(path, token)| (path.to_owned(), token)));
+    assert_eq!(fixture.requests(r#"kind="token""#), 2);
+    assert_eq!(fixture.requests(r#"code="401",kind="manifest""#), 1);
+    // Token servers are other machines: they do not belong in the upstream's own times.
+    assert_eq!(fixture.sum("roadstead_upstream_first_byte_seconds_count", ""), 4);
+    fixture.agrees_with(&[&server]);
+}
+
+#[tokio::test]
+async fn a_literal_scope_is_used_for_every_repository() {
+    let server = Server::start(|seen| match seen.authorization() {
+        _ if seen.target.starts_with("/token") => Reply::token("t"),
+        Some(_) => Reply::ok("content"),
+        None => Reply::bearer(&seen.here("/token/"), r#"service="public.ecr.aws",scope="aws""#),
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    fixture.get(manifest()).await.unwrap();
+    fixture.get(request(Kind::Manifest, "other/app", "manifests/1")).await.unwrap();
+    assert_eq!(server.count("/token/?service=public.ecr.aws&scope=aws"), 1);
+    assert_eq!(server.seen().len(), 4);
+}
+
+#[tokio::test]
+async fn a_challenge_without_scope_or_service_gets_a_token_for_the_repository() {
+    let server = Server::start(|seen| match seen.authorization() {
+        _ if seen.target.starts_with("/token") => Reply::ok(r#"{"access_token":"t"}"#),
+        Some(_) => Reply::ok("content"),
+        None => Reply::bearer("/token", ""),
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    assert_eq!(server.count("/token?scope=repository%3Ateam%2Fapp%3Apull"), 1);
+}
+
+#[tokio::test]
+async fn credentials_go_to_the_token_server_and_not_to_the_registry() {
+    let server = Server::start(guarded("t")).await;
+    let fixture = Fixture::with_password(&server);
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    let log = server.log();
+    let query = "service=s&scope=repository%3Ateam%2Fapp%3Apull&client_id=roadstead&account=user";
+    assert_eq!(log[1], (format!("/token?{query}"), Some(BASIC.to_owned())));
+    assert_eq!(log[2].1.as_deref(), Some("Bearer t"));
+    assert_ne!(fixture.upstream.credential(), Fixture::new(&[&server]).upstream.credential());
+    assert_eq!(fixture.upstream.credential(), Fixture::with_password(&server).upstream.credential());
+}
+
+#[tokio::test]
+async fn a_token_server_that_wants_no_get_is_asked_by_post() {
+    let server = Server::start(|seen| match seen.authorization() {
+        _ if seen.method == "POST" => Reply::ok(r#"{"access_token":"t"}"#),
+        _ if seen.target.starts_with("/token") => Reply::new(405),
+        Some(_) => Reply::ok("content"),
+        None => Reply::bearer(&seen.here("/token"), &scope(seen)),
+    })
+    .await;
+    let fixture = Fixture::with_password(&server);
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    let post = &server.seen()[2];
+    assert_eq!(
+        (post.target.as_str(), post.body.as_str()),
+        (
+            "/token",
+            "grant_type=password&access_type=offline&username=user&password=hunter2&client_id=roadstead\
+             &scope=repository%3Ateam%2Fapp%3Apull&service=s"
+        )
+    );
+    assert_eq!(post.authorization(), None);
+    fixture.agrees_with(&[&server]);
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_exchanged_by_post() {
+    let server = Server::start(guarded("t")).await;
+    let fixture = Fixture::configured(&[&server], |config| {
+        config.username = Some("<token>".to_owned());
+        config.password = Some("refresh".to_owned().into());
+    });
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    assert!(server.seen()[1].body.starts_with("grant_type=refresh_token&refresh_token=refresh&"));
+}
+
+#[tokio::test]
+async fn many_clients_share_one_token_request() {
+    let server = Server::start(|seen| match guarded("t")(seen) {
+        reply if seen.target.starts_with("/token") => reply.after(Duration::from_millis(100)),
+        reply => reply,
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    let bodies = join_all((0..24).map(|_| fixture.get(blob()))).await;
+    assert!(bodies.into_iter().all(|body| body.unwrap() == "content"));
+    assert_eq!(server.count("/token"), 1);
+    fixture.agrees_with(&[&server]);
+}
+
+/// How registries say that a token has expired, each in its way.
+#[tokio::test]
+async fn an_old_token_is_replaced_once_after_a_bare_request() {
+    for status in [400, 401, 403] {
+        let (tokens, expired) = (AtomicUsize::new(0), Arc::new(AtomicBool::new(false)));
+        let now = expired.clone();
+        let server = Server::start(move |seen| {
+            if seen.target.starts_with("/token") {
+                return Reply::token(&format!("t{}", tokens.fetch_add(1, Ordering::Relaxed)));
+            }
+            match seen.authorization() {
+                Some("Bearer t0") if now.load(Ordering::Relaxed) => {
+                    // nvcr.io names a realm here at which nothing can be had.
+                    Reply::new(status).header("www-authenticate", r#"Bearer realm="http://127.0.0.1:1/token""#)
+                }
+                Some(_) => Reply::ok("content"),
+                None => Reply::bearer(&seen.here("/token"), &scope(seen)),
+            }
+        })
+        .await;
+        let fixture = Fixture::new(&[&server]);
+        fixture.get(blob()).await.unwrap();
+        expired.store(true, Ordering::Relaxed);
+        assert_eq!(fixture.get(blob()).await.unwrap(), "content", "{status}");
+        let log: Vec<_> = server.log().into_iter().skip(3).map(|(_, authorization)| authorization).collect();
+        let expected = [Some("Bearer t0"), None, None, Some("Bearer t1")];
+        assert_eq!(log, expected.map(|value| value.map(str::to_owned)), "{status}");
+        fixture.agrees_with(&[&server]);
+    }
+}
+
+#[tokio::test]
+async fn a_fresh_token_that_is_refused_is_a_denial() {
+    let server = Server::start(|seen| match seen.authorization() {
+        _ if seen.target.starts_with("/token") => Reply::token("t"),
+        Some(_) => Reply::new(403),
+        None => Reply::bearer(&seen.here("/token"), &scope(seen)),
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    let error = fixture.get(blob()).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Denied { status, .. } if status == 403), "{error}");
+    assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn a_token_server_that_refuses_is_a_denial_that_names_no_secret() {
+    let server = Server::start(|seen| match seen.target.starts_with("/token") {
+        true => Reply::new(401),
+        false => Reply::bearer(&seen.here("/token"), &scope(seen)),
+    })
+    .await;
+    let error = Fixture::with_password(&server).get(blob()).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Denied { .. }), "{error}");
+    assert!(!error.is_trouble());
+    assert_eq!(error.to_string(), "r.example denies access (401 Unauthorized)");
+    // A wrong password is tried once.
+    assert_eq!(server.count("/token"), 1);
+}
+
+#[tokio::test]
+async fn bad_token_answers_are_trouble_and_not_denials() {
+    for (body, status) in
+        [("not json", 200), ("{}", 200), (r#"{"token":"\n"}"#, 200), ("", 500), ("", 404), ("", 302), ("", 204)]
+    {
+        let server = Server::start(move |seen| match seen.target.starts_with("/token") {
+            true => Reply::new(status).body(body),
+            false => Reply::bearer(&seen.here("/token"), &scope(seen)),
+        })
+        .await;
+        let error = Fixture::new(&[&server]).get(blob()).await.unwrap_err();
+        assert!(error.is_trouble() && !error.is_not_found(), "{status} {body}: {error}");
+    }
+    let long = format!(r#"{{"token":"t","x":"{}"}}"#, "x".repeat(64 * 1024));
+    let server = Server::start(move |seen| match seen.target.starts_with("/token") {
+        true => Reply::ok(long.clone()),
+        false => Reply::bearer(&seen.here("/token"), &scope(seen)),
+    })
+    .await;
+    let error = Fixture::new(&[&server]).get(blob()).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::BadResponse { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_basic_challenge_gets_the_password_and_is_remembered() {
+    let server = Server::start(|seen| match seen.authorization() {
+        Some(BASIC) => Reply::ok("content"),
+        _ => Reply::new(401).header("www-authenticate", r#"Basic realm="Artifactory Realm""#),
+    })
+    .await;
+    let fixture = Fixture::with_password(&server);
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    assert_eq!(fixture.get(blob()).await.unwrap(), "content");
+    assert_eq!(server.seen().len(), 3);
+
+    let anonymous = Fixture::new(&[&server]).get(manifest()).await.unwrap_err();
+    assert!(matches!(anonymous, UpstreamError::Denied { .. }), "{anonymous}");
+    assert_eq!(server.seen().len(), 4);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_sent_once_per_request() {
+    let server = Server::start(|_| Reply::new(401).header("www-authenticate", r#"Basic realm="r""#)).await;
+    let fixture = Fixture::with_password(&server);
+    for requests in [2, 3] {
+        assert!(matches!(fixture.get(blob()).await, Err(UpstreamError::Denied { .. })));
+        assert_eq!(server.seen().len(), requests);
+    }
+}
+
+#[tokio::test]
+async fn a_token_server_on_another_domain_never_sees_the_credentials() {
+    let tokens = Server::start(|_| Reply::token("t")).await;
+    // A name is another host than an address, whatever it resolves to.
+    let realm = format!("http://localhost:{}/token", tokens.port());
+    let challenge = realm.clone();
+    let server = Server::start(move |seen| match seen.authorization() {
+        Some("Bearer t") => Reply::ok("public content"),
+        _ => Reply::bearer(&challenge, r#"service="s""#),
+    })
+    .await;
+    let fixture = Fixture::with_password(&server);
+    assert_eq!(fixture.get(blob()).await.unwrap(), "public content");
+    assert_eq!(tokens.log(), [("/token?service=s&scope=repository%3Ateam%2Fapp%3Apull".to_owned(), None)]);
+
+    let trusting = Fixture::configured(&[&server], |config| {
+        config.username = Some("user".to_owned());
+        config.password = Some("hunter2".to_owned().into());
+        config.token_realms = vec!["localhost".to_owned()];
+    });
+    assert_eq!(trusting.get(blob()).await.unwrap(), "public content");
+    assert_eq!(tokens.log()[1].1.as_deref(), Some(BASIC));
+}
+
+#[tokio::test]
+async fn a_slow_token_server_is_given_up() {
+    let server = Server::start(|seen| match seen.target.starts_with("/token") {
+        true => Reply::token("t").after(Duration::from_secs(60)),
+        false => Reply::bearer(&seen.here("/token"), &scope(seen)),
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    let started = Instant::now();
+    let error = fixture.upstream.send(blob(), started + Duration::from_millis(150)).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Timeout { .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(2));
+    fixture.agrees_with(&[&server]);
+}

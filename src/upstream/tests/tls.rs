@@ -1,0 +1,96 @@
+//! TLS to an upstream: whom to trust, and which protocol to offer.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustls::crypto::ring;
+use rustls::{ServerConfig, ServerConnection, Stream};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use url::Url;
+
+use super::{Fixture, UpstreamError, blob, manifest};
+
+const TESTDATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/upstream/testdata");
+
+/// Answers HTTP/1.1 over TLS on 127.0.0.1 and notes which protocols each client offers.
+struct TlsServer {
+    url: Url,
+    offers: Arc<Mutex<Vec<Vec<String>>>>,
+}
+
+impl TlsServer {
+    fn start() -> Self {
+        let file = |name: &str| Path::new(TESTDATA).join(name);
+        let chain = vec![CertificateDer::from_pem_file(file("server.pem")).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let offers = Arc::new(Mutex::new(Vec::new()));
+        let server = Self { url, offers: offers.clone() };
+        let config = Arc::new(config);
+        std::thread::spawn(move || {
+            while let Ok((mut socket, _)) = listener.accept() {
+                let mut acceptor = rustls::server::Acceptor::default();
+                let hello = loop {
+                    if acceptor.read_tls(&mut socket).is_err() {
+                        break None;
+                    }
+                    if let Some(accepted) = acceptor.accept().ok().flatten() {
+                        break Some(accepted);
+                    }
+                };
+                let Some(hello) = hello else { continue };
+                let alpn = hello.client_hello().alpn().into_iter().flatten();
+                offers.lock().push(alpn.map(|name| String::from_utf8_lossy(name).into_owned()).collect());
+                let Ok(mut tls) = hello.into_connection(config.clone()) else { continue };
+                let _ = answer(&mut tls, &mut socket);
+            }
+        });
+        server
+    }
+
+    fn upstream(&self, ca_file: Option<&str>) -> Fixture {
+        Fixture::at(vec![self.url.clone()], |config| {
+            config.ca_file = ca_file.map(|name| Path::new(TESTDATA).join(name));
+        })
+    }
+}
+
+fn answer(tls: &mut ServerConnection, socket: &mut std::net::TcpStream) -> std::io::Result<()> {
+    let mut stream = Stream::new(tls, socket);
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\nconnection: close\r\n\r\ncontent")?;
+    stream.flush()
+}
+
+#[tokio::test]
+async fn a_ca_file_is_trusted_and_blobs_are_kept_off_http2() {
+    let server = TlsServer::start();
+    let fixture = server.upstream(Some("ca.pem"));
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    assert_eq!(fixture.get(blob()).await.unwrap(), "content");
+    assert_eq!(*server.offers.lock(), [vec!["h2", "http/1.1"], vec!["http/1.1"]]);
+}
+
+#[tokio::test]
+async fn a_certificate_that_nobody_vouches_for_is_refused() {
+    let server = TlsServer::start();
+    let error = server.upstream(None).get(manifest()).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Connect { .. }), "{error}");
+    assert!(error.to_string().contains("certificate"), "{error}");
+}

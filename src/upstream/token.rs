@@ -1,0 +1,286 @@
+//! Bearer tokens: fetched from the realm that a challenge names, kept until shortly before they expire.
+//!
+//! <https://distribution.github.io/distribution/spec/auth/token/> and `/oauth/`. Tokens live in memory only.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant as StdInstant, SystemTime};
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::{Method, StatusCode};
+use moka::Expiry;
+use moka::future::Cache;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+use url::{Url, form_urlencoded};
+
+use super::client::{Lane, Wire};
+use super::error::UpstreamError;
+use super::response::read_limited;
+use super::trust::Origin;
+use super::{CredentialId, Credentials, retry_after};
+
+const CLIENT_ID: &str = "roadstead";
+/// The user name by which Docker's own credential files say that the password is a refresh token.
+const IDENTITY_TOKEN_USER: &str = "<token>";
+const BODY_LIMIT: usize = 64 * 1024;
+/// What a token server means when it does not say, and the least that it may mean (token specification).
+const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
+/// So that a nonsensical lifetime does not outlive a revoked password for ever.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+const MOST_TOKENS: u64 = 10_000;
+
+/// What a token is good for, and for whom.
+///
+/// `origin` is who asked for it: a token got for one host is never shown to another, even if both name one realm.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TokenKey {
+    pub(super) origin: Origin,
+    pub(super) realm: Url,
+    pub(super) service: Option<String>,
+    pub(super) scope: String,
+    pub(super) credential: CredentialId,
+}
+
+pub(super) struct Token {
+    /// `Bearer …`, marked sensitive.
+    pub(super) authorization: HeaderValue,
+    pub(super) obtained: Instant,
+    /// For how long it may be used, counted from `obtained`.
+    lifetime: Duration,
+}
+
+/// The tokens of one upstream. However many ask for one, it is fetched once.
+pub(super) struct Tokens {
+    upstream: Arc<str>,
+    cache: Cache<TokenKey, Arc<Token>>,
+    header_timeout: Duration,
+}
+
+/// The fields of a token answer that matter, each of which some registry leaves out.
+#[derive(Deserialize)]
+struct Answer {
+    token: Option<String>,
+    access_token: Option<String>,
+    /// Seconds. Not `u64`: some send a float or a string.
+    expires_in: Option<serde_json::Value>,
+    issued_at: Option<String>,
+}
+
+struct UntilExpiry;
+
+// === impl Tokens ===
+
+impl Tokens {
+    pub(super) fn new(upstream: &Arc<str>, header_timeout: Duration) -> Self {
+        let cache = Cache::builder().max_capacity(MOST_TOKENS).expire_after(UntilExpiry).build();
+        Self { upstream: upstream.clone(), cache, header_timeout }
+    }
+
+    /// The token for `key`, from the cache or from its realm, with `credentials` if there are any.
+    ///
+    /// The fetch has a limit of its own, so that an asker with little time does not spoil it for one with more.
+    pub(super) async fn get(
+        &self,
+        wire: &Wire,
+        key: &TokenKey,
+        credentials: Option<&Credentials>,
+        deadline: Instant,
+    ) -> Result<Arc<Token>, UpstreamError> {
+        let fetch = self.cache.try_get_with_by_ref(key, self.fetch(wire, key, credentials));
+        match timeout_at(deadline, fetch).await {
+            Ok(token) => token.map_err(|error| UpstreamError::clone(&error)),
+            Err(_) => Err(UpstreamError::timeout(&self.upstream, "waiting for a token")),
+        }
+    }
+
+    /// Forgets `token`, but not one that somebody else has fetched in its place.
+    pub(super) async fn reject(&self, key: &TokenKey, token: &Arc<Token>) {
+        if self.cache.get(key).await.is_some_and(|current| Arc::ptr_eq(&current, token)) {
+            self.cache.invalidate(key).await;
+        }
+    }
+
+    /// By GET, which is what Docker, podman and crane send first and every token server knows; by OAuth2 POST where
+    /// the credential is a refresh token, or where the server wants no GET.
+    async fn fetch(
+        &self,
+        wire: &Wire,
+        key: &TokenKey,
+        credentials: Option<&Credentials>,
+    ) -> Result<Arc<Token>, UpstreamError> {
+        let Some(credentials) = credentials else {
+            return self.exchange(wire, get(key, None)).await;
+        };
+        if credentials.username == IDENTITY_TOKEN_USER {
+            return self.exchange(wire, post(key, credentials)).await;
+        }
+        match self.exchange(wire, get(key, Some(credentials))).await {
+            Err(UpstreamError::Status { status, .. }) if wants_post(status) => {
+                self.exchange(wire, post(key, credentials)).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn exchange(&self, wire: &Wire, request: reqwest::Request) -> Result<Arc<Token>, UpstreamError> {
+        let deadline = Instant::now() + self.header_timeout;
+        let mut response = wire.send(Lane::Control, "token", request, deadline).await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let read = timeout_at(deadline, read_limited(&mut response, BODY_LIMIT)).await;
+        let body = read.map_err(|_| UpstreamError::timeout(&self.upstream, "reading a token"))?;
+        let body = body.map_err(|error| UpstreamError::interrupted(&self.upstream, error))?;
+        let upstream = self.upstream.clone();
+        match status {
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                return Err(UpstreamError::Denied { upstream, status });
+            }
+            StatusCode::TOO_MANY_REQUESTS => {
+                let retry_after = retry_after::from_headers(&headers).or_else(|| retry_after::from_body(&body?));
+                return Err(UpstreamError::RateLimited { upstream, retry_after });
+            }
+            _ => {
+                let retry_after = retry_after::from_headers(&headers);
+                return Err(UpstreamError::Status { upstream, status, retry_after });
+            }
+        }
+        let bad = |reason: &str| UpstreamError::bad(&upstream, format!("its token server: {reason}"));
+        let body = body.ok_or_else(|| bad("an answer that is too long"))?;
+        let answer: Answer = serde_json::from_slice(&body).map_err(|_| bad("an answer that is not a token"))?;
+        let token = answer.into_token(SystemTime::now()).ok_or_else(|| bad("an answer without a usable token"))?;
+        Ok(Arc::new(token))
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    fn into_token(self, now: SystemTime) -> Option<Token> {
+        let token = [self.token, self.access_token].into_iter().flatten().find(|token| !token.is_empty())?;
+        let mut authorization = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
+        authorization.set_sensitive(true);
+        let lifetime = usable_for(self.expires_in.as_ref(), self.issued_at.as_deref(), now);
+        Some(Token { authorization, obtained: Instant::now(), lifetime })
+    }
+}
+
+// === impl UntilExpiry ===
+
+impl Expiry<TokenKey, Arc<Token>> for UntilExpiry {
+    fn expire_after_create(&self, _: &TokenKey, token: &Arc<Token>, _: StdInstant) -> Option<Duration> {
+        Some(token.lifetime)
+    }
+}
+
+/// How long to use a token: what is left of its lifetime since it was issued, less a tenth (at most 15 s), so that
+/// no request starts with a token that ends on its way.
+fn usable_for(expires_in: Option<&serde_json::Value>, issued_at: Option<&str>, now: SystemTime) -> Duration {
+    let seconds = expires_in.and_then(|value| value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()));
+    let lifetime = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let lifetime = lifetime.unwrap_or_default().clamp(SHORTEST_LIFETIME, LONGEST_LIFETIME);
+    let issued = issued_at.and_then(|time| humantime::parse_rfc3339(time).ok());
+    // A token that is older than its lifetime tells of a wrong clock, not of a server that hands out dead tokens.
+    let age = issued.and_then(|issued| now.duration_since(issued).ok()).filter(|age| *age < lifetime);
+    let left = lifetime - age.unwrap_or_default();
+    left - (left / 10).min(Duration::from_secs(15))
+}
+
+/// The statuses by which servers refuse a way of asking rather than the asker.
+fn wants_post(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
+    )
+}
+
+fn get(key: &TokenKey, credentials: Option<&Credentials>) -> reqwest::Request {
+    let mut url = key.realm.clone();
+    {
+        let mut query = url.query_pairs_mut();
+        if let Some(service) = &key.service {
+            query.append_pair("service", service);
+        }
+        for scope in key.scope.split_ascii_whitespace() {
+            query.append_pair("scope", scope);
+        }
+        if let Some(credentials) = credentials {
+            query.append_pair("client_id", CLIENT_ID).append_pair("account", &credentials.username);
+        }
+    }
+    let mut request = reqwest::Request::new(Method::GET, url);
+    if let Some(credentials) = credentials {
+        request.headers_mut().insert(AUTHORIZATION, credentials.basic.clone());
+    }
+    request
+}
+
+fn post(key: &TokenKey, credentials: &Credentials) -> reqwest::Request {
+    let secret = credentials.password.expose();
+    let mut form = form_urlencoded::Serializer::new(String::new());
+    if credentials.username == IDENTITY_TOKEN_USER {
+        form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", secret);
+    } else {
+        form.append_pair("grant_type", "password").append_pair("access_type", "offline");
+        form.append_pair("username", &credentials.username).append_pair("password", secret);
+    }
+    form.append_pair("client_id", CLIENT_ID).append_pair("scope", &key.scope);
+    if let Some(service) = &key.service {
+        form.append_pair("service", service);
+    }
+    let mut request = reqwest::Request::new(Method::POST, key.realm.clone());
+    let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+    request.headers_mut().insert(CONTENT_TYPE, form_type);
+    *request.body_mut() = Some(form.finish().into());
+    request
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_used_for_a_little_less_than_it_lives() {
+        let now = humantime::parse_rfc3339("2026-01-01T00:10:00Z").unwrap();
+        let table = [
+            (json!({}), 54),
+            (json!({"expires_in": 300}), 285),
+            (json!({"expires_in": 300.9}), 285),
+            (json!({"expires_in": "300"}), 285),
+            (json!({"expires_in": 1}), 54),
+            (json!({"expires_in": -1}), 54),
+            (json!({"expires_in": 1e300}), 54),
+            (json!({"expires_in": null}), 54),
+            (json!({"expires_in": 31_536_000}), 24 * 3600 - 15),
+            (json!({"expires_in": 300, "issued_at": "2026-01-01T00:08:20Z"}), 185),
+            (json!({"expires_in": 300, "issued_at": "2026-01-01T00:08:20.5+00:00"}), 185),
+            (json!({"expires_in": 300, "issued_at": "2025-01-01T00:00:00Z"}), 285),
+            (json!({"expires_in": 300, "issued_at": "2027-01-01T00:00:00Z"}), 285),
+            (json!({"expires_in": 300, "issued_at": "yesterday"}), 285),
+        ];
+        for (answer, seconds) in table {
+            let parsed: Answer = serde_json::from_value(answer.clone()).unwrap();
+            let usable = usable_for(parsed.expires_in.as_ref(), parsed.issued_at.as_deref(), now);
+            assert_eq!(usable.as_secs(), seconds, "{answer}");
+        }
+    }
+
+    #[test]
+    fn either_name_of_the_token_will_do() {
+        let table = [
+            (json!({"token": "t"}), Some("Bearer t")),
+            (json!({"access_token": "a"}), Some("Bearer a")),
+            (json!({"token": "", "access_token": "a"}), Some("Bearer a")),
+            (json!({"token": "t", "access_token": "a"}), Some("Bearer t")),
+            (json!({"token": "t\r\nX: y"}), None),
+            (json!({"token": ""}), None),
+            (json!({}), None),
+        ];
+        for (answer, expected) in table {
+            let parsed: Answer = serde_json::from_value(answer.clone()).unwrap();
+            let token = parsed.into_token(SystemTime::now());
+            assert_eq!(token.as_ref().map(|token| token.authorization.to_str().unwrap()), expected, "{answer}");
+        }
+    }
+}

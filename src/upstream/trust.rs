@@ -1,0 +1,303 @@
+//! Who may be shown our credentials, and where an upstream may send us.
+//!
+//! An upstream's answers name other hosts: the token server in a challenge, the storage in a redirect. Whoever
+//! controls an answer must be able neither to collect credentials nor to point us at a service inside our network.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use url::{Host, Url};
+
+use crate::config::UpstreamConfig;
+
+/// Token servers on another domain than their registry, which is no accident: (registry, token server).
+const BUILTIN_TOKEN_REALMS: [(&str, &str); 1] = [("nvcr.io", "authn.nvidia.com")];
+
+/// Scheme, host and port: what a credential or a token is good for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Origin(String);
+
+/// The rules for one upstream.
+#[derive(Debug)]
+pub(super) struct Trust {
+    own_names: HashSet<String>,
+    token_realms: Vec<String>,
+    private_redirects: bool,
+    /// Whether the upstream itself is on a private address. A name is known to be only when it was looked up, which
+    /// is always before the first redirect from it: written by the resolver, read by every check.
+    on_private_address: AtomicBool,
+}
+
+/// A host that we were sent to and that is none of an upstream's business.
+#[derive(Debug, thiserror::Error)]
+#[error("it sends us to the private address of {host} (private_redirects allows that)")]
+pub(super) struct ForbiddenAddress {
+    host: String,
+}
+
+// === impl Origin ===
+
+impl Origin {
+    pub(super) fn of(url: &Url) -> Self {
+        Self(url.origin().ascii_serialization())
+    }
+}
+
+// === impl Trust ===
+
+impl Trust {
+    pub(super) fn new(config: &UpstreamConfig) -> Self {
+        let own_names = config.urls.iter().filter_map(|url| Some(lower(url.host_str()?))).collect();
+        let mut token_realms: Vec<String> = config.token_realms.iter().map(|realm| lower(realm)).collect();
+        let builtin = BUILTIN_TOKEN_REALMS.iter().filter(|(registry, _)| *registry == config.name);
+        token_realms.extend(builtin.map(|(_, realm)| (*realm).to_owned()));
+        Self {
+            own_names,
+            token_realms,
+            private_redirects: config.private_redirects,
+            on_private_address: AtomicBool::new(config.urls.iter().filter_map(literal).any(is_private)),
+        }
+    }
+
+    /// Whether the token server at `realm` may see the credentials for the registry at `registry`: it is the same
+    /// host, shares its registrable domain, or is configured; and it is not reached in clear text from a registry
+    /// that is not.
+    pub(super) fn may_see_credentials(&self, registry: &Url, realm: &Url) -> bool {
+        let (Some(registry_host), Some(realm_host)) = (registry.host_str(), realm.host_str()) else {
+            return false;
+        };
+        if realm.scheme() != "https" && registry.scheme() == "https" {
+            return false;
+        }
+        let with_port = realm.port_or_known_default().map(|port| format!("{realm_host}:{port}"));
+        let configured = |entry: &String| entry == realm_host || Some(entry) == with_port.as_ref();
+        realm_host == registry_host
+            || same_registrable_domain(registry, realm)
+            || self.token_realms.iter().any(configured)
+    }
+
+    /// Whether a redirect from `from` to `to` may be followed; `Err` says why not.
+    ///
+    /// Names pass here; their addresses are checked when they are looked up, see [`Trust::admit`].
+    pub(super) fn check_redirect(&self, from: &Url, to: &Url) -> Result<(), String> {
+        match (from.scheme(), to.scheme()) {
+            ("http" | "https", "https") | ("http", "http") => {}
+            ("https", "http") => return Err("it redirects from https to http".to_owned()),
+            _ => return Err("it redirects to something that is not http".to_owned()),
+        }
+        self.check_address(to).map_err(|error| error.to_string())
+    }
+
+    /// The check of an address that is written in the URL itself.
+    pub(super) fn check_address(&self, url: &Url) -> Result<(), ForbiddenAddress> {
+        let own = url.host_str().is_some_and(|host| self.own_names.contains(host));
+        match literal(url) {
+            Some(address) if is_private(address) && !own && !self.private_allowed() => {
+                Err(ForbiddenAddress { host: address.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Filters what a name was resolved to: everything for the upstream's own names, else what is public.
+    pub(super) fn admit(&self, name: &str, mut addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, ForbiddenAddress> {
+        if self.own_names.contains(&lower(name)) {
+            if addresses.iter().copied().any(is_private) {
+                self.on_private_address.store(true, Ordering::Relaxed);
+            }
+            return Ok(addresses);
+        }
+        if self.private_allowed() {
+            return Ok(addresses);
+        }
+        let before = addresses.len();
+        addresses.retain(|address| !is_private(*address));
+        if addresses.is_empty() && before > 0 {
+            return Err(ForbiddenAddress { host: name.to_owned() });
+        }
+        Ok(addresses)
+    }
+
+    fn private_allowed(&self) -> bool {
+        self.private_redirects || self.on_private_address.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether both are names under one registrable domain (public suffix list); an address has no domain.
+fn same_registrable_domain(one: &Url, other: &Url) -> bool {
+    match (one.host(), other.host()) {
+        (Some(Host::Domain(one)), Some(Host::Domain(other))) => {
+            psl::domain_str(one).is_some_and(|domain| psl::domain_str(other) == Some(domain))
+        }
+        _ => false,
+    }
+}
+
+fn literal(url: &Url) -> Option<IpAddr> {
+    match url.host()? {
+        Host::Ipv4(address) => Some(address.into()),
+        Host::Ipv6(address) => Some(address.into()),
+        Host::Domain(_) => None,
+    }
+}
+
+fn lower(name: &str) -> String {
+    name.to_ascii_lowercase()
+}
+
+/// Everything that is not an address of the public Internet.
+pub(super) fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_private_v4(address),
+        IpAddr::V6(address) => is_private_v6(address),
+    }
+}
+
+fn is_private_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    address.is_private()
+        || address.is_loopback()
+        || address.is_link_local()
+        || address.is_broadcast()
+        || address.is_multicast()
+        || a == 0
+        // Shared address space (RFC 6598) and IETF protocol assignments: clouds keep their metadata services there.
+        || (a == 100 && (64..128).contains(&b))
+        || (a, b, c) == (192, 0, 0)
+}
+
+fn is_private_v6(address: Ipv6Addr) -> bool {
+    let segments = address.segments();
+    let low = || Ipv4Addr::from(((u32::from(segments[6])) << 16) | u32::from(segments[7]));
+    match segments {
+        // IPv4 in the clothes of IPv6: mapped, compatible (with :: and ::1 among them), NAT64, 6to4.
+        [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => is_private_v4(low()),
+        [0x2002, high, low, ..] => is_private_v4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low))),
+        _ => address.is_unique_local() || address.is_unicast_link_local() || address.is_multicast(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trust(url: &str) -> Trust {
+        Trust::new(&UpstreamConfig::new("r.example", vec![url.parse().unwrap()]))
+    }
+
+    fn url(url: &str) -> Url {
+        url.parse().unwrap()
+    }
+
+    #[test]
+    fn credentials_stay_in_the_family() {
+        let table = [
+            ("https://ghcr.io", "https://ghcr.io/token", true),
+            ("https://registry-1.docker.io", "https://auth.docker.io/token", true),
+            ("https://registry.gitlab.com", "https://gitlab.com/jwt/auth", true),
+            ("https://r.example.co.uk", "https://evil.co.uk/token", false),
+            ("https://a.github.io", "https://b.github.io/token", false),
+            ("https://registry-1.docker.io", "https://docker.io.evil.com/token", false),
+            ("https://registry-1.docker.io", "http://auth.docker.io/token", false),
+            ("https://registry-1.docker.io", "https://192.0.2.1/token", false),
+            ("http://127.0.0.1:5000", "http://127.0.0.1:5001/token", true),
+            ("http://127.0.0.1:5000", "http://127.0.0.2:5000/token", false),
+            ("http://localhost:5000", "http://127.0.0.1:5000/token", false),
+            ("https://[::1]:5000", "https://[::1]:5001/token", true),
+        ];
+        for (registry, realm, expected) in table {
+            let allowed = trust(registry).may_see_credentials(&url(registry), &url(realm));
+            assert_eq!(allowed, expected, "{registry} -> {realm}");
+        }
+    }
+
+    #[test]
+    fn a_configured_token_server_sees_credentials() {
+        let mut config = UpstreamConfig::new("nvcr.io", vec![url("https://nvcr.io")]);
+        let may =
+            |config: &UpstreamConfig, realm: &str| Trust::new(config).may_see_credentials(&config.urls[0], &url(realm));
+        assert!(may(&config, "https://authn.nvidia.com/token"));
+        assert!(!may(&config, "https://sso.example/token"));
+        config.token_realms = vec!["SSO.example".to_owned(), "sso.test:8443".to_owned()];
+        assert!(may(&config, "https://sso.example/token"));
+        assert!(may(&config, "https://sso.test:8443/token"));
+        assert!(!may(&config, "https://sso.test/token"));
+        assert!(!may(&config, "http://sso.example/token"));
+        config.name = "other.example".to_owned();
+        assert!(!may(&config, "https://authn.nvidia.com/token"));
+    }
+
+    #[test]
+    fn a_private_address_is_known_in_every_form() {
+        let private = [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.100.100.200",
+            "192.0.0.192",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::a9fe:a9fe",
+            "2002:7f00:1::",
+        ];
+        let public = ["8.8.8.8", "100.63.0.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"];
+        for address in private {
+            assert!(is_private(address.parse().unwrap()), "{address}");
+        }
+        for address in public {
+            assert!(!is_private(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn redirects_stay_on_http_never_lose_tls_and_never_enter_our_network() {
+        let public = "https://r.example/v2/";
+        let table = [
+            (public, "https://cdn.example/x", true),
+            (public, "http://cdn.example/x", false),
+            (public, "ftp://cdn.example/x", false),
+            (public, "https://169.254.169.254/latest", false),
+            (public, "https://2130706433/", false),
+            (public, "https://[::ffff:127.0.0.1]/", false),
+            (public, "https://8.8.8.8/x", true),
+            ("http://r.example/", "https://cdn.example/x", true),
+            ("http://127.0.0.1:5000/", "http://127.0.0.1:9000/x", true),
+            ("http://10.0.0.1/", "http://192.168.0.1/x", true),
+        ];
+        for (from, to, expected) in table {
+            assert_eq!(trust(from).check_redirect(&url(from), &url(to)).is_ok(), expected, "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn a_name_behind_a_redirect_must_not_resolve_into_our_network() {
+        let addresses = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let both = addresses(&["10.0.0.1", "8.8.8.8"]);
+        let private = addresses(&["10.0.0.1"]);
+
+        let trust = trust("https://r.example");
+        assert_eq!(trust.admit("cdn.example", both.clone()).unwrap(), addresses(&["8.8.8.8"]));
+        assert!(trust.admit("cdn.example", private.clone()).is_err());
+        // Once the upstream itself turns out to be inside, so may be its storage.
+        assert_eq!(trust.admit("R.example", private.clone()).unwrap(), private);
+        assert_eq!(trust.admit("cdn.example", private.clone()).unwrap(), private);
+    }
+
+    #[test]
+    fn private_redirects_can_be_allowed() {
+        let mut config = UpstreamConfig::new("r.example", vec![url("https://r.example")]);
+        config.private_redirects = true;
+        let trust = Trust::new(&config);
+        assert!(trust.check_redirect(&config.urls[0], &url("https://10.0.0.1/x")).is_ok());
+        assert!(trust.admit("cdn.example", vec![IpAddr::from([10, 0, 0, 1])]).is_ok());
+    }
+}
