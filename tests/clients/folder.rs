@@ -36,12 +36,6 @@ impl Folder {
         fs::write(&path, text).expect("the file can be written");
         path
     }
-
-    /// The storage of podman and buildah in this folder, without a driver that needs the kernel's help.
-    pub fn storage_conf(&self) -> String {
-        let (root, run) = (self.at("storage"), self.at("run"));
-        format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{root}\"\nrunroot = \"{run}\"\n")
-    }
 }
 
 impl Drop for Folder {
