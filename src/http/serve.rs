@@ -154,8 +154,7 @@ impl Server {
             .http2()
             .timer(TokioTimer::new())
             .max_send_buf_size(BUFFER)
-            .max_concurrent_streams(HTTP2_STREAMS)
-            .keep_alive_interval(Some(self.config.keep_alive / 4));
+            .max_concurrent_streams(HTTP2_STREAMS);
         let connection = graceful.watch(builder.serve_connection(io, service).into_owned());
         self.tasks.spawn(async move {
             let _slot = slot;

@@ -4,4 +4,8 @@
 
 #[path = "../clients/mod.rs"]
 mod clients;
+mod fills;
+mod followers;
+mod readers;
+mod scene;
 mod support;
