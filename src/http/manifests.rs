@@ -155,7 +155,7 @@ fn tags_to_set(call: &Call, reference: &Reference) -> Result<Vec<Tag>, ApiError>
             let tags = call.query.all("tag").take(MAX_TAGS + 1).map(str::parse);
             let tags: Vec<Tag> =
                 tags.collect::<Result<_, _>>().map_err(|error| ApiError::Reference(ReferenceError::Tag(error)))?;
-            if tags.len() > MAX_TAGS { Err(ApiError::Parameter { parameter: "tag" }) } else { Ok(tags) }
+            if tags.len() > MAX_TAGS { Err(ApiError::TooManyTags { most: MAX_TAGS }) } else { Ok(tags) }
         }
     }
 }

@@ -17,7 +17,7 @@ pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use error::ErrorCode;
 pub use manifest::{Child, Manifest, ManifestError};
 pub use name::{NameError, RepoName};
-pub use range::{ByteRange, Range, RangeSet};
+pub use range::{ByteRange, RangeSet, Selected};
 pub use reference::{Reference, ReferenceError, Tag, TagError};
 pub use referrer::{Referrer, ReferrerIndex};
 pub use repo::{RepoId, Scope, UpstreamName};

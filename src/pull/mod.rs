@@ -37,8 +37,8 @@ use inflight::Fills;
 use referrers::Listed;
 
 pub use blobs::Want;
-pub use content::{Content, ContentError, ContentStream};
-pub use error::PullError;
+pub use content::{Content, ContentBody, ContentStream};
+pub use error::{ContentError, PullError};
 pub use manifests::Served;
 
 /// A failure is shared with whoever asks the same within this time.
@@ -51,6 +51,8 @@ const MEMORY_ENTRIES: u64 = 100_000;
 const LISTED_BYTES: u64 = 8 << 20;
 /// With a stale answer at hand, nobody waits longer than this for a fresh one.
 const STALE_PATIENCE: Duration = Duration::from_secs(2);
+
+type Referrers = Arc<Vec<Referrer>>;
 
 /// A handle on the engine; clones share it.
 #[derive(Clone)]
@@ -72,7 +74,7 @@ struct Inner {
     absent: Cache<(RepoId, Reference), ()>,
     failures: Cache<(Source, Digest), PullError>,
     lengths: Cache<(RepoId, Digest), u64>,
-    referrers: Flights<(RepoId, Digest), Result<Arc<Vec<Referrer>>, PullError>>,
+    referrers: Flights<(RepoId, Digest), Result<Referrers, PullError>>,
     listed: Cache<(RepoId, Digest), Listed>,
 }
 
