@@ -165,7 +165,7 @@ impl Routes {
     }
 
     /// Whether a host is one of our own names: configured, the request's own, what we listen on, or a loopback name.
-    fn is_own(&self, ns: &str, host: Option<&str>) -> bool {
+    pub fn is_own(&self, ns: &str, host: Option<&str>) -> bool {
         let ns = ns.to_ascii_lowercase();
         let bare = without_port(&ns);
         host.is_some_and(|host| host.eq_ignore_ascii_case(&ns))

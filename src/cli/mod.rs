@@ -41,6 +41,8 @@ pub enum CliError {
     Log(#[from] LogError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error("{image}: {error}")]
+    Image { image: String, error: String },
     #[error("the runtime cannot be started: {0}")]
     Runtime(io::Error),
     #[error("cannot write to the standard output: {0}")]

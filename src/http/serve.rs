@@ -150,12 +150,7 @@ impl Server {
         });
         let mut builder = auto::Builder::new(Executor(self.tasks.clone()));
         builder.http1().max_buf_size(BUFFER).timer(TokioTimer::new()).header_read_timeout(None);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .max_send_buf_size(BUFFER)
-            .max_concurrent_streams(HTTP2_STREAMS)
-            .keep_alive_interval(Some(self.config.keep_alive / 4));
+        builder.http2().timer(TokioTimer::new()).max_send_buf_size(BUFFER).max_concurrent_streams(HTTP2_STREAMS);
         let connection = graceful.watch(builder.serve_connection(io, service).into_owned());
         self.tasks.spawn(async move {
             let _slot = slot;

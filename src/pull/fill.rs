@@ -68,6 +68,12 @@ pub(super) struct Fill {
     pub(super) give_up: CancellationToken,
 }
 
+impl Fill {
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(*self.state.borrow(), State::Failed(_))
+    }
+}
+
 /// One run of a fill.
 pub(super) struct Run {
     pub(super) inner: Arc<Inner>,

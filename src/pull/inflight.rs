@@ -53,7 +53,8 @@ impl Fills {
         new_repository: bool,
     ) -> Joined {
         let mut running = self.running.lock();
-        if let Some(fill) = running.get(digest) {
+        // A failed fill is in the map until its task has ended; nobody new shares its failure.
+        if let Some(fill) = running.get(digest).filter(|fill| !fill.has_failed()) {
             if !proven && fill.source != source {
                 return Joined::NeedsProof;
             }

@@ -14,7 +14,7 @@ impl Store {
         self.run(move |inner| match inner.index.tags(&repo, &after, limit) {
             Some(page) => Ok(page),
             None => {
-                let tags = inner.tags_on_disk(&repo)?;
+                let tags = inner.layout.tags_on_disk(&repo)?;
                 Ok(page(tags.iter().map(ToString::to_string).collect(), &after, limit))
             }
         })

@@ -9,6 +9,7 @@
 
 mod blobs;
 mod error;
+mod files;
 mod front;
 mod growing;
 mod index;
@@ -42,6 +43,7 @@ use uploads::Uploads;
 
 pub use blobs::Blob;
 pub use error::StoreError;
+pub use files::View;
 pub use lock::LockError;
 pub use names::NewManifest;
 pub use pump::pump;

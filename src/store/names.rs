@@ -60,7 +60,7 @@ impl Store {
         self.run(move |inner| {
             let (repo, digest) = &key;
             let _locked = inner.repositories.read(repo);
-            let member = inner.read_member(repo, digest)?;
+            let member = inner.layout.read_member(repo, digest)?;
             if let Some(member) = member {
                 inner.front.members.insert(key, member);
             }
@@ -96,8 +96,8 @@ impl Store {
         self.run(move |inner| {
             let (repo, digest) = &key;
             let _locked = inner.repositories.read(repo);
-            let Some(media_type) = inner.manifest_media_type(repo, digest)? else { return Ok(None) };
-            let Some(bytes) = inner.read_content(digest, Manifest::MAX_LENGTH)? else { return Ok(None) };
+            let Some(media_type) = inner.layout.manifest_media_type(repo, digest)? else { return Ok(None) };
+            let Some(bytes) = inner.layout.read_content(digest, Manifest::MAX_LENGTH)? else { return Ok(None) };
             let manifest = Arc::new(StoredManifest { digest: digest.clone(), media_type, bytes });
             inner.front.manifests.insert(key, manifest.clone());
             Ok(Some(manifest))
@@ -108,13 +108,13 @@ impl Store {
     /// The content of a manifest that is here for another repository's sake; whether it may be served is the caller's to know.
     pub async fn manifest_content(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
         let digest = digest.clone();
-        self.run(move |inner| inner.read_content(&digest, Manifest::MAX_LENGTH)).await
+        self.run(move |inner| inner.layout.read_content(&digest, Manifest::MAX_LENGTH)).await
     }
 
     /// Whether a manifest belongs to this repository.
     pub async fn has_manifest(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
         let (repo, digest) = (repo.clone(), digest.clone());
-        self.run(move |inner| Ok(inner.manifest_media_type(&repo, &digest)?.is_some())).await
+        self.run(move |inner| Ok(inner.layout.manifest_media_type(&repo, &digest)?.is_some())).await
     }
 
     /// Stores a manifest: content, what it refers to, link, tags; in this order, so that a name never points at nothing.
@@ -143,7 +143,7 @@ impl Store {
         self.run(move |inner| {
             let (repo, tag) = &key;
             let _locked = inner.repositories.read(repo);
-            let record = inner.read_tag(repo, tag)?;
+            let record = inner.layout.read_tag(repo, tag)?;
             if let Some(record) = &record {
                 inner.front.tags.insert(key, record.clone());
             }
@@ -165,7 +165,7 @@ impl Store {
         let (repo, tag) = (repo.clone(), tag.clone());
         self.run(move |inner| {
             let _locked = inner.repositories.write(&repo);
-            let there = inner.read_tag(&repo, &tag)?;
+            let there = inner.layout.read_tag(&repo, &tag)?;
             if there.as_ref().map(|record| &record.digest) != old.as_ref() {
                 return Ok(false);
             }
@@ -187,7 +187,7 @@ impl Store {
         let (repo, tag) = (repo.clone(), tag.clone());
         self.run(move |inner| {
             let _locked = inner.repositories.write(&repo);
-            let existed = inner.read_tag(&repo, &tag)?.is_some();
+            let existed = inner.layout.read_tag(&repo, &tag)?.is_some();
             inner.remove_tag(&repo, &tag)?;
             Ok(existed)
         })
@@ -209,12 +209,6 @@ impl Inner {
         Ok(())
     }
 
-    fn read_member(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
-        let path = self.layout.blob_link(repo, digest);
-        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
-        Ok(text.map(|text| Member::from_text(&text)))
-    }
-
     pub(super) fn link_blob(&self, repo: &RepoId, digest: &Digest, size: Option<u64>) -> Result<(), StoreError> {
         let _locked = self.repositories.write(repo);
         self.create_repository(repo)?;
@@ -225,7 +219,7 @@ impl Inner {
     /// carry none: their content is always here, and an empty file needs no sync of its own.
     fn write_member(&self, repo: &RepoId, digest: &Digest, member: Member) -> Result<(), StoreError> {
         let member = if repo.scope.is_local() { Member { size: None } } else { member };
-        match self.read_member(repo, digest)? {
+        match self.layout.read_member(repo, digest)? {
             Some(there) if there.size.is_some() || member.size.is_none() => return Ok(()),
             _ => {}
         }
@@ -233,12 +227,6 @@ impl Inner {
         self.write_name(&path, &member.to_text(), repo.scope.is_local())?;
         self.front.members.insert((repo.clone(), digest.clone()), member);
         Ok(())
-    }
-
-    fn manifest_media_type(&self, repo: &RepoId, digest: &Digest) -> Result<Option<String>, StoreError> {
-        let path = self.layout.manifest_link(repo, digest);
-        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
-        Ok(text.as_deref().and_then(records::manifest_link_media_type).map(str::to_owned))
     }
 
     fn put_manifest(&self, repo: &RepoId, new: NewManifest, tags: &[Tag]) -> Result<Arc<StoredManifest>, StoreError> {
@@ -259,7 +247,7 @@ impl Inner {
             }
         }
         let link = self.layout.manifest_link(repo, &digest);
-        if self.manifest_media_type(repo, &digest)?.as_deref() != Some(&media_type) {
+        if self.layout.manifest_media_type(repo, &digest)?.as_deref() != Some(&media_type) {
             self.write_name(&link, &records::manifest_link_text(&media_type), durable)?;
         }
         let record = TagRecord { digest: digest.clone(), media_type: media_type.clone(), confirmed: SystemTime::now() };
@@ -274,10 +262,10 @@ impl Inner {
 
     fn delete_manifest(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
         let _locked = self.repositories.write(repo);
-        if self.manifest_media_type(repo, digest)?.is_none() {
+        if self.layout.manifest_media_type(repo, digest)?.is_none() {
             return Ok(false);
         }
-        for tag in self.tags_on_disk(repo)? {
+        for tag in self.layout.tags_on_disk(repo)? {
             let path = self.layout.tag(repo, &tag);
             let text = optional(fs::read_to_string(&path)).at("read", &path)?;
             if text.as_deref().and_then(TagRecord::from_text).is_some_and(|record| record.digest == *digest) {
@@ -287,14 +275,6 @@ impl Inner {
         self.remove_name(&self.layout.manifest_link(repo, digest))?;
         self.front.manifests.invalidate(&(repo.clone(), digest.clone()));
         Ok(true)
-    }
-
-    fn read_tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
-        let path = self.layout.tag(repo, tag);
-        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
-        let Some(record) = text.as_deref().and_then(TagRecord::from_text) else { return Ok(None) };
-        let linked = self.manifest_media_type(repo, &record.digest)?.is_some();
-        Ok(linked.then_some(record))
     }
 
     fn write_tag(&self, repo: &RepoId, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
@@ -309,27 +289,6 @@ impl Inner {
         self.index.apply(&[Change::NoTag(repo, tag)]);
         self.front.tags.invalidate(&(repo.clone(), tag.clone()));
         Ok(())
-    }
-
-    /// The tags that have a file, in no order.
-    pub(super) fn tags_on_disk(&self, repo: &RepoId) -> Result<Vec<Tag>, StoreError> {
-        let path = self.layout.tags(repo);
-        let Some(entries) = optional(fs::read_dir(&path)).at("read", &path)? else { return Ok(Vec::new()) };
-        let mut tags = Vec::new();
-        for entry in entries {
-            let entry = entry.at("read", &path)?;
-            tags.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
-        }
-        Ok(tags)
-    }
-
-    fn read_content(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, StoreError> {
-        let path = self.layout.blob(digest);
-        let Some(metadata) = optional(fs::metadata(&path)).at("stat", &path)? else { return Ok(None) };
-        if !metadata.is_file() || metadata.len() > limit {
-            return Ok(None);
-        }
-        Ok(optional(fs::read(&path)).at("read", &path)?.map(Bytes::from))
     }
 
     /// Puts a small file in place by rename, creating the folders above it; with `durable`, on the disk before it returns.

@@ -9,7 +9,7 @@ use futures_util::{Stream, StreamExt};
 use super::StoreError;
 
 /// Bytes taken from the stream while earlier ones are being written: what one transfer holds at most, beside a chunk.
-const WRITE_AHEAD: usize = 1 << 20;
+const WRITE_AHEAD: usize = 512 << 10;
 
 /// Appends all of `stream`, and tells `progress` the new length after every append; the length at the end.
 ///

@@ -79,7 +79,7 @@ impl Inner {
         {
             let _locked = self.repositories.read(repo);
             self.index.apply(&[Change::Repository(repo)]);
-            for tag in self.tags_on_disk(repo)? {
+            for tag in self.layout.tags_on_disk(repo)? {
                 self.index.apply(&[Change::Tag(repo, &tag)]);
             }
         }

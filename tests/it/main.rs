@@ -5,11 +5,15 @@
 #[path = "../clients/mod.rs"]
 mod clients;
 mod disk;
+mod fills;
+mod followers;
 mod freshness;
 mod mirrored_manifests;
 mod outages;
 mod push;
 mod pushed_manifests;
+mod readers;
 mod rights;
 mod routing;
+mod scene;
 mod support;

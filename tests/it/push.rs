@@ -4,7 +4,8 @@ use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::disk::{blob_file, files_below, settled, until};
+use crate::disk::{blob_file, files_below, settled};
+use crate::scene::until;
 use crate::support::client::chunked;
 use crate::support::image::OCI_LAYER;
 use crate::support::push::absolute;

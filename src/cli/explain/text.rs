@@ -1,0 +1,72 @@
+//! The facts for people.
+
+use std::fmt::Write;
+
+use super::facts::{Facts, Node};
+
+/// Requests that are listed one by one; of more, only the number is of use.
+const LISTED: usize = 8;
+
+pub(super) fn render(facts: &Facts) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = write_all(&mut text, facts);
+    text
+}
+
+fn write_all(text: &mut String, facts: &Facts) -> std::fmt::Result {
+    writeln!(text, "image       {}", facts.image)?;
+    writeln!(text, "rule        {}", facts.rule)?;
+    if facts.scope == "local" {
+        writeln!(text, "scope       local: what is pushed here")?;
+    } else {
+        let credentials = if facts.credentials { "with credentials" } else { "anonymously" };
+        writeln!(text, "scope       mirrored from {} ({credentials}), as {}", facts.urls.join(", "), facts.repository)?;
+    }
+    match &facts.tag {
+        Some(tag) => {
+            let state = if facts.scope == "local" {
+                "pushed"
+            } else if tag.fresh {
+                "fresh, confirmed"
+            } else {
+                "to be confirmed again, last confirmed"
+            };
+            writeln!(text, "tag         {} ({state} {} s ago)", tag.digest, tag.confirmed_seconds_ago)?;
+        }
+        None if facts.manifest.is_none() => writeln!(text, "cached      nothing")?,
+        None => {}
+    }
+    if let Some(manifest) = &facts.manifest {
+        writeln!(text, "content     kept  size        digest")?;
+        node(text, manifest, 0)?;
+    }
+    if facts.scope == "local" {
+        return Ok(());
+    }
+    match facts.upstream_requests.as_slice() {
+        [] => writeln!(text, "a pull      asks the upstream nothing"),
+        requests => {
+            writeln!(text, "a pull      of all of it asks the upstream ({} requests):", requests.len())?;
+            for request in requests.iter().take(LISTED) {
+                writeln!(text, "            {request}")?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn node(text: &mut String, this: &Node, depth: usize) -> std::fmt::Result {
+    let here = if this.here { "yes" } else { "no" };
+    let indent = "  ".repeat(depth);
+    writeln!(text, "            {here:<5} {:<11} {indent}{} {}", bytes(this.size), this.digest, this.media_type)?;
+    this.children.iter().try_for_each(|child| node(text, child, depth + 1))
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        0..10_000 => format!("{count} B"),
+        10_000..10_000_000 => format!("{:.1} kB", count as f64 / 1e3),
+        _ => format!("{:.1} MB", count as f64 / 1e6),
+    }
+}

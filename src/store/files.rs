@@ -1,0 +1,88 @@
+//! Reading names and content from the files alone: what the store decides by, and all that a look from outside needs.
+
+use std::fs;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::error::{At, StoreError, optional};
+use super::layout::Layout;
+use super::records::{self, Member, TagRecord};
+use crate::oci::{Digest, Manifest, RepoId, RepoName, Tag};
+
+impl Layout {
+    pub(super) fn read_member(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
+        let path = self.blob_link(repo, digest);
+        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+        Ok(text.map(|text| Member::from_text(&text)))
+    }
+
+    pub(super) fn manifest_media_type(&self, repo: &RepoId, digest: &Digest) -> Result<Option<String>, StoreError> {
+        let path = self.manifest_link(repo, digest);
+        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+        Ok(text.as_deref().and_then(records::manifest_link_media_type).map(str::to_owned))
+    }
+
+    pub(super) fn read_tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+        let path = self.tag(repo, tag);
+        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+        let Some(record) = text.as_deref().and_then(TagRecord::from_text) else { return Ok(None) };
+        let linked = self.manifest_media_type(repo, &record.digest)?.is_some();
+        Ok(linked.then_some(record))
+    }
+
+    /// The tags that have a file, in no order.
+    pub(super) fn tags_on_disk(&self, repo: &RepoId) -> Result<Vec<Tag>, StoreError> {
+        let path = self.tags(repo);
+        let Some(entries) = optional(fs::read_dir(&path)).at("read", &path)? else { return Ok(Vec::new()) };
+        let mut tags = Vec::new();
+        for entry in entries {
+            let entry = entry.at("read", &path)?;
+            tags.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+        }
+        Ok(tags)
+    }
+
+    pub(super) fn read_content(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, StoreError> {
+        let path = self.blob(digest);
+        let Some(metadata) = optional(fs::metadata(&path)).at("stat", &path)? else { return Ok(None) };
+        if !metadata.is_file() || metadata.len() > limit {
+            return Ok(None);
+        }
+        Ok(optional(fs::read(&path)).at("read", &path)?.map(Bytes::from))
+    }
+}
+
+/// A look at a data folder, whoever else uses it: it takes no lock, writes nothing and opens no index. Blocks.
+#[derive(Debug)]
+pub struct View {
+    layout: Layout,
+}
+
+impl View {
+    pub fn of(root: &Path) -> Self {
+        Self { layout: Layout::new(root) }
+    }
+
+    /// Whether a local repository of this name exists.
+    pub fn is_local(&self, name: &RepoName) -> bool {
+        self.layout.blob_links(&RepoId::local(name.clone())).is_dir()
+    }
+
+    /// What a tag means.
+    pub fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+        self.layout.read_tag(repo, tag)
+    }
+
+    /// The type and content of a manifest that belongs to the repository; the content may not be here.
+    pub fn manifest(&self, repo: &RepoId, digest: &Digest) -> Result<Option<(String, Option<Bytes>)>, StoreError> {
+        let Some(media_type) = self.layout.manifest_media_type(repo, digest)? else { return Ok(None) };
+        Ok(Some((media_type, self.layout.read_content(digest, Manifest::MAX_LENGTH)?)))
+    }
+
+    /// The length in bytes of content that is here.
+    pub fn content_length(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        let path = self.layout.blob(digest);
+        Ok(optional(fs::metadata(&path)).at("stat", &path)?.map(|metadata| metadata.len()))
+    }
+}

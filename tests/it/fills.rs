@@ -1,0 +1,273 @@
+//! One fill, many followers: what the upstream is asked, and what happens when it answers badly.
+
+use std::time::Duration;
+
+use crate::scene::{HELD_BACK, KIB, MIB, REPO, Scene, blob, blob_path, files_below, is_stored, settle, until};
+use crate::support::{Conn, Ended, Gate, Image, Reply, TestServer, Upstream};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_clients_are_one_get_and_all_have_bytes_before_the_upstream_has_sent_them_all() {
+    const CLIENTS: usize = 24;
+    let scene = Scene::with_blob(2 * MIB).await;
+    let gate = Gate::new();
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().wait_after(128 * KIB as u64, &gate)]);
+    let addr = scene.server.addr();
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = Conn::get(addr, &scene.path()).await;
+        assert_eq!(client.status, 200);
+        // The upstream waits for this: if bytes were kept from any client, nobody would ever go on.
+        assert_eq!(client.take(1).await, scene.bytes()[..1]);
+        clients.push(client);
+    }
+    gate.open();
+    for mut client in clients {
+        let (rest, ended) = client.rest().await;
+        assert_eq!(ended, Ended::Whole);
+        assert!(rest == scene.bytes()[1..]);
+    }
+    assert_eq!(scene.fetches(), 1);
+    assert_eq!(scene.upstream.bytes_sent(), 2 * MIB as u64);
+    scene.settle().await;
+    let results = |result| [("type", "blob"), ("upstream", "docker.io"), ("result", result)];
+    let metrics = scene.server.metrics().await;
+    assert_eq!(metrics.sum("roadstead_cache_results_total", &results("miss")), 1.0);
+    assert_eq!(metrics.sum("roadstead_cache_results_total", &results("joined")), (CLIENTS - 1) as f64);
+    assert_eq!(metrics.sum("registry_proxy_pulled_bytes_total", &[("type", "blob")]), 2.0 * MIB as f64);
+    assert_eq!(metrics.sum("registry_proxy_pushed_bytes_total", &[("type", "blob")]), (CLIENTS * 2 * MIB) as f64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_byte_goes_on_as_soon_as_the_upstream_sends_one() {
+    let scene = Scene::with_blob(MIB).await;
+    let gate = Gate::new();
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().wait_after(1, &gate)]);
+    let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
+    assert_eq!(client.header("content-length"), MIB.to_string());
+    assert_eq!(client.take(1).await, scene.bytes()[..1]);
+    gate.open();
+    assert_eq!(client.rest().await.1, Ended::Whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_warm_blob_asks_nobody_and_survives_a_restart_and_a_dead_upstream() {
+    let mut scene = Scene::with_blob(300 * KIB).await;
+    assert!(scene.server.get(&scene.path()).await.body == scene.bytes());
+    scene.settle().await;
+    scene.upstream.forget();
+    scene.upstream.go_down().await;
+    for _ in 0..2 {
+        let again = scene.server.get(&scene.path()).await;
+        assert!(again.body == scene.bytes());
+        assert_eq!(again.header("docker-content-digest"), scene.blob.digest);
+        scene.server.restart().await;
+    }
+    assert_eq!(scene.upstream.total(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_never_a_whole_answer_whatever_the_size_and_the_next_request_starts_afresh() {
+    let sizes = [1, KIB, HELD_BACK, HELD_BACK + 1, MIB];
+    futures_util::future::join_all(sizes.map(wrong_bytes_of)).await;
+}
+
+async fn wrong_bytes_of(size: usize) {
+    let scene = Scene::with_blob(size).await;
+    for (bad, what) in [
+        (Reply::normal().flip(0), "the first byte"),
+        (Reply::normal().flip(size as u64 - 1), "the last byte"),
+        (Reply::normal().declare_length(size as u64 + 1), "too short"),
+        (Reply::normal().body(vec![7; size + 70_000]), "another blob"),
+        (Reply::normal().cut_after(size as u64 / 2), "cut"),
+        (Reply::normal().chunked().flip(size as u64 / 2), "flipped without length"),
+    ] {
+        scene.upstream.script("GET", &scene.path(), [bad]);
+        let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", scene.path());
+        match Conn::ask(scene.server.addr(), &request).await {
+            // The failure came between the decision to answer and the head.
+            Err(_) => assert!(size > HELD_BACK || what == "another blob" || what == "too short", "{what} of {size}"),
+            Ok(mut client) => {
+                let (body, ended) = client.rest().await;
+                let whole = client.status == 200 && ended == Ended::Whole;
+                assert!(!whole, "{what} of {size}: {} bytes whole", body.len());
+                // Only where the upstream announces more than is held back may the answer have begun.
+                let announced = client.header("content-length").parse().unwrap_or(size);
+                assert!(client.status == 502 || size.max(announced) > HELD_BACK, "{what} of {size}");
+            }
+        }
+        scene.settle().await;
+        assert!(!scene.is_stored(), "{what} of {size}");
+        // Failures are shared for a second; this is a later request.
+        tokio::time::sleep(Duration::from_millis(1050)).await;
+    }
+    assert!(scene.server.get(&scene.path()).await.body == scene.bytes(), "{size}");
+    let mismatches = scene.server.metric("roadstead_digest_mismatches_total", &[]).await;
+    assert!(mismatches >= 4.0, "{mismatches} of {size}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_follower_of_a_fill_that_fails_learns_it_and_nobody_gets_an_end() {
+    const CLIENTS: usize = 10;
+    let scene = Scene::with_blob(MIB).await;
+    let gate = Gate::new();
+    let half = MIB as u64 / 2;
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().wait_after(half, &gate).cut_after(half)]);
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
+        client.take(1).await;
+        clients.push(client);
+    }
+    gate.open();
+    for mut client in clients {
+        assert_ne!(client.rest().await.1, Ended::Whole);
+    }
+    scene.settle().await;
+    assert_eq!(scene.fetches(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_shared_and_remembered_for_a_moment_and_an_absence_for_longer() {
+    let scene = Scene::with_blob(MIB).await;
+    let gate = Gate::new();
+    let path = scene.path();
+    scene.upstream.script("GET", &path, [Reply::error(500, "UNKNOWN").wait_before_head(&gate)]);
+    let clients: Vec<_> = (0..5).map(|_| scene.server.get(&path)).collect();
+    let (answers, ()) = tokio::join!(futures_util::future::join_all(clients), async {
+        gate.reached(1).await;
+        gate.open();
+    });
+    for answer in answers {
+        assert_eq!((answer.status, answer.error_code().as_str()), (502, "UNAVAILABLE"));
+    }
+    assert_eq!(scene.server.get(&path).await.status, 502);
+    assert_eq!(scene.fetches(), 1);
+
+    let absent = blob_path(REPO, &blob(9, 10));
+    for _ in 0..3 {
+        let answer = scene.server.get(&absent).await;
+        assert_eq!((answer.status, answer.error_code().as_str()), (404, "BLOB_UNKNOWN"));
+    }
+    assert_eq!(scene.server.head(&absent).await.status, 404);
+    assert_eq!(scene.upstream.count("GET", &absent) + scene.upstream.count("HEAD", &absent), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_of_unknown_length_is_chunked_unless_a_manifest_or_head_says_how_long_it_is() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(3, &[300 * KIB]);
+    upstream.add_image(REPO, "v1", &image);
+    let server = TestServer::mirror_of(&upstream).await;
+    let path = blob_path(REPO, &image.layers[0]);
+    upstream.script("GET", &path, [Reply::normal().chunked()]);
+    server.get(&format!("/v2/{REPO}/manifests/v1")).await;
+    let answer = server.get(&path).await;
+    assert_eq!(answer.header("content-length"), (300 * KIB).to_string());
+    assert!(answer.body == image.layers[0].bytes);
+    assert_eq!(upstream.count("HEAD", &path), 0);
+
+    let other = blob(4, 300 * KIB);
+    let path = blob_path(REPO, &other);
+    upstream.add_blob(REPO, &other);
+    upstream.script("GET", &path, [Reply::normal().chunked()]);
+    upstream.script("HEAD", &path, [Reply::normal().without("Content-Length")]);
+    let mut client = Conn::get(server.addr(), &path).await;
+    assert_eq!(client.header("transfer-encoding"), "chunked");
+    let (body, ended) = client.rest().await;
+    assert!(body == other.bytes && ended == Ended::Whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_http10_client_is_told_the_length_or_an_error_but_never_a_part() {
+    let scene = Scene::with_blob(300 * KIB).await;
+    let path = scene.path();
+    let blind = || Reply::normal().chunked();
+    scene.upstream.always("HEAD", &path, Reply::normal().without("Content-Length"));
+    scene.upstream.script("GET", &path, [blind().cut_after(200 * KIB as u64), blind()]);
+    assert_eq!(Conn::get_http10(scene.server.addr(), &path).await.status, 502);
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    let mut client = Conn::get_http10(scene.server.addr(), &path).await;
+    assert_eq!(client.header("content-length"), (300 * KIB).to_string());
+    assert!(client.rest().await.0 == scene.bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_blob_is_a_blob() {
+    let scene = Scene::with_blob(0).await;
+    for _ in 0..2 {
+        let answer = scene.server.get(&scene.path()).await;
+        assert_eq!((answer.status, answer.header("content-length")), (200, "0"));
+        let range = scene.server.get_with(&scene.path(), &[("Range", "bytes=0-")]).await;
+        assert_eq!((range.status, range.header("content-range")), (416, "bytes */0"));
+        scene.settle().await;
+    }
+    assert_eq!(scene.fetches(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_does_not_end_the_fill() {
+    let scene = Scene::with_blob(2 * MIB).await;
+    let gate = Gate::new();
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().wait_after(128 * KIB as u64, &gate)]);
+    let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
+    client.take(1).await;
+    drop(client);
+    gate.open();
+    until("the blob is stored", async || scene.is_stored()).await;
+    scene.settle().await;
+    assert!(scene.server.get(&scene.path()).await.body == scene.bytes());
+    assert_eq!(scene.fetches(), 1);
+}
+
+/// Starts fills of `count` blobs of `REPO`, each stopped half-way, and leaves them.
+async fn abandon(server: &TestServer, upstream: &Upstream, gate: &Gate, count: u64) -> Vec<crate::support::Content> {
+    let blobs: Vec<_> = (0..count).map(|n| blob(100 + n, MIB)).collect();
+    for (blob, n) in blobs.iter().zip(2..) {
+        upstream.add_blob(REPO, blob);
+        upstream.script("GET", &blob_path(REPO, blob), [Reply::normal().wait_after(n * 64 * KIB as u64, gate)]);
+        let mut client = Conn::get(server.addr(), &blob_path(REPO, blob)).await;
+        client.take((n as usize * 64 - 64) * KIB).await;
+    }
+    blobs
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_the_fills_that_nobody_follows_four_go_on_and_the_least_done_are_given_up() {
+    let upstream = Upstream::start().await;
+    upstream.add_image(REPO, "v1", &Image::new(5, &[10]));
+    let server = TestServer::mirror_of(&upstream).await;
+    server.get(&format!("/v2/{REPO}/manifests/v1")).await;
+    let gate = Gate::new();
+    let blobs = abandon(&server, &upstream, &gate, 6).await;
+    until("two were given up", async || server.metric("roadstead_fills_in_flight", &[]).await == 4.0).await;
+    gate.open();
+    settle(&server).await;
+    let stored: Vec<_> = blobs.iter().map(|blob| is_stored(server.data_dir(), blob)).collect();
+    assert_eq!(stored, [false, false, true, true, true, true]);
+    // Given up is not failed: whoever asks next gets it.
+    assert!(server.get(&blob_path(REPO, &blobs[0])).await.body == blobs[0].bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_repository_never_seen_before_one_fill_goes_on_alone() {
+    let upstream = Upstream::start().await;
+    let server = TestServer::mirror_of(&upstream).await;
+    let gate = Gate::new();
+    abandon(&server, &upstream, &gate, 3).await;
+    until("two were given up", async || server.metric("roadstead_fills_in_flight", &[]).await == 1.0).await;
+    gate.open();
+    settle(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_fills_and_leaves_nothing_behind() {
+    let scene = Scene::configured(MIB, "[server]\ndrain_timeout = \"1s\"").await;
+    let gate = Gate::new();
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().wait_after(128 * KIB as u64, &gate)]);
+    let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
+    client.take(1).await;
+    let data = scene.server.stop_and_keep().await;
+    assert_ne!(client.rest().await.1, Ended::Whole);
+    assert_eq!(files_below(&data.path().join("spool")), 0);
+    assert!(!is_stored(data.path(), &scene.blob));
+}

@@ -1,0 +1,93 @@
+//! The scene of most tests of the miss engine: one mirrored blob, its upstream, and a server that has nothing yet.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::support::image::OCI_LAYER;
+use crate::support::{Content, TestServer, Upstream, random_bytes};
+
+pub const KIB: usize = 1 << 10;
+pub const MIB: usize = 1 << 20;
+/// What a fill holds back until the whole is known to be right.
+pub const HELD_BACK: usize = 64 * KIB;
+
+pub const REPO: &str = "library/app";
+
+pub struct Scene {
+    pub upstream: Upstream,
+    pub server: TestServer,
+    pub blob: Content,
+}
+
+impl Scene {
+    /// A blob of `size` random bytes at the upstream docker.io, which is the default.
+    pub async fn with_blob(size: usize) -> Self {
+        Self::configured(size, "").await
+    }
+
+    pub async fn configured(size: usize, toml: &str) -> Self {
+        let upstream = Upstream::start().await;
+        let blob = blob(1, size);
+        upstream.add_blob(REPO, &blob);
+        let builder = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
+        let server = builder.config(toml).start().await;
+        Self { upstream, server, blob }
+    }
+
+    pub fn path(&self) -> String {
+        blob_path(REPO, &self.blob)
+    }
+
+    pub fn bytes(&self) -> &Bytes {
+        &self.blob.bytes
+    }
+
+    /// GETs that the upstream got for the blob.
+    pub fn fetches(&self) -> usize {
+        self.upstream.count("GET", &self.path())
+    }
+
+    /// Waits until nothing is in flight, and looks that nothing was left behind.
+    pub async fn settle(&self) {
+        settle(&self.server).await;
+    }
+
+    pub fn is_stored(&self) -> bool {
+        is_stored(self.server.data_dir(), &self.blob)
+    }
+}
+
+pub fn blob(seed: u64, size: usize) -> Content {
+    Content::new(OCI_LAYER, random_bytes(seed, size))
+}
+
+pub fn blob_path(repo: &str, blob: &Content) -> String {
+    format!("/v2/{repo}/blobs/{}", blob.digest)
+}
+
+pub async fn settle(server: &TestServer) {
+    until("no fill is in flight", async || server.metric("roadstead_fills_in_flight", &[]).await == 0.0).await;
+    until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
+}
+
+pub fn is_stored(data: &Path, blob: &Content) -> bool {
+    let hex = blob.digest.strip_prefix("sha256:").expect("a sha256 digest");
+    data.join("blobs/sha256").join(&hex[..2]).join(hex).exists()
+}
+
+pub fn files_below(folder: &Path) -> usize {
+    std::fs::read_dir(folder).expect("the folder is there").count()
+}
+
+/// Waits for something that must come about; how long it takes says nothing.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..2000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it never came about that {what}");
+}
