@@ -4,10 +4,12 @@
 
 #[path = "../clients/mod.rs"]
 mod clients;
+mod deadlines;
 mod disk;
 mod fills;
 mod followers;
 mod freshness;
+mod input;
 mod lists;
 mod mirrored_manifests;
 mod outages;
