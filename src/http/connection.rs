@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
@@ -27,6 +28,8 @@ pub(super) struct Deadlines {
 pub(super) struct Requests {
     begun: AtomicU64,
     ended: AtomicU64,
+    /// Woken at each end: the clock of what comes next begins then, and hyper does not read again by itself.
+    reader: AtomicWaker,
 }
 
 /// A request of a connection; dropped when its answer has been sent or given up.
@@ -73,6 +76,7 @@ impl Requests {
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, Ordering::AcqRel);
+        self.0.reader.wake();
     }
 }
 
@@ -127,6 +131,9 @@ impl AsyncRead for TimedStream {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if polled.is_pending() {
+            this.requests.reader.register(cx.waker());
+        }
         this.read_state(buf.filled().len() - before);
         if polled.is_pending() && this.reading != Reading::Request && this.read_by.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

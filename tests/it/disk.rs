@@ -1,7 +1,8 @@
 //! What a data folder holds, for tests that look behind the API.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+
+use crate::scene::until;
 
 /// Where the content of a digest lies.
 pub fn blob_file(data: &Path, digest: &str) -> PathBuf {
@@ -33,15 +34,4 @@ pub async fn settled(data: &Path) {
 
 fn entries(folder: &Path) -> usize {
     std::fs::read_dir(folder).expect("the folder can be read").count()
-}
-
-/// Waits for something that must come about; how long it takes says nothing.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..4000 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("it never came about that {what}");
 }

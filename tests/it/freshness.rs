@@ -1,6 +1,6 @@
 //! When a mirrored tag is believed, and what its upstream is asked when it is not.
 
-use crate::disk::until;
+use crate::scene::until;
 use crate::support::{Bearer, Gate, Image, Reply, TestServer, Upstream};
 
 pub const REPO: &str = "library/busybox";

@@ -4,15 +4,19 @@
 
 #[path = "../clients/mod.rs"]
 mod clients;
+mod deadlines;
 mod disk;
 mod fills;
 mod followers;
 mod freshness;
+mod input;
+mod lists;
 mod mirrored_manifests;
 mod outages;
 mod push;
 mod pushed_manifests;
 mod readers;
+mod restart;
 mod rights;
 mod routing;
 mod scene;

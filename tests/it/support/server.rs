@@ -90,7 +90,8 @@ impl TestServer {
         self.data
     }
 
-    async fn stop_running(&mut self) {
+    /// Stops in good order; `restart` starts it again.
+    pub async fn stop_running(&mut self) {
         if let Some(running) = self.running.take() {
             running.stop().await;
         }

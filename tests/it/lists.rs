@@ -1,0 +1,205 @@
+//! Lists of tags and repositories: their order, their pages, and where they come from.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::support::image::OCI_MANIFEST;
+use crate::support::{Client, Image, Reply, TestServer, Upstream};
+
+const REPO: &str = "team/app";
+
+/// A repository with these tags, set in an order of their own.
+async fn push_tags(client: &Client, base: &str, repo: &str, tags: &[&str]) {
+    let image = Image::new(1, &[5]);
+    client.push_image(base, repo, tags[0], &image).await;
+    let query: String = tags.iter().rev().map(|tag| format!("&tag={tag}")).collect();
+    let url = format!("{base}/v2/{repo}/manifests/{}?{}", image.digest(), &query[1..]);
+    let answer = client.send("PUT", &url, &[("Content-Type", OCI_MANIFEST)], image.manifest.bytes).await;
+    assert_eq!(answer.status, 201);
+}
+
+async fn make_local(server: &TestServer, repo: &str) {
+    let answer = server.send("POST", &format!("/v2/{repo}/blobs/uploads/"), &[], Bytes::new()).await;
+    assert_eq!(answer.status, 202);
+}
+
+/// The target of `Link: <...>; rel="next"`; empty when there is none.
+fn next(link: &str) -> &str {
+    match link.strip_prefix('<').and_then(|link| link.split_once('>')) {
+        Some((target, rel)) => {
+            assert_eq!(rel, "; rel=\"next\"");
+            assert!(target.starts_with('/'), "{target} is not relative");
+            target
+        }
+        None => "",
+    }
+}
+
+/// Follows the links from `path` to the end; the pages.
+async fn pages(server: &TestServer, path: &str, field: &str) -> Vec<Vec<String>> {
+    let mut pages = Vec::new();
+    let mut path = path.to_owned();
+    while !path.is_empty() {
+        let answer = server.get(&path).await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, "application/json"), "{}", answer.text());
+        pages.push(serde_json::from_value(answer.json()[field].clone()).expect("a list of strings"));
+        path = next(answer.header("link")).to_owned();
+    }
+    pages
+}
+
+#[tokio::test]
+async fn tags_come_in_ascii_order_and_in_pages() {
+    let server = TestServer::builder().start().await;
+    push_tags(server.client(), &server.url(""), REPO, &["v2", "latest", "V1", "_x", "v10", "1.0", "v1", "v1-a"]).await;
+    let sorted = ["1.0", "V1", "_x", "latest", "v1", "v1-a", "v10", "v2"];
+    let list = format!("/v2/{REPO}/tags/list");
+    assert_eq!(server.get(&list).await.json(), json!({"name": REPO, "tags": sorted}));
+    for n in 1..=9 {
+        let pages = pages(&server, &format!("{list}?n={n}"), "tags").await;
+        assert_eq!(pages.concat(), sorted, "n={n}");
+        assert!(pages.iter().rev().skip(1).all(|page| page.len() == n), "only the last page is short: {pages:?}");
+    }
+    for (query, tags, linked) in [
+        ("?last=V1", &sorted[2..], false),
+        ("?n=2&last=latest", &sorted[4..6], true),
+        ("?last=v1-", &sorted[5..], false),
+        ("?last=v1-a&n=2", &sorted[6..], false),
+        ("?last=zzz", &[], false),
+        ("?last=", &sorted[..], false),
+        ("?n=0", &[], false),
+        ("?n=8", &sorted[..], false),
+        ("?n=99999999999999999999999", &sorted[..], false),
+        ("?n=1000000", &sorted[..], false),
+    ] {
+        let answer = server.get(&format!("{list}{query}")).await;
+        assert_eq!(answer.json()["tags"], json!(tags), "{query}");
+        assert_eq!(!answer.header("link").is_empty(), linked, "{query}: {}", answer.header("link"));
+    }
+    for n in ["-1", "x", "", "1.5", "+1", "%00"] {
+        for path in [list.as_str(), "/v2/_catalog"] {
+            let answer = server.get(&format!("{path}?n={n}")).await;
+            assert_eq!((answer.status, answer.error_code().as_str()), (400, "PAGINATION_NUMBER_INVALID"), "n={n:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_catalogue_holds_what_was_pushed_here_and_nothing_mirrored() {
+    let upstream = Upstream::start().await;
+    upstream.add_image("library/alpine", "1", &Image::new(2, &[5]));
+    let server = TestServer::mirror_of(&upstream).await;
+    assert_eq!(server.get("/v2/_catalog").await.json(), json!({"repositories": []}));
+    server.get("/v2/alpine/manifests/1").await;
+    for repo in ["b/c", "team/app", "a", "b", "team/app2", "b-c"] {
+        make_local(&server, repo).await;
+    }
+    let sorted = ["a", "b", "b-c", "b/c", "team/app", "team/app2"];
+    assert_eq!(server.get("/v2/_catalog").await.json(), json!({"repositories": sorted}));
+    for n in 1..=6 {
+        let pages = pages(&server, &format!("/v2/_catalog?n={n}"), "repositories").await;
+        assert_eq!(pages.concat(), sorted, "n={n}");
+        assert_eq!(pages.len(), 6_usize.div_ceil(n));
+    }
+    let after = server.get("/v2/_catalog?last=b-c").await.json();
+    assert_eq!(after["repositories"], json!(["b/c", "team/app", "team/app2"]));
+}
+
+#[tokio::test]
+async fn a_repository_that_is_unknown_has_no_list_and_one_without_tags_an_empty_one() {
+    let server = TestServer::builder().start().await;
+    let unknown = server.get("/v2/team/none/tags/list").await;
+    assert_eq!((unknown.status, unknown.error_code().as_str()), (404, "NAME_UNKNOWN"));
+    make_local(&server, REPO).await;
+    assert_eq!(server.get(&format!("/v2/{REPO}/tags/list")).await.json(), json!({"name": REPO, "tags": []}));
+}
+
+#[tokio::test]
+async fn lists_are_the_same_from_the_files_when_the_index_is_gone() {
+    let mut server = TestServer::builder().start().await;
+    push_tags(server.client(), &server.url(""), REPO, &["c", "a", "b"]).await;
+    make_local(&server, "other").await;
+    let look = async |server: &TestServer| {
+        let mut seen: Vec<Value> = Vec::new();
+        for path in [&format!("/v2/{REPO}/tags/list?n=2"), "/v2/_catalog?n=1", "/v2/_catalog?last=other"] {
+            let answer = server.get(path).await;
+            seen.push(json!([answer.json(), answer.header("link")]));
+        }
+        seen
+    };
+    let before = look(&server).await;
+    let data = server.data_dir().to_owned();
+    server.restart_with("[cache]\ntag_ttl = \"1s\"").await;
+    assert_eq!(look(&server).await, before, "after a clean restart");
+    // Whether the walk has ended already or not, the answers are the same.
+    server = restart_without_index(server, &data).await;
+    for _ in 0..20 {
+        assert_eq!(look(&server).await, before);
+    }
+}
+
+async fn restart_without_index(mut server: TestServer, data: &std::path::Path) -> TestServer {
+    let index = data.join("index");
+    let aside = data.join("index.away");
+    server.stop_running().await;
+    std::fs::rename(index, aside).unwrap();
+    server.restart().await;
+    server
+}
+
+#[tokio::test]
+async fn a_mirrored_list_is_the_upstreams_and_in_an_outage_what_is_cached_of_it() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[5]);
+    for tag in ["a", "b", "c", "d"] {
+        upstream.add_image("org/app", tag, &image);
+    }
+    let server = TestServer::mirror_of(&upstream).await;
+    let list = "/v2/docker.io/org/app/tags/list";
+    assert_eq!(pages(&server, &format!("{list}?n=3"), "tags").await.concat(), ["a", "b", "c", "d"]);
+    assert_eq!(server.get(list).await.json()["name"], "docker.io/org/app");
+    // The link keeps the namespace that the client named.
+    let by_ns = "/v2/org/app/tags/list?n=2&ns=docker.io";
+    let first = server.get(by_ns).await;
+    assert!(next(first.header("link")).contains("ns=docker.io"));
+    assert_eq!(first.header("oci-namespace"), "docker.io");
+    assert_eq!(pages(&server, by_ns, "tags").await.concat(), ["a", "b", "c", "d"]);
+    for tag in ["b", "d"] {
+        server.get(&format!("/v2/org/app/manifests/{tag}")).await;
+    }
+    // Without ns the repository is known by now, so the default upstream is asked.
+    assert_eq!(server.get("/v2/org/app/tags/list").await.json()["tags"], json!(["a", "b", "c", "d"]));
+    for trouble in [Reply::error(500, "UNKNOWN"), Reply::error(429, "TOOMANYREQUESTS"), Reply::normal().body("no list")]
+    {
+        upstream.script("GET", "/v2/org/app/tags/list", [trouble]);
+        assert_eq!(server.get(list).await.json()["tags"], json!(["b", "d"]));
+        upstream.end_scripts();
+    }
+    upstream.go_down().await;
+    assert_eq!(server.get(list).await.json()["tags"], json!(["b", "d"]));
+    assert_eq!(pages(&server, &format!("{list}?n=1"), "tags").await, [["b"], ["d"]]);
+    let unknown = server.get("/v2/docker.io/org/other/tags/list").await;
+    assert_eq!(unknown.status, 503, "{}", unknown.text());
+}
+
+#[tokio::test]
+async fn an_upstream_that_lists_carelessly_is_read_with_care() {
+    let upstream = Upstream::start().await;
+    upstream.add_image("org/app", "a", &Image::new(1, &[5]));
+    let server = TestServer::mirror_of(&upstream).await;
+    let list = "/v2/docker.io/org/app/tags/list";
+    let body = |body: &'static str| Reply::normal().body(body);
+    for (reply, query, tags, linked) in [
+        (body("{\"name\":\"x\",\"tags\":null}"), "", json!([]), false),
+        (body("{}"), "", json!([]), false),
+        (body("{\"tags\":[\"a\",\"../x\",\"\",\"a b\",\"b\"]}"), "", json!(["a", "b"]), false),
+        // It ignores n: the page is cut, and the rest is the next one's.
+        (body("{\"tags\":[\"a\",\"b\",\"c\"]}"), "?n=2", json!(["a", "b"]), true),
+    ] {
+        upstream.script("GET", "/v2/org/app/tags/list", [reply]);
+        let answer = server.get(&format!("{list}{query}")).await;
+        assert_eq!((answer.json()["tags"].clone(), !answer.header("link").is_empty()), (tags, linked));
+    }
+    let gone = server.get("/v2/docker.io/org/none/tags/list").await;
+    assert_eq!((gone.status, gone.error_code().as_str()), (404, "NAME_UNKNOWN"));
+}
