@@ -2,6 +2,7 @@
 
 use super::folder::Folder;
 use super::program::find;
+use super::readme::recipe;
 use super::registry::Registry;
 use super::{busybox, containers, roadstead};
 
@@ -62,5 +63,19 @@ async fn podman_pulls_through_the_path_form() {
         podman.pull(image);
         assert_eq!(podman.digest_of(image), wanted.digest());
         assert_eq!(podman.greeting_in(image), greeting);
+    }
+}
+
+#[tokio::test]
+async fn podman_pulls_with_the_readmes_recipe() {
+    let (hub, github) = (Registry::start(), Registry::start());
+    let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
+    hub.push("library/busybox", "latest", &from_hub).await;
+    github.push("team/tool", "v1", &from_github).await;
+    let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
+    let podman = Podman::new(&recipe("### podman, buildah, skopeo, CRI-O", "toml", &roadstead.host()));
+    for (image, wanted) in [("docker.io/library/busybox:latest", &from_hub), ("ghcr.io/team/tool:v1", &from_github)] {
+        podman.pull(image);
+        assert_eq!(podman.digest_of(image), wanted.digest());
     }
 }
