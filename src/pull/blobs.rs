@@ -152,7 +152,9 @@ impl Inner {
             Some(total) => want.select(total)?,
             None => Selected::Whole,
         };
-        let follow = |following: Following, next, end| ContentStream::Follow(Box::new(following.read(next, end)));
+        let total = start.total;
+        let follow =
+            |following: Following, next, end| ContentStream::Follow(Box::new(following.read(next, end, total)));
         let body = match (selected, start.total) {
             (Selected::Part(part), Some(total)) if part.start > start.mark.saturating_add(NEAR) => {
                 match self.pass_through(upstream, repo, &following.fill.digest, part, total, deadline).await {

@@ -70,6 +70,7 @@ impl Fills {
             followers: AtomicUsize::new(0),
             joined: AtomicUsize::new(0),
             received: AtomicU64::new(0),
+            resumes: AtomicUsize::new(0),
             give_up: CancellationToken::new(),
         });
         running.insert(digest.clone(), fill.clone());

@@ -10,8 +10,8 @@ use http::StatusCode;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName};
 use tokio::time::timeout;
 
-use super::Kind;
 use super::error::UpstreamError;
+use super::{Kind, Upstream};
 use crate::telemetry::{ContentKind, Metrics};
 
 /// An answer that can be used: 200, 206 (only where a range was asked for) or 304 (only to `if_none_match`).
@@ -88,6 +88,11 @@ impl UpstreamBody {
             _ => self.response = None,
         }
         next
+    }
+
+    /// A body that is at its end.
+    pub fn empty(upstream: &Upstream) -> Self {
+        upstream.body(Kind::Blob, None)
     }
 
     /// The same as [`chunk`](Self::chunk), chunk by chunk, until the first error.

@@ -100,6 +100,7 @@ fn request(kind: Kind, repository: &str, path: &str) -> UpstreamRequest {
         path: path.to_owned(),
         range: None,
         if_none_match: None,
+        if_range: None,
     }
 }
 

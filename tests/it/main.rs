@@ -17,6 +17,7 @@ mod push;
 mod pushed_manifests;
 mod readers;
 mod restart;
+mod resumes;
 mod rights;
 mod routing;
 mod scene;
