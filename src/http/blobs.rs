@@ -7,13 +7,13 @@ use axum::response::{IntoResponse, Response};
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
 };
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::body::streamed;
+use super::body::{Multipart, streamed};
 use super::error::{ApiError, insert};
 use super::{App, CONTENT_DIGEST, Call, Outcome};
-use crate::oci::{Digest, Range, RangeSet, RepoId, media_type};
-use crate::pull::{Content, PullError, Want};
+use crate::oci::{Digest, RangeSet, RepoId, media_type};
+use crate::pull::{Content, ContentBody, Want};
 use crate::resolve::Rule;
 use crate::store::{Blob, StoreError};
 use crate::telemetry::{CacheResult, ContentKind};
@@ -44,13 +44,11 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
         }
         response
     } else {
-        let want = Want { range: wanted_range(call, &etag), needs_length: call.needs_length() };
+        let want = Want { ranges: wanted_ranges(call, &etag), needs_length: call.needs_length() };
         let content = if local {
             let blob = local_blob(app, &target.repo, &digest).await?;
-            let range =
-                want.range.map(|range| range.within(blob.length).ok_or(PullError::Range { length: blob.length }));
-            let range = range.transpose().map_err(ApiError::pull(ContentKind::Blob))?;
-            Content::of_blob(&blob, range, CacheResult::Hit)
+            let selected = want.select(blob.length).map_err(ApiError::pull(ContentKind::Blob))?;
+            Content::of_blob(&blob, selected, CacheResult::Hit)
         } else {
             match app.puller.blob(&target.repo, &digest, want).await {
                 Ok(content) => content,
@@ -80,25 +78,39 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
 }
 
 fn respond(content: Content, counter: super::Counter) -> Response {
-    let (range, total, length) = (content.range, content.total, content.length());
-    let body = if length == Some(0) { Body::empty() } else { streamed(content.bytes, counter) };
-    let mut response = Response::new(body);
+    let mut headers = HeaderMap::new();
+    let (status, length, body) = match (content.body, content.total) {
+        (ContentBody::Part(part, bytes), Some(total)) => {
+            insert(&mut headers, CONTENT_RANGE, part.content_range(total));
+            (StatusCode::PARTIAL_CONTENT, Some(part.len()), streamed(bytes, counter))
+        }
+        (ContentBody::Parts(parts), Some(total)) => {
+            let multipart = Multipart::new(parts, total);
+            insert(&mut headers, CONTENT_TYPE, multipart.content_type());
+            (StatusCode::PARTIAL_CONTENT, Some(multipart.length()), multipart.into_body(counter))
+        }
+        (ContentBody::Whole(_), Some(0)) => (StatusCode::OK, Some(0), Body::empty()),
+        (ContentBody::Whole(bytes) | ContentBody::Part(_, bytes), total) => {
+            (StatusCode::OK, total, streamed(bytes, counter))
+        }
+        // Parts are only ever selected from a known length.
+        (ContentBody::Parts(_), None) => (StatusCode::INTERNAL_SERVER_ERROR, Some(0), Body::empty()),
+    };
     if let Some(length) = length {
-        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+        headers.insert(CONTENT_LENGTH, length.into());
     }
-    if let (Some(range), Some(total)) = (range, total) {
-        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-        insert(response.headers_mut(), CONTENT_RANGE, range.content_range(total));
-    }
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
     response
 }
 
-/// The one range that is asked for and applies; several are answered with the whole, as RFC 9110, 14.2 allows.
-fn wanted_range(call: &Call, etag: &str) -> Option<Range> {
+/// The ranges that are asked for, where the condition on them holds (RFC 9110, 13.1.5).
+fn wanted_ranges(call: &Call, etag: &str) -> Option<RangeSet> {
     if call.header(IF_RANGE).is_some_and(|condition| condition != etag) {
         return None;
     }
-    RangeSet::parse(call.header(RANGE)?)?.single()
+    RangeSet::parse(call.header(RANGE)?)
 }
 
 /// Whether an `If-None-Match` names this entity tag (RFC 9110, 13.1.2: weak comparison).

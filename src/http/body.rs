@@ -6,10 +6,13 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::StreamExt;
+use futures_util::stream::{self, Stream};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::StreamBody;
+use uuid::Uuid;
 
+use crate::oci::ByteRange;
 use crate::pull::{ContentError, ContentStream};
 use crate::telemetry::{ContentKind, Metrics};
 
@@ -18,7 +21,11 @@ pub(super) type Counter = Option<(Arc<Metrics>, Arc<str>)>;
 
 /// Streams content. An error is logged and ends the connection: never just the body.
 pub(super) fn streamed(content: ContentStream, counter: Counter) -> Body {
-    let frames = stream::try_unfold((content, counter), |(mut content, counter)| async move {
+    Body::new(StreamBody::new(Box::pin(frames(content, counter))))
+}
+
+fn frames(content: ContentStream, counter: Counter) -> impl Stream<Item = Result<Frame<Bytes>, ContentError>> + Send {
+    stream::try_unfold((content, counter), |(mut content, counter)| async move {
         match content.next().await {
             Ok(Some(bytes)) => {
                 if let Some((metrics, upstream)) = &counter {
@@ -32,8 +39,50 @@ pub(super) fn streamed(content: ContentStream, counter: Counter) -> Body {
                 Err(error)
             }
         }
-    });
-    Body::new(StreamBody::new(Box::pin(frames)))
+    })
+}
+
+/// Several parts of one content as `multipart/byteranges` (RFC 9110, 14.6).
+pub(super) struct Multipart {
+    boundary: String,
+    parts: Vec<(Bytes, ContentStream)>,
+    end: Bytes,
+    length: u64,
+}
+
+impl Multipart {
+    pub(super) fn new(parts: Vec<(ByteRange, ContentStream)>, total: u64) -> Self {
+        let boundary = Uuid::new_v4().simple().to_string();
+        let end = Bytes::from(format!("\r\n--{boundary}--\r\n"));
+        let mut length = end.len() as u64;
+        let mut framed = Vec::with_capacity(parts.len());
+        for (part, content) in parts {
+            let lead = if framed.is_empty() { "" } else { "\r\n" };
+            let range = part.content_range(total);
+            let head = format!(
+                "{lead}--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Range: {range}\r\n\r\n"
+            );
+            length += head.len() as u64 + part.len();
+            framed.push((Bytes::from(head), content));
+        }
+        Self { boundary, parts: framed, end, length }
+    }
+
+    pub(super) fn content_type(&self) -> String {
+        format!("multipart/byteranges; boundary={}", self.boundary)
+    }
+
+    /// Bytes of the whole body, frames included.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    pub(super) fn into_body(self, counter: Counter) -> Body {
+        let frame = |bytes| stream::once(async { Ok(Frame::data(bytes)) });
+        let parts = stream::iter(self.parts)
+            .flat_map(move |(head, content)| frame(head).chain(frames(content, counter.clone())));
+        Body::new(StreamBody::new(Box::pin(parts.chain(frame(self.end)))))
+    }
 }
 
 fn log(error: &ContentError) {

@@ -62,6 +62,8 @@ pub enum ApiError {
     PageSize,
     #[error("a {parameter} parameter is missing or not valid")]
     Parameter { parameter: &'static str },
+    #[error("one push sets at most {most} tags")]
+    TooManyTags { most: usize },
     #[error("{error}")]
     Pull { kind: ContentKind, error: PullError },
     #[error(transparent)]
@@ -103,6 +105,7 @@ impl ApiError {
             Self::ContentRange | Self::Body => (Status::BAD_REQUEST, Code::BlobUploadInvalid),
             Self::PageSize => (Status::BAD_REQUEST, Code::PaginationNumberInvalid),
             Self::Parameter { .. } => (Status::BAD_REQUEST, Code::Unsupported),
+            Self::TooManyTags { .. } => (Status::URI_TOO_LONG, Code::Unsupported),
             Self::Pull { kind, error } => pull_status(*kind, error),
             Self::Upload(UploadError::Store(error)) | Self::Store(error) => store_status(error),
             Self::Panic => (Status::INTERNAL_SERVER_ERROR, Code::Unknown),

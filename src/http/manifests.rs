@@ -11,13 +11,14 @@ use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::error::{ApiError, insert};
-use super::{App, CONTENT_DIGEST, Call, Outcome};
+use super::{App, CONTENT_DIGEST, Call, Outcome, STALE};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, ReferenceError, RepoId, Tag, media_type};
 use crate::pull::{PullError, Served};
 use crate::resolve::{Rule, Target};
 use crate::store::{NewManifest, StoredManifest};
 use crate::telemetry::{CacheResult, ContentKind};
 
+const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 /// More tags than anybody sets with one push (distribution-spec: 414 when there are too many).
 const MAX_TAGS: usize = 100;
@@ -49,8 +50,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<
         metrics.pushed_bytes(ContentKind::Manifest, &upstream, found.manifest.bytes.len() as u64);
     }
     if found.is_stale() {
-        let text = HeaderValue::from_static("299 - \"the upstream cannot be asked; this is what it last said\"");
-        response.headers_mut().insert(WARNING, text);
+        response.headers_mut().insert(WARNING, STALE);
     }
     call.echo_namespace(&mut response, &target);
     Ok(response)
@@ -129,12 +129,16 @@ pub(super) async fn put(app: &Arc<App>, call: &Call, reference: &str, body: Body
     require_references(app, &repo, &manifest).await?;
     let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
     let new = NewManifest { digest: digest.clone(), media_type, bytes, manifest };
+    let subject = new.manifest.subject.clone();
     let set = if matches!(reference, Reference::Digest(_)) { tags.clone() } else { Vec::new() };
     app.store.put_manifest(&repo, new, tags).await?;
     let mut response = StatusCode::CREATED.into_response();
     let headers = response.headers_mut();
     insert(headers, LOCATION, format!("/v2/{}/manifests/{reference}", repo.name));
     insert(headers, CONTENT_DIGEST, digest.to_string());
+    if let Some(subject) = subject {
+        insert(headers, OCI_SUBJECT, subject.to_string());
+    }
     for tag in set {
         if let Ok(tag) = HeaderValue::try_from(tag.as_str()) {
             headers.append(OCI_TAG, tag);
@@ -151,7 +155,7 @@ fn tags_to_set(call: &Call, reference: &Reference) -> Result<Vec<Tag>, ApiError>
             let tags = call.query.all("tag").take(MAX_TAGS + 1).map(str::parse);
             let tags: Vec<Tag> =
                 tags.collect::<Result<_, _>>().map_err(|error| ApiError::Reference(ReferenceError::Tag(error)))?;
-            if tags.len() > MAX_TAGS { Err(ApiError::Parameter { parameter: "tag" }) } else { Ok(tags) }
+            if tags.len() > MAX_TAGS { Err(ApiError::TooManyTags { most: MAX_TAGS }) } else { Ok(tags) }
         }
     }
 }

@@ -12,6 +12,7 @@ mod connection;
 mod error;
 mod manifests;
 mod query;
+mod referrers;
 pub mod serve;
 mod tags;
 mod uploads;
@@ -26,7 +27,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::FutureExt;
-use http::header::{CONTENT_TYPE, HOST, VIA};
+use http::header::{CONTENT_TYPE, HOST, VIA, WARNING};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 
@@ -42,6 +43,9 @@ use query::Query;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// On what could not be confirmed (RFC 7234, 5.5, as the distribution-spec uses it).
+const STALE: HeaderValue =
+    HeaderValue::from_static("299 - \"the upstream cannot be asked; this is what it last said\"");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// What every handler works with.
@@ -132,8 +136,7 @@ async fn answer(
         (&Method::PUT, Endpoint::Upload(id)) => uploads::finish(app, &call, id, body).await,
         (&Method::GET | &Method::HEAD, Endpoint::Upload(id)) => uploads::status(app, &call, id).await,
         (&Method::DELETE, Endpoint::Upload(id)) => uploads::cancel(app, &call, id).await,
-        // Clients take this 404 for "not supported" and use the referrers tag.
-        (&Method::GET | &Method::HEAD, Endpoint::Referrers(_)) => Err(crate::oci::RouteError::Unknown.into()),
+        (&Method::GET | &Method::HEAD, Endpoint::Referrers(subject)) => referrers::list(app, &call, subject).await,
         _ => Err(ApiError::Method),
     }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
 use http::HeaderValue;
-use http::header::{CONTENT_TYPE, LINK};
+use http::header::{CONTENT_TYPE, LINK, WARNING};
 use serde_json::{Value, json};
 
 use super::error::{ApiError, insert};
-use super::{App, Call};
+use super::{App, Call, STALE};
 use crate::resolve::Rule;
 use crate::store::Page;
 use crate::telemetry::ContentKind;
@@ -20,11 +20,11 @@ pub(super) async fn list(app: &Arc<App>, call: &Call) -> Result<Response, ApiErr
     let target = call.readable(app)?;
     let repo = &target.repo;
     let paging = Paging::of(call, MAX_PAGE)?;
-    let page = if repo.scope.is_local() {
+    let (page, stale) = if repo.scope.is_local() {
         if !app.store.is_local(&repo.name) {
             return Err(ApiError::UnknownRepository);
         }
-        app.store.tags(repo, &paging.last, paging.limit).await?
+        (app.store.tags(repo, &paging.last, paging.limit).await?, false)
     } else {
         if target.rule == Rule::Default && !app.store.repository_exists(repo).await? {
             return Err(ApiError::UnknownRepository);
@@ -38,6 +38,9 @@ pub(super) async fn list(app: &Arc<App>, call: &Call) -> Result<Response, ApiErr
     // As the client called it: a mirrored repository's own name may be another one.
     let body = |tags: &[String]| json!({ "name": call.route.name, "tags": tags });
     let mut response = paging.respond(call, page, body);
+    if stale {
+        response.headers_mut().insert(WARNING, STALE);
+    }
     call.echo_namespace(&mut response, &target);
     Ok(response)
 }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::error::{ApiError, insert};
 use super::{App, CONTENT_DIGEST, Call};
 use crate::auth::Action;
-use crate::oci::{Algorithm, Digest, RepoId, RepoName};
+use crate::oci::{Algorithm, Digest, RepoId, RepoName, Scope};
 use crate::resolve::Asked;
 use crate::store::{self, StoreError, Upload};
 
@@ -50,12 +50,23 @@ pub(super) async fn start(app: &Arc<App>, call: &Call, body: Body) -> Result<Res
     }
 }
 
-/// Whether the blob could be taken over from a repository that the asker may read and that has it.
-async fn mount(app: &App, call: &Call, repo: &RepoId, digest: &Digest) -> Result<bool, ApiError> {
-    let Some(from) = call.query.get("from") else { return Ok(false) };
-    let asked = Asked { name: from, prefix: None, ..call.asked() };
-    let Ok(source) = app.routes.resolve(asked, |name| app.store.is_local(name)) else { return Ok(false) };
-    let source = source.repo;
+/// Whether the blob could be taken over from a repository that the asker may read and that has it: the one that is named,
+/// or any local one.
+async fn mount(app: &Arc<App>, call: &Call, repo: &RepoId, digest: &Digest) -> Result<bool, ApiError> {
+    let source = match call.query.get("from") {
+        Some(from) => {
+            let asked = Asked { name: from, prefix: None, ..call.asked() };
+            app.routes.resolve(asked, |name| app.store.is_local(name)).ok().map(|target| target.repo)
+        }
+        None => {
+            let (gate, principal) = (app.clone(), call.principal.clone());
+            let may_read = move |name: &RepoName| {
+                gate.policy.authorize(&principal, Action::Pull, &Scope::Local, Some(name)).is_ok()
+            };
+            app.store.find_pushed(digest, may_read).await?
+        }
+    };
+    let Some(source) = source else { return Ok(false) };
     if app.policy.authorize(&call.principal, Action::Pull, &source.scope, Some(&source.name)).is_err()
         || app.store.member(&source, digest).await?.is_none()
     {

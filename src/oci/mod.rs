@@ -9,6 +9,7 @@ pub mod media_type;
 mod name;
 mod range;
 mod reference;
+mod referrer;
 mod repo;
 mod route;
 
@@ -16,7 +17,8 @@ pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use error::ErrorCode;
 pub use manifest::{Child, Manifest, ManifestError};
 pub use name::{NameError, RepoName};
-pub use range::{ByteRange, Range, RangeSet};
+pub use range::{ByteRange, RangeSet, Selected};
 pub use reference::{Reference, ReferenceError, Tag, TagError};
+pub use referrer::{Referrer, ReferrerIndex};
 pub use repo::{RepoId, Scope, UpstreamName};
 pub use route::{Endpoint, Route, RouteError};

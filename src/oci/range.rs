@@ -23,6 +23,19 @@ pub struct ByteRange {
     pub end: u64,
 }
 
+/// What of a content of known length is to be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selected {
+    Whole,
+    Part(ByteRange),
+    /// Two or more.
+    Parts(Vec<ByteRange>),
+}
+
+/// No part that is asked for lies within the content (RFC 9110, 15.5.17).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsatisfiable;
+
 /// More ranges than any client here sends in one request; beyond it the whole is served (RFC 9110, 14.2).
 const MAX_RANGES: usize = 256;
 
@@ -45,15 +58,17 @@ impl RangeSet {
         (!ranges.is_empty() && ranges.len() <= MAX_RANGES).then_some(Self(ranges))
     }
 
-    pub fn as_slice(&self) -> &[Range] {
-        &self.0
-    }
-
-    /// The one range asked for, if it is one.
-    pub fn single(&self) -> Option<Range> {
-        match self.0.as_slice() {
-            [range] => Some(*range),
-            _ => None,
+    /// The parts of content of `length` that are meant. Ranges beyond it are left out; together longer than the content,
+    /// they are served as the whole (RFC 9110, 14.2 on overlapping ranges).
+    pub fn select(&self, length: u64) -> Result<Selected, Unsatisfiable> {
+        let parts: Vec<ByteRange> = self.0.iter().filter_map(|range| range.within(length)).collect();
+        match parts.as_slice() {
+            [] => Err(Unsatisfiable),
+            [part] => Ok(Selected::Part(*part)),
+            parts if parts.iter().map(|part| u128::from(part.len())).sum::<u128>() > u128::from(length) => {
+                Ok(Selected::Whole)
+            }
+            _ => Ok(Selected::Parts(parts)),
         }
     }
 }
@@ -118,7 +133,7 @@ mod tests {
     use super::*;
 
     fn of_2048(header: &str) -> Option<(u64, u64)> {
-        let range = RangeSet::parse(header).unwrap().single().unwrap();
+        let range = RangeSet::parse(header).unwrap().0[0];
         range.within(2048).map(|range| (range.start, range.end))
     }
 
@@ -153,14 +168,24 @@ mod tests {
         ] {
             assert_eq!(RangeSet::parse(header), None, "{header}");
         }
-        assert_eq!(RangeSet::parse("bytes=0-0, 5-9 ,-1").unwrap().as_slice().len(), 3);
+        assert_eq!(RangeSet::parse("bytes=0-0, 5-9 ,-1").unwrap().0.len(), 3);
         assert_eq!(RangeSet::parse(&format!("bytes={}0-0", "0-0,".repeat(300))), None);
+    }
+
+    #[test]
+    fn several_ranges_are_selected_in_order_without_those_beyond() {
+        let select = |header: &str| RangeSet::parse(header).unwrap().select(100);
+        let part = |start, end| ByteRange { start, end };
+        assert_eq!(select("bytes=50-59,0-9,200-"), Ok(Selected::Parts(vec![part(50, 60), part(0, 10)])));
+        assert_eq!(select("bytes=200-,5-6"), Ok(Selected::Part(part(5, 7))));
+        assert_eq!(select("bytes=200-,-0"), Err(Unsatisfiable));
+        assert_eq!(select("bytes=0-,0-,0-"), Ok(Selected::Whole));
     }
 
     proptest! {
         #[test]
         fn a_satisfied_range_lies_within_the_content(text in "(bytes=)?[0-9,\\- ]{0,30}", length in any::<u64>()) {
-            for range in RangeSet::parse(&text).iter().flat_map(|set| set.as_slice()) {
+            for range in RangeSet::parse(&text).iter().flat_map(|set| &set.0) {
                 if let Some(range) = range.within(length) {
                     prop_assert!(range.start < range.end && range.end <= length);
                 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
-use super::content::{Content, ContentStream};
+use super::content::{Content, ContentBody, ContentStream};
 use super::fill::Source;
 use super::follower::{Following, Start};
 use super::inflight::Joined;
 use super::{Inner, PullError, Puller, request};
-use crate::oci::{ByteRange, Digest, Range, Reference, RepoId};
+use crate::oci::{ByteRange, Digest, RangeSet, Reference, RepoId, Selected};
 use crate::store::Member;
 use crate::telemetry::CacheResult;
 use crate::upstream::{Kind, Upstream};
@@ -22,9 +22,9 @@ const NEAR: u64 = 8 << 20;
 const ATTEMPTS: usize = 3;
 
 /// What a client wants of a blob.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Want {
-    pub range: Option<Range>,
+    pub ranges: Option<RangeSet>,
     /// It can take an answer only if its length is known: to HTTP/1.0 a body without length that fails looks whole.
     pub needs_length: bool,
 }
@@ -40,8 +40,7 @@ impl Puller {
         if member.is_some()
             && let Some(blob) = inner.store.blob(digest).await?
         {
-            let range = select(want.range, blob.length)?;
-            return Ok(Content::of_blob(&blob, range, CacheResult::Hit));
+            return Ok(Content::of_blob(&blob, want.select(blob.length)?, CacheResult::Hit));
         }
         if inner.is_absent(repo, &Reference::Digest(digest.clone())) {
             return Err(PullError::NotFound);
@@ -97,8 +96,7 @@ impl Inner {
                 proven = true;
             }
             if proven && let Some(blob) = self.store.blob(digest).await? {
-                let range = select(want.range, blob.length)?;
-                return Ok(Content::of_blob(&blob, range, CacheResult::Revalidated));
+                return Ok(Content::of_blob(&blob, want.select(blob.length)?, CacheResult::Revalidated));
             }
             if let Some(error) = self.failures.get(&(source.clone(), digest.clone())) {
                 return Err(error);
@@ -144,25 +142,36 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Content, PullError> {
         let result = if start.committed { CacheResult::JoinedCommitted } else { result };
-        if want.range.is_some() && start.total.is_none() {
+        if want.ranges.is_some() && start.total.is_none() {
             // What part is meant cannot be told before the length is known: the whole is served if that takes too long.
             if let Ok(whole) = timeout_at(deadline, following.start(true)).await {
                 start = whole?;
             }
         }
-        let range = match start.total {
-            Some(total) => select(want.range, total)?,
-            None => None,
+        let selected = match start.total {
+            Some(total) => want.select(total)?,
+            None => Selected::Whole,
         };
-        if let (Some(range), Some(total)) = (range, start.total)
-            && range.start > start.mark.saturating_add(NEAR)
-            && let Some(bytes) = self.pass_through(upstream, repo, &following.fill.digest, range, total, deadline).await
-        {
-            return Ok(Content { total: Some(total), range: Some(range), bytes, result: CacheResult::Bypass });
-        }
-        let part = range.map_or((0, start.total), |range| (range.start, Some(range.end)));
-        let bytes = ContentStream::Follow(Box::new(following.read(part.0, part.1)));
-        Ok(Content { total: start.total, range, bytes, result })
+        let follow = |following: Following, next, end| ContentStream::Follow(Box::new(following.read(next, end)));
+        let body = match (selected, start.total) {
+            (Selected::Part(part), Some(total)) if part.start > start.mark.saturating_add(NEAR) => {
+                match self.pass_through(upstream, repo, &following.fill.digest, part, total, deadline).await {
+                    Some(bytes) => {
+                        let body = ContentBody::Part(part, bytes);
+                        return Ok(Content { total: start.total, body, result: CacheResult::Bypass });
+                    }
+                    None => ContentBody::Part(part, follow(following, part.start, Some(part.end))),
+                }
+            }
+            (Selected::Part(part), _) => ContentBody::Part(part, follow(following, part.start, Some(part.end))),
+            (Selected::Parts(parts), Some(total)) if parts.iter().all(|part| part.end <= start.mark) => {
+                let Some(reader) = following.reader() else { return Err(PullError::GivenUp) };
+                return Ok(Content::of_reader(&reader, total, Selected::Parts(parts), result));
+            }
+            // Several parts that have not all come yet: the whole is an answer, too (RFC 9110, 14.2).
+            (Selected::Parts(_) | Selected::Whole, total) => ContentBody::Whole(follow(following, 0, total)),
+        };
+        Ok(Content { total: start.total, body, result })
     }
 
     /// A range straight from the upstream; `None` if it does not answer with exactly that, and the fill has to do.
@@ -234,7 +243,12 @@ impl Inner {
     }
 }
 
-/// The part of a content of `length` that is wanted.
-fn select(range: Option<Range>, length: u64) -> Result<Option<ByteRange>, PullError> {
-    range.map(|range| range.within(length).ok_or(PullError::Range { length })).transpose()
+impl Want {
+    /// What is wanted of content of `length` bytes.
+    pub fn select(&self, length: u64) -> Result<Selected, PullError> {
+        match &self.ranges {
+            Some(ranges) => ranges.select(length).map_err(|_unsatisfiable| PullError::Range { length }),
+            None => Ok(Selected::Whole),
+        }
+    }
 }

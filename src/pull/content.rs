@@ -1,24 +1,29 @@
 //! Bytes on their way to a client: from a file, from a fill that is still running, or straight from an upstream.
 
-use std::io;
-
 use bytes::Bytes;
 
+use super::error::ContentError;
 use super::follower::Follower;
-use crate::oci::ByteRange;
+use crate::oci::{ByteRange, Selected};
 use crate::store::{Blob, BlobReader};
 use crate::telemetry::CacheResult;
-use crate::upstream::{UpstreamBody, UpstreamError};
+use crate::upstream::UpstreamBody;
 
-/// What is served: its whole length, which part of it, and the bytes of that part.
+/// What is served: its whole length, which of it, and the bytes of that.
 #[derive(Debug)]
 pub struct Content {
     /// Unknown only where the upstream does not say, and then the whole is served.
     pub total: Option<u64>,
-    /// The part, if a part was asked for.
-    pub range: Option<ByteRange>,
-    pub bytes: ContentStream,
+    pub body: ContentBody,
     pub result: CacheResult,
+}
+
+#[derive(Debug)]
+pub enum ContentBody {
+    Whole(ContentStream),
+    Part(ByteRange, ContentStream),
+    /// Two or more parts, in the order in which they were asked for.
+    Parts(Vec<(ByteRange, ContentStream)>),
 }
 
 #[derive(Debug)]
@@ -28,32 +33,20 @@ pub enum ContentStream {
     Passthrough { body: Box<UpstreamBody>, left: u64 },
 }
 
-/// Why a body ends before its end. The client's connection ends with it, so that it cannot take a part for the whole.
-#[derive(Debug, thiserror::Error)]
-pub enum ContentError {
-    #[error("the file cannot be read: {0}")]
-    Read(#[from] io::Error),
-    #[error("the fill it follows failed: {0}")]
-    Fill(#[from] super::PullError),
-    #[error("the fill it follows began again after bytes had been sent")]
-    Restarted,
-    #[error(transparent)]
-    Upstream(#[from] UpstreamError),
-    #[error("the upstream sent another number of bytes than it said")]
-    Length,
-}
-
 impl Content {
-    /// A blob that is here, or a part of it.
-    pub fn of_blob(blob: &Blob, range: Option<ByteRange>, result: CacheResult) -> Self {
-        let part = range.unwrap_or(ByteRange::whole(blob.length));
-        let bytes = ContentStream::File { reader: blob.reader.clone(), next: part.start, end: part.end };
-        Self { total: Some(blob.length), range, bytes, result }
+    /// Content that is here, or the parts of it that are selected.
+    pub fn of_blob(blob: &Blob, selected: Selected, result: CacheResult) -> Self {
+        Self::of_reader(&blob.reader, blob.length, selected, result)
     }
 
-    /// The length of what is served.
-    pub fn length(&self) -> Option<u64> {
-        self.range.map(|range| range.len()).or(self.total)
+    pub(super) fn of_reader(reader: &BlobReader, length: u64, selected: Selected, result: CacheResult) -> Self {
+        let stream = |part: ByteRange| ContentStream::File { reader: reader.clone(), next: part.start, end: part.end };
+        let body = match selected {
+            Selected::Whole => ContentBody::Whole(stream(ByteRange::whole(length))),
+            Selected::Part(part) => ContentBody::Part(part, stream(part)),
+            Selected::Parts(parts) => ContentBody::Parts(parts.into_iter().map(|part| (part, stream(part))).collect()),
+        };
+        Self { total: Some(length), body, result }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Why mirrored content cannot be served.
 
+use std::io;
 use std::time::Duration;
 
 use crate::oci::Digest;
@@ -48,4 +49,19 @@ impl From<UpstreamError> for PullError {
     fn from(error: UpstreamError) -> Self {
         if error.is_not_found() { Self::NotFound } else { Self::Upstream(error) }
     }
+}
+
+/// Why a body ends before its end. The client's connection ends with it, so that it cannot take a part for the whole.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentError {
+    #[error("the file cannot be read: {0}")]
+    Read(#[from] io::Error),
+    #[error("the fill it follows failed: {0}")]
+    Fill(#[from] PullError),
+    #[error("the fill it follows began again after bytes had been sent")]
+    Restarted,
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    #[error("the upstream sent another number of bytes than it said")]
+    Length,
 }

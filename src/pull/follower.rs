@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::content::ContentError;
+use super::error::ContentError;
 use super::fill::{Fill, HELD_BACK, State};
 use super::{Inner, PullError};
 use crate::store::BlobReader;
@@ -66,6 +66,16 @@ impl Following {
             State::Committed { length, .. } => Ok(Start { total: Some(*length), mark: *length, committed: true }),
             State::Failed(error) => Err(error.clone()),
             State::Asking => Err(PullError::GivenUp),
+        }
+    }
+
+    /// What has been received, as far as it may be read.
+    pub(super) fn reader(&self) -> Option<BlobReader> {
+        match &*self.state.borrow() {
+            State::Streaming { reader, .. } | State::Whole { reader, .. } | State::Committed { reader, .. } => {
+                Some(reader.clone())
+            }
+            State::Asking | State::Failed(_) => None,
         }
     }
 

@@ -13,6 +13,7 @@ mod flight;
 mod follower;
 mod inflight;
 mod manifests;
+mod referrers;
 mod tag_list;
 mod tags;
 
@@ -25,7 +26,7 @@ use moka::sync::Cache;
 use tokio::time::Instant;
 
 use crate::config::{CacheConfig, OnDenied};
-use crate::oci::{Digest, Reference, RepoId, Scope, Tag, UpstreamName};
+use crate::oci::{Digest, Reference, Referrer, RepoId, Scope, Tag, UpstreamName};
 use crate::store::{Member, Store, StoreError};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
@@ -33,10 +34,11 @@ use crate::upstream::{Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamRe
 use fill::Source;
 use flight::Flights;
 use inflight::Fills;
+use referrers::Listed;
 
 pub use blobs::Want;
-pub use content::{Content, ContentError, ContentStream};
-pub use error::PullError;
+pub use content::{Content, ContentBody, ContentStream};
+pub use error::{ContentError, PullError};
 pub use manifests::Served;
 
 /// A failure is shared with whoever asks the same within this time.
@@ -45,8 +47,12 @@ const FAILURE_MEMORY: Duration = Duration::from_secs(1);
 const LENGTH_MEMORY: Duration = Duration::from_secs(10 * 60);
 /// Entries of each of the short-lived memories.
 const MEMORY_ENTRIES: u64 = 100_000;
+/// Lists of referrers, in bytes.
+const LISTED_BYTES: u64 = 8 << 20;
 /// With a stale answer at hand, nobody waits longer than this for a fresh one.
 const STALE_PATIENCE: Duration = Duration::from_secs(2);
+
+type Referrers = Arc<Vec<Referrer>>;
 
 /// A handle on the engine; clones share it.
 #[derive(Clone)]
@@ -68,6 +74,8 @@ struct Inner {
     absent: Cache<(RepoId, Reference), ()>,
     failures: Cache<(Source, Digest), PullError>,
     lengths: Cache<(RepoId, Digest), u64>,
+    referrers: Flights<(RepoId, Digest), Result<Referrers, PullError>>,
+    listed: Cache<(RepoId, Digest), Listed>,
 }
 
 impl Puller {
@@ -86,6 +94,12 @@ impl Puller {
             absent: memory(cache.negative_ttl),
             failures: memory(FAILURE_MEMORY),
             lengths: memory(LENGTH_MEMORY),
+            referrers: Flights::new(tasks.clone()),
+            listed: Cache::builder()
+                .max_capacity(LISTED_BYTES)
+                .weigher(|_, listed: &Listed| listed.weight())
+                .time_to_live(cache.stale_if_error)
+                .build(),
             store,
             upstreams,
             cache,

@@ -17,8 +17,8 @@ struct List {
 }
 
 impl Puller {
-    /// A page of tags after `after`, at most `limit`.
-    pub async fn tag_list(&self, repo: &RepoId, after: &str, limit: usize) -> Result<Page, PullError> {
+    /// A page of tags after `after`, at most `limit`, and whether it is only what is cached.
+    pub async fn tag_list(&self, repo: &RepoId, after: &str, limit: usize) -> Result<(Page, bool), PullError> {
         let inner = &self.inner;
         match self.ask_for_list(repo, after, limit).await {
             Err(error) if error.is_trouble() => {
@@ -27,9 +27,9 @@ impl Puller {
                     return Err(error);
                 }
                 tracing::warn!(%repo, %error, "listing the cached tags of {repo}: {error}");
-                Ok(cached)
+                Ok((cached, true))
             }
-            page => page,
+            page => page.map(|page| (page, false)),
         }
     }
 

@@ -110,6 +110,16 @@ impl Layout {
         self.manifests(repo).join(digest.algorithm().as_str()).join(digest.hex())
     }
 
+    /// The manifests of a repository that name this one as their subject.
+    pub(super) fn referrers(&self, repo: &RepoId, subject: &Digest) -> PathBuf {
+        let folder = self.repository(repo).join("_referrers");
+        folder.join(subject.algorithm().as_str()).join(subject.hex())
+    }
+
+    pub(super) fn referrer_link(&self, repo: &RepoId, subject: &Digest, digest: &Digest) -> PathBuf {
+        self.referrers(repo, subject).join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
+    }
+
     /// Present in every repository that anything was ever stored in.
     pub(super) fn blob_links(&self, repo: &RepoId) -> PathBuf {
         self.repository(repo).join("_blobs")

@@ -3,9 +3,9 @@
 use std::fs;
 
 use super::error::{At, StoreError, optional};
-use super::records::Page;
+use super::records::{Class, Page};
 use super::{Inner, Store};
-use crate::oci::{RepoId, Scope};
+use crate::oci::{Digest, RepoId, RepoName, Scope};
 
 impl Store {
     /// The tags of a repository that sort after `after` in ASCII order, at most `limit`.
@@ -17,6 +17,29 @@ impl Store {
                 let tags = inner.layout.tags_on_disk(&repo)?;
                 Ok(page(tags.iter().map(ToString::to_string).collect(), &after, limit))
             }
+        })
+        .await
+    }
+
+    /// A local repository that has this blob and that the asker may read. Blobs that were never pushed are not looked for.
+    pub async fn find_pushed(
+        &self,
+        digest: &Digest,
+        may_read: impl Fn(&RepoName) -> bool + Send + 'static,
+    ) -> Result<Option<RepoId>, StoreError> {
+        let digest = digest.clone();
+        self.run(move |inner| {
+            let known = inner.index.blob(&digest);
+            if inner.index.is_ready() && known.is_none_or(|(_, class)| class != Class::Pushed) {
+                return Ok(None);
+            }
+            let locals: Vec<RepoName> = inner.locals.read().iter().filter(|name| may_read(name)).cloned().collect();
+            for repo in locals.into_iter().map(RepoId::local) {
+                if inner.layout.read_member(&repo, &digest)?.is_some() {
+                    return Ok(Some(repo));
+                }
+            }
+            Ok(None)
         })
         .await
     }

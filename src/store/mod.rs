@@ -21,6 +21,7 @@ mod pump;
 mod reader;
 mod reconcile;
 mod records;
+mod referrers;
 mod spool;
 mod uploads;
 

@@ -246,6 +246,7 @@ impl Inner {
                 self.write_member(repo, &child.digest, Member { size: Some(child.size) })?;
             }
         }
+        self.link_referrer(repo, &digest, &manifest)?;
         let link = self.layout.manifest_link(repo, &digest);
         if self.layout.manifest_media_type(repo, &digest)?.as_deref() != Some(&media_type) {
             self.write_name(&link, &records::manifest_link_text(&media_type), durable)?;
@@ -273,6 +274,7 @@ impl Inner {
             }
         }
         self.remove_name(&self.layout.manifest_link(repo, digest))?;
+        self.unlink_referrer(repo, digest)?;
         self.front.manifests.invalidate(&(repo.clone(), digest.clone()));
         Ok(true)
     }
@@ -292,7 +294,7 @@ impl Inner {
     }
 
     /// Puts a small file in place by rename, creating the folders above it; with `durable`, on the disk before it returns.
-    fn write_name(&self, path: &Path, text: &str, durable: bool) -> Result<(), StoreError> {
+    pub(super) fn write_name(&self, path: &Path, text: &str, durable: bool) -> Result<(), StoreError> {
         let temporary = self.layout.temporary();
         let written = File::create_new(&temporary).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
@@ -317,7 +319,7 @@ impl Inner {
     }
 
     /// Whether there was such a name; its end is on the disk before this returns.
-    fn remove_name(&self, path: &Path) -> Result<bool, StoreError> {
+    pub(super) fn remove_name(&self, path: &Path) -> Result<bool, StoreError> {
         if optional(fs::remove_file(path)).at("remove", path)?.is_none() {
             return Ok(false);
         }

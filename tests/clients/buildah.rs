@@ -1,9 +1,9 @@
 //! buildah makes an image, pushes it, and runs what another storage pulled.
 
 use super::folder::Folder;
-use super::program::{find, run};
+use super::program::find;
 use super::registry::Registry;
-use super::{busybox, roadstead};
+use super::{busybox, containers, roadstead};
 
 struct Buildah {
     folder: Folder,
@@ -11,15 +11,11 @@ struct Buildah {
 
 impl Buildah {
     fn new() -> Self {
-        let folder = Folder::new();
-        folder.write("storage.conf", &folder.storage_conf());
-        Self { folder }
+        Self { folder: containers::folder("") }
     }
 
     fn run(&self, args: &[&str]) -> String {
-        let (storage, home) = (self.folder.at("storage.conf"), self.folder.at(""));
-        let environment = [("CONTAINERS_STORAGE_CONF", storage.as_str()), ("HOME", &home)];
-        run(&find("buildah", "buildah"), args, &environment)
+        containers::run_in(&self.folder, &find("buildah", "buildah"), args)
     }
 }
 

@@ -1,8 +1,9 @@
 //! The folder of one daemon or client, which leaves nothing behind: no process, no mount, no file.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -34,12 +35,6 @@ impl Folder {
         fs::create_dir_all(parent).expect("the folder can be made");
         fs::write(&path, text).expect("the file can be written");
         path
-    }
-
-    /// The storage of podman and buildah in this folder, without a driver that needs the kernel's help.
-    pub fn storage_conf(&self) -> String {
-        let (root, run) = (self.at("storage"), self.at("run"));
-        format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{root}\"\nrunroot = \"{run}\"\n")
     }
 }
 
@@ -78,4 +73,19 @@ fn mounts_under(folder: &Path) -> Vec<PathBuf> {
     let mut points: Vec<PathBuf> = points.filter(|point| point.starts_with(folder)).collect();
     points.reverse();
     points
+}
+
+#[test]
+fn a_folder_leaves_no_process_no_mount_and_no_file() {
+    let folder = Folder::new();
+    let path = folder.path().to_owned();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&path).status().unwrap();
+    assert!(mounted.success(), "these tests need root");
+    let file = folder.write("busy", "up and running\n");
+    let mut busy = Command::new("tail").arg("-f").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
+    busy.stdout.as_mut().unwrap().read_exact(&mut [0; 14]).unwrap();
+    drop(folder);
+    assert!(!busy.wait().unwrap().success(), "killed");
+    assert!(mounts_under(&path).is_empty());
+    assert!(!path.exists());
 }

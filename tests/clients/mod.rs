@@ -8,6 +8,7 @@
 mod buildah;
 mod busybox;
 mod containerd;
+mod containers;
 mod docker;
 mod folder;
 mod podman;

@@ -1,20 +1,9 @@
 //! podman with a storage of its own. It knows no `ns`: the upstream is the start of the path.
 
 use super::folder::Folder;
-use super::program::{find, run};
+use super::program::find;
 use super::registry::Registry;
-use super::{busybox, roadstead};
-
-/// Locks of its own instead of the machine's, and no service manager. By itself podman asks for a
-/// million files and processes, which a sandboxed machine may not have to give.
-const CONTAINERS_CONF: &str = r#"
-[containers]
-default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-lock_type = "file"
-"#;
+use super::{busybox, containers, roadstead};
 
 pub struct Podman {
     folder: Folder,
@@ -23,23 +12,11 @@ pub struct Podman {
 impl Podman {
     /// With this `registries.conf`.
     pub fn new(registries: &str) -> Self {
-        let folder = Folder::new();
-        folder.write("registries.conf", registries);
-        folder.write("storage.conf", &folder.storage_conf());
-        folder.write("containers.conf", &format!("{CONTAINERS_CONF}tmp_dir = {:?}\n", folder.at("tmp")));
-        Self { folder }
+        Self { folder: containers::folder(registries) }
     }
 
     fn run(&self, args: &[&str]) -> String {
-        let at = |entry| self.folder.at(entry);
-        let environment = [
-            ("CONTAINERS_CONF", at("containers.conf")),
-            ("CONTAINERS_REGISTRIES_CONF", at("registries.conf")),
-            ("CONTAINERS_STORAGE_CONF", at("storage.conf")),
-            ("HOME", at("")),
-        ];
-        let environment = environment.each_ref().map(|(name, value)| (*name, value.as_str()));
-        run(&find("podman", "podman"), args, &environment)
+        containers::run_in(&self.folder, &find("podman", "podman"), args)
     }
 
     pub fn pull(&self, image: &str) {

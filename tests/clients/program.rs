@@ -67,3 +67,9 @@ impl Turn {
         Self { _locked: file }
     }
 }
+
+#[test]
+#[should_panic(expected = "`apt-get install some-package`")]
+fn a_missing_program_fails_the_test_and_says_what_to_do() {
+    find("no-such-program", "some-package");
+}

@@ -17,6 +17,7 @@ mod registry;
 pub mod script;
 mod self_test;
 pub mod server;
+mod server_test;
 pub mod settings;
 pub mod upstream;
 pub mod wire;

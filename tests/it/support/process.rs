@@ -19,7 +19,12 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Starts it on a free port and waits until it answers.
     pub fn start(settings: Settings) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        Self::start_in(&std::env::temp_dir(), settings)
+    }
+
+    /// The same with its folder in this one.
+    pub fn start_in(parent: &Path, settings: Settings) -> Self {
+        let folder = tempfile::tempdir_in(parent).expect("a temporary folder");
         let port = free_port();
         let settings = settings.listen(&format!("127.0.0.1:{port}"));
         let settings = settings.data_dir(&folder.path().join("data"));

@@ -1,0 +1,43 @@
+//! What is printed: one row per figure, with its goal and whether it was reached.
+
+#[derive(Default)]
+pub struct Table {
+    missed: usize,
+}
+
+impl Table {
+    pub fn new() -> Self {
+        println!("| figure | goal | median | worst | reached |\n|---|---|---|---|---|");
+        Self::default()
+    }
+
+    /// A figure that must not be above `goal` in the median of its rounds.
+    pub fn at_most(&mut self, what: &str, goal: f64, unit: &str, rounds: &[f64]) {
+        let mut sorted = rounds.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (median, worst) = (sorted[sorted.len() / 2], sorted[sorted.len() - 1]);
+        self.row(what, &format!("<= {goal}{unit}"), (median, worst), unit, median <= goal);
+    }
+
+    /// A figure that must be exactly `goal` in every round.
+    pub fn exactly(&mut self, what: &str, goal: f64, unit: &str, rounds: &[f64]) {
+        let odd = rounds.iter().copied().find(|round| *round != goal);
+        self.row(what, &format!("{goal}{unit}"), (rounds[0], odd.unwrap_or(goal)), unit, odd.is_none());
+    }
+
+    /// A figure for orientation.
+    pub fn note(&self, what: &str, value: &str) {
+        println!("| {what} | | {value} | | |");
+    }
+
+    pub fn all_reached(&self) -> bool {
+        self.missed == 0
+    }
+
+    fn row(&mut self, what: &str, goal: &str, (median, worst): (f64, f64), unit: &str, reached: bool) {
+        self.missed += usize::from(!reached);
+        let digits = |value: f64| if value.fract() == 0.0 { 0 } else { 3 };
+        let (median, worst) = (format!("{median:.*}", digits(median)), format!("{worst:.*}", digits(worst)));
+        println!("| {what} | {goal} | {median}{unit} | {worst}{unit} | {} |", if reached { "yes" } else { "**no**" });
+    }
+}

@@ -1,0 +1,104 @@
+//! Referrers: end-12 of the distribution-spec. What is not known has none, and that is no error.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::header::{CONTENT_TYPE, LINK};
+use http::{HeaderName, HeaderValue};
+
+use super::error::{ApiError, insert};
+use super::{App, Call, STALE, WARNING};
+use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, media_type};
+use crate::telemetry::ContentKind;
+
+const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+/// Referrers of one page; with their annotations they make a page that clients still read in one piece.
+const MAX_PAGE: usize = 200;
+
+pub(super) async fn list(app: &Arc<App>, call: &Call, subject: &str) -> Result<Response, ApiError> {
+    let target = call.readable(app)?;
+    let subject: Digest = subject.parse()?;
+    let wanted = call.query.get("artifactType").filter(|wanted| !wanted.is_empty());
+    let after = call.query.get("last").unwrap_or_default();
+    let (page, stale) = if target.repo.scope.is_local() {
+        (local(app, &target.repo, &subject, wanted, after).await?, false)
+    } else {
+        let listed = app.puller.referrers(&target.repo, &subject).await;
+        let (referrers, stale) = listed.map_err(ApiError::pull(ContentKind::Manifest))?;
+        let mut page = Page::default();
+        let mut all: Vec<&Referrer> = referrers.iter().filter(|referrer| referrer.digest.as_str() > after).collect();
+        all.sort_unstable_by(|a, b| a.digest.cmp(&b.digest));
+        all.into_iter().filter(|referrer| referrer.is_of_type(wanted)).any(|referrer| !page.push(referrer.clone()));
+        (page, stale)
+    };
+    let mut response = page.respond(call, wanted);
+    if stale {
+        response.headers_mut().insert(WARNING, STALE);
+    }
+    call.echo_namespace(&mut response, &target);
+    Ok(response)
+}
+
+async fn local(
+    app: &App,
+    repo: &RepoId,
+    subject: &Digest,
+    wanted: Option<&str>,
+    after: &str,
+) -> Result<Page, ApiError> {
+    let mut page = Page::default();
+    for digest in app.store.referrers(repo, subject).await? {
+        if digest.to_string().as_str() <= after {
+            continue;
+        }
+        let Some(manifest) = app.store.manifest(repo, &digest).await? else { continue };
+        let referrer = Referrer::of(&digest, &manifest.media_type, &manifest.bytes);
+        if let Some(referrer) = referrer.filter(|referrer| referrer.is_of_type(wanted))
+            && !page.push(referrer)
+        {
+            break;
+        }
+    }
+    Ok(page)
+}
+
+/// One page, in the order of digests.
+#[derive(Default)]
+struct Page {
+    referrers: Vec<Referrer>,
+    more: bool,
+}
+
+impl Page {
+    /// False once it is full: what was offered then begins the next page.
+    fn push(&mut self, referrer: Referrer) -> bool {
+        self.more = self.referrers.len() == MAX_PAGE;
+        if !self.more {
+            self.referrers.push(referrer);
+        }
+        !self.more
+    }
+
+    fn respond(self, call: &Call, wanted: Option<&str>) -> Response {
+        let last = self.referrers.last().filter(|_| self.more).map(|referrer| referrer.digest.clone());
+        let index = ReferrerIndex::new(self.referrers);
+        let mut response = Response::new(Body::from(serde_json::json!(index).to_string()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type::OCI_INDEX));
+        if wanted.is_some() {
+            headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+        }
+        if let Some(last) = last {
+            let mut next = url::form_urlencoded::Serializer::new(String::new());
+            next.append_pair("last", &last);
+            for (name, value) in [("artifactType", wanted), ("ns", call.query.get("ns"))] {
+                value.inspect(|value| {
+                    next.append_pair(name, value);
+                });
+            }
+            insert(headers, LINK, format!("<{}?{}>; rel=\"next\"", call.parts.uri.path(), next.finish()));
+        }
+        response
+    }
+}

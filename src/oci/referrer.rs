@@ -1,0 +1,111 @@
+//! Descriptors of referrers (distribution-spec, "Listing Referrers").
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, media_type};
+
+/// What a list of referrers says of one manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Referrer {
+    pub media_type: String,
+    pub digest: String,
+    /// Bytes.
+    pub size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
+}
+
+/// An image index of referrers, as it is sent and as upstreams send it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReferrerIndex {
+    #[serde(default)]
+    pub schema_version: u32,
+    #[serde(default)]
+    pub media_type: String,
+    #[serde(default)]
+    pub manifests: Vec<Referrer>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    artifact_type: Option<String>,
+    config: Option<Config>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Config {
+    media_type: Option<String>,
+}
+
+impl Referrer {
+    /// The descriptor of a manifest; `None` if it cannot be read.
+    pub fn of(digest: &Digest, media_type: &str, bytes: &[u8]) -> Option<Self> {
+        let document: Document = serde_json::from_slice(bytes).ok()?;
+        // An image manifest without the field is known by its config; an index without it has none.
+        let config = document.config.and_then(|config| config.media_type);
+        let artifact_type = document.artifact_type.filter(|kind| !kind.is_empty()).or(config);
+        Some(Self {
+            media_type: media_type.to_owned(),
+            digest: digest.to_string(),
+            size: bytes.len() as u64,
+            artifact_type,
+            annotations: document.annotations,
+        })
+    }
+
+    /// Whether a filter on the artifact type keeps it.
+    pub fn is_of_type(&self, wanted: Option<&str>) -> bool {
+        wanted.is_none_or(|wanted| self.artifact_type.as_deref() == Some(wanted))
+    }
+}
+
+impl ReferrerIndex {
+    pub fn new(manifests: Vec<Referrer>) -> Self {
+        Self { schema_version: 2, media_type: media_type::OCI_INDEX.to_owned(), manifests }
+    }
+}
+
+impl Digest {
+    /// The tag under which clients keep referrers where there is no referrers API: `<alg>-<hex>`, the algorithm cut at 32
+    /// characters and the hex part at 64 (distribution-spec, "Referrers Tag Schema").
+    pub fn referrers_tag(&self) -> String {
+        let mut hex = self.hex();
+        hex.truncate(64);
+        format!("{}-{hex}", self.algorithm().as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, Tag};
+
+    fn artifact_type(json: &str) -> Option<String> {
+        Referrer::of(&Digest::of(Algorithm::Sha256, b"x"), "m/t", json.as_bytes()).unwrap().artifact_type
+    }
+
+    #[test]
+    fn the_type_is_the_manifests_own_or_its_configs() {
+        assert_eq!(artifact_type(r#"{"artifactType":"a/b","config":{"mediaType":"c/d"}}"#).as_deref(), Some("a/b"));
+        assert_eq!(artifact_type(r#"{"config":{"mediaType":"c/d"}}"#).as_deref(), Some("c/d"));
+        assert_eq!(artifact_type(r#"{"manifests":[]}"#), None);
+    }
+
+    #[test]
+    fn the_fallback_tag_is_a_tag_whatever_the_algorithm() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let tag = Digest::of(algorithm, b"x").referrers_tag();
+            assert!(tag.parse::<Tag>().is_ok());
+            assert_eq!(tag.len(), 6 + 1 + 64);
+        }
+    }
+}

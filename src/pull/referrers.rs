@@ -1,0 +1,135 @@
+//! Referrers of mirrored content: the upstream's list, or its fallback tag, remembered briefly and served stale in an outage.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use http::header::LINK;
+use tokio::time::Instant;
+
+use super::{Inner, PullError, Puller, request};
+use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, Tag};
+use crate::upstream::{Kind, Upstream};
+
+/// Asked again after this long: policy controllers ask often, and mostly for what is not there.
+const FRESH: Duration = Duration::from_secs(60);
+/// The most bytes of one page of an upstream's list, and the most pages of it.
+const MAX_PAGE: usize = 4 << 20;
+const MAX_PAGES: usize = 20;
+
+/// The referrers of one subject as its upstream last listed them.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    referrers: Arc<Vec<Referrer>>,
+    at: Instant,
+}
+
+impl Listed {
+    /// Bytes that it takes in memory, roughly.
+    pub(super) fn weight(&self) -> u32 {
+        let annotations =
+            |map: &BTreeMap<String, String>| map.iter().map(|(k, v)| k.len() + v.len() + 64).sum::<usize>();
+        let one = |referrer: &Referrer| 512 + referrer.annotations.as_ref().map_or(0, annotations);
+        u32::try_from(256 + self.referrers.iter().map(one).sum::<usize>()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Puller {
+    /// The referrers of a digest in a mirrored repository, and whether they may be out of date.
+    pub async fn referrers(&self, repo: &RepoId, subject: &Digest) -> Result<(Arc<Vec<Referrer>>, bool), PullError> {
+        let inner = &self.inner;
+        let key = (repo.clone(), subject.clone());
+        let known = inner.listed.get(&key);
+        if let Some(listed) = known.as_ref().filter(|listed| listed.at.elapsed() < FRESH) {
+            return Ok((listed.referrers.clone(), false));
+        }
+        let upstream = inner.upstream(repo)?.clone();
+        let flight = inner.referrers.run(key.clone(), || {
+            let (inner, (repo, subject)) = (inner.clone(), key);
+            async move {
+                let referrers = Arc::new(inner.ask_for_referrers(&upstream, &repo, &subject).await?);
+                let listed = Listed { referrers: referrers.clone(), at: Instant::now() };
+                inner.listed.insert((repo, subject), listed);
+                Ok(referrers)
+            }
+        });
+        match (flight.await.0.unwrap_or(Err(PullError::GivenUp)), known) {
+            (Ok(referrers), _) => Ok((referrers, false)),
+            (Err(error), Some(listed)) if error.is_trouble() => {
+                tracing::warn!(%repo, %subject, %error, "serving the referrers of {repo}@{subject} as they were: {error}");
+                Ok((listed.referrers, true))
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+}
+
+impl Inner {
+    async fn ask_for_referrers(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        repo: &RepoId,
+        subject: &Digest,
+    ) -> Result<Vec<Referrer>, PullError> {
+        let deadline = self.deadline();
+        let mut referrers = Vec::new();
+        let mut path = Some(format!("referrers/{subject}"));
+        for page in 0..MAX_PAGES {
+            let Some(next) = path.take() else { break };
+            let asked = self.send(upstream, request(Method::GET, Kind::Referrers, repo, next), deadline).await;
+            let response = match asked {
+                // No such API there: its clients keep referrers under a tag.
+                Err(PullError::NotFound) if page == 0 => return self.fallback_referrers(repo, subject).await,
+                asked => asked?,
+            };
+            path = response.headers.get(LINK).and_then(|link| next_page(link.to_str().ok()?));
+            let bytes = response.body.collect(MAX_PAGE).await?;
+            referrers.extend(parse(upstream, &bytes)?.manifests);
+        }
+        Ok(referrers)
+    }
+
+    async fn fallback_referrers(self: &Arc<Self>, repo: &RepoId, subject: &Digest) -> Result<Vec<Referrer>, PullError> {
+        let Ok(tag) = subject.referrers_tag().parse::<Tag>() else { return Ok(Vec::new()) };
+        let puller = Puller { inner: self.clone() };
+        match puller.tag(repo, &tag).await {
+            Ok(served) => parse(self.upstream(repo)?, &served.manifest.bytes).map(|index| index.manifests),
+            Err(PullError::NotFound) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn parse(upstream: &Upstream, bytes: &[u8]) -> Result<ReferrerIndex, PullError> {
+    serde_json::from_slice(bytes).map_err(|_| PullError::BadManifest {
+        upstream: upstream.name().to_string(),
+        reason: "its list of referrers cannot be read".to_owned(),
+    })
+}
+
+/// The path below the repository of a `Link: <…/referrers/…>; rel="next"`, whatever host it names.
+fn next_page(link: &str) -> Option<String> {
+    let target = link.split_once('<')?.1.split_once('>')?.0;
+    let is_next = link.contains("rel=\"next\"") || link.contains("rel=next");
+    let at = target.rfind("/referrers/").filter(|_| is_next)?;
+    Some(target[at + 1..].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_found_in_relative_and_absolute_links() {
+        for link in [
+            "</v2/a/b/referrers/sha256:0?n=1&last=x>; rel=\"next\"",
+            "<https://other.example/v2/a/b/referrers/sha256:0?n=1&last=x>; rel=next",
+        ] {
+            assert_eq!(next_page(link).as_deref(), Some("referrers/sha256:0?n=1&last=x"), "{link}");
+        }
+        for link in ["", "<x>", "</v2/a/tags/list>; rel=\"next\"", "</v2/a/referrers/x>; rel=\"prev\""] {
+            assert_eq!(next_page(link), None, "{link}");
+        }
+    }
+}
