@@ -26,6 +26,7 @@ use crate::upstream::{Upstream, UpstreamSetupError};
 /// A push session that nobody has written to for this long is abandoned (distribution: the same by default is a week;
 /// docker gives up within the hour).
 const UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+const INDEX_FLUSH: Duration = Duration::from_secs(5);
 const HOUSEKEEPING: Duration = Duration::from_secs(60 * 60);
 
 /// Why a server does not start. One clear line each.
@@ -86,6 +87,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
     let reconcile = reconcile(&store, &metrics);
     tasks.spawn(housekeeping(store.clone()));
+    tasks.spawn(flush_index(store.clone()));
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
@@ -170,6 +172,16 @@ async fn housekeeping(store: Store) {
             Ok(0) => {}
             Ok(expired) => tracing::info!(expired, "removed {expired} abandoned uploads"),
             Err(error) => tracing::error!(%error, "cannot remove abandoned uploads: {error}"),
+        }
+    }
+}
+
+async fn flush_index(store: Store) {
+    let mut turns = tokio::time::interval(INDEX_FLUSH);
+    loop {
+        turns.tick().await;
+        if let Err(error) = store.flush_index().await {
+            tracing::error!(%error, "cannot flush the index: {error}");
         }
     }
 }

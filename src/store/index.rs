@@ -26,6 +26,8 @@ pub(super) struct Index {
     folder: [u8; 16],
     /// In service: everything that is in the files is in here.
     ready: AtomicBool,
+    /// Changed since the last flush.
+    dirty: AtomicBool,
     records: AtomicU64,
     cached: AtomicI64,
     pushed: AtomicI64,
@@ -85,11 +87,13 @@ impl Index {
 
     fn try_open(path: &Path, folder: [u8; 16]) -> Result<(Self, bool), OpenError> {
         let open = || -> Result<(Self, bool), OpenError> {
-            let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(1000)).open()?;
+            // sled's own flush would sync its file every time, also when nothing was written; see `flush`.
+            let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
             let index = Self {
                 db,
                 folder,
                 ready: AtomicBool::new(false),
+                dirty: AtomicBool::new(false),
                 records: AtomicU64::new(0),
                 cached: AtomicI64::new(0),
                 pushed: AtomicI64::new(0),
@@ -162,6 +166,13 @@ impl Index {
         u64::try_from(sum.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
+    /// Writes what has changed to the disk. Nothing depends on it: what a crash loses is found by the next walk.
+    pub(super) fn flush(&self) {
+        if self.dirty.swap(false, Ordering::AcqRel) {
+            self.guarded(|db| db.flush());
+        }
+    }
+
     /// The last thing done at a clean stop.
     pub(super) fn close(&self) {
         if self.is_ready() {
@@ -183,6 +194,7 @@ impl Index {
 
     /// Applies changes one by one; each keeps count and sums right.
     pub(super) fn apply(&self, changes: &[Change<'_>]) {
+        self.dirty.store(true, Ordering::Release);
         for change in changes {
             self.guarded(|db| {
                 match change {

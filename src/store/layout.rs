@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::error::{At, StoreError};
@@ -135,14 +136,25 @@ pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// One at a time: who finds a folder that another has just made must not get ahead of that one's sync.
+static CREATING: Mutex<()> = Mutex::new(());
+
 /// Creates `path` and the folders above it that are missing; with `durable`, syncs the parent of each new one.
 pub(super) fn create_folders(path: &Path, durable: bool) -> io::Result<()> {
+    if path.is_dir() && !durable {
+        return Ok(());
+    }
+    let _one = CREATING.lock();
+    create_missing(path, durable)
+}
+
+fn create_missing(path: &Path, durable: bool) -> io::Result<()> {
     match fs::create_dir(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let parent = path.parent().ok_or(error)?;
-            create_folders(parent, durable)?;
+            create_missing(parent, durable)?;
             match fs::create_dir(path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}

@@ -165,6 +165,15 @@ impl Store {
         .await
     }
 
+    /// Writes what has changed in the index to the disk.
+    pub async fn flush_index(&self) -> Result<(), StoreError> {
+        self.run(|inner| {
+            inner.index.flush();
+            Ok(())
+        })
+        .await
+    }
+
     /// Flushes the index and leaves the mark of a clean stop.
     pub async fn close(&self) {
         let closed = self

@@ -110,7 +110,6 @@ async fn what_is_no_name_tag_digest_or_session_is_refused_and_leaves_no_trace() 
             assert_all(&server, requests, 400, "DIGEST_INVALID").await;
         }
         assert_all(&server, [("GET", format!("/v2/{repo}/blobs/latest"))], 400, "DIGEST_INVALID").await;
-        assert_all(&server, [("GET", format!("/v2/{repo}/referrers/{digest}"))], 404, "UNSUPPORTED").await;
     }
     for id in ["x", "00000000-0000-0000-0000-000000000000", "%00", "..", "a"] {
         let (status, code) =
@@ -220,7 +219,6 @@ async fn a_range_that_does_not_parse_is_no_range() {
             "bytes=0-1,x",
             "bytes=+1-5",
             "bytes=0x1-0x2",
-            "bytes=0-1,4-5",
         ] {
             let answer = server.get_with(&path, &[("Range", range)]).await;
             assert_eq!((answer.status, &answer.body), (200, &layer.bytes), "{repo} {range}");

@@ -209,6 +209,10 @@ async fn two_writers_of_one_session_do_not_mix() {
     let (client, url) = (server.client().clone(), location.clone());
     let writer = tokio::spawn(async move { client.send("PATCH", &url, &[], reqwest::Body::wrap_stream(body)).await });
     gate.reached(1).await;
+    crate::scene::until("the first writer has the session", async || {
+        server.client().get(&location).await.status == 409
+    })
+    .await;
     for method in ["PATCH", "PUT", "DELETE"] {
         let url = format!("{location}?digest={}", content.digest);
         let refused = server.client().send(method, &url, &[], content.bytes.clone()).await;

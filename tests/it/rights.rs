@@ -104,7 +104,7 @@ async fn a_blob_is_mounted_only_from_where_the_asker_may_read_it() {
         server.send("POST", &path, &[], Bytes::new()).await
     };
     for (what, digest, from) in [
-        ("without from", &pushed.layers[0].digest, ""),
+        ("without from, of what nobody has pushed", &cached_layer.digest, ""),
         ("from a repository that has it not", &pushed.layers[0].digest, "&from=team/other"),
         ("from one that nobody knows", &pushed.layers[0].digest, "&from=team/none"),
         ("from a mirrored one that has it not", &pushed.layers[0].digest, "&from=org/app"),
