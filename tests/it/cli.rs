@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::disk::open_index;
 use crate::scene::until;
 use crate::support::daemon::{Daemon, free_port};
 use crate::support::process::ServerProcess;
@@ -147,7 +148,7 @@ async fn who_listens_beyond_this_machine_is_warned_once() {
 
 /// Whether the index says of itself that it was closed in good order.
 fn was_stopped_cleanly(data: &Path) -> bool {
-    let index = sled::open(data.join("index")).unwrap();
+    let index = open_index(&data.join("index"));
     index.get(b"M").unwrap().expect("a mark")[1] == 1
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use roadstead::config::Config;
 use serde_json::json;
 
-use crate::disk::{blob_file, files_below, settled};
+use crate::disk::{blob_file, files_below, open_index, settled};
 use crate::scene::until;
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
@@ -37,7 +37,7 @@ async fn assert_content(server: &TestServer) {
 
 /// Overwrites the mark that the index keeps of itself.
 fn write_mark(index: &Path, mark: &[u8]) {
-    let db = sled::open(index).unwrap();
+    let db = open_index(index);
     db.insert(b"M", mark).unwrap();
     db.flush().unwrap();
 }
