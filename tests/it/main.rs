@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
 mod deadlines;
@@ -11,6 +12,7 @@ mod followers;
 mod freshness;
 mod input;
 mod lists;
+mod metrics;
 mod mirrored_manifests;
 mod outages;
 mod push;
