@@ -65,6 +65,10 @@ impl Inner {
     }
 
     async fn resolve_tag(self: &Arc<Self>, upstream: &Upstream, repo: &RepoId, tag: &Tag) -> Result<Served, PullError> {
+        // Another question may have been answered between the look at the store and this one's start.
+        if let Some(served) = self.fresh_tag(repo, tag).await? {
+            return Ok(served);
+        }
         let cached = self.cached_tag(repo, tag).await?;
         let stale = cached.as_ref().and_then(|cached| {
             let servable = age(&cached.record).is_none_or(|age| age < self.cache.stale_if_error);
