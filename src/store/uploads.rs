@@ -30,13 +30,17 @@ struct Session {
     busy: AtomicBool,
 }
 
-/// A session in the hands of one request; others find it busy until this is dropped.
+/// A session in the hands of one request; others find it busy until this is dropped and what it began has ended.
 #[derive(Debug)]
 pub struct Upload {
     store: Arc<Inner>,
     id: Uuid,
-    session: Arc<Session>,
+    session: Arc<Held>,
 }
+
+/// Held by the request and by each of its writes, which go on when the request's client has left.
+#[derive(Debug)]
+struct Held(Arc<Session>);
 
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
@@ -62,7 +66,7 @@ impl Store {
             fs::write(&head, format!("{repo}\n{}\n", algorithm.as_str())).at("write", &head)?;
             let session = Arc::new(Session { repo, file, busy: AtomicBool::new(true) });
             inner.uploads.open.lock().insert(id, session.clone());
-            Ok(Upload { store: inner.clone(), id, session })
+            Ok(Upload { store: inner.clone(), id, session: Arc::new(Held(session)) })
         })
         .await
     }
@@ -78,7 +82,7 @@ impl Store {
         if session.busy.swap(true, Ordering::AcqRel) {
             return Err(UploadError::Busy);
         }
-        let upload = Upload { store: self.inner.clone(), id, session };
+        let upload = Upload { store: self.inner.clone(), id, session: Arc::new(Held(session)) };
         // It may have been finished between the look and the hold.
         if !self.inner.uploads.open.lock().contains_key(&id) {
             return Err(UploadError::Unknown);
@@ -142,9 +146,17 @@ impl Upload {
     }
 }
 
-impl Drop for Upload {
+impl std::ops::Deref for Held {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.0
+    }
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
-        self.session.busy.store(false, Ordering::Release);
+        self.0.busy.store(false, Ordering::Release);
     }
 }
 
