@@ -141,7 +141,12 @@ impl Inner {
         want: Want,
         deadline: Instant,
     ) -> Result<Content, PullError> {
-        let result = if start.committed { CacheResult::JoinedCommitted } else { result };
+        // Who caused the fetch has missed, however fast it was.
+        let result = match result {
+            CacheResult::Miss if start.found => CacheResult::Hit,
+            CacheResult::Joined if start.committed => CacheResult::JoinedCommitted,
+            result => result,
+        };
         if want.ranges.is_some() && start.total.is_none() {
             // What part is meant cannot be told before the length is known: the whole is served if that takes too long.
             if let Ok(whole) = timeout_at(deadline, following.start(true)).await {

@@ -11,7 +11,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::generation::Generation;
+use super::generation::{Generation, Whole};
 use super::{Inner, PullError};
 use crate::oci::{Digest, RepoId};
 use crate::store::BlobReader;
@@ -45,10 +45,12 @@ pub(super) enum State {
         generation: u32,
         reader: BlobReader,
     },
+    /// `found`: it was there already, and nothing was fetched.
     Committed {
         length: u64,
         generation: u32,
         reader: BlobReader,
+        found: bool,
     },
     Failed(PullError),
 }
@@ -70,6 +72,12 @@ pub(super) struct Fill {
 }
 
 impl Fill {
+    /// Still fetching, for nobody. One that has everything only has to be put away.
+    pub(super) fn is_orphan(&self) -> bool {
+        let fetching = matches!(*self.state.borrow(), State::Asking | State::Streaming { .. });
+        fetching && self.followers.load(Ordering::Acquire) == 0 && !self.give_up.is_cancelled()
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         matches!(*self.state.borrow(), State::Failed(_))
     }
@@ -89,7 +97,13 @@ impl Run {
         let started = Instant::now();
         let _in_flight = self.inner.metrics.fill_started();
         let give_up = self.fill.give_up.clone();
-        let outcome = give_up.run_until_cancelled(self.fill()).await.unwrap_or(Err(PullError::GivenUp));
+        let fetched = give_up.run_until_cancelled(self.fetch()).await.unwrap_or(Err(PullError::GivenUp));
+        // Whoever has read it all may leave now; it is put away all the same.
+        let outcome = match fetched {
+            Ok(Some(whole)) => whole.commit(&self).await.map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
         let fill = &self.fill;
         let image = &fill.source.repo;
         let joined = fill.joined.load(Ordering::Relaxed);
@@ -114,8 +128,8 @@ impl Run {
         }
     }
 
-    /// The bytes fetched; `None` if the blob was here already.
-    async fn fill(&self) -> Result<Option<u64>, PullError> {
+    /// The whole blob, verified; `None` if it was here already.
+    async fn fetch(&self) -> Result<Option<Whole>, PullError> {
         let (inner, digest) = (&self.inner, &self.fill.digest);
         let source = &self.fill.source.repo;
         // Another fill may have ended between the look at the store and the election.
@@ -123,7 +137,7 @@ impl Run {
             && inner.may_read(source, digest).await?.is_some()
         {
             let (length, reader) = (blob.length, blob.reader);
-            self.publish.send_replace(State::Committed { length, generation: 0, reader });
+            self.publish.send_replace(State::Committed { length, generation: 0, reader, found: true });
             return Ok(None);
         }
         let mut generation = Generation::first(self);

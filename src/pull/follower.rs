@@ -25,6 +25,8 @@ pub(super) struct Start {
     pub(super) mark: u64,
     /// It was in the store by then.
     pub(super) committed: bool,
+    /// It had been there before the fill began.
+    pub(super) found: bool,
 }
 
 /// The bytes `next..end` of a fill, as they can be read.
@@ -63,9 +65,15 @@ impl Following {
             State::Whole { .. } | State::Committed { .. } | State::Failed(_) => true,
         };
         match &*self.state.wait_for(ready).await.map_err(|_| PullError::GivenUp)? {
-            State::Streaming { total, mark, .. } => Ok(Start { total: *total, mark: *mark, committed: false }),
-            State::Whole { length, .. } => Ok(Start { total: Some(*length), mark: *length, committed: false }),
-            State::Committed { length, .. } => Ok(Start { total: Some(*length), mark: *length, committed: true }),
+            State::Streaming { total, mark, .. } => {
+                Ok(Start { total: *total, mark: *mark, committed: false, found: false })
+            }
+            State::Whole { length, .. } => {
+                Ok(Start { total: Some(*length), mark: *length, committed: false, found: false })
+            }
+            State::Committed { length, found, .. } => {
+                Ok(Start { total: Some(*length), mark: *length, committed: true, found: *found })
+            }
             State::Failed(error) => Err(error.clone()),
             State::Asking => Err(PullError::GivenUp),
         }
@@ -125,7 +133,7 @@ impl Follower {
         let (open, total, generation, reader) = match &*state {
             State::Asking => return Ok(Step::Wait),
             State::Streaming { mark, total, generation, reader } => (*mark, *total, *generation, reader),
-            State::Whole { length, generation, reader } | State::Committed { length, generation, reader } => {
+            State::Whole { length, generation, reader } | State::Committed { length, generation, reader, .. } => {
                 (*length, Some(*length), *generation, reader)
             }
             State::Failed(error) => return Err(error.clone().into()),

@@ -28,6 +28,13 @@ pub(super) struct Generation<'a> {
     number: u32,
 }
 
+/// A verified blob that only has to be put away.
+pub(super) struct Whole {
+    spool: Spool,
+    length: u64,
+    generation: u32,
+}
+
 /// Where a transfer is taken up: the bytes that came with the comparison, and the body that goes on behind them.
 struct Resumed {
     ahead: Option<Bytes>,
@@ -48,8 +55,8 @@ impl<'a> Generation<'a> {
         self.number < REPEATS && self.run.fill.followers.load(Ordering::Acquire) > 0
     }
 
-    /// The length of the blob, once it is in the store and its repository may read it.
-    pub(super) async fn run(&self) -> Result<u64, PullError> {
+    /// All of the blob, verified and published as such.
+    pub(super) async fn run(&self) -> Result<Whole, PullError> {
         let Run { inner, fill, publish, .. } = self.run;
         let (digest, source, generation) = (&fill.digest, &fill.source.repo, self.number);
         let response = inner.send(&self.run.upstream, self.request(), inner.deadline()).await?;
@@ -64,12 +71,8 @@ impl<'a> Generation<'a> {
         publish.send_replace(State::Streaming { total, mark: 0, generation, reader: spool.reader() });
         let length = self.receive(response.body, &spool, total, etag).await?;
         self.verify(&spool, total, length).await?;
-        let reader = spool.reader();
-        publish.send_replace(State::Whole { length, generation, reader: reader.clone() });
-        spool.commit(digest).await?;
-        inner.store.link_blob(source, digest, Some(length)).await?;
-        publish.send_replace(State::Committed { length, generation, reader });
-        Ok(length)
+        publish.send_replace(State::Whole { length, generation, reader: spool.reader() });
+        Ok(Whole { spool, length, generation })
     }
 
     fn request(&self) -> UpstreamRequest {
@@ -224,6 +227,19 @@ impl<'a> Generation<'a> {
         let Run { inner, fill, upstream, .. } = self.run;
         inner.metrics.digest_mismatch(upstream.name());
         PullError::WrongContent { upstream: upstream.name().to_string(), digest: fill.digest.clone() }
+    }
+}
+
+impl Whole {
+    /// Puts it into the store and lets its repository read it; the length.
+    pub(super) async fn commit(self, run: &Run) -> Result<u64, PullError> {
+        let Self { spool, length, generation } = self;
+        let (inner, fill) = (&run.inner, &run.fill);
+        let reader = spool.reader();
+        spool.commit(&fill.digest).await?;
+        inner.store.link_blob(&fill.source.repo, &fill.digest, Some(length)).await?;
+        run.publish.send_replace(State::Committed { length, generation, reader, found: false });
+        Ok(length)
     }
 }
 

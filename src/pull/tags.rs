@@ -148,7 +148,7 @@ impl Inner {
         if let (StatusCode::NOT_MODIFIED, Some(digest)) = (response.status, known.clone()) {
             return self.point_tag(repo, tag, known, digest, deadline).await;
         }
-        let new = self.read_manifest(upstream, response, None).await?;
+        let new = self.read_manifest(upstream, response, None, deadline).await?;
         let digest = new.digest.clone();
         let manifest = self.store.put_manifest(repo, new, Vec::new()).await?;
         let result = if known.as_ref() == Some(&digest) { CacheResult::Revalidated } else { CacheResult::Miss };

@@ -15,6 +15,7 @@ mod lists;
 mod metrics;
 mod mirrored_manifests;
 mod outages;
+mod power;
 mod push;
 mod pushed_manifests;
 mod readers;

@@ -220,7 +220,7 @@ async fn health_is_of_the_process_and_readiness_of_the_storage() {
         assert_eq!((answer.status, answer.text()), (200, "ok\n"), "{path}");
     }
     let spool = server.data_dir().join("spool");
-    std::fs::remove_dir(&spool).unwrap();
+    std::fs::remove_dir_all(&spool).unwrap();
     assert_eq!((server.get("/healthz").await.status, server.get("/readyz").await.status), (200, 503));
     std::fs::create_dir(&spool).unwrap();
     assert_eq!(server.get("/readyz").await.status, 200);
