@@ -22,6 +22,13 @@ pub struct Asked<'a> {
     pub name: &'a str,
 }
 
+impl Asked<'_> {
+    /// Whether the name has no slash: `alpine`, not `library/alpine`.
+    pub fn name_is_single(&self) -> bool {
+        !self.name.contains('/')
+    }
+}
+
 /// The repository that is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -48,8 +55,8 @@ pub enum Rule {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
-    #[error("no upstream is configured for the registry this name belongs to")]
-    UnknownRegistry,
+    #[error("no upstream is configured for {0}")]
+    UnknownRegistry(String),
     #[error(transparent)]
     Name(#[from] NameError),
 }
@@ -104,10 +111,10 @@ impl Routes {
             if self.is_own(ns, asked.host) {
                 return target(RepoId::local(asked.name.parse()?), Rule::OwnNamespace);
             }
-            return Err(ResolveError::UnknownRegistry);
+            return Err(ResolveError::UnknownRegistry(ns.to_owned()));
         }
         if let Some(prefix) = asked.prefix {
-            let upstream = self.upstream(prefix).ok_or(ResolveError::UnknownRegistry)?;
+            let upstream = self.upstream(prefix).ok_or_else(|| ResolveError::UnknownRegistry(prefix.to_owned()))?;
             return target(mirrored(upstream, asked.name)?, Rule::Path);
         }
         let (first, rest) = asked.name.split_once('/').unwrap_or((asked.name, ""));
@@ -116,7 +123,7 @@ impl Routes {
         }
         let name: RepoName = match asked.name.parse() {
             Err(NameError::Grammar) if looks_like_host(first) && !rest.is_empty() => {
-                return Err(ResolveError::UnknownRegistry);
+                return Err(ResolveError::UnknownRegistry(first.to_owned()));
             }
             name => name?,
         };
@@ -124,7 +131,7 @@ impl Routes {
             return target(RepoId::local(name), Rule::Local);
         }
         if looks_like_host(first) && !rest.is_empty() {
-            return Err(ResolveError::UnknownRegistry);
+            return Err(ResolveError::UnknownRegistry(first.to_owned()));
         }
         match &self.default {
             Some(upstream) => target(mirrored(upstream, name.as_str())?, Rule::Default),
@@ -136,14 +143,17 @@ impl Routes {
     /// to ask: see [`Routes::default_repository`].
     pub fn resolve_push(&self, asked: Asked<'_>) -> Result<RepoId, PushRefused> {
         if let Some(ns) = asked.ns.filter(|ns| !self.is_own(ns, asked.host)) {
-            let upstream = self.upstream(ns).ok_or(ResolveError::UnknownRegistry)?;
+            let upstream = self.upstream(ns).ok_or_else(|| ResolveError::UnknownRegistry(ns.to_owned()))?;
             return Err(PushRefused::Mirrored(upstream.clone()));
         }
         let first = asked.prefix.or_else(|| Some(asked.name.split_once('/')?.0));
         match first.and_then(|first| self.upstream(first)) {
             Some(upstream) => return Err(PushRefused::Mirrored(upstream.clone())),
-            None if asked.prefix.is_some() => return Err(ResolveError::UnknownRegistry.into()),
-            None => {}
+            None => {
+                if let Some(prefix) = asked.prefix {
+                    return Err(ResolveError::UnknownRegistry(prefix.to_owned()).into());
+                }
+            }
         }
         let name: RepoName = asked.name.parse().map_err(ResolveError::from)?;
         if !self.local.namespaces.is_empty() && !self.local.matches(name.as_str()) {
@@ -230,6 +240,7 @@ mod tests {
         let asked = Asked { ns: leak(ns), prefix: leak(prefix), host: Some("10.0.0.9:5000"), name };
         match routes.resolve(asked, |name| ["team/app", "my.host/app", "alpine"].contains(&name.as_str())) {
             Ok(target) => format!("{:?} {}:{}", target.rule, target.repo.scope.as_str(), target.repo.name),
+            Err(ResolveError::UnknownRegistry(_)) => "UnknownRegistry".to_owned(),
             Err(error) => format!("{error:?}"),
         }
     }

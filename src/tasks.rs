@@ -2,8 +2,20 @@
 
 use std::future::Future;
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// Bytes that a worker may hash or parse itself: some ten microseconds.
+const INLINE: usize = 64 << 10;
+
+/// Works on `bytes` here if they are few, else on the blocking pool; `None` if that was stopped or panicked.
+pub async fn on_bytes<T: Send + 'static>(bytes: Bytes, work: impl FnOnce(&[u8]) -> T + Send + 'static) -> Option<T> {
+    if bytes.len() <= INLINE {
+        return Some(work(&bytes));
+    }
+    tokio::task::spawn_blocking(move || work(&bytes)).await.ok()
+}
 
 /// A group of tasks. Clones share it.
 #[derive(Clone, Debug, Default)]

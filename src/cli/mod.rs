@@ -28,7 +28,8 @@ enum Command {
     Serve(options::ConfigOptions),
     /// Say what is wrong with the configuration, or what is in force.
     Check(options::ConfigOptions),
-    /// Say what an image name means here, and where it would come from.
+    /// Say what an image name means here, and where it would come from. It looks into the data folder: give it the
+    /// options and variables that `serve` has.
     Explain(explain::Explain),
 }
 

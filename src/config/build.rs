@@ -134,7 +134,8 @@ fn default_upstream(
     let canonical = canonical_name(&name);
     let message = if canonical == name {
         let known: String = upstreams.iter().map(|upstream| format!("\"{}\", ", upstream.name)).collect();
-        format!("no upstream is called \"{name}\"; there are {known}and \"none\"")
+        let known = if known.is_empty() { "is only \"none\"".to_owned() } else { format!("are {known}and \"none\"") };
+        format!("no upstream is called \"{name}\"; there {known}")
     } else {
         format!("\"{name}\" is another name of \"{canonical}\"; write \"{canonical}\"")
     };

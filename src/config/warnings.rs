@@ -36,7 +36,7 @@ impl Config {
             may.push("pull with the credentials of upstreams that have some");
         }
         if self.push.enabled {
-            may.push(if self.local.namespaces.is_empty() { "push any image" } else { "push to the local namespaces" });
+            may.push(if self.local.namespaces.is_empty() { "push any image, under names of the default upstream that nobody has pulled yet, too ([local] namespaces prevents it)" } else { "push to the local namespaces" });
         }
         if self.deletes_enabled() {
             may.push("delete what was pushed");
@@ -48,7 +48,7 @@ impl Config {
         let listen = &self.server.listen;
         Some(format!(
             "listening on {listen} without authentication: whoever reaches it may {}{deletes_off}",
-            may.join(", ")
+            may.join(" and ")
         ))
     }
 }
@@ -77,12 +77,12 @@ mod tests {
             (
                 OPEN.to_owned(),
                 "listening on :5000 without authentication: whoever reaches it may pull every image that is here or at \
-                 an upstream, push any image; deletes are off until delete.enabled = true",
+                 an upstream and push any image, under names of the default upstream that nobody has pulled yet, too ([local] namespaces prevents it); deletes are off until delete.enabled = true",
             ),
             (
                 format!("{OPEN}[delete]\nenabled = true\n[local]\nnamespaces = [\"team/**\"]"),
                 "listening on :5000 without authentication: whoever reaches it may pull every image that is here or at \
-                 an upstream, push to the local namespaces, delete what was pushed",
+                 an upstream and push to the local namespaces and delete what was pushed",
             ),
             (
                 format!("{OPEN}[push]\nenabled = false\n[delete]\nenabled = false"),

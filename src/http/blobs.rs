@@ -32,8 +32,11 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
         let length = if local {
             Some(local_blob(app, &target.repo, &digest).await?.length)
         } else {
-            // A first push asks whether its blobs are here; for a repository of which nothing is known they are not.
-            if target.rule == Rule::Default && !app.store.repository_exists(&target.repo).await? {
+            // A first push asks whether its blobs are here; for a repository of which nothing is known they are not. Nor
+            // are they under a name of one component: a mirror client sends `library/` with it, so who asks is about to
+            // push, and what the default upstream has is not in the repository that the push is for.
+            let of_a_push = call.asked().name_is_single() || !app.store.repository_exists(&target.repo).await?;
+            if target.rule == Rule::Default && of_a_push {
                 return Err(ApiError::Unknown(ContentKind::Blob));
             }
             app.puller.blob_length(&target.repo, &digest).await.map_err(ApiError::pull(ContentKind::Blob))?

@@ -17,6 +17,9 @@ use crate::store::{StoreError, UploadError};
 use crate::telemetry::ContentKind;
 use crate::upstream::UpstreamError;
 
+/// Missing references that are named one by one.
+const MOST_DETAILS: usize = 50;
+
 /// A request that is answered with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -46,7 +49,9 @@ pub enum ApiError {
     UnknownRepository,
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    #[error("the manifest refers to what this repository does not have")]
+    #[error("a manifest's type is one of application/")]
+    ManifestType,
+    #[error("the manifest refers to what this repository does not have: {}", .0.first().map_or("", String::as_str))]
     MissingReferences(Vec<String>),
     #[error("a manifest is at most {limit} bytes")]
     ManifestTooLarge { limit: u64 },
@@ -84,7 +89,7 @@ impl ApiError {
             Self::Route(RouteError::Unknown) => (Status::NOT_FOUND, Code::Unsupported),
             Self::Method => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
             Self::Resolve(error) | Self::PushRefused(PushRefused::Resolve(error)) => match error {
-                ResolveError::UnknownRegistry => (Status::NOT_FOUND, Code::NameUnknown),
+                ResolveError::UnknownRegistry(_) => (Status::NOT_FOUND, Code::NameUnknown),
                 ResolveError::Name(NameError::Length | NameError::Grammar) => (Status::BAD_REQUEST, Code::NameInvalid),
             },
             Self::Refused(_) => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
@@ -96,7 +101,7 @@ impl ApiError {
             Self::Unknown(ContentKind::Blob) => (Status::NOT_FOUND, Code::BlobUnknown),
             Self::Unknown(ContentKind::Manifest) => (Status::NOT_FOUND, Code::ManifestUnknown),
             Self::UnknownRepository => (Status::NOT_FOUND, Code::NameUnknown),
-            Self::Manifest(_) => (Status::BAD_REQUEST, Code::ManifestInvalid),
+            Self::Manifest(_) | Self::ManifestType => (Status::BAD_REQUEST, Code::ManifestInvalid),
             Self::MissingReferences(_) => (Status::BAD_REQUEST, Code::ManifestBlobUnknown),
             Self::ManifestTooLarge { .. } => (Status::PAYLOAD_TOO_LARGE, Code::SizeInvalid),
             Self::Upload(UploadError::Unknown) => (Status::NOT_FOUND, Code::BlobUploadUnknown),
@@ -132,6 +137,7 @@ impl ApiError {
             {
                 tracing::error!(%error, "the store failed: {error}");
             }
+            Self::PushRefused(_) | Self::NameTaken(..) => tracing::info!(error = %self, "refused a push: {self}"),
             _ => tracing::debug!(status = status.as_u16(), error = %self, "refused: {self}"),
         }
     }
@@ -186,7 +192,7 @@ impl IntoResponse for ApiError {
         self.log(status);
         let mut error = json!({ "code": code.as_str(), "message": self.outside_message() });
         if let Self::MissingReferences(digests) = &self {
-            error["detail"] = json!(digests);
+            error["detail"] = json!(digests.iter().take(MOST_DETAILS).collect::<Vec<_>>());
         }
         let body = json!({ "errors": [error] }).to_string();
         let mut response = Response::new(Body::from(body));

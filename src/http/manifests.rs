@@ -16,6 +16,7 @@ use crate::oci::{Algorithm, Digest, Manifest, Reference, ReferenceError, RepoId,
 use crate::pull::{PullError, Served};
 use crate::resolve::{Rule, Target};
 use crate::store::{NewManifest, StoredManifest};
+use crate::tasks::on_bytes;
 use crate::telemetry::{CacheResult, ContentKind};
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
@@ -112,26 +113,38 @@ pub(super) async fn put(app: &Arc<App>, call: &Call, reference: &str, body: Body
     let tags = tags_to_set(call, &reference)?;
     let bytes = read(app, call, body).await?;
     let declared = call.header(CONTENT_TYPE).and_then(media_type::essence);
-    let manifest = match &declared {
-        Some(declared) => Manifest::parse_as(&bytes, declared)?,
-        None => Manifest::parse(&bytes)?,
-    };
-    let digest = match &reference {
-        Reference::Tag(_) => Digest::of(Algorithm::Sha256, &bytes),
-        Reference::Digest(expected) => {
-            let found = Digest::of(expected.algorithm(), &bytes);
-            if found != *expected {
-                return Err(ApiError::DigestMismatch { expected: expected.clone(), found });
-            }
-            found
-        }
-    };
+    // What a browser would take for a page or a script is nothing to replay.
+    if declared.as_ref().is_some_and(|declared| !declared.starts_with("application/")) {
+        return Err(ApiError::ManifestType);
+    }
+    let (named, as_declared) = (reference.clone(), declared.clone());
+    let (digest, manifest) = on_bytes(bytes.clone(), move |bytes| {
+        let algorithm = match &named {
+            Reference::Tag(_) => Algorithm::Sha256,
+            Reference::Digest(digest) => digest.algorithm(),
+        };
+        let manifest = match &as_declared {
+            Some(declared) => Manifest::parse_as(bytes, declared),
+            None => Manifest::parse(bytes),
+        };
+        (Digest::of(algorithm, bytes), manifest)
+    })
+    .await
+    .ok_or(ApiError::Panic)?;
+    let manifest = manifest?;
+    if let Reference::Digest(expected) = &reference
+        && *expected != digest
+    {
+        return Err(ApiError::DigestMismatch { expected: expected.clone(), found: digest });
+    }
     require_references(app, &repo, &manifest).await?;
     let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
     let new = NewManifest { digest: digest.clone(), media_type, bytes, manifest };
     let subject = new.manifest.subject.clone();
     let set = if matches!(reference, Reference::Digest(_)) { tags.clone() } else { Vec::new() };
+    let named: Vec<String> = tags.iter().map(ToString::to_string).collect();
     app.store.put_manifest(&repo, new, tags).await?;
+    tracing::info!(%repo, %digest, tags = named.join(","), "pushed {repo}:{} ({digest})", named.join(","));
     let mut response = StatusCode::CREATED.into_response();
     let headers = response.headers_mut();
     insert(headers, LOCATION, format!("/v2/{}/manifests/{reference}", repo.name));

@@ -11,9 +11,9 @@ use axum::Router;
 use axum::body::Body;
 use http::Request;
 use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,7 +27,6 @@ use crate::tasks::Tasks;
 
 /// What one connection may hold on its way in and, beside one frame, on its way out.
 const BUFFER: usize = 128 << 10;
-const HTTP2_STREAMS: u32 = 100;
 const BACKLOG: i32 = 1024;
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -148,10 +147,10 @@ impl Server {
             let answer = router.clone().call(request.map(Body::new));
             async move { answer.await.map(|response| response.map(|body| Guarded::wrap(body, guard))) }
         });
-        let mut builder = auto::Builder::new(Executor(self.tasks.clone()));
-        builder.http1().max_buf_size(BUFFER).timer(TokioTimer::new()).header_read_timeout(None);
-        builder.http2().timer(TokioTimer::new()).max_send_buf_size(BUFFER).max_concurrent_streams(HTTP2_STREAMS);
-        let connection = graceful.watch(builder.serve_connection(io, service).into_owned());
+        // HTTP/1.1 only: HTTP/2 comes with TLS, where clients speak it, and has to be bounded by stream then.
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(BUFFER).timer(TokioTimer::new()).header_read_timeout(None);
+        let connection = graceful.watch(builder.serve_connection(io, service));
         self.tasks.spawn(async move {
             let _slot = slot;
             if let Err(error) = pin!(connection).await {
@@ -167,19 +166,4 @@ fn is_of_the_connection(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
     )
-}
-
-/// Runs the streams of HTTP/2 connections as tasks that end with the server's.
-#[derive(Clone)]
-struct Executor(Tasks);
-
-impl<F> hyper::rt::Executor<F> for Executor
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, work: F) {
-        self.0.spawn(async move {
-            work.await;
-        });
-    }
 }

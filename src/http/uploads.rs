@@ -34,9 +34,9 @@ pub(super) async fn start(app: &Arc<App>, call: &Call, body: Body) -> Result<Res
     }
     let whole = call.query.get("digest").map(str::parse::<Digest>).transpose()?;
     let announced = call.query.get("digest-algorithm").map(str::parse::<Algorithm>).transpose()?;
-    app.store.create_local(&repo).await?;
     let algorithm = whole.as_ref().map(Digest::algorithm).or(announced).unwrap_or(Algorithm::Sha256);
     let upload = app.store.create_upload(&repo, algorithm).await?;
+    app.store.create_local(&repo).await?;
     let Some(digest) = whole else {
         return Ok(session(StatusCode::ACCEPTED, &repo.name, &upload));
     };

@@ -38,6 +38,8 @@ pub enum ManifestError {
     Shape,
     #[error("the manifest's mediaType is {found}, but it was sent as {declared}")]
     MediaType { found: String, declared: String },
+    #[error("a manifest refers to at most {} others", Manifest::MAX_CHILDREN)]
+    TooMany,
     #[error("a manifest of schema version 1 is not supported")]
     SchemaVersion,
 }
@@ -73,6 +75,9 @@ impl Manifest {
     /// The largest manifest that can be pushed, in bytes (distribution-spec, "Pushing manifests": at least 4 MB).
     pub const MAX_PUSHED_LENGTH: u64 = 4 << 20;
 
+    /// The most references of one manifest. Real indexes have some hundreds; each costs a name in its repository.
+    pub const MAX_CHILDREN: usize = 4096;
+
     /// Reads the references of a manifest.
     ///
     /// # Errors
@@ -97,6 +102,9 @@ impl Manifest {
         }
         for descriptor in document.manifests.into_iter().flatten() {
             manifest.add(descriptor, true);
+        }
+        if manifest.children.len() + manifest.unsupported.len() > Self::MAX_CHILDREN {
+            return Err(ManifestError::TooMany);
         }
         Ok(manifest)
     }

@@ -38,14 +38,14 @@ pub enum RouteError {
     /// Escapes, empty or dot components: nothing this API has.
     #[error("the path has an escape, an empty component or a dot component")]
     Malformed,
-    #[error("no such endpoint")]
+    #[error("no such endpoint; the registry is at /v2/")]
     Unknown,
 }
 
 impl Route {
     /// Parses the raw path of a request target.
     pub fn parse(path: &str) -> Result<Self, RouteError> {
-        let path = path.strip_prefix('/').ok_or(RouteError::Unknown)?;
+        let path = path.strip_prefix('/').filter(|path| !path.is_empty()).ok_or(RouteError::Unknown)?;
         let (path, trailing_slash) = match path.strip_suffix('/') {
             Some(path) => (path, true),
             None => (path, false),
@@ -162,7 +162,7 @@ mod tests {
         ] {
             assert!(matches!(Route::parse(path), Err(RouteError::Unknown)), "{path}");
         }
-        assert_eq!(Route::parse("/"), Err(RouteError::Malformed));
+        assert_eq!(Route::parse("/"), Err(RouteError::Unknown));
     }
 
     proptest! {

@@ -10,6 +10,7 @@ use super::flight::Part;
 use super::{Inner, PullError, Puller, request};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, RepoId, media_type};
 use crate::store::{NewManifest, StoredManifest};
+use crate::tasks::on_bytes;
 use crate::telemetry::CacheResult;
 use crate::upstream::{Kind, Upstream, UpstreamResponse};
 
@@ -109,14 +110,19 @@ impl Inner {
         let declared = usable_media_type(&response);
         let announced = response.docker_content_digest().and_then(|digest| digest.parse().ok());
         let bytes: Bytes = response.body.collect(Manifest::MAX_LENGTH as usize, deadline).await?;
-        let expected = expected.cloned().or(announced);
-        let digest = Digest::of(expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm), &bytes);
+        let expected: Option<Digest> = expected.cloned().or(announced);
+        let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let read = on_bytes(bytes.clone(), move |bytes| (Digest::of(algorithm, bytes), Manifest::parse(bytes)));
+        let (digest, manifest) = read.await.ok_or(PullError::GivenUp)?;
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             self.metrics.digest_mismatch(upstream.name());
-            tracing::warn!(upstream = %upstream.name(), %expected, found = %digest, "{} sent a manifest that is not {expected}", upstream.name());
+            tracing::warn!(
+                upstream = %upstream.name(), %expected, found = %digest,
+                "{} sent a manifest that is not {expected}", upstream.name()
+            );
             return Err(PullError::WrongContent { upstream: upstream.name().to_string(), digest: expected });
         }
-        let manifest = Manifest::parse(&bytes).map_err(|error| bad(error.to_string()))?;
+        let manifest = manifest.map_err(|error| bad(error.to_string()))?;
         let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
         Ok(NewManifest { digest, media_type, bytes, manifest })
     }

@@ -59,6 +59,10 @@ impl Inner {
         if !metadata.is_file() || !self.is_trusted(digest, &file, &path)? {
             return Ok(None);
         }
+        if self.index.blob(digest).is_some_and(|(size, _)| size != metadata.len()) {
+            self.quarantine(digest)?;
+            return Ok(None);
+        }
         Ok(Some(Blob { reader: BlobReader::new(Arc::new(file)), length: metadata.len() }))
     }
 

@@ -38,11 +38,16 @@ impl<T> At<T> for io::Result<T> {
     }
 }
 
-/// Turns "not there" into `None`; a folder in the way of a file counts as not there.
+/// Turns "not there" into `None`; what is there but no file, or no text where text is read, counts as not there.
 pub(super) fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) if is_nothing(error.kind()) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn is_nothing(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound};
+    matches!(kind, NotFound | NotADirectory | IsADirectory | InvalidData)
 }

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 
 use crate::oci::{Algorithm, Digest, Hasher};
 
+/// Chunks of one append beyond which they are joined.
+const MANY: usize = 16;
 /// Bytes read at once when a file is hashed again.
 const REHASH_CHUNK: usize = 1 << 20;
 
@@ -18,7 +20,9 @@ const REHASH_CHUNK: usize = 1 << 20;
 /// stops waiting for one leaves length and hash in step.
 #[derive(Debug)]
 pub(super) struct GrowingFile {
-    file: Arc<File>,
+    path: PathBuf,
+    /// `None`: opened for each operation. A session may lie about for a day, and a descriptor with it.
+    open: Option<Arc<File>>,
     progress: Mutex<Progress>,
 }
 
@@ -32,18 +36,28 @@ impl GrowingFile {
     /// A new file; an existing one of that name is an error.
     pub(super) fn create(path: &Path, algorithm: Algorithm) -> io::Result<Self> {
         let file = OpenOptions::new().create_new(true).read(true).write(true).open(path)?;
-        Ok(Self { file: Arc::new(file), progress: Mutex::new(Progress { hasher: algorithm.hasher(), length: 0 }) })
+        let progress = Mutex::new(Progress { hasher: algorithm.hasher(), length: 0 });
+        Ok(Self { path: path.to_owned(), open: Some(Arc::new(file)), progress })
     }
 
     /// Goes on with a file of an earlier process, hashing what is there.
     pub(super) fn resume(path: &Path, algorithm: Algorithm) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let (hasher, length) = hash(&file, algorithm)?;
-        Ok(Self { file: Arc::new(file), progress: Mutex::new(Progress { hasher, length }) })
+        let progress = Mutex::new(Progress { hasher, length });
+        Ok(Self { path: path.to_owned(), open: Some(Arc::new(file)), progress })
     }
 
-    pub(super) fn file(&self) -> &Arc<File> {
-        &self.file
+    /// The same without an open file between operations.
+    pub(super) fn closed(self) -> Self {
+        Self { open: None, ..self }
+    }
+
+    pub(super) fn file(&self) -> io::Result<Arc<File>> {
+        match &self.open {
+            Some(file) => Ok(file.clone()),
+            None => Ok(Arc::new(OpenOptions::new().read(true).write(true).open(&self.path)?)),
+        }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -53,9 +67,13 @@ impl GrowingFile {
     /// Writes and hashes; the new length once all of it is in the file.
     pub(super) fn append(&self, chunks: &[Bytes]) -> io::Result<u64> {
         let mut progress = self.progress.lock();
+        let file = self.file()?;
         let mut length = progress.length;
+        // Many small ones are one write: a client that sends byte by byte costs no system call for each.
+        let joined = (chunks.len() > MANY).then(|| [Bytes::from(chunks.concat())]);
+        let chunks = joined.as_ref().map_or(chunks, |joined| joined.as_slice());
         for chunk in chunks {
-            self.file.write_all_at(chunk, length)?;
+            file.write_all_at(chunk, length)?;
             length += chunk.len() as u64;
         }
         // Only what was written whole counts; a failed append may be tried again at the same place.
@@ -73,7 +91,7 @@ impl GrowingFile {
         if running.algorithm() == algorithm {
             return Ok((progress.length, running));
         }
-        let (hasher, length) = hash(&self.file, algorithm)?;
+        let (hasher, length) = hash(&*self.file()?, algorithm)?;
         Ok((length, hasher.finish()))
     }
 }

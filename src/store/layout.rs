@@ -140,6 +140,25 @@ impl Layout {
     }
 }
 
+/// A temporary file that goes when this is dropped, unless it has been moved away.
+pub(super) struct Temporary(PathBuf);
+
+impl Temporary {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 /// Makes a folder's entries durable.
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()

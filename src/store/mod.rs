@@ -39,7 +39,7 @@ use crate::oci::{RepoName, Scope};
 use error::{At, optional};
 use front::Front;
 use index::{Found, Index};
-use layout::Layout;
+use layout::{Layout, Temporary};
 use lock::{DigestLocks, FolderLock, RepoLocks};
 use settled::Settling;
 use uploads::Uploads;
@@ -166,9 +166,8 @@ impl Store {
     /// Whether a file can be written and read back.
     pub async fn check_writable(&self) -> Result<(), StoreError> {
         self.run(|inner| {
-            let path = inner.layout.temporary();
-            fs::write(&path, b"ok").at("write", &path)?;
-            fs::remove_file(&path).at("remove", &path)
+            let temporary = Temporary::new(inner.layout.temporary());
+            fs::write(temporary.path(), b"ok").at("write", temporary.path())
         })
         .await
     }

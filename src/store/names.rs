@@ -11,9 +11,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::error::{At, StoreError, optional};
-use super::growing::GrowingFile;
 use super::index::Change;
-use super::layout::{create_folders, sync_folder};
+use super::layout::{Temporary, create_folders, sync_folder};
 use super::records::{self, Class, Member, StoredManifest, TagRecord};
 use super::{Inner, Store};
 use crate::oci::{Digest, Manifest, RepoId, Tag};
@@ -166,7 +165,8 @@ impl Store {
         self.run(move |inner| {
             let _locked = inner.repositories.write(&repo);
             let there = inner.layout.read_tag(&repo, &tag)?;
-            if there.as_ref().map(|record| &record.digest) != old.as_ref() {
+            // A file that has vanished has not moved.
+            if there.as_ref().is_some_and(|record| Some(&record.digest) != old.as_ref()) {
                 return Ok(false);
             }
             let young = there.is_some_and(|there| {
@@ -246,15 +246,16 @@ impl Inner {
         let class = if durable { Class::Pushed } else { Class::Cached };
         let NewManifest { digest, media_type, bytes, manifest } = new;
 
-        let path = self.layout.temporary();
-        let file = GrowingFile::create(&path, digest.algorithm()).at("create", &path)?;
-        file.append(std::slice::from_ref(&bytes)).at("write", &path)?;
-        self.commit_file(&path, &digest, bytes.len() as u64, class)?;
+        let temporary = Temporary::new(self.layout.temporary());
+        let path = temporary.path();
+        fs::write(path, &bytes).at("write", path)?;
+        self.commit_file(path, &digest, bytes.len() as u64, class)?;
 
         let _locked = self.repositories.write(repo);
         self.create_repository(repo)?;
         if !durable {
-            for child in &manifest.children {
+            // A foreign layer need not be the upstream's: whether it has it is asked when somebody wants it.
+            for child in manifest.children.iter().filter(|child| !child.optional) {
                 self.write_member(repo, &child.digest, Member { size: Some(child.size) })?;
             }
         }
@@ -307,27 +308,22 @@ impl Inner {
 
     /// Puts a small file in place by rename, creating the folders above it; with `durable`, on the disk before it returns.
     pub(super) fn write_name(&self, path: &Path, text: &str, durable: bool) -> Result<(), StoreError> {
-        let temporary = self.layout.temporary();
-        let written = File::create_new(&temporary).and_then(|mut file| {
+        let temporary = Temporary::new(self.layout.temporary());
+        let written = File::create_new(temporary.path()).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             if durable && !text.is_empty() { file.sync_all() } else { Ok(()) }
         });
-        let placed = written.at("write", &temporary).and_then(|()| {
-            let folder = path.parent().unwrap_or(self.layout.root());
-            let renamed = match fs::rename(&temporary, path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    create_folders(folder, durable).at("create", folder)?;
-                    fs::rename(&temporary, path)
-                }
-                renamed => renamed,
-            };
-            renamed.at("rename", path)?;
-            if durable { sync_folder(folder).at("sync", folder) } else { Ok(()) }
-        });
-        if placed.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        placed
+        written.at("write", temporary.path())?;
+        let folder = path.parent().unwrap_or(self.layout.root());
+        let renamed = match fs::rename(temporary.path(), path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create_folders(folder, durable).at("create", folder)?;
+                fs::rename(temporary.path(), path)
+            }
+            renamed => renamed,
+        };
+        renamed.at("rename", path)?;
+        if durable { sync_folder(folder).at("sync", folder) } else { Ok(()) }
     }
 
     /// Whether there was such a name; its end is on the disk before this returns.

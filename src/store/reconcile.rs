@@ -67,13 +67,16 @@ impl Inner {
             let entry = entry.at("read", folder)?;
             let Some(digest) = digest_of_file(algorithm, &entry.file_name()) else { continue };
             let Ok(metadata) = entry.metadata() else { continue };
-            // Opening it hashes it if a power cut may have spoilt it.
-            if self.settling.has_suspects() && self.open_blob(&digest)?.is_none() {
+            let known = self.index.blob(&digest).map(|(size, _)| size);
+            // Opening it hashes it if a power cut may have spoilt it, and moves it aside if it is not what it was.
+            if (self.settling.has_suspects() || known.is_some_and(|size| size != metadata.len()))
+                && self.open_blob(&digest)?.is_none()
+            {
                 continue;
             }
+            let _locked = self.digests.lock(&digest);
             // What a push has said since counts; a class is only ever raised here.
-            if self.index.blob(&digest).is_none_or(|(size, _)| size != metadata.len()) {
-                let _locked = self.digests.lock(&digest);
+            if self.index.blob(&digest).is_none() {
                 self.index.apply(&[Change::Blob(&digest, metadata.len(), Class::Cached)]);
             }
         }

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::error::{At, StoreError, optional};
 use super::growing::hash;
 use super::index::Change;
-use super::layout::{Layout, sync_folder};
+use super::layout::{Layout, Temporary, sync_folder};
 use super::{Inner, Store};
 use crate::oci::Digest;
 
@@ -111,13 +111,13 @@ impl Inner {
 
     fn mark_settled(&self, at: SystemTime) -> Result<(), StoreError> {
         let mark = Mark { boot: self.settling.boot.clone(), at };
-        let (path, temporary) = (self.layout.settled(), self.layout.temporary());
-        let written = File::create_new(&temporary).and_then(|mut file| {
+        let (path, temporary) = (self.layout.settled(), Temporary::new(self.layout.temporary()));
+        let written = File::create_new(temporary.path()).and_then(|mut file| {
             file.write_all(mark.to_text().as_bytes())?;
             file.sync_all()
         });
-        written.at("write", &temporary)?;
-        fs::rename(&temporary, &path).at("rename", &path)?;
+        written.at("write", temporary.path())?;
+        fs::rename(temporary.path(), &path).at("rename", &path)?;
         sync_folder(self.layout.root()).at("sync", self.layout.root())
     }
 

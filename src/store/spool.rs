@@ -22,6 +22,7 @@ const WRITE_BACK: u64 = 16 << 20;
 pub struct Spool {
     store: Arc<Inner>,
     file: Arc<GrowingFile>,
+    reader: BlobReader,
     path: PathBuf,
     algorithm: Algorithm,
     written_back: AtomicU64,
@@ -35,8 +36,10 @@ impl Store {
         self.run(move |inner| {
             let path = inner.layout.temporary();
             let file = GrowingFile::create(&path, algorithm).at("create", &path)?;
+            let reader = BlobReader::new(file.file().at("open", &path)?);
             Ok(Spool {
                 store: inner.clone(),
+                reader,
                 file: Arc::new(file),
                 path,
                 algorithm,
@@ -52,7 +55,7 @@ impl Store {
 impl Spool {
     /// Reads what has been appended; goes on working after a commit and after the spool is dropped.
     pub fn reader(&self) -> BlobReader {
-        BlobReader::new(self.file.file().clone())
+        self.reader.clone()
     }
 
     /// Writes and hashes `chunks` on the blocking pool; the length once they can be read.
@@ -65,7 +68,7 @@ impl Spool {
             let (file, syncing) = (self.file.clone(), self.syncing.clone());
             tokio::task::spawn_blocking(move || {
                 // A failure shows again at the sync that matters.
-                let _ = file.file().sync_data();
+                let _ = file.file().and_then(|file| file.sync_data());
                 syncing.store(false, Ordering::Release);
             });
         }

@@ -17,6 +17,9 @@ use super::records::Class;
 use super::{Inner, Store, blocking};
 use crate::oci::{Algorithm, Digest, RepoId};
 
+/// A session that is still empty is abandoned sooner.
+const EMPTY_AGE: Duration = Duration::from_secs(60 * 60);
+
 /// The sessions that this process has touched.
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
@@ -59,11 +62,7 @@ impl Store {
         self.run(move |inner| {
             let id = Uuid::new_v4();
             let folder = inner.layout.upload(id);
-            fs::create_dir(&folder).at("create", &folder)?;
-            let data = data_path(&folder);
-            let file = GrowingFile::create(&data, algorithm).at("create", &data)?;
-            let head = folder.join("repository");
-            fs::write(&head, format!("{repo}\n{}\n", algorithm.as_str())).at("write", &head)?;
+            let file = begin(&folder, &repo, algorithm).inspect_err(|_| drop(remove_folder(&folder)))?;
             let session = Arc::new(Session { repo, file, busy: AtomicBool::new(true) });
             inner.uploads.open.lock().insert(id, session.clone());
             Ok(Upload { store: inner.clone(), id, session: Arc::new(Held(session)) })
@@ -172,7 +171,7 @@ impl Inner {
         let (Some(repo), Some(Ok(algorithm))) = (lines.next(), lines.next().map(str::parse)) else { return Ok(None) };
         let data = data_path(&folder);
         let Some(file) = optional(GrowingFile::resume(&data, algorithm)).at("open", &data)? else { return Ok(None) };
-        let session = Session { repo: repo.to_owned(), file, busy: AtomicBool::new(false) };
+        let session = Session { repo: repo.to_owned(), file: file.closed(), busy: AtomicBool::new(false) };
         // Two requests may have read it again at once: the first one's session counts.
         Ok(Some(self.uploads.open.lock().entry(id).or_insert_with(|| Arc::new(session)).clone()))
     }
@@ -187,6 +186,9 @@ impl Inner {
                 .iter()
                 .filter_map(|path| fs::metadata(path).and_then(|found| found.modified()).ok())
                 .max();
+            // One that nothing was ever sent to costs its client nothing to open again.
+            let empty = fs::metadata(data_path(&folder)).is_ok_and(|data| data.len() == 0);
+            let age = if empty { age.min(EMPTY_AGE) } else { age };
             let idle = touched.and_then(|touched| now.duration_since(touched).ok()).unwrap_or_default();
             let id = folder.file_name().and_then(|name| name.to_str()).and_then(|name| Uuid::parse_str(name).ok());
             if idle < age {
@@ -204,6 +206,16 @@ impl Inner {
         }
         Ok(expired)
     }
+}
+
+/// The folder of a new session.
+fn begin(folder: &Path, repo: &str, algorithm: Algorithm) -> Result<GrowingFile, StoreError> {
+    fs::create_dir(folder).at("create", folder)?;
+    let data = data_path(folder);
+    let file = GrowingFile::create(&data, algorithm).at("create", &data)?;
+    let head = folder.join("repository");
+    fs::write(&head, format!("{repo}\n{}\n", algorithm.as_str())).at("write", &head)?;
+    Ok(file.closed())
 }
 
 fn data_path(folder: &Path) -> std::path::PathBuf {

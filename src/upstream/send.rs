@@ -142,7 +142,12 @@ impl Upstream {
         ask: Ask<'_>,
     ) -> Result<reqwest::Response, UpstreamError> {
         let (wire, auth, asked) = (&live.wire, &live.auth, Instant::now());
-        let mut grant = auth.foresee(wire, subject, ask.deadline).await?;
+        // What was foreseen may not be wanted here: a token server in trouble matters only to who is challenged.
+        let foreseen = auth.foresee(wire, subject, ask.deadline).await;
+        let mut grant = foreseen.unwrap_or_else(|error| {
+            tracing::debug!(upstream = %self.name, %error, "asking {} without a token: {error}", self.name);
+            None
+        });
         let mut renewed = false;
         loop {
             let response = self.exchange(live, subject.url, ask, grant.as_ref().map(|grant| &grant.header)).await?;

@@ -93,9 +93,7 @@ impl Trust {
     pub(super) fn check_address(&self, url: &Url) -> Result<(), ForbiddenAddress> {
         let own = url.host_str().is_some_and(|host| self.own_names.contains(host));
         match literal(url) {
-            Some(address) if is_private(address) && !own && !self.private_allowed() => {
-                Err(ForbiddenAddress { host: address.to_string() })
-            }
+            Some(address) if !own && !self.may_reach(address) => Err(ForbiddenAddress { host: address.to_string() }),
             _ => Ok(()),
         }
     }
@@ -108,19 +106,18 @@ impl Trust {
             }
             return Ok(addresses);
         }
-        if self.private_allowed() {
-            return Ok(addresses);
-        }
         let before = addresses.len();
-        addresses.retain(|address| !is_private(*address));
+        addresses.retain(|address| self.may_reach(*address));
         if addresses.is_empty() && before > 0 {
             return Err(ForbiddenAddress { host: name.to_owned() });
         }
         Ok(addresses)
     }
 
-    fn private_allowed(&self) -> bool {
-        self.private_redirects || self.on_private_address.load(Ordering::Relaxed)
+    /// An upstream on a private address may send us to others; where clouds keep their metadata, nobody may unasked.
+    fn may_reach(&self, address: IpAddr) -> bool {
+        let neighbours = self.on_private_address.load(Ordering::Relaxed) && !is_metadata(address);
+        self.private_redirects || neighbours || !is_private(address)
     }
 }
 
@@ -144,6 +141,17 @@ fn literal(url: &Url) -> Option<IpAddr> {
 
 fn lower(name: &str) -> String {
     name.to_ascii_lowercase()
+}
+
+/// Link-local addresses, and the others that clouds use for their metadata services.
+fn is_metadata(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => {
+            let [a, b, c, _] = address.octets();
+            address.is_link_local() || (a == 100 && (64..128).contains(&b)) || (a, b, c) == (192, 0, 0)
+        }
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0xec2],
+    }
 }
 
 /// Everything that is not an address of the public Internet.

@@ -251,7 +251,13 @@ async fn a_failure_of_ours_names_no_path_to_strangers() {
     let (_upstream, server, image) = scene().await;
     let tags = server.data_dir().join("repositories/local/team/app/_tags");
     std::fs::create_dir(tags.join("broken")).unwrap();
-    assert_eq!(ask(&server, "GET", "/v2/team/app/manifests/broken", "").await, (500, "UNKNOWN".to_owned()));
+    // A folder where a tag should be is no tag.
+    assert_eq!(ask(&server, "GET", "/v2/team/app/manifests/broken", "").await, (404, "MANIFEST_UNKNOWN".to_owned()));
+    let uploads = server.data_dir().join("uploads");
+    std::fs::remove_dir_all(&uploads).unwrap();
+    let post = "Content-Length: 0\r\n";
+    assert_eq!(ask(&server, "POST", "/v2/team/app/blobs/uploads/", post).await, (500, "UNKNOWN".to_owned()));
+    std::fs::create_dir(&uploads).unwrap();
     // A folder where a blob should be is no blob.
     let file = blob_file(server.data_dir(), &image.layers[0].digest);
     std::fs::remove_file(&file).unwrap();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod attacks;
 mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;

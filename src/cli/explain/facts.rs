@@ -15,6 +15,10 @@ const DEPTH: usize = 3;
 #[derive(Debug, Serialize)]
 pub(super) struct Facts {
     pub(super) image: String,
+    /// Where was looked.
+    pub(super) data: String,
+    /// Whether there is such a folder.
+    pub(super) data_exists: bool,
     /// Which rule decided, in words.
     pub(super) rule: &'static str,
     /// `local`, or the upstream.
@@ -72,6 +76,8 @@ pub(super) fn gather(config: &Config, view: &View, target: Target, reference: Re
     };
     let mut facts = Facts {
         image: image_name(&repo, &reference),
+        data: config.storage.path.display().to_string(),
+        data_exists: config.storage.path.is_dir(),
         rule: in_words(rule),
         scope: repo.scope.as_str().to_owned(),
         repository: repo.name.to_string(),

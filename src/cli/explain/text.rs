@@ -23,6 +23,8 @@ fn write_all(text: &mut String, facts: &Facts) -> std::fmt::Result {
         let credentials = if facts.credentials { "with credentials" } else { "anonymously" };
         writeln!(text, "scope       mirrored from {} ({credentials}), as {}", facts.urls.join(", "), facts.repository)?;
     }
+    let missing = if facts.data_exists { "" } else { " (which does not exist)" };
+    writeln!(text, "data        {}{missing}", facts.data)?;
     match &facts.tag {
         Some(tag) => {
             let state = if facts.scope == "local" {
@@ -47,7 +49,10 @@ fn write_all(text: &mut String, facts: &Facts) -> std::fmt::Result {
     match facts.upstream_requests.as_slice() {
         [] => writeln!(text, "a pull      asks the upstream nothing"),
         requests => {
-            writeln!(text, "a pull      of all of it asks the upstream ({} requests):", requests.len())?;
+            // What a manifest that is not here refers to is not known yet.
+            let first = if facts.manifest.is_some() { "" } else { " first" };
+            let plural = if requests.len() == 1 { "request" } else { "requests" };
+            writeln!(text, "a pull      of all of it asks the upstream{first} ({} {plural}):", requests.len())?;
             for request in requests.iter().take(LISTED) {
                 writeln!(text, "            {request}")?;
             }
