@@ -62,6 +62,11 @@ impl Referrer {
         })
     }
 
+    /// Bytes of the names and values of its annotations.
+    pub fn annotation_bytes(&self) -> usize {
+        self.annotations.iter().flatten().map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     /// Whether a filter on the artifact type keeps it.
     pub fn is_of_type(&self, wanted: Option<&str>) -> bool {
         wanted.is_none_or(|wanted| self.artifact_type.as_deref() == Some(wanted))

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unused_imports, reason = "every helper is here for some test, not for each build of them")]
 
+pub mod artifact;
 pub mod auth;
 pub mod client;
 pub mod daemon;
