@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
-use http::header::{CONTENT_RANGE, LOCATION, RANGE};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, LOCATION, RANGE};
 use http::{HeaderName, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
@@ -36,14 +36,14 @@ pub(super) async fn start(app: &Arc<App>, call: &Call, body: Body) -> Result<Res
     let announced = call.query.get("digest-algorithm").map(str::parse::<Algorithm>).transpose()?;
     app.store.create_local(&repo).await?;
     let algorithm = whole.as_ref().map(Digest::algorithm).or(announced).unwrap_or(Algorithm::Sha256);
-    let upload = app.store.create_upload(&repo, algorithm).await?;
+    let mut upload = app.store.create_upload(&repo, algorithm).await?;
     let Some(digest) = whole else {
+        upload.keep();
         return Ok(session(StatusCode::ACCEPTED, &repo.name, &upload));
     };
     match receive(app, &upload, body).await {
         Ok(_) => close(upload, &repo, &digest).await,
         Err(error) => {
-            // Nobody was told of the session, so nobody can go on with it.
             upload.cancel().await?;
             Err(error)
         }
@@ -129,7 +129,14 @@ fn check_range(call: &Call, name: &RepoName, upload: &Upload) -> Result<(), ApiE
         return Err(ApiError::ContentRange);
     }
     let length = upload.length();
-    if first == length { Ok(()) } else { Err(ApiError::OutOfOrder { length, location: location(name, upload) }) }
+    if first != length {
+        return Err(ApiError::OutOfOrder { length, location: location(name, upload) });
+    }
+    let announced = call.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+    if announced.is_some_and(|announced| announced.checked_sub(1) != Some(last - first)) {
+        return Err(ApiError::ChunkLength);
+    }
+    Ok(())
 }
 
 async fn receive(app: &App, upload: &Upload, body: Body) -> Result<(), ApiError> {

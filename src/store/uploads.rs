@@ -36,6 +36,8 @@ pub struct Upload {
     store: Arc<Inner>,
     id: Uuid,
     session: Arc<Session>,
+    /// Whether it outlives this request. Nobody can go on with a session of which nobody was told.
+    kept: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +51,8 @@ pub enum UploadError {
 }
 
 impl Store {
-    /// Opens a session for a blob of `repo`, to be hashed with `algorithm` as it comes.
+    /// Opens a session for a blob of `repo`, to be hashed with `algorithm` as it comes. It ends when it is dropped, unless
+    /// it is kept.
     pub async fn create_upload(&self, repo: &RepoId, algorithm: Algorithm) -> Result<Upload, StoreError> {
         let repo = repo.name.to_string();
         self.run(move |inner| {
@@ -62,7 +65,7 @@ impl Store {
             fs::write(&head, format!("{repo}\n{}\n", algorithm.as_str())).at("write", &head)?;
             let session = Arc::new(Session { repo, file, busy: AtomicBool::new(true) });
             inner.uploads.open.lock().insert(id, session.clone());
-            Ok(Upload { store: inner.clone(), id, session })
+            Ok(Upload { store: inner.clone(), id, session, kept: false })
         })
         .await
     }
@@ -78,7 +81,7 @@ impl Store {
         if session.busy.swap(true, Ordering::AcqRel) {
             return Err(UploadError::Busy);
         }
-        let upload = Upload { store: self.inner.clone(), id, session };
+        let upload = Upload { store: self.inner.clone(), id, session, kept: true };
         // It may have been finished between the look and the hold.
         if !self.inner.uploads.open.lock().contains_key(&id) {
             return Err(UploadError::Unknown);
@@ -95,6 +98,11 @@ impl Store {
 impl Upload {
     pub fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// Leaves the session open for later requests.
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// Bytes received so far.
@@ -144,6 +152,10 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
+        let is_open = !self.kept && self.store.uploads.open.lock().contains_key(&self.id);
+        if is_open && let Err(error) = self.remove() {
+            tracing::warn!(%error, "an upload that was given up is left until it expires: {error}");
+        }
         self.session.busy.store(false, Ordering::Release);
     }
 }
