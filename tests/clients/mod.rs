@@ -14,6 +14,7 @@ mod folder;
 mod podman;
 mod program;
 mod registry;
+mod shapes;
 mod skopeo;
 
 use crate::support::process::ServerProcess;
