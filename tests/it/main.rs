@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod answers;
 #[path = "../clients/mod.rs"]
 mod clients;
 mod deadlines;
+mod deletes;
 mod disk;
 mod fills;
 mod followers;
 mod freshness;
+mod fuzz;
 mod input;
 mod lists;
 mod mirrored_manifests;

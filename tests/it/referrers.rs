@@ -108,7 +108,7 @@ async fn a_filter_is_applied_and_said_to_be() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_referrers_come_in_pages_that_are_followed_to_the_end() {
     let (server, subject) = scene().await;
-    let kind = |n: u32| if n % 3 == 0 { SIGNATURE } else { SBOM };
+    let kind = |n: u32| if n.is_multiple_of(3) { SIGNATURE } else { SBOM };
     let manifests: Vec<Content> = (0..450).map(|n| about(&subject, kind(n), &json!({"n": n.to_string()}))).collect();
     let pushes = manifests.iter().map(|manifest| push(&server, manifest));
     stream::iter(pushes).buffer_unordered(16).collect::<Vec<_>>().await;
