@@ -26,6 +26,7 @@ use crate::upstream::{Upstream, UpstreamSetupError};
 /// A push session that nobody has written to for this long is abandoned (distribution: the same by default is a week;
 /// docker gives up within the hour).
 const UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+const SETTLE: Duration = Duration::from_secs(30);
 const INDEX_FLUSH: Duration = Duration::from_secs(5);
 const HOUSEKEEPING: Duration = Duration::from_secs(60 * 60);
 
@@ -88,6 +89,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let reconcile = reconcile(&store, &metrics);
     tasks.spawn(housekeeping(store.clone()));
     tasks.spawn(flush_index(store.clone()));
+    tasks.spawn(settle(store.clone()));
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
@@ -182,6 +184,16 @@ async fn flush_index(store: Store) {
         turns.tick().await;
         if let Err(error) = store.flush_index().await {
             tracing::error!(%error, "cannot flush the index: {error}");
+        }
+    }
+}
+
+async fn settle(store: Store) {
+    let mut turns = tokio::time::interval(SETTLE);
+    loop {
+        turns.tick().await;
+        if let Err(error) = store.settle().await {
+            tracing::error!(%error, "cannot settle what was fetched lately: {error}");
         }
     }
 }

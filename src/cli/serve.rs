@@ -8,8 +8,5 @@ use crate::telemetry::logs;
 pub fn run(options: ConfigOptions) -> Result<(), CliError> {
     let config = options.load()?;
     let _flush = logs::init(config.log.format)?;
-    for warning in config.warnings() {
-        tracing::warn!("{warning}");
-    }
     Ok(runtime::block_on(server::run(config))??)
 }

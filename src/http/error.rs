@@ -158,7 +158,9 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
                 (Status::BAD_GATEWAY, Code::Unavailable)
             }
         },
-        PullError::WrongContent { .. } | PullError::BadManifest { .. } => (Status::BAD_GATEWAY, Code::Unavailable),
+        PullError::WrongContent { .. } | PullError::Changed { .. } | PullError::BadManifest { .. } => {
+            (Status::BAD_GATEWAY, Code::Unavailable)
+        }
         PullError::TooLate { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
         PullError::GivenUp => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
         PullError::Store(error) => store_status(error),

@@ -141,7 +141,12 @@ impl Inner {
         want: Want,
         deadline: Instant,
     ) -> Result<Content, PullError> {
-        let result = if start.committed { CacheResult::JoinedCommitted } else { result };
+        // Who caused the fetch has missed, however fast it was.
+        let result = match result {
+            CacheResult::Miss if start.found => CacheResult::Hit,
+            CacheResult::Joined if start.committed => CacheResult::JoinedCommitted,
+            result => result,
+        };
         if want.ranges.is_some() && start.total.is_none() {
             // What part is meant cannot be told before the length is known: the whole is served if that takes too long.
             if let Ok(whole) = timeout_at(deadline, following.start(true)).await {
@@ -152,7 +157,9 @@ impl Inner {
             Some(total) => want.select(total)?,
             None => Selected::Whole,
         };
-        let follow = |following: Following, next, end| ContentStream::Follow(Box::new(following.read(next, end)));
+        let total = start.total;
+        let follow =
+            |following: Following, next, end| ContentStream::Follow(Box::new(following.read(next, end, total)));
         let body = match (selected, start.total) {
             (Selected::Part(part), Some(total)) if part.start > start.mark.saturating_add(NEAR) => {
                 match self.pass_through(upstream, repo, &following.fill.digest, part, total, deadline).await {

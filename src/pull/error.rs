@@ -17,6 +17,9 @@ pub enum PullError {
     Upstream(UpstreamError),
     #[error("{upstream} sent content that is not {digest}")]
     WrongContent { upstream: String, digest: Digest },
+    /// What came when the transfer was taken up again is not what had come before.
+    #[error("{upstream} changed the content in the middle of a transfer")]
+    Changed { upstream: String },
     #[error("{upstream} sent a manifest that cannot be used: {reason}")]
     BadManifest { upstream: String, reason: String },
     #[error("{upstream} did not answer within {} s", within.as_secs())]
@@ -33,6 +36,16 @@ pub enum PullError {
 impl PullError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound)
+    }
+
+    /// Whether bytes came that are not the content: another transfer of the whole may bring the right ones.
+    pub(super) fn is_wrong(&self) -> bool {
+        matches!(self, Self::WrongContent { .. } | Self::Changed { .. })
+    }
+
+    /// Whether a transfer broke off that may be taken up again where it was.
+    pub(super) fn is_cut(&self) -> bool {
+        matches!(self, Self::Upstream(UpstreamError::Interrupted { .. } | UpstreamError::Timeout { .. }))
     }
 
     /// Whether this says nothing about the content, so that something cached is better than this error.

@@ -59,6 +59,8 @@ where
         }
         let (answer, flight) = watch::channel(None);
         running.insert(key.clone(), flight.clone());
+        // A runtime that is going down drops the task at once, and with it the landing, which takes the lock.
+        drop(running);
         let landing = Landing { running: self.running.clone(), key };
         let work = work();
         self.tasks.spawn(async move {

@@ -25,6 +25,8 @@ pub(super) struct Start {
     pub(super) mark: u64,
     /// It was in the store by then.
     pub(super) committed: bool,
+    /// It had been there before the fill began.
+    pub(super) found: bool,
 }
 
 /// The bytes `next..end` of a fill, as they can be read.
@@ -33,6 +35,8 @@ pub struct Follower {
     next: u64,
     /// `None`: to the end, which nobody knows yet.
     end: Option<u64>,
+    /// What the client was told: another generation may know better, but not say so any more.
+    total: Option<u64>,
     generation: u32,
     sent: bool,
 }
@@ -61,9 +65,15 @@ impl Following {
             State::Whole { .. } | State::Committed { .. } | State::Failed(_) => true,
         };
         match &*self.state.wait_for(ready).await.map_err(|_| PullError::GivenUp)? {
-            State::Streaming { total, mark, .. } => Ok(Start { total: *total, mark: *mark, committed: false }),
-            State::Whole { length, .. } => Ok(Start { total: Some(*length), mark: *length, committed: false }),
-            State::Committed { length, .. } => Ok(Start { total: Some(*length), mark: *length, committed: true }),
+            State::Streaming { total, mark, .. } => {
+                Ok(Start { total: *total, mark: *mark, committed: false, found: false })
+            }
+            State::Whole { length, .. } => {
+                Ok(Start { total: Some(*length), mark: *length, committed: false, found: false })
+            }
+            State::Committed { length, found, .. } => {
+                Ok(Start { total: Some(*length), mark: *length, committed: true, found: *found })
+            }
             State::Failed(error) => Err(error.clone()),
             State::Asking => Err(PullError::GivenUp),
         }
@@ -79,14 +89,14 @@ impl Following {
         }
     }
 
-    pub(super) fn read(self, next: u64, end: Option<u64>) -> Follower {
+    pub(super) fn read(self, next: u64, end: Option<u64>, total: Option<u64>) -> Follower {
         let generation = match &*self.state.borrow() {
             State::Streaming { generation, .. }
             | State::Whole { generation, .. }
             | State::Committed { generation, .. } => *generation,
             State::Asking | State::Failed(_) => 0,
         };
-        Follower { following: self, next, end, generation, sent: false }
+        Follower { following: self, next, end, total, generation, sent: false }
     }
 }
 
@@ -120,16 +130,16 @@ impl Follower {
             return Ok(Step::End);
         }
         let state = self.following.state.borrow_and_update();
-        let (open, whole, generation, reader) = match &*state {
+        let (open, total, generation, reader) = match &*state {
             State::Asking => return Ok(Step::Wait),
-            State::Streaming { mark, generation, reader, .. } => (*mark, false, *generation, reader),
-            State::Whole { length, generation, reader } | State::Committed { length, generation, reader } => {
-                (*length, true, *generation, reader)
+            State::Streaming { mark, total, generation, reader } => (*mark, *total, *generation, reader),
+            State::Whole { length, generation, reader } | State::Committed { length, generation, reader, .. } => {
+                (*length, Some(*length), *generation, reader)
             }
             State::Failed(error) => return Err(error.clone().into()),
         };
         if generation != self.generation {
-            if self.sent {
+            if self.sent || (self.total.is_some() && total.is_some() && self.total != total) {
                 return Err(ContentError::Restarted);
             }
             self.generation = generation;
@@ -138,6 +148,7 @@ impl Follower {
         if upto > self.next {
             return Ok(Step::Read(reader.clone(), upto));
         }
+        let whole = matches!(&*state, State::Whole { .. } | State::Committed { .. });
         // Beyond the end of a whole blob there is nothing to wait for, whatever had been announced.
         match (whole, self.end) {
             (true, None) => Ok(Step::End),

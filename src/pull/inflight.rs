@@ -70,18 +70,22 @@ impl Fills {
             followers: AtomicUsize::new(0),
             joined: AtomicUsize::new(0),
             received: AtomicU64::new(0),
+            resumes: AtomicUsize::new(0),
             give_up: CancellationToken::new(),
         });
         running.insert(digest.clone(), fill.clone());
+        // Before anybody else can see it without a follower.
+        let following = Following::new(inner.clone(), fill.clone());
+        // A runtime that is going down drops the task at once, and with it the entry, which takes the lock.
+        drop(running);
         let entry = Entry { inner: inner.clone(), fill: fill.clone() };
-        let run = Run { inner: inner.clone(), fill: fill.clone(), upstream: upstream.clone(), publish };
+        let run = Run { inner: inner.clone(), fill, upstream: upstream.clone(), publish };
         inner.tasks.spawn(async move {
             // Dropped after the outcome was published, and also if the run panics or is stopped.
             let _entry = entry;
             run.run().await;
         });
-        drop(running);
-        Joined::Led(Following::new(inner.clone(), fill))
+        Joined::Led(following)
     }
 
     /// Called when the last follower of a fill has left: it may go on while there is a slot; where there are too many, the
@@ -92,7 +96,7 @@ impl Fills {
             running
                 .values()
                 .filter(|other| other.source.repo.scope == fill.source.repo.scope)
-                .filter(|other| other.followers.load(Ordering::Acquire) == 0 && !other.give_up.is_cancelled())
+                .filter(|other| other.is_orphan())
                 .filter(|other| !new_only || other.new_repository)
                 .collect()
         };
@@ -109,7 +113,7 @@ impl Fills {
     /// Gives up every fill that nobody follows.
     pub(super) fn give_up_orphans(&self) {
         for fill in self.running.lock().values() {
-            if fill.followers.load(Ordering::Acquire) == 0 {
+            if fill.is_orphan() {
                 fill.give_up.cancel();
             }
         }

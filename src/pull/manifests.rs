@@ -83,7 +83,7 @@ impl Inner {
         }
         let asked = self.send(upstream, request(Method::GET, Kind::Manifest, repo, path), deadline).await;
         let response = asked.inspect_err(|error| self.note_absent(repo, digest, error))?;
-        let new = self.read_manifest(upstream, response, Some(digest)).await?;
+        let new = self.read_manifest(upstream, response, Some(digest), deadline).await?;
         let manifest = self.store.put_manifest(repo, new, Vec::new()).await?;
         Ok(Served { manifest, result: CacheResult::Miss })
     }
@@ -100,6 +100,7 @@ impl Inner {
         upstream: &Upstream,
         response: UpstreamResponse,
         expected: Option<&Digest>,
+        deadline: Instant,
     ) -> Result<NewManifest, PullError> {
         let bad = |reason: String| PullError::BadManifest { upstream: upstream.name().to_string(), reason };
         if response.status != StatusCode::OK {
@@ -107,7 +108,7 @@ impl Inner {
         }
         let declared = usable_media_type(&response);
         let announced = response.docker_content_digest().and_then(|digest| digest.parse().ok());
-        let bytes: Bytes = response.body.collect(Manifest::MAX_LENGTH as usize).await?;
+        let bytes: Bytes = response.body.collect(Manifest::MAX_LENGTH as usize, deadline).await?;
         let expected = expected.cloned().or(announced);
         let digest = Digest::of(expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm), &bytes);
         if let Some(expected) = expected.filter(|expected| *expected != digest) {

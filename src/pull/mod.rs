@@ -11,6 +11,7 @@ mod error;
 mod fill;
 mod flight;
 mod follower;
+mod generation;
 mod inflight;
 mod manifests;
 mod referrers;
@@ -184,5 +185,13 @@ impl Inner {
 }
 
 fn request(method: Method, kind: Kind, repo: &RepoId, path: String) -> UpstreamRequest {
-    UpstreamRequest { kind, method, repository: repo.name.clone(), path, range: None, if_none_match: None }
+    UpstreamRequest {
+        kind,
+        method,
+        repository: repo.name.clone(),
+        path,
+        range: None,
+        if_none_match: None,
+        if_range: None,
+    }
 }

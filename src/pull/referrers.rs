@@ -55,7 +55,13 @@ impl Puller {
                 Ok(referrers)
             }
         });
-        match (flight.await.0.unwrap_or(Err(PullError::GivenUp)), known) {
+        // Two questions, one after the other, at most: the list and the fallback tag.
+        let patience = inner.deadline() + inner.cache.answer_within;
+        let answer = match tokio::time::timeout_at(patience, flight).await {
+            Ok((answer, _)) => answer.unwrap_or(Err(PullError::GivenUp)),
+            Err(_) => Err(inner.too_late(inner.upstream(repo)?)),
+        };
+        match (answer, known) {
             (Ok(referrers), _) => Ok((referrers, false)),
             (Err(error), Some(listed)) if error.is_trouble() => {
                 tracing::warn!(%repo, %subject, %error, "serving the referrers of {repo}@{subject} as they were: {error}");
@@ -85,7 +91,7 @@ impl Inner {
                 asked => asked?,
             };
             path = response.headers.get(LINK).and_then(|link| next_page(link.to_str().ok()?));
-            let bytes = response.body.collect(MAX_PAGE).await?;
+            let bytes = response.body.collect(MAX_PAGE, deadline).await?;
             referrers.extend(parse(upstream, &bytes)?.manifests);
         }
         Ok(referrers)

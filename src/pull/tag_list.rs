@@ -40,9 +40,10 @@ impl Puller {
             return Ok(Page::default());
         }
         let path = list_path(after, limit);
-        let response = inner.send(upstream, request(Method::GET, Kind::Tags, repo, path), inner.deadline()).await?;
+        let deadline = inner.deadline();
+        let response = inner.send(upstream, request(Method::GET, Kind::Tags, repo, path), deadline).await?;
         let linked = response.headers.contains_key(http::header::LINK);
-        let bytes = response.body.collect(MAX_LIST).await?;
+        let bytes = response.body.collect(MAX_LIST, deadline).await?;
         let list: List = serde_json::from_slice(&bytes).map_err(|_| PullError::BadManifest {
             upstream: upstream.name().to_string(),
             reason: "its list of tags cannot be read".to_owned(),

@@ -65,6 +65,10 @@ impl Inner {
     }
 
     async fn resolve_tag(self: &Arc<Self>, upstream: &Upstream, repo: &RepoId, tag: &Tag) -> Result<Served, PullError> {
+        // Another question may have been answered between the look at the store and this one's start.
+        if let Some(served) = self.fresh_tag(repo, tag).await? {
+            return Ok(served);
+        }
         let cached = self.cached_tag(repo, tag).await?;
         let stale = cached.as_ref().and_then(|cached| {
             let servable = age(&cached.record).is_none_or(|age| age < self.cache.stale_if_error);
@@ -144,7 +148,7 @@ impl Inner {
         if let (StatusCode::NOT_MODIFIED, Some(digest)) = (response.status, known.clone()) {
             return self.point_tag(repo, tag, known, digest, deadline).await;
         }
-        let new = self.read_manifest(upstream, response, None).await?;
+        let new = self.read_manifest(upstream, response, None, deadline).await?;
         let digest = new.digest.clone();
         let manifest = self.store.put_manifest(repo, new, Vec::new()).await?;
         let result = if known.as_ref() == Some(&digest) { CacheResult::Revalidated } else { CacheResult::Miss };

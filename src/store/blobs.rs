@@ -56,7 +56,7 @@ impl Inner {
         let path = self.layout.blob(digest);
         let Some(file) = optional(File::open(&path)).at("open", &path)? else { return Ok(None) };
         let metadata = file.metadata().at("stat", &path)?;
-        if !metadata.is_file() {
+        if !metadata.is_file() || !self.is_trusted(digest, &file, &path)? {
             return Ok(None);
         }
         Ok(Some(Blob { reader: BlobReader::new(Arc::new(file)), length: metadata.len() }))
@@ -90,6 +90,7 @@ impl Inner {
             }
             Class::Cached => {
                 fs::rename(from, &to).at("rename", &to)?;
+                self.settling.committed(digest);
                 self.index.apply(&[Change::Blob(digest, length, Class::Cached)]);
             }
             Class::Pushed => {

@@ -10,6 +10,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::layout::Layout;
 use super::records::{self, Class, Page, kind};
@@ -17,6 +18,8 @@ use crate::oci::{Digest, RepoId, Scope, Tag};
 
 const FORMAT: u8 = 1;
 const CACHE_BYTES: u64 = 32 << 20;
+const LOCK_TRIES: usize = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// A larger batch stops every reader for as long as it takes.
 pub(super) const BATCH: usize = 100;
 
@@ -88,7 +91,8 @@ impl Index {
     fn try_open(path: &Path, folder: [u8; 16]) -> Result<(Self, bool), OpenError> {
         let open = || -> Result<(Self, bool), OpenError> {
             // sled's own flush would sync its file every time, also when nothing was written; see `flush`.
-            let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
+            let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+            let db = open_unlocked(&config)?;
             let index = Self {
                 db,
                 folder,
@@ -294,6 +298,20 @@ impl Index {
             self.records.fetch_sub(1, Ordering::Relaxed);
         }
     }
+}
+
+/// sled's own threads may hold its lock a moment longer than the index that was closed before in this process. Nobody
+/// else does: the folder is locked by us. So it is waited for, and not taken for damage.
+fn open_unlocked(config: &sled::Config) -> Result<sled::Db, sled::Error> {
+    for _ in 0..LOCK_TRIES {
+        match config.open() {
+            Err(sled::Error::Io(error)) if error.to_string().contains("could not acquire lock") => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+    config.open()
 }
 
 fn tag_key(repo: &RepoId, tag: &Tag) -> Vec<u8> {

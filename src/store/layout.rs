@@ -50,6 +50,15 @@ impl Layout {
         self.root.join("id")
     }
 
+    pub(super) fn settled(&self) -> PathBuf {
+        self.root.join("settled")
+    }
+
+    pub(super) fn quarantined(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{}-{}-{}", digest.algorithm().as_str(), digest.hex(), Uuid::new_v4().simple());
+        self.root.join("quarantine").join(name)
+    }
+
     pub(super) fn index(&self) -> PathBuf {
         self.root.join("index")
     }

@@ -22,6 +22,7 @@ mod reader;
 mod reconcile;
 mod records;
 mod referrers;
+mod settled;
 mod spool;
 mod uploads;
 
@@ -40,6 +41,7 @@ use front::Front;
 use index::{Found, Index};
 use layout::Layout;
 use lock::{DigestLocks, FolderLock, RepoLocks};
+use settled::Settling;
 use uploads::Uploads;
 
 pub use blobs::Blob;
@@ -67,6 +69,7 @@ struct Inner {
     digests: DigestLocks,
     repositories: RepoLocks,
     uploads: Uploads,
+    settling: Settling,
     /// The local repositories. Read by every request without an upstream, written when a name becomes local.
     locals: RwLock<HashSet<RepoName>>,
     instance: Uuid,
@@ -111,8 +114,13 @@ impl Store {
         instance: Uuid,
         lock: Option<FolderLock>,
     ) -> Result<Self, OpenError> {
+        let settling = Settling::open(&layout)?;
+        if index_found == Found::Clean {
+            settling.all_clear();
+        }
         let inner = Inner {
             layout,
+            settling,
             index,
             front: Front::default(),
             digests: DigestLocks::default(),
@@ -178,6 +186,8 @@ impl Store {
     pub async fn close(&self) {
         let closed = self
             .run(|inner| {
+                // In this order: a clean mark says that nothing is left to settle.
+                inner.settle()?;
                 inner.index.close();
                 Ok(())
             })

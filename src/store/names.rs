@@ -97,7 +97,7 @@ impl Store {
             let (repo, digest) = &key;
             let _locked = inner.repositories.read(repo);
             let Some(media_type) = inner.layout.manifest_media_type(repo, digest)? else { return Ok(None) };
-            let Some(bytes) = inner.layout.read_content(digest, Manifest::MAX_LENGTH)? else { return Ok(None) };
+            let Some(bytes) = inner.read_manifest(digest)? else { return Ok(None) };
             let manifest = Arc::new(StoredManifest { digest: digest.clone(), media_type, bytes });
             inner.front.manifests.insert(key, manifest.clone());
             Ok(Some(manifest))
@@ -108,7 +108,7 @@ impl Store {
     /// The content of a manifest that is here for another repository's sake; whether it may be served is the caller's to know.
     pub async fn manifest_content(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
         let digest = digest.clone();
-        self.run(move |inner| inner.layout.read_content(&digest, Manifest::MAX_LENGTH)).await
+        self.run(move |inner| inner.read_manifest(&digest)).await
     }
 
     /// Whether a manifest belongs to this repository.
@@ -198,6 +198,18 @@ impl Store {
 // === the same, on the blocking pool ===
 
 impl Inner {
+    /// The content of a manifest. It is small enough to be hashed whenever it is read; what is wrong counts as not there.
+    fn read_manifest(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
+        let content = self.layout.read_content(digest, Manifest::MAX_LENGTH)?;
+        match content {
+            Some(bytes) if Digest::of(digest.algorithm(), &bytes) != *digest => {
+                self.quarantine(digest)?;
+                Ok(None)
+            }
+            content => Ok(content),
+        }
+    }
+
     /// With the repository's write lock held.
     fn create_repository(&self, repo: &RepoId) -> Result<(), StoreError> {
         let path = self.layout.blob_links(repo);

@@ -24,6 +24,7 @@ impl Store {
         let inner = &*self.inner;
         match inner.reconcile(stop) {
             Ok(true) => {
+                inner.settling.all_clear();
                 inner.index.set_ready();
                 let seconds = started.elapsed().as_secs_f64();
                 tracing::info!(seconds, "the index is in step with the files");
@@ -66,6 +67,10 @@ impl Inner {
             let entry = entry.at("read", folder)?;
             let Some(digest) = digest_of_file(algorithm, &entry.file_name()) else { continue };
             let Ok(metadata) = entry.metadata() else { continue };
+            // Opening it hashes it if a power cut may have spoilt it.
+            if self.settling.has_suspects() && self.open_blob(&digest)?.is_none() {
+                continue;
+            }
             // What a push has said since counts; a class is only ever raised here.
             if self.index.blob(&digest).is_none_or(|(size, _)| size != metadata.len()) {
                 let _locked = self.digests.lock(&digest);

@@ -72,6 +72,11 @@ impl Spool {
         Ok(length)
     }
 
+    /// Bytes that have been appended.
+    pub fn length(&self) -> u64 {
+        self.file.len()
+    }
+
     /// The digest of what has been appended.
     pub async fn digest(&self) -> Result<Digest, StoreError> {
         let file = self.file.clone();

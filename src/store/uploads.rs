@@ -30,15 +30,19 @@ struct Session {
     busy: AtomicBool,
 }
 
-/// A session in the hands of one request; others find it busy until this is dropped.
+/// A session in the hands of one request; others find it busy until this is dropped and what it began has ended.
 #[derive(Debug)]
 pub struct Upload {
     store: Arc<Inner>,
     id: Uuid,
-    session: Arc<Session>,
+    session: Arc<Held>,
     /// Whether it outlives this request. Nobody can go on with a session of which nobody was told.
     kept: bool,
 }
+
+/// Held by the request and by each of its writes, which go on when the request's client has left.
+#[derive(Debug)]
+struct Held(Arc<Session>);
 
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
@@ -65,7 +69,7 @@ impl Store {
             fs::write(&head, format!("{repo}\n{}\n", algorithm.as_str())).at("write", &head)?;
             let session = Arc::new(Session { repo, file, busy: AtomicBool::new(true) });
             inner.uploads.open.lock().insert(id, session.clone());
-            Ok(Upload { store: inner.clone(), id, session, kept: false })
+            Ok(Upload { store: inner.clone(), id, session: Arc::new(Held(session)), kept: false })
         })
         .await
     }
@@ -81,7 +85,7 @@ impl Store {
         if session.busy.swap(true, Ordering::AcqRel) {
             return Err(UploadError::Busy);
         }
-        let upload = Upload { store: self.inner.clone(), id, session, kept: true };
+        let upload = Upload { store: self.inner.clone(), id, session: Arc::new(Held(session)), kept: true };
         // It may have been finished between the look and the hold.
         if !self.inner.uploads.open.lock().contains_key(&id) {
             return Err(UploadError::Unknown);
@@ -156,7 +160,20 @@ impl Drop for Upload {
         if is_open && let Err(error) = self.remove() {
             tracing::warn!(%error, "an upload that was given up is left until it expires: {error}");
         }
-        self.session.busy.store(false, Ordering::Release);
+    }
+}
+
+impl std::ops::Deref for Held {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.busy.store(false, Ordering::Release);
     }
 }
 

@@ -81,6 +81,8 @@ pub struct UpstreamRequest {
     /// First and last byte, both included. Closed ranges only: some registries refuse open ones.
     pub range: Option<(u64, u64)>,
     pub if_none_match: Option<String>,
+    /// With `range`: a strong entity tag; content that has changed since comes whole (RFC 9110, 13.1.5).
+    pub if_range: Option<String>,
 }
 
 /// What a request is for: decides on its client, its `Accept`, and where it is counted.

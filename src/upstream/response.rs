@@ -8,10 +8,10 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream};
 use http::StatusCode;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Kind;
 use super::error::UpstreamError;
+use super::{Kind, Upstream};
 use crate::telemetry::{ContentKind, Metrics};
 
 /// An answer that can be used: 200, 206 (only where a range was asked for) or 304 (only to `if_none_match`).
@@ -90,6 +90,11 @@ impl UpstreamBody {
         next
     }
 
+    /// A body that is at its end.
+    pub fn empty(upstream: &Upstream) -> Self {
+        upstream.body(Kind::Blob, None)
+    }
+
     /// The same as [`chunk`](Self::chunk), chunk by chunk, until the first error.
     pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, UpstreamError>> + Send {
         stream::try_unfold(self, |mut body| async move {
@@ -101,8 +106,14 @@ impl UpstreamBody {
     /// The whole body, which must not be longer than `limit` bytes.
     ///
     /// # Errors
-    /// As [`chunk`](Self::chunk), and `BadResponse` for a body over the limit.
-    pub async fn collect(mut self, limit: usize) -> Result<Bytes, UpstreamError> {
+    /// As [`chunk`](Self::chunk), `BadResponse` for a body over the limit, and `Timeout` for one that is not whole at
+    /// `deadline`: a body that drips is never silent.
+    pub async fn collect(self, limit: usize, deadline: Instant) -> Result<Bytes, UpstreamError> {
+        let late = UpstreamError::timeout(&self.upstream, "a body that drips");
+        timeout_at(deadline, self.collect_all(limit)).await.unwrap_or(Err(late))
+    }
+
+    async fn collect_all(mut self, limit: usize) -> Result<Bytes, UpstreamError> {
         let too_long = || UpstreamError::bad(&self.upstream, format!("a {} over {limit} bytes", self.kind.as_str()));
         let announced = self.response.as_ref().and_then(|response| content_length(response.headers()));
         if announced.is_some_and(|length| length > limit as u64) {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION,
-    RANGE,
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE,
+    LOCATION, RANGE,
 };
 use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout_at};
@@ -186,10 +186,10 @@ impl Upstream {
             let range = HeaderValue::try_from(format!("bytes={first}-{last}"));
             headers.insert(RANGE, range.map_err(|_| UpstreamError::bad(&self.name, "a bad range"))?);
         }
-        if let Some(etag) = &ask.request.if_none_match {
+        for (name, etag) in [(IF_NONE_MATCH, &ask.request.if_none_match), (IF_RANGE, &ask.request.if_range)] {
             // An ETag that cannot be sent back came from nowhere we know: ask without it.
-            if let Ok(etag) = HeaderValue::try_from(etag) {
-                headers.insert(IF_NONE_MATCH, etag);
+            if let Some(Ok(etag)) = etag.as_ref().map(HeaderValue::try_from) {
+                headers.insert(name, etag);
             }
         }
         let lane = if ask.request.kind == Kind::Blob { Lane::Blobs } else { Lane::Control };
@@ -242,7 +242,7 @@ impl Upstream {
         })
     }
 
-    fn body(&self, kind: Kind, response: Option<reqwest::Response>) -> UpstreamBody {
+    pub(super) fn body(&self, kind: Kind, response: Option<reqwest::Response>) -> UpstreamBody {
         UpstreamBody {
             upstream: self.name.clone(),
             kind,

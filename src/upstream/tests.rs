@@ -61,7 +61,7 @@ impl Fixture {
 
     /// The body of a GET.
     async fn get(&self, request: UpstreamRequest) -> Result<String, UpstreamError> {
-        let body = self.send(request).await?.body.collect(1 << 20).await?;
+        let body = self.send(request).await?.body.collect(1 << 20, soon()).await?;
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
@@ -100,9 +100,15 @@ fn request(kind: Kind, repository: &str, path: &str) -> UpstreamRequest {
         path: path.to_owned(),
         range: None,
         if_none_match: None,
+        if_range: None,
     }
 }
 
 fn head(request: UpstreamRequest) -> UpstreamRequest {
     UpstreamRequest { method: Method::HEAD, ..request }
+}
+
+/// A deadline that no test reaches.
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(30)
 }

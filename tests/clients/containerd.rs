@@ -4,9 +4,11 @@ use std::path::Path;
 
 use super::folder::Folder;
 use super::program::{NOWHERE, Turn, find, run};
+use super::readme::recipe;
 use super::registry::Registry;
 use super::{busybox, roadstead};
 use crate::support::daemon::Daemon;
+use crate::support::process::ServerProcess;
 
 pub struct Containerd {
     _daemon: Daemon,
@@ -55,9 +57,13 @@ impl Containerd {
         run(&find("ctr", "containerd"), &args, &[])
     }
 
-    /// One mirror for every registry, as `"*"` in k3s writes it.
-    fn mirror_everything(&self, url: &str) -> String {
-        let hosts = format!("[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+    /// The README's registries.yaml, as k3s writes it out: an endpoint without a path gets `/v2`, `"*"` is `_default`.
+    fn mirror_everything(&self, roadstead: &ServerProcess) -> String {
+        let yaml = recipe("### k3s and k3d", "yaml", &roadstead.host());
+        assert!(yaml.contains("\"*\":"), "{yaml}");
+        let (_, endpoint) = yaml.split_once("- \"").expect("an endpoint");
+        let (endpoint, _) = endpoint.split_once('"').expect("an endpoint ends");
+        let hosts = format!("[host.\"{endpoint}/v2\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
         self.folder.write("certs.d/_default/hosts.toml", &hosts);
         self.folder.at("certs.d")
     }
@@ -87,7 +93,7 @@ async fn containerd_pulls_from_two_registries_through_one_mirror() {
     let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
     let _turn = Turn::take("daemon");
     let containerd = Containerd::start();
-    let hosts = containerd.mirror_everything(&roadstead.url(""));
+    let hosts = containerd.mirror_everything(&roadstead);
     for (image, wanted, greeting) in
         [("docker.io/team/tool:v1", &from_hub, "from the hub"), ("ghcr.io/team/tool:v1", &from_github, "from github")]
     {
@@ -105,7 +111,7 @@ async fn containerd_pulls_its_platform_out_of_an_index() {
     let roadstead = roadstead(&[("docker.io", &hub)]);
     let _turn = Turn::take("daemon");
     let containerd = Containerd::start();
-    let hosts = containerd.mirror_everything(&roadstead.url(""));
+    let hosts = containerd.mirror_everything(&roadstead);
     let image = "docker.io/library/busybox:latest";
     containerd.pull(&hosts, image);
     assert_eq!(containerd.digest_of(image), index.digest());

@@ -5,10 +5,12 @@ use super::containerd::Containerd;
 use super::folder::Folder;
 use super::podman::Podman;
 use super::program::{NOWHERE, Turn, find, run};
+use super::readme::recipe;
 use super::registry::Registry;
 use super::{busybox, roadstead, shapes};
 use crate::support::Client;
 use crate::support::daemon::Daemon;
+use crate::support::process::ServerProcess;
 
 struct Docker {
     _daemon: Daemon,
@@ -19,11 +21,12 @@ struct Docker {
 }
 
 impl Docker {
-    fn start(mirror: &str) -> Self {
+    /// Set up as the README says.
+    fn start(roadstead: &ServerProcess) -> Self {
         let program = find("dockerd", "docker.io");
         let turn = Turn::take("daemon");
         let (containerd, folder) = (Containerd::start(), Folder::new());
-        folder.write("daemon.json", "{}");
+        folder.write("daemon.json", &recipe("### Docker", "json", &roadstead.host()));
         let (socket, containerd_socket) = (format!("unix://{}", folder.at("sock")), containerd.socket());
         let args = [
             ["--config-file", &folder.at("daemon.json")],
@@ -35,7 +38,6 @@ impl Docker {
             ["--storage-driver", "vfs"],
             ["--bridge", "none"],
             ["--iptables=false", "--ip6tables=false"],
-            ["--registry-mirror", mirror],
         ];
         let mut daemon = Daemon::spawn_with("dockerd", folder.path(), &program, args.as_flattened(), &NOWHERE);
         daemon.wait_until(|| folder.path().join("sock").exists());
@@ -62,7 +64,7 @@ async fn docker_pulls_through_the_mirror_and_the_second_time_from_the_cache_alon
     let image = busybox::image("hello from the mirror");
     hub.push("library/busybox", "latest", &image).await;
     let roadstead = roadstead(&[("docker.io", &hub)]);
-    let docker = Docker::start(&roadstead.url(""));
+    let docker = Docker::start(&roadstead);
 
     docker.run(&["pull", "--quiet", "busybox"]);
     assert_eq!(docker.greeting_in("busybox"), "hello from the mirror");
@@ -85,7 +87,7 @@ async fn docker_pushes_and_others_pull() {
     let hub = Registry::start();
     let roadstead = roadstead(&[("docker.io", &hub)]);
     let app = format!("{}/team/app:v1", roadstead.host());
-    let docker = Docker::start(&roadstead.url(""));
+    let docker = Docker::start(&roadstead);
     let tar = busybox::root_tar(&docker.folder, "made here");
     docker.run(&["import", &tar, &app]);
     docker.run(&["push", "--quiet", &app]);
@@ -110,7 +112,7 @@ async fn docker_pulls_its_part_of_an_index_and_an_image_with_an_empty_layer_and_
     let image = shapes::with_empty_layer(&index.images[0]);
     client.push_index(&roadstead.url(""), "team/multi", "v1", &index).await;
     client.push_image(&roadstead.url(""), "team/empty-layer", "v1", &image).await;
-    let docker = Docker::start(&roadstead.url(""));
+    let docker = Docker::start(&roadstead);
     for name in ["multi", "empty-layer"] {
         let pulled = format!("{}/team/{name}:v1", roadstead.host());
         docker.run(&["pull", "--quiet", &pulled]);

@@ -13,6 +13,7 @@ mod docker;
 mod folder;
 mod podman;
 mod program;
+mod readme;
 mod registry;
 mod shapes;
 mod skopeo;

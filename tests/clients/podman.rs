@@ -2,6 +2,7 @@
 
 use super::folder::Folder;
 use super::program::find;
+use super::readme::recipe;
 use super::registry::Registry;
 use super::{busybox, containers, roadstead, shapes};
 use crate::support::Client;
@@ -85,5 +86,19 @@ async fn podman_pushes_an_index_and_pulls_an_image_with_an_empty_layer() {
         let image = format!("{host}/team/{name}:v1");
         podman.pull(&image);
         assert_eq!(podman.greeting_in(&image), "one of three", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn podman_pulls_with_the_readmes_recipe() {
+    let (hub, github) = (Registry::start(), Registry::start());
+    let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
+    hub.push("library/busybox", "latest", &from_hub).await;
+    github.push("team/tool", "v1", &from_github).await;
+    let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
+    let podman = Podman::new(&recipe("### podman, buildah, skopeo, CRI-O", "toml", &roadstead.host()));
+    for (image, wanted) in [("docker.io/library/busybox:latest", &from_hub), ("ghcr.io/team/tool:v1", &from_github)] {
+        podman.pull(image);
+        assert_eq!(podman.digest_of(image), wanted.digest());
     }
 }

@@ -1,6 +1,7 @@
 //! What a data folder holds, for tests that look behind the API.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::scene::until;
 
@@ -22,6 +23,15 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     }
     files.sort();
     files
+}
+
+/// The index, once sled's threads have let go of it: they hold it a moment longer than the server.
+pub fn open_index(index: &Path) -> sled::Db {
+    let mut tries = (0..500).map(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        sled::open(index)
+    });
+    tries.find_map(Result::ok).expect("the index can be opened")
 }
 
 /// Waits until nothing is left of what was under way: no spool file, no open upload.

@@ -221,7 +221,7 @@ async fn a_range_that_does_not_parse_is_no_range() {
             "bytes=0x1-0x2",
         ] {
             let answer = server.get_with(&path, &[("Range", range)]).await;
-            assert_eq!((answer.status, &answer.body), (200, &layer.bytes), "{repo} {range}");
+            assert!(answer.status == 200 && answer.body == layer.bytes, "{repo} {range}: {}", answer.status);
         }
         for (range, first, last) in [
             ("bytes=0-0", 0, 0),

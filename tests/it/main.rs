@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod answers;
+mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
 mod deadlines;
@@ -14,16 +15,19 @@ mod freshness;
 mod fuzz;
 mod input;
 mod lists;
+mod metrics;
 mod mirrored_manifests;
 mod mirrored_referrers;
 mod mounts;
 mod outages;
+mod power;
 mod push;
 mod pushed_manifests;
 mod ranges;
 mod readers;
 mod referrers;
 mod restart;
+mod resumes;
 mod rights;
 mod routing;
 mod scene;

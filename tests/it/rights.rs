@@ -146,6 +146,23 @@ async fn a_blob_is_mounted_only_from_where_the_asker_may_read_it() {
 }
 
 #[tokio::test]
+async fn a_mount_from_anywhere_finds_what_was_pushed_and_not_what_is_cached() {
+    let [pushed, cached] = [1, 2].map(|seed| Image::new(seed, &[1000]));
+    let (_upstream, server) = mirror("", "org/app", &cached).await;
+    server.client().push_image(&server.url(""), "team/from", "1", &pushed).await;
+    server.get("/v2/org/app/manifests/1").await;
+    for (image, status) in [(&pushed, 201), (&cached, 202)] {
+        let digest = &image.layers[0].digest;
+        server.get(&format!("/v2/org/app/blobs/{digest}")).await;
+        let path = format!("/v2/team/to/blobs/uploads/?mount={digest}");
+        assert_eq!(server.send("POST", &path, &[], Bytes::new()).await.status, status);
+    }
+    server.delete(&format!("/v2/team/from/blobs/{}", pushed.config.digest)).await;
+    let path = format!("/v2/team/to/blobs/uploads/?mount={}", pushed.config.digest);
+    assert_eq!(server.send("POST", &path, &[], Bytes::new()).await.status, 202, "nobody has it any more");
+}
+
+#[tokio::test]
 async fn a_blob_whose_file_is_gone_is_not_mounted() {
     let image = Image::new(1, &[1000]);
     let server = TestServer::builder().start().await;

@@ -6,6 +6,7 @@ use http::{Method, StatusCode};
 use tokio::time::Instant;
 
 use super::server::{Reply, Server};
+use super::soon;
 use super::{Fixture, Kind, UpstreamError, UpstreamRequest, blob, head, manifest, request};
 use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 
@@ -86,7 +87,7 @@ async fn a_304_comes_through_to_those_who_asked_for_it() {
     let known = UpstreamRequest { if_none_match: Some(r#""abc""#.to_owned()), ..manifest() };
     let response = fixture.send(known).await.unwrap();
     assert_eq!((response.status, response.etag()), (StatusCode::NOT_MODIFIED, Some(r#""abc""#)));
-    assert_eq!(response.body.collect(0).await.unwrap(), "");
+    assert_eq!(response.body.collect(0, soon()).await.unwrap(), "");
 }
 
 #[tokio::test]
@@ -113,7 +114,7 @@ async fn a_head_has_a_length_and_no_body() {
     let response = fixture.send(head(blob())).await.unwrap();
     assert_eq!(server.seen()[0].method, Method::HEAD);
     assert_eq!(response.content_length(), Some(1234));
-    assert_eq!(response.body.collect(0).await.unwrap(), "");
+    assert_eq!(response.body.collect(0, soon()).await.unwrap(), "");
 }
 
 #[tokio::test]
@@ -152,8 +153,8 @@ async fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
     let chunked = Server::start(|_| Reply::ok("123").body("456")).await;
     for server in [announced, chunked] {
         let fixture = Fixture::new(&[&server]);
-        assert_eq!(fixture.send(manifest()).await.unwrap().body.collect(6).await.unwrap(), "123456");
-        let error = fixture.send(manifest()).await.unwrap().body.collect(5).await.unwrap_err();
+        assert_eq!(fixture.send(manifest()).await.unwrap().body.collect(6, soon()).await.unwrap(), "123456");
+        let error = fixture.send(manifest()).await.unwrap().body.collect(5, soon()).await.unwrap_err();
         assert!(matches!(error, UpstreamError::BadResponse { .. }), "{error}");
     }
 }

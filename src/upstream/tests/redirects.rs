@@ -3,6 +3,7 @@
 use http::{Method, StatusCode};
 
 use super::server::{Reply, Server};
+use super::soon;
 use super::{Fixture, UpstreamError, UpstreamRequest, blob, head, manifest};
 
 const CHALLENGE: (&str, &str) = ("www-authenticate", r#"Basic realm="r""#);
@@ -24,7 +25,7 @@ async fn a_redirect_to_another_host_carries_the_range_but_no_authorization() {
     let response = fixture.send(UpstreamRequest { range: Some((2, 4)), ..blob() }).await.unwrap();
     assert_eq!(response.status, StatusCode::PARTIAL_CONTENT);
     assert_eq!(response.content_range(), Some((2, 4, Some(10))));
-    assert_eq!(response.body.collect(100).await.unwrap(), "bytes=2-4");
+    assert_eq!(response.body.collect(100, soon()).await.unwrap(), "bytes=2-4");
     assert_eq!(storage.log(), [("/signed?sig=secret".to_owned(), None)]);
     assert_eq!(fixture.requests(r#"code="307",kind="blob""#), 1);
     assert_eq!(fixture.requests(r#"code="206",kind="blob""#), 1);
@@ -119,7 +120,7 @@ async fn a_head_that_the_storage_refuses_becomes_a_get_of_one_byte() {
         let response = fixture.send(head(blob())).await.unwrap();
         assert_eq!((response.status, response.content_length()), (StatusCode::OK, Some(length)));
         assert_eq!(response.content_range(), None);
-        assert_eq!(response.body.collect(0).await.unwrap(), "");
+        assert_eq!(response.body.collect(0, soon()).await.unwrap(), "");
         assert_eq!(storage.seen()[1].header("range"), Some("bytes=0-0"));
         fixture.agrees_with(&[&server, &storage]);
     }

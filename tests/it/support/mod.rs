@@ -11,6 +11,7 @@ pub mod client;
 pub mod daemon;
 pub mod image;
 pub mod metrics;
+pub mod mutants;
 pub mod process;
 pub mod push;
 pub mod raw;

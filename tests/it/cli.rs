@@ -1,0 +1,206 @@
+//! The program as people run it: what it says when it cannot start, and how it stops.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::disk::open_index;
+use crate::scene::until;
+use crate::support::daemon::{Daemon, free_port};
+use crate::support::process::ServerProcess;
+use crate::support::settings::Settings;
+use crate::support::{Client, Conn, Ended, Gate, Image, Reply, Upstream};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_roadstead");
+
+fn run(folder: &Path, config: &str, args: &[&str], environment: &[(&str, &str)]) -> Output {
+    let file = folder.join("roadstead.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(args).arg("--config").arg(&file).env_clear().env("HOME", folder);
+    command.envs(environment.iter().copied()).output().expect("the program runs")
+}
+
+/// A start that fails: one line on the standard error stream, with all of this in it.
+fn assert_one_line(output: &Output, what: &str, parts: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{what}: {stderr}");
+    assert!(stderr.starts_with("roadstead: "), "{what}: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{what}: {part:?} is not in: {stderr}");
+    }
+    assert!(output.stdout.is_empty(), "{what}");
+    assert!(output.status.code().is_some_and(|code| code != 0), "{what}: {:?}", output.status);
+}
+
+#[test]
+fn a_configuration_that_is_wrong_is_one_clear_line() {
+    let folder = tempfile::tempdir().unwrap();
+    for (what, config, parts) in [
+        ("an unknown key", "[cache]\ntagttl = \"1s\"", ["roadstead.toml:2: cache.tagttl: ", "tag_ttl"].as_slice()),
+        ("an unknown table", "\n\n[chache]\nx = 1", &["roadstead.toml:3: ", "chache", "cache"]),
+        ("a duration that is none", "[cache]\ntag_ttl = \"60 parsecs\"", &[":2: cache.tag_ttl: ", "60 parsecs"]),
+        ("a size that is none", "[cache]\nmax_size = \"big\"", &[":2: cache.max_size: ", "big"]),
+        ("no scheme", "[upstream.\"a.b\"]\nurl = \"a.b\"", &[":2: upstream.\"a.b\".url: ", "https://a.b"]),
+        ("a default that is not there", "default_upstream = \"a.b\"", &[":1: default_upstream: ", "a.b"]),
+        ("no TOML", "[server", &["roadstead.toml:1"]),
+        ("an address that is none", "[server]\nlisten = \"localhost\"", &[":2: server.listen: ", "localhost"]),
+    ] {
+        for command in ["serve", "check"] {
+            assert_one_line(&run(folder.path(), config, &[command], &[]), what, parts);
+        }
+    }
+    let output = Command::new(PROGRAM).args(["serve", "--config", "/none/x.toml"]).output().unwrap();
+    assert_one_line(&output, "no file", &["/none/x.toml"]);
+    let output = run(folder.path(), "", &["serve"], &[("RUST_LOG", "=!=")]);
+    assert_one_line(&output, "a filter that is none", &["RUST_LOG"]);
+    let output = run(folder.path(), "", &["check"], &[("ROADSTEAD_CACHE__TAG_TTL", "soon")]);
+    assert_one_line(&output, "a variable", &["ROADSTEAD_CACHE__TAG_TTL", "soon"]);
+}
+
+#[test]
+fn a_place_that_cannot_be_used_is_one_clear_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let data = data.to_str().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = taken.local_addr().unwrap().to_string();
+    let output = run(folder.path(), "", &["serve", "--listen", &busy, "--data", data], &[]);
+    assert_one_line(&output, "a busy port", &["cannot listen on", &busy, "in use"]);
+    assert!(!Path::new(data).exists(), "nothing is touched before the port is ours");
+
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let below = file.join("data");
+    let below = below.to_str().unwrap();
+    let output = run(folder.path(), "", &["serve", "--listen", "127.0.0.1:0", "--data", below], &[]);
+    assert_one_line(&output, "a folder that cannot be made", &["data folder", below, "ot a directory"]);
+
+    let server = ServerProcess::start(Settings::new());
+    let data = server.data_dir();
+    let args = ["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()];
+    let pid = server.pid().unwrap().to_string();
+    assert_one_line(&run(folder.path(), "", &args, &[]), "a folder in use", &["in use", &pid, data.to_str().unwrap()]);
+}
+
+#[test]
+fn check_prints_what_is_in_force_and_no_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = "[cache]\ntag_ttl = \"5m\"\n[upstream.\"docker.io\"]\nusername = \"ann\"\npassword = \"hunter2\"";
+    let environment = [("ROADSTEAD_CACHE__NEGATIVE_TTL", "7s"), ("ROADSTEAD_SERVER__LISTEN", "127.0.0.1:1")];
+    let output = run(folder.path(), config, &["check", "--listen", "127.0.0.1:2"], &environment);
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(!printed.contains("hunter2") && !String::from_utf8_lossy(&output.stderr).contains("hunter2"), "{printed}");
+    let table: toml::Table = printed.parse().expect("what is printed is a configuration");
+    assert_eq!(table["cache"]["tag_ttl"].as_str(), Some("5m"));
+    assert_eq!(table["cache"]["negative_ttl"].as_str(), Some("7s"));
+    assert_eq!(table["server"]["listen"].as_str(), Some("127.0.0.1:2"), "a flag wins over a variable");
+    assert_eq!(table["upstream"]["docker.io"]["password"].as_str(), Some("***"));
+    assert_eq!(table["upstream"]["docker.io"]["username"].as_str(), Some("ann"));
+}
+
+/// Starts the program with its log in the folder, and waits until it answers.
+fn serve(folder: &TempDir, name: &str, address: &str, args: &[&str]) -> Daemon {
+    let data = folder.path().join(name);
+    let args = [&["serve", "--listen", address, "--data", data.to_str().unwrap()], args].concat();
+    let mut daemon = Daemon::spawn(name, folder.path(), Path::new(PROGRAM), &args);
+    let port = address.rsplit(':').next().unwrap().parse::<u16>().unwrap();
+    daemon.wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    daemon
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_in_json_are_one_object_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("127.0.0.1:{}", free_port());
+    let dead = format!("docker.io=http://127.0.0.1:{}", free_port());
+    let mut daemon = serve(&folder, "json", &address, &["--log-format", "json", "--upstream", &dead]);
+    let cold = Client::new().get(&format!("http://{address}/v2/library/busybox/manifests/1")).await;
+    assert_eq!(cold.status, 503);
+    assert!(daemon.stop().success());
+    let log = daemon.log();
+    let lines: Vec<Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    for line in &lines {
+        assert!(line["level"].is_string() && line["message"].is_string() && line["timestamp"].is_string(), "{line}");
+    }
+    let has = |level: &str, part: &str| {
+        lines.iter().any(|line| line["level"] == level && line["message"].as_str().unwrap().contains(part))
+    };
+    assert!(has("INFO", "listening on") && has("WARN", "library/busybox:1") && has("INFO", "stopped"), "{log}");
+    assert!(lines.iter().any(|line| line["tag"] == "1" && line["repo"] == "docker.io/library/busybox"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_listens_beyond_this_machine_is_warned_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = serve(&folder, "open", &format!("0.0.0.0:{}", free_port()), &[]);
+    assert!(daemon.stop().success());
+    let log = daemon.log();
+    assert_eq!(log.matches("without authentication").count(), 1, "{log}");
+}
+
+/// Whether the index says of itself that it was closed in good order.
+fn was_stopped_cleanly(data: &Path) -> bool {
+    let index = open_index(&data.join("index"));
+    index.get(b"M").unwrap().expect("a mark")[1] == 1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_lets_transfers_end_and_leaves_a_clean_index() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[400_000]);
+    upstream.add_image("library/a", "1", &image);
+    let gate = Gate::new();
+    let path = format!("/v2/library/a/blobs/{}", image.layers[0].digest);
+    upstream.script("GET", &path, [Reply::normal().wait_after(200_000, &gate)]);
+    let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io");
+    let mut process = tokio::task::spawn_blocking(|| ServerProcess::start(settings)).await.unwrap();
+    until("the index has been brought into step", async || process.log().contains("in step")).await;
+    let address = process.host().parse().unwrap();
+    let mut conn = Conn::get(address, &path).await;
+    let begin = conn.take(1000).await;
+    kill(Pid::from_raw(process.pid().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
+    until("nobody is let in any more", async || std::net::TcpStream::connect(address).is_err()).await;
+    gate.open();
+    let (rest, ended) = conn.rest().await;
+    assert_eq!(([begin, rest].concat(), ended), (image.layers[0].bytes.to_vec(), Ended::Whole));
+    let status = tokio::task::spawn_blocking(move || {
+        let status = process.stop();
+        (status, process)
+    });
+    let (status, process) = status.await.unwrap();
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
+    assert!(was_stopped_cleanly(&process.data_dir()));
+    assert_eq!(std::fs::read_dir(process.data_dir().join("spool")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_those_who_take_too_long() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[400_000]);
+    upstream.add_image("library/a", "1", &image);
+    let path = format!("/v2/library/a/blobs/{}", image.layers[0].digest);
+    upstream.script("GET", &path, [Reply::normal().silent_after(200_000)]);
+    let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io");
+    let settings = settings.config("[server]\ndrain_timeout = \"200ms\"");
+    let mut process = tokio::task::spawn_blocking(|| ServerProcess::start(settings)).await.unwrap();
+    until("the index has been brought into step", async || process.log().contains("in step")).await;
+    let mut conn = Conn::get(process.host().parse().unwrap(), &path).await;
+    conn.take(1000).await;
+    let stopped = tokio::task::spawn_blocking(move || {
+        let status = process.stop();
+        (status, process)
+    });
+    // Cut, and in a way that cannot be taken for the end.
+    assert_ne!(conn.rest().await.1, Ended::Whole);
+    let (status, process) = stopped.await.unwrap();
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
+    assert!(was_stopped_cleanly(&process.data_dir()));
+}

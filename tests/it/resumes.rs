@@ -1,0 +1,144 @@
+//! An upstream that breaks off in the middle: the fill goes on where it was, and the client sees bytes.
+
+use crate::scene::{HELD_BACK, KIB, MIB, REPO, Scene, blob, blob_path};
+use crate::support::{Conn, Ended, Reply, TestServer, Upstream};
+
+const BIG: usize = 4 * MIB;
+const QUICK: &str = "[upstream.\"docker.io\"]\nidle_timeout = \"300ms\"";
+
+/// How a transfer goes wrong, each time at the middle of the blob.
+fn breaks(size: usize) -> [(&'static str, Reply); 3] {
+    let half = size as u64 / 2;
+    [
+        ("cut", Reply::normal().cut_after(half)),
+        ("reset", Reply::normal().reset_after(half)),
+        ("silent", Reply::normal().silent_after(half)),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_transfer_goes_on_where_it_was_and_nobody_notices() {
+    for size in [KIB, HELD_BACK, HELD_BACK + 1, BIG] {
+        for (what, reply) in breaks(size) {
+            let scene = Scene::configured(size, QUICK).await;
+            scene.upstream.script("GET", &scene.path(), [reply]);
+            let path = scene.path();
+            let clients = (0..8).map(|_| scene.server.get_whole(&path));
+            for (status, body) in futures_util::future::join_all(clients).await {
+                assert_eq!(status, 200, "{what} of {size}");
+                assert!(body == scene.bytes(), "{what} of {size}");
+            }
+            scene.settle().await;
+            assert_eq!(scene.fetches(), 2, "{what} of {size}");
+            let ranges: Vec<_> = scene.upstream.requests().iter().map(|seen| seen.header("range").to_owned()).collect();
+            assert!(ranges[1].starts_with("bytes=") && ranges[1].ends_with(&format!("-{}", size - 1)), "{ranges:?}");
+            let twice = scene.upstream.requests()[1].header("if-range").to_owned();
+            assert_eq!(twice, format!("\"{}\"", scene.blob.digest), "{what} of {size}");
+            assert_eq!(scene.server.metric("roadstead_fill_resumes_total", &[]).await, 1.0, "{what} of {size}");
+            assert_eq!(scene.server.metric("roadstead_digest_mismatches_total", &[]).await, 0.0, "{what} of {size}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_goes_on_as_often_as_there_is_progress() {
+    let scene = Scene::with_blob(BIG).await;
+    let piece = BIG as u64 / 16;
+    scene.upstream.script("GET", &scene.path(), (0..12).map(|_| Reply::normal().cut_after(piece)));
+    let (status, body) = scene.server.get_whole(&scene.path()).await;
+    assert!(status == 200 && body == scene.bytes());
+    assert_eq!(scene.fetches(), 13);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_progress_it_ends_and_the_client_is_cut_short() {
+    let scene = Scene::with_blob(BIG).await;
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(MIB as u64)]);
+    scene.upstream.always("GET", &scene.path(), Reply::normal().cut_after(0));
+    let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
+    assert_ne!(client.rest().await.1, Ended::Whole);
+    scene.settle().await;
+    assert!(!scene.is_stored());
+    assert!(scene.fetches() <= 8, "{}", scene.fetches());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_ignores_the_range_is_compared_with_what_is_here() {
+    let scene = Scene::with_blob(BIG).await;
+    let half = BIG as u64 / 2;
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(half), Reply::normal().ignore_range()]);
+    let (status, body) = scene.server.get_whole(&scene.path()).await;
+    assert!(status == 200 && body == scene.bytes());
+    scene.settle().await;
+    assert!(scene.is_stored());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_changed_meanwhile_ends_who_had_bytes_and_is_asked_afresh() {
+    let scene = Scene::with_blob(BIG).await;
+    let half = BIG as u64 / 2;
+    let changed = Reply::normal().ignore_range().flip(MIB as u64);
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(half), changed]);
+    let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
+    assert_ne!(client.rest().await.1, Ended::Whole);
+    scene.settle().await;
+    let (status, body) = scene.server.get_whole(&scene.path()).await;
+    assert!(status == 200 && body == scene.bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_had_no_byte_yet_gets_the_fresh_one() {
+    for size in [1, KIB, HELD_BACK - 1] {
+        for bad in [Reply::normal().flip(0), Reply::normal().declare_length(size as u64 + 1)] {
+            let scene = Scene::with_blob(size).await;
+            scene.upstream.script("GET", &scene.path(), [bad]);
+            let (status, body) = scene.server.get_whole(&scene.path()).await;
+            assert_eq!((status, &body), (200, scene.bytes()), "{size}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_transfer_of_another_length_is_not_passed_off_as_what_was_announced() {
+    let scene = Scene::with_blob(BIG).await;
+    // The first answer announces less than there is, and is wrong at once.
+    let short = scene.bytes().slice(..MIB);
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().body(short).flip(0)]);
+    let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", scene.path());
+    if let Ok(mut client) = Conn::ask(scene.server.addr(), &request).await {
+        let (body, ended) = client.rest().await;
+        assert!(ended != Ended::Whole || body == scene.bytes(), "{} bytes", body.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_url_goes_on_where_the_first_one_died() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let content = blob(1, BIG);
+    for upstream in [&first, &second] {
+        upstream.add_blob(REPO, &content);
+    }
+    let urls = format!("[upstream.\"docker.io\"]\nurl = [{:?}, {:?}]", first.url(""), second.url(""));
+    let builder = TestServer::builder().default_upstream("docker.io").config(&urls);
+    let server = builder.start().await;
+    let path = blob_path(REPO, &content);
+    let gate = crate::support::Gate::new();
+    first.script("GET", &path, [Reply::normal().wait_after(MIB as u64, &gate)]);
+    let mut client = Conn::get(server.addr(), &path).await;
+    client.take(KIB).await;
+    first.go_down().await;
+    let (rest, ended) = client.rest().await;
+    assert_eq!(ended, Ended::Whole);
+    assert!(rest == content.bytes[KIB..]);
+    assert_eq!((first.count("GET", &path), second.count("GET", &path)), (1, 1));
+}
+
+impl TestServer {
+    /// Status and body of a GET that must not end short.
+    async fn get_whole(&self, path: &str) -> (u16, bytes::Bytes) {
+        let mut client = Conn::get(self.addr(), path).await;
+        let (body, ended) = client.rest().await;
+        assert_eq!(ended, Ended::Whole, "{path}");
+        (client.status, body)
+    }
+}
