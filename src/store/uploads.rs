@@ -128,7 +128,8 @@ impl Upload {
     /// [`StoreError::DigestMismatch`] if the content is not what `digest` names; the session is then over, too.
     pub async fn finish(self, repo: &RepoId, digest: &Digest) -> Result<(), StoreError> {
         let (repo, digest) = (repo.clone(), digest.clone());
-        blocking(move || {
+        let operations = self.store.operations.clone();
+        let finished = operations.spawn_blocking(move || {
             let folder = self.store.layout.upload(self.id);
             let data = data_path(&folder);
             let (length, found) = self.session.file.digest(digest.algorithm()).at("read", &data)?;
@@ -139,8 +140,8 @@ impl Upload {
             self.store.commit_file(&data, &digest, length, Class::Pushed)?;
             self.store.link_blob(&repo, &digest, Some(length))?;
             self.remove()
-        })
-        .await?
+        });
+        finished.await.map_err(|_| StoreError::Task)?
     }
 
     /// Ends the session and forgets what it received.
