@@ -171,3 +171,19 @@ async fn a_push_in_one_post_that_breaks_off_leaves_nothing() {
     assert_eq!(server.send("POST", &path, &[], bytes.clone()).await.status, 201);
     assert_eq!(server.get(&format!("/v2/{REPO}/blobs/{}", digest_of(&bytes))).await.body, bytes);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_has_sent_all_and_does_not_wait_leaves_no_session() {
+    let server = TestServer::builder().start().await;
+    let bytes = random_bytes(5, 300_000);
+    let path = format!("/v2/{REPO}/blobs/uploads/?digest={}", digest_of(&bytes));
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n");
+    for _ in 0..40 {
+        let mut stream = TcpStream::connect(server.addr()).await.unwrap();
+        stream.write_all(&[head.as_bytes(), &bytes].concat()).await.unwrap();
+        drop(stream);
+    }
+    settled(server.data_dir()).await;
+    let found = server.get(&format!("/v2/{REPO}/blobs/{}", digest_of(&bytes))).await;
+    assert!(found.status == 404 || found.body == bytes, "all of it or nothing");
+}

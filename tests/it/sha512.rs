@@ -75,6 +75,30 @@ async fn an_image_of_sha512_digests_is_pushed_tagged_mounted_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_session_goes_on_after_a_restart_under_either_algorithm() {
+    let mut server = TestServer::builder().start().await;
+    let short = blob(3, 300_000);
+    for (content, announce) in [(by_sha512(&short), "?digest-algorithm=sha512"), (by_sha512(&short), ""), (short, "")] {
+        let path = format!("/v2/{REPO}/blobs/uploads/{announce}");
+        let location = server.send("POST", &path, &[], "").await.header("location").to_owned();
+        for part in [0..100_000, 100_000..200_000] {
+            let range = format!("{}-{}", part.start, part.end - 1);
+            let sent = server.send("PATCH", &location, &[("Content-Range", &range)], content.bytes.slice(part)).await;
+            assert_eq!(sent.status, 202, "{}", sent.text());
+            server.restart().await;
+        }
+        let path = format!("{location}?digest={}", content.digest);
+        assert_eq!(server.send("PUT", &path, &[], content.bytes.slice(200_000..)).await.status, 201);
+        assert_is(&server.get(&path_of(&content)).await, &content);
+        assert_eq!(server.delete(&path_of(&content)).await.status, 202);
+    }
+}
+
+fn path_of(content: &Content) -> String {
+    path(REPO, "blobs", content)
+}
+
+#[tokio::test]
 async fn one_manifest_under_two_digests_is_two_manifests() {
     let server = TestServer::builder().start().await;
     let base = server.url("");
