@@ -10,7 +10,7 @@ pub struct CacheConfig {
     pub max_size: u64,
     /// Bytes of the disk that stay free.
     pub min_free: u64,
-    /// How long a tag is served without asking its upstream again; zero asks every time.
+    /// How long a tag or a list of referrers is served without asking its upstream again; zero asks every time.
     pub tag_ttl: Duration,
     /// For how long after its last confirmation a tag is served while its upstream is in trouble.
     pub stale_if_error: Duration,

@@ -61,6 +61,8 @@ pub enum ApiError {
     OutOfOrder { length: u64, location: String },
     #[error("the Content-Range header is not of the form first-last")]
     ContentRange,
+    #[error("the chunk is not as long as its Content-Range header says")]
+    ChunkLength,
     #[error("the body ended before its announced length, or stood still")]
     Body,
     #[error("n is a number from 0 on")]
@@ -108,6 +110,7 @@ impl ApiError {
             Self::Upload(UploadError::Busy) => (Status::CONFLICT, Code::BlobUploadInvalid),
             Self::OutOfOrder { .. } => (Status::RANGE_NOT_SATISFIABLE, Code::BlobUploadInvalid),
             Self::ContentRange | Self::Body => (Status::BAD_REQUEST, Code::BlobUploadInvalid),
+            Self::ChunkLength => (Status::BAD_REQUEST, Code::SizeInvalid),
             Self::PageSize => (Status::BAD_REQUEST, Code::PaginationNumberInvalid),
             Self::Parameter { .. } => (Status::BAD_REQUEST, Code::Unsupported),
             Self::TooManyTags { .. } => (Status::URI_TOO_LONG, Code::Unsupported),

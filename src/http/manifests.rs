@@ -21,8 +21,9 @@ use crate::telemetry::{CacheResult, ContentKind};
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
-/// More tags than anybody sets with one push (distribution-spec: 414 when there are too many).
-const MAX_TAGS: usize = 100;
+/// More tags than anybody sets with one push (distribution-spec: 414 when there are too many). Each is a header line of the
+/// answer, and some clients, hyper's and Python's among them, read at most 100 of those.
+const MAX_TAGS: usize = 64;
 
 /// GET and HEAD.
 pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<Response, ApiError> {

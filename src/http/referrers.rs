@@ -13,8 +13,10 @@ use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, media_type};
 use crate::telemetry::ContentKind;
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
-/// Referrers of one page; with their annotations they make a page that clients still read in one piece.
+/// Referrers of one page.
 const MAX_PAGE: usize = 200;
+/// Bytes of the annotations of one page, beyond its first referrer: clients read a page in one piece, most up to 4 MiB.
+const MAX_PAGE_BYTES: usize = 2 << 20;
 
 pub(super) async fn list(app: &Arc<App>, call: &Call, subject: &str) -> Result<Response, ApiError> {
     let target = call.readable(app)?;
@@ -67,14 +69,18 @@ async fn local(
 #[derive(Default)]
 struct Page {
     referrers: Vec<Referrer>,
+    bytes: usize,
     more: bool,
 }
 
 impl Page {
     /// False once it is full: what was offered then begins the next page.
     fn push(&mut self, referrer: Referrer) -> bool {
-        self.more = self.referrers.len() == MAX_PAGE;
+        let bytes = self.bytes + referrer.annotation_bytes();
+        let is_first = self.referrers.is_empty();
+        self.more = self.referrers.len() == MAX_PAGE || (bytes > MAX_PAGE_BYTES && !is_first);
         if !self.more {
+            self.bytes = bytes;
             self.referrers.push(referrer);
         }
         !self.more

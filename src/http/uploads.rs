@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use http::header::{CONTENT_RANGE, LOCATION, RANGE};
 use http::{HeaderName, StatusCode};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
@@ -35,15 +36,15 @@ pub(super) async fn start(app: &Arc<App>, call: &Call, body: Body) -> Result<Res
     let whole = call.query.get("digest").map(str::parse::<Digest>).transpose()?;
     let announced = call.query.get("digest-algorithm").map(str::parse::<Algorithm>).transpose()?;
     let algorithm = whole.as_ref().map(Digest::algorithm).or(announced).unwrap_or(Algorithm::Sha256);
-    let upload = app.store.create_upload(&repo, algorithm).await?;
+    let mut upload = app.store.create_upload(&repo, algorithm).await?;
     app.store.create_local(&repo).await?;
     let Some(digest) = whole else {
+        upload.keep();
         return Ok(session(StatusCode::ACCEPTED, &repo.name, &upload));
     };
     match receive(app, &upload, body).await {
         Ok(_) => close(upload, &repo, &digest).await,
         Err(error) => {
-            // Nobody was told of the session, so nobody can go on with it.
             upload.cancel().await?;
             Err(error)
         }
@@ -79,7 +80,7 @@ async fn mount(app: &Arc<App>, call: &Call, repo: &RepoId, digest: &Digest) -> R
 pub(super) async fn append(app: &Arc<App>, call: &Call, id: &str, body: Body) -> Result<Response, ApiError> {
     let repo = call.writable(app).await?;
     let upload = app.store.upload(&repo, id).await?;
-    check_range(call, &repo.name, &upload)?;
+    check_range(call, &repo.name, &upload, &body)?;
     receive(app, &upload, body).await?;
     Ok(session(StatusCode::ACCEPTED, &repo.name, &upload))
 }
@@ -90,7 +91,7 @@ pub(super) async fn finish(app: &Arc<App>, call: &Call, id: &str, body: Body) ->
     let digest = call.query.get("digest").ok_or(ApiError::Parameter { parameter: "digest" })?;
     let digest: Digest = digest.parse()?;
     let upload = app.store.upload(&repo, id).await?;
-    check_range(call, &repo.name, &upload)?;
+    check_range(call, &repo.name, &upload, &body)?;
     receive(app, &upload, body).await?;
     close(upload, &repo, &digest).await
 }
@@ -118,7 +119,7 @@ async fn close(upload: Upload, repo: &RepoId, digest: &Digest) -> Result<Respons
 }
 
 /// A chunk that says where it begins must begin where the session is.
-fn check_range(call: &Call, name: &RepoName, upload: &Upload) -> Result<(), ApiError> {
+fn check_range(call: &Call, name: &RepoName, upload: &Upload, body: &Body) -> Result<(), ApiError> {
     let Some(range) = call.header(CONTENT_RANGE) else { return Ok(()) };
     // Some clients write the unit, which this header has not.
     let range = range.strip_prefix("bytes ").unwrap_or(range);
@@ -129,7 +130,14 @@ fn check_range(call: &Call, name: &RepoName, upload: &Upload) -> Result<(), ApiE
         return Err(ApiError::ContentRange);
     }
     let length = upload.length();
-    if first == length { Ok(()) } else { Err(ApiError::OutOfOrder { length, location: location(name, upload) }) }
+    if first != length {
+        return Err(ApiError::OutOfOrder { length, location: location(name, upload) });
+    }
+    // A body of unknown length is as long as it is.
+    if body.size_hint().exact().is_some_and(|length| length.checked_sub(1) != Some(last - first)) {
+        return Err(ApiError::ChunkLength);
+    }
+    Ok(())
 }
 
 async fn receive(app: &App, upload: &Upload, body: Body) -> Result<(), ApiError> {

@@ -205,7 +205,51 @@ mod tests {
         assert_eq!(Manifest::parse(br#"{"schemaVersion":1}"#), Err(ManifestError::SchemaVersion));
     }
 
+    prop_compose! {
+        fn children()(
+            content in any::<[u8; 4]>(),
+            size in any::<u64>(),
+            long in any::<bool>(),
+            is_manifest in any::<bool>(),
+            media_type in prop_oneof![
+                "[a-z]{1,9}/[a-z.+]{1,20}",
+                Just("application/vnd.oci.image.layer.nondistributable.v1.tar".to_owned()),
+            ],
+        ) -> Child {
+            let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
+            let optional = !is_manifest && media_type::is_nondistributable(&media_type);
+            Child { digest: Digest::of(algorithm, &content), size, media_type, is_manifest, optional }
+        }
+    }
+
+    fn descriptor(child: &Child) -> serde_json::Value {
+        serde_json::json!({"mediaType": child.media_type, "digest": child.digest.to_string(), "size": child.size})
+    }
+
     proptest! {
+        #[test]
+        fn every_reference_is_found_in_its_order(
+            children in prop::collection::vec(children(), 0..6),
+            subject in prop::option::of(children()),
+            media_type in prop::option::of("[a-z]{1,5}/[a-z]{1,5}"),
+        ) {
+            let of_kind = |manifests: bool| children.iter().filter(move |child| child.is_manifest == manifests);
+            let json = serde_json::json!({
+                "schemaVersion": 2,
+                "mediaType": media_type,
+                "layers": of_kind(false).map(descriptor).collect::<Vec<_>>(),
+                "manifests": of_kind(true).map(descriptor).collect::<Vec<_>>(),
+                "subject": subject.as_ref().map(descriptor),
+                "other": [{"digest": 7}],
+            });
+            let manifest = Manifest::parse(json.to_string().as_bytes()).unwrap();
+            let expected: Vec<Child> = of_kind(false).chain(of_kind(true)).cloned().collect();
+            prop_assert_eq!(manifest.children, expected);
+            prop_assert_eq!(manifest.subject, subject.map(|subject| subject.digest));
+            prop_assert_eq!(manifest.media_type, media_type);
+            prop_assert!(manifest.unsupported.is_empty());
+        }
+
         #[test]
         fn no_input_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Manifest::parse(&bytes);

@@ -31,6 +31,8 @@ pub fn is_nondistributable(media_type: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -39,6 +41,19 @@ mod tests {
         assert_eq!(essence(OCI_INDEX).as_deref(), Some(OCI_INDEX));
         for bad in ["", "text", "/", "a/", "/b", "a/b c", "a/b\nx", "a/b/c"] {
             assert_eq!(essence(bad), None, "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_essence_is_its_own_essence_and_can_stand_in_a_header(
+            text in prop_oneof![".{0,40}", "[ -~]{0,20}/[ -~]{0,20}", "[a-zA-Z0-9.+-]{1,130}/[a-zA-Z0-9.+-]{1,130}( ?;.{0,9})?"]
+        ) {
+            if let Some(found) = essence(&text) {
+                prop_assert_eq!(essence(&found), Some(found.clone()));
+                prop_assert_eq!(essence(&format!(" {found} ; charset=utf-8")), Some(found.clone()));
+                prop_assert!(http::HeaderValue::try_from(found.as_str()).is_ok() && found.len() <= MAX_LENGTH);
+            }
         }
     }
 }

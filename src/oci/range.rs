@@ -191,5 +191,39 @@ mod tests {
                 }
             }
         }
+
+        #[test]
+        fn what_prints_parses_back(
+            ranges in prop::collection::vec((any::<u64>(), any::<u64>(), 0..3_u8), 1..9),
+            length in any::<u64>(),
+        ) {
+            let ranges: Vec<Range> = ranges.into_iter().map(|(a, b, kind)| match kind {
+                0 => Range::Closed(a, b),
+                1 => Range::From(a),
+                _ => Range::Last(b),
+            }).collect();
+            let print = |range: &Range| match range {
+                Range::Closed(first, last) => format!("{first}-{last}"),
+                Range::From(first) => format!("{first}-"),
+                Range::Last(count) => format!("-{count}"),
+            };
+            let header = format!("bytes={}", ranges.iter().map(print).collect::<Vec<_>>().join(", "));
+            let set = RangeSet::parse(&header).unwrap();
+            prop_assert_eq!(&set.0, &ranges);
+            match set.select(length) {
+                Ok(Selected::Parts(parts)) => {
+                    prop_assert!(parts.len() > 1 && parts.iter().all(|part| part.start < part.end && part.end <= length));
+                }
+                Ok(Selected::Part(part)) => prop_assert!(part.start < part.end && part.end <= length),
+                Ok(Selected::Whole) => prop_assert!(ranges.len() > 1),
+                Err(Unsatisfiable) => prop_assert!(ranges.iter().all(|range| range.within(length).is_none())),
+            }
+        }
+
+        #[test]
+        fn no_input_panics(text in ".{0,60}", length in any::<u64>()) {
+            let _ = RangeSet::parse(&text).map(|set| set.select(length));
+            let _ = RangeSet::parse(&format!("bytes={text}")).map(|set| set.select(length));
+        }
     }
 }

@@ -62,6 +62,11 @@ impl Referrer {
         })
     }
 
+    /// Bytes of the names and values of its annotations.
+    pub fn annotation_bytes(&self) -> usize {
+        self.annotations.iter().flatten().map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     /// Whether a filter on the artifact type keeps it.
     pub fn is_of_type(&self, wanted: Option<&str>) -> bool {
         wanted.is_none_or(|wanted| self.artifact_type.as_deref() == Some(wanted))
@@ -86,6 +91,8 @@ impl Digest {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::oci::{Algorithm, Tag};
 
@@ -106,6 +113,46 @@ mod tests {
             let tag = Digest::of(algorithm, b"x").referrers_tag();
             assert!(tag.parse::<Tag>().is_ok());
             assert_eq!(tag.len(), 6 + 1 + 64);
+        }
+    }
+
+    prop_compose! {
+        fn referrers()(
+            media_type in ".{0,20}",
+            size in any::<u64>(),
+            artifact_type in prop::option::of(".{0,20}"),
+            annotations in prop::option::of(prop::collection::btree_map(".{0,9}", ".{0,9}", 0..4)),
+            content in any::<[u8; 8]>(),
+        ) -> Referrer {
+            let digest = Digest::of(Algorithm::Sha512, &content).to_string();
+            Referrer { media_type, digest, size, artifact_type, annotations }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_listed_reads_back(manifests in prop::collection::vec(referrers(), 0..4)) {
+            let index = ReferrerIndex::new(manifests.clone());
+            let json = serde_json::to_vec(&index).unwrap();
+            prop_assert_eq!(serde_json::from_slice::<ReferrerIndex>(&json).unwrap().manifests, manifests);
+        }
+
+        #[test]
+        fn what_a_manifest_says_of_itself_is_what_is_listed(wanted in referrers()) {
+            let json = serde_json::json!({"artifactType": wanted.artifact_type, "annotations": wanted.annotations}).to_string();
+            let digest: Digest = wanted.digest.parse().unwrap();
+            let found = Referrer::of(&digest, &wanted.media_type, json.as_bytes()).unwrap();
+            prop_assert_eq!(&found.annotations, &wanted.annotations);
+            prop_assert_eq!(found.artifact_type, wanted.artifact_type.filter(|kind| !kind.is_empty()));
+            prop_assert_eq!(found.size, json.len() as u64);
+        }
+
+        #[test]
+        fn no_input_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "[{}\\[\\]\":,a-z0-9]{0,60}") {
+            for bytes in [&bytes[..], text.as_bytes()] {
+                let _ = Referrer::of(&Digest::of(Algorithm::Sha256, b"x"), "m/t", bytes);
+                let _ = serde_json::from_slice::<ReferrerIndex>(bytes);
+            }
         }
     }
 }

@@ -167,6 +167,29 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_path_is_taken_apart_as_it_was_put_together(
+            prefix in prop::option::of("[a-uw-z][a-z.]{0,9}"),
+            name in "[a-z0-9]{1,5}(/(v2|tags|blobs|uploads|manifests|[a-z0-9]{1,5})){0,3}",
+            last in "[a-zA-Z0-9_:][a-zA-Z0-9_:.-]{0,20}",
+        ) {
+            let start = prefix.as_ref().map_or(String::new(), |prefix| format!("/{prefix}"));
+            for (rest, endpoint) in [
+                ("tags/list".to_owned(), Endpoint::Tags),
+                (format!("manifests/{last}"), Endpoint::Manifest(last.clone())),
+                (format!("blobs/{last}"), Endpoint::Blob(last.clone())),
+                ("blobs/uploads/".to_owned(), Endpoint::Uploads),
+                (format!("blobs/uploads/{last}"), Endpoint::Upload(last.clone())),
+                (format!("referrers/{last}"), Endpoint::Referrers(last.clone())),
+            ] {
+                if endpoint == Endpoint::Blob("uploads".to_owned()) {
+                    continue;
+                }
+                let found = Route::parse(&format!("{start}/v2/{name}/{rest}"));
+                prop_assert_eq!(found, Ok(Route { prefix: prefix.clone(), name: name.clone(), endpoint }));
+            }
+        }
+
+        #[test]
         fn no_input_panics(path in "(/|v2|blobs|uploads|manifests|tags|list|a|%|\\.|:){0,14}") {
             let _ = Route::parse(&path);
         }

@@ -1,19 +1,18 @@
-//! Referrers of mirrored content: the upstream's list, or its fallback tag, remembered briefly and served stale in an outage.
+//! Referrers of mirrored content: the upstream's list, or its fallback tag, served stale in an outage.
+//!
+//! A list is fresh for `tag_ttl`, as a tag is: policy controllers ask often, and mostly for what is not there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::Method;
 use http::header::LINK;
 use tokio::time::Instant;
 
-use super::{Inner, PullError, Puller, request};
+use super::{Inner, PullError, Puller, STALE_PATIENCE, request};
 use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, Tag};
 use crate::upstream::{Kind, Upstream};
 
-/// Asked again after this long: policy controllers ask often, and mostly for what is not there.
-const FRESH: Duration = Duration::from_secs(60);
 /// The most bytes of one page of an upstream's list, and the most pages of it.
 const MAX_PAGE: usize = 4 << 20;
 const MAX_PAGES: usize = 20;
@@ -41,14 +40,16 @@ impl Puller {
         let inner = &self.inner;
         let key = (repo.clone(), subject.clone());
         let known = inner.listed.get(&key);
-        if let Some(listed) = known.as_ref().filter(|listed| listed.at.elapsed() < FRESH) {
+        if let Some(listed) = known.as_ref().filter(|listed| listed.at.elapsed() < inner.cache.tag_ttl) {
             return Ok((listed.referrers.clone(), false));
         }
         let upstream = inner.upstream(repo)?.clone();
+        let patience = known.as_ref().map_or(inner.cache.answer_within, |_| STALE_PATIENCE);
         let flight = inner.referrers.run(key.clone(), || {
             let (inner, (repo, subject)) = (inner.clone(), key);
             async move {
-                let referrers = Arc::new(inner.ask_for_referrers(&upstream, &repo, &subject).await?);
+                let referrers =
+                    Arc::new(inner.ask_for_referrers(&upstream, &repo, &subject, Instant::now() + patience).await?);
                 let listed = Listed { referrers: referrers.clone(), at: Instant::now() };
                 inner.listed.insert((repo, subject), listed);
                 Ok(referrers)
@@ -77,8 +78,8 @@ impl Inner {
         upstream: &Upstream,
         repo: &RepoId,
         subject: &Digest,
+        deadline: Instant,
     ) -> Result<Vec<Referrer>, PullError> {
-        let deadline = self.deadline();
         let mut referrers = Vec::new();
         let mut path = Some(format!("referrers/{subject}"));
         for page in 0..MAX_PAGES {

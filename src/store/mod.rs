@@ -31,8 +31,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLock;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::oci::{RepoName, Scope};
@@ -61,6 +64,9 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
+/// How long a stop waits for what was begun before it.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 #[derive(Debug)]
 struct Inner {
     layout: Layout,
@@ -69,6 +75,8 @@ struct Inner {
     digests: DigestLocks,
     repositories: RepoLocks,
     uploads: Uploads,
+    /// What runs on the blocking pool. It goes on when who asked for it has left, and the folder is ours until it ends.
+    operations: TaskTracker,
     settling: Settling,
     /// The local repositories. Read by every request without an upstream, written when a name becomes local.
     locals: RwLock<HashSet<RepoName>>,
@@ -126,6 +134,7 @@ impl Store {
             digests: DigestLocks::default(),
             repositories: RepoLocks::default(),
             uploads: Uploads::default(),
+            operations: TaskTracker::new(),
             locals: RwLock::default(),
             instance,
             index_found,
@@ -181,8 +190,12 @@ impl Store {
         .await
     }
 
-    /// Flushes the index and leaves the mark of a clean stop.
+    /// Flushes the index and leaves the mark of a clean stop, once what was begun has ended.
     pub async fn close(&self) {
+        self.inner.operations.close();
+        if timeout(CLOSE_PATIENCE, self.inner.operations.wait()).await.is_err() {
+            tracing::warn!("the store still works on what was asked of it before the stop");
+        }
         let closed = self
             .run(|inner| {
                 // In this order: a clean mark says that nothing is left to settle.
@@ -201,7 +214,7 @@ impl Store {
         operation: impl FnOnce(&Arc<Inner>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let inner = self.inner.clone();
-        blocking(move || operation(&inner)).await?
+        self.inner.operations.spawn_blocking(move || operation(&inner)).await.map_err(|_| StoreError::Task)?
     }
 }
 

@@ -94,14 +94,15 @@ impl Spool {
     /// [`StoreError::DigestMismatch`] if it is not what `digest` names; nothing is kept then.
     pub async fn commit(mut self, digest: &Digest) -> Result<(), StoreError> {
         let (store, file, path, digest) = (self.store.clone(), self.file.clone(), self.path.clone(), digest.clone());
-        blocking(move || {
+        let operations = self.store.operations.clone();
+        let committed = operations.spawn_blocking(move || {
             let (length, found) = file.digest(digest.algorithm()).at("read", &path)?;
             if found != digest {
                 return Err(StoreError::DigestMismatch { digest: found, found: length });
             }
             store.commit_file(&path, &digest, length, Class::Cached)
-        })
-        .await??;
+        });
+        committed.await.map_err(|_| StoreError::Task)??;
         self.committed = true;
         Ok(())
     }

@@ -39,6 +39,8 @@ pub struct Upload {
     store: Arc<Inner>,
     id: Uuid,
     session: Arc<Held>,
+    /// Whether it outlives this request. Nobody can go on with a session of which nobody was told.
+    kept: bool,
 }
 
 /// Held by the request and by each of its writes, which go on when the request's client has left.
@@ -56,7 +58,8 @@ pub enum UploadError {
 }
 
 impl Store {
-    /// Opens a session for a blob of `repo`, to be hashed with `algorithm` as it comes.
+    /// Opens a session for a blob of `repo`, to be hashed with `algorithm` as it comes. It ends when it is dropped, unless
+    /// it is kept.
     pub async fn create_upload(&self, repo: &RepoId, algorithm: Algorithm) -> Result<Upload, StoreError> {
         let repo = repo.name.to_string();
         self.run(move |inner| {
@@ -65,7 +68,7 @@ impl Store {
             let file = begin(&folder, &repo, algorithm).inspect_err(|_| drop(remove_folder(&folder)))?;
             let session = Arc::new(Session { repo, file, busy: AtomicBool::new(true) });
             inner.uploads.open.lock().insert(id, session.clone());
-            Ok(Upload { store: inner.clone(), id, session: Arc::new(Held(session)) })
+            Ok(Upload { store: inner.clone(), id, session: Arc::new(Held(session)), kept: false })
         })
         .await
     }
@@ -81,7 +84,7 @@ impl Store {
         if session.busy.swap(true, Ordering::AcqRel) {
             return Err(UploadError::Busy);
         }
-        let upload = Upload { store: self.inner.clone(), id, session: Arc::new(Held(session)) };
+        let upload = Upload { store: self.inner.clone(), id, session: Arc::new(Held(session)), kept: true };
         // It may have been finished between the look and the hold.
         if !self.inner.uploads.open.lock().contains_key(&id) {
             return Err(UploadError::Unknown);
@@ -98,6 +101,11 @@ impl Store {
 impl Upload {
     pub fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// Leaves the session open for later requests.
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// Bytes received so far.
@@ -119,7 +127,8 @@ impl Upload {
     /// [`StoreError::DigestMismatch`] if the content is not what `digest` names; the session is then over, too.
     pub async fn finish(self, repo: &RepoId, digest: &Digest) -> Result<(), StoreError> {
         let (repo, digest) = (repo.clone(), digest.clone());
-        blocking(move || {
+        let operations = self.store.operations.clone();
+        let finished = operations.spawn_blocking(move || {
             let folder = self.store.layout.upload(self.id);
             let data = data_path(&folder);
             let (length, found) = self.session.file.digest(digest.algorithm()).at("read", &data)?;
@@ -130,8 +139,8 @@ impl Upload {
             self.store.commit_file(&data, &digest, length, Class::Pushed)?;
             self.store.link_blob(&repo, &digest, Some(length))?;
             self.remove()
-        })
-        .await?
+        });
+        finished.await.map_err(|_| StoreError::Task)?
     }
 
     /// Ends the session and forgets what it received.
@@ -142,6 +151,15 @@ impl Upload {
     fn remove(&self) -> Result<(), StoreError> {
         self.store.uploads.open.lock().remove(&self.id);
         remove_folder(&self.store.layout.upload(self.id))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let is_open = !self.kept && self.store.uploads.open.lock().contains_key(&self.id);
+        if is_open && let Err(error) = self.remove() {
+            tracing::warn!(%error, "an upload that was given up is left until it expires: {error}");
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use super::folder::Folder;
 use super::program::find;
 use super::registry::Registry;
-use super::{busybox, containers, roadstead};
+use super::{busybox, containers, roadstead, shapes};
+use crate::support::Client;
 
 struct Buildah {
     folder: Folder,
@@ -38,4 +39,32 @@ async fn buildah_builds_on_a_mirrored_image_pushes_and_another_storage_pulls() {
     let container = other.run(&["from", "--quiet", "--tls-verify=false", &built]);
     let said = other.run(&["run", "--isolation", "chroot", &container, "/bin/cat", "/etc/greeting"]);
     assert_eq!(said, "built upon it");
+}
+
+#[tokio::test]
+async fn buildah_pushes_an_index_with_an_empty_layer_and_another_storage_runs_it() {
+    let roadstead = roadstead(&[]);
+    let (index, client) = (busybox::index("one of four"), Client::new());
+    client.push_index(&roadstead.url(""), "team/multi", "v1", &index).await;
+    let host = roadstead.host();
+    let builder = Buildah::new();
+    builder.run(&["manifest", "create", "list"]);
+    let source = format!("docker://{host}/team/multi:v1");
+    builder.run(&["manifest", "add", "--all", "--tls-verify=false", "list", &source]);
+    let target = format!("docker://{host}/team/copy:v1");
+    builder.run(&["manifest", "push", "--all", "--tls-verify=false", "list", &target]);
+    let mut copied = shapes::listed(&roadstead.url("/v2/team/copy/manifests/v1")).await;
+    let mut wanted: Vec<String> = index.images.iter().map(|image| image.digest().to_owned()).collect();
+    copied.sort();
+    wanted.sort();
+    assert_eq!(copied, wanted);
+
+    let image = shapes::with_empty_layer(&index.images[0]);
+    client.push_image(&roadstead.url(""), "team/empty-layer", "v1", &image).await;
+    for name in ["copy", "empty-layer"] {
+        let other = Buildah::new();
+        let container = other.run(&["from", "--quiet", "--tls-verify=false", &format!("{host}/team/{name}:v1")]);
+        let said = other.run(&["run", "--isolation", "chroot", &container, "/bin/cat", "/etc/greeting"]);
+        assert_eq!(said, "one of four", "{name}");
+    }
 }

@@ -7,7 +7,8 @@ use super::podman::Podman;
 use super::program::{NOWHERE, Turn, find, run};
 use super::readme::recipe;
 use super::registry::Registry;
-use super::{busybox, roadstead};
+use super::{busybox, roadstead, shapes};
+use crate::support::Client;
 use crate::support::daemon::Daemon;
 use crate::support::process::ServerProcess;
 
@@ -102,6 +103,27 @@ async fn docker_pushes_and_others_pull() {
     assert_eq!(podman.digest_of(&app), digest);
     assert_eq!(podman.greeting_in(&app), "made here");
     assert_eq!(hub.blob_gets("team/app"), 0, "a pushed name is nobody else's");
+}
+
+#[tokio::test]
+async fn docker_pulls_its_part_of_an_index_and_an_image_with_an_empty_layer_and_pushes_them_on() {
+    let roadstead = roadstead(&[]);
+    let (index, client) = (busybox::index("one of three"), Client::new());
+    let image = shapes::with_empty_layer(&index.images[0]);
+    client.push_index(&roadstead.url(""), "team/multi", "v1", &index).await;
+    client.push_image(&roadstead.url(""), "team/empty-layer", "v1", &image).await;
+    let docker = Docker::start(&roadstead);
+    for name in ["multi", "empty-layer"] {
+        let pulled = format!("{}/team/{name}:v1", roadstead.host());
+        docker.run(&["pull", "--quiet", &pulled]);
+        assert_eq!(docker.greeting_in(&pulled), "one of three", "{name}");
+        let pushed = format!("{}/copies/{name}:v1", roadstead.host());
+        docker.run(&["tag", &pulled, &pushed]);
+        docker.run(&["push", "--quiet", &pushed]);
+        docker.run(&["rmi", "--force", &pulled, &pushed]);
+        docker.run(&["pull", "--quiet", &pushed]);
+        assert_eq!(docker.greeting_in(&pushed), "one of three", "{name}");
+    }
 }
 
 fn insecure(host: &str) -> String {

@@ -15,6 +15,7 @@ mod podman;
 mod program;
 mod readme;
 mod registry;
+mod shapes;
 mod skopeo;
 
 use crate::support::process::ServerProcess;

@@ -4,7 +4,8 @@ use super::folder::Folder;
 use super::program::find;
 use super::readme::recipe;
 use super::registry::Registry;
-use super::{busybox, containers, roadstead};
+use super::{busybox, containers, roadstead, shapes};
+use crate::support::Client;
 
 pub struct Podman {
     folder: Folder,
@@ -63,6 +64,28 @@ async fn podman_pulls_through_the_path_form() {
         podman.pull(image);
         assert_eq!(podman.digest_of(image), wanted.digest());
         assert_eq!(podman.greeting_in(image), greeting);
+    }
+}
+
+#[tokio::test]
+async fn podman_pushes_an_index_and_pulls_an_image_with_an_empty_layer() {
+    let roadstead = roadstead(&[]);
+    let (index, client) = (busybox::index("one of three"), Client::new());
+    client.push_index(&roadstead.url(""), "team/multi", "v1", &index).await;
+    let image = shapes::with_empty_layer(&index.images[0]);
+    client.push_image(&roadstead.url(""), "team/empty-layer", "v1", &image).await;
+    let host = roadstead.host();
+    let podman = Podman::new(&format!("[[registry]]\nlocation = \"{host}\"\ninsecure = true\n"));
+    podman.run(&["manifest", "create", "list"]);
+    let source = format!("docker://{host}/team/multi:v1");
+    podman.run(&["manifest", "add", "--all", "--tls-verify=false", "list", &source]);
+    let target = format!("docker://{host}/team/copy:v1");
+    podman.run(&["manifest", "push", "--all", "--tls-verify=false", "list", &target]);
+    assert_eq!(shapes::listed(&roadstead.url("/v2/team/copy/manifests/v1")).await.len(), 3);
+    for name in ["copy", "empty-layer"] {
+        let image = format!("{host}/team/{name}:v1");
+        podman.pull(&image);
+        assert_eq!(podman.greeting_in(&image), "one of three", "{name}");
     }
 }
 

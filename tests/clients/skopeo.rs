@@ -3,7 +3,7 @@
 use super::folder::Folder;
 use super::program::{find, run};
 use super::registry::Registry;
-use super::{busybox, roadstead};
+use super::{busybox, roadstead, shapes};
 use crate::support::image::digest_of;
 use crate::support::{Client, Content, Index};
 
@@ -63,4 +63,29 @@ async fn skopeo_lists_the_tags_of_an_upstream_and_of_a_push() {
         let list: serde_json::Value = serde_json::from_str(&list).unwrap();
         assert_eq!(list["Tags"], serde_json::json!(tags));
     }
+}
+
+#[tokio::test]
+async fn skopeo_carries_what_is_no_image_to_a_folder_and_back() {
+    let roadstead = roadstead(&[]);
+    let subject = busybox::image("signed");
+    let client = Client::new();
+    for (name, image) in [
+        ("empty-layer", shapes::with_empty_layer(&subject)),
+        ("chart", shapes::chart()),
+        ("signature", shapes::signature(&subject.manifest)),
+    ] {
+        client.push_image(&roadstead.url(""), &format!("team/{name}"), "v1", &image).await;
+        let folder = Folder::new();
+        let host = roadstead.host();
+        let (from, to) = (format!("docker://{host}/team/{name}:v1"), format!("docker://{host}/copies/{name}:v1"));
+        // `dir:` keeps every manifest as it is, whatever it describes.
+        let kept = format!("dir:{}", folder.at("kept"));
+        skopeo(&["copy", "--preserve-digests", "--src-tls-verify=false", &from, &kept]);
+        skopeo(&["copy", "--preserve-digests", "--dest-tls-verify=false", &kept, &to]);
+        shapes::assert_holds(&roadstead.url(&format!("/v2/copies/{name}")), &image).await;
+    }
+    let referrers = roadstead.url(&format!("/v2/copies/signature/referrers/{}", subject.digest()));
+    let signature = shapes::signature(&subject.manifest);
+    assert_eq!(shapes::listed(&referrers).await, [signature.digest()], "its subject need not be there");
 }

@@ -203,3 +203,33 @@ async fn an_upstream_that_lists_carelessly_is_read_with_care() {
     let gone = server.get("/v2/docker.io/org/none/tags/list").await;
     assert_eq!((gone.status, gone.error_code().as_str()), (404, "NAME_UNKNOWN"));
 }
+
+#[tokio::test]
+async fn a_cached_list_says_that_it_may_be_out_of_date_and_a_fresh_one_does_not() {
+    let upstream = Upstream::start().await;
+    upstream.add_image("org/app", "a", &Image::new(1, &[5]));
+    let server = TestServer::mirror_of(&upstream).await;
+    server.get("/v2/org/app/manifests/a").await;
+    let warning = async || server.get("/v2/org/app/tags/list").await.header("warning").to_owned();
+    assert_eq!(warning().await, "");
+    upstream.go_down().await;
+    let stale = warning().await;
+    assert!(stale.starts_with("299 - \"") && stale.ends_with('"') && stale.len() < 4096, "{stale}");
+    upstream.come_back().await;
+    assert_eq!(warning().await, "");
+}
+
+#[tokio::test]
+async fn no_page_holds_more_than_a_thousand_whatever_is_asked_for() {
+    let server = TestServer::builder().start().await;
+    let tags: Vec<String> = (0..1030).map(|n| format!("t{n:04}")).collect();
+    for tags in tags.chunks(64) {
+        push_tags(server.client(), &server.url(""), REPO, &tags.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    let list = format!("/v2/{REPO}/tags/list");
+    for query in ["", "?n=5000", "?n=1000"] {
+        let pages = pages(&server, &format!("{list}{query}"), "tags").await;
+        assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [1000, 30], "{query}");
+        assert_eq!(pages.concat(), tags);
+    }
+}

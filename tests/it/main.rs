@@ -2,27 +2,36 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod answers;
 mod attacks;
 mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
 mod deadlines;
+mod deletes;
 mod disk;
 mod fills;
 mod followers;
 mod freshness;
+mod fuzz;
 mod input;
 mod lists;
 mod metrics;
 mod mirrored_manifests;
+mod mirrored_referrers;
+mod mounts;
 mod outages;
 mod power;
 mod push;
 mod pushed_manifests;
+mod ranges;
 mod readers;
+mod referrers;
 mod restart;
 mod resumes;
 mod rights;
 mod routing;
 mod scene;
+mod sessions;
+mod sha512;
 mod support;

@@ -5,11 +5,13 @@
 
 #![allow(dead_code, unused_imports, reason = "every helper is here for some test, not for each build of them")]
 
+pub mod artifact;
 pub mod auth;
 pub mod client;
 pub mod daemon;
 pub mod image;
 pub mod metrics;
+pub mod mutants;
 pub mod process;
 pub mod push;
 pub mod raw;

@@ -53,3 +53,12 @@ impl Client {
 pub fn absolute(base: &str, location: &str) -> String {
     if location.starts_with('/') { format!("{base}{location}") } else { location.to_owned() }
 }
+
+/// The path in `Link: <...>; rel="next"`, which must be relative; `None` on the last page.
+pub fn next_page(answer: &Answer) -> Option<String> {
+    let link = answer.header("link").strip_prefix('<')?;
+    let (target, rel) = link.split_once('>').expect("a link has an end");
+    assert_eq!(rel, "; rel=\"next\"");
+    assert!(target.starts_with("/v2/"), "{target} is not relative");
+    Some(target.to_owned())
+}

@@ -1,0 +1,178 @@
+//! Referrers through a mirror: from the upstream's API, else from its fallback tag; remembered briefly, stale in an outage.
+
+use serde_json::{Value, json};
+
+use crate::support::artifact::{about, by_sha512, fallback_tag};
+use crate::support::image::OCI_INDEX;
+use crate::support::push::next_page;
+use crate::support::{Content, Image, Reply, TestServer, Upstream};
+
+const REPO: &str = "org/app";
+const SBOM: &str = "application/vnd.example.sbom";
+
+fn path(subject: &Content) -> String {
+    format!("/v2/{REPO}/referrers/{}", subject.digest)
+}
+
+fn referrers(subject: &Content, count: u32) -> Vec<Content> {
+    let kind = |n| if n == 0 { "application/vnd.example.first" } else { SBOM };
+    (0..count).map(|n| about(subject, kind(n), &json!({"n": n.to_string()}))).collect()
+}
+
+/// As the upstream's list describes it.
+fn described(referrer: &Content) -> Value {
+    let manifest: Value = serde_json::from_slice(&referrer.bytes).unwrap();
+    let mut descriptor = referrer.descriptor();
+    for field in ["artifactType", "annotations"] {
+        descriptor[field] = manifest[field].clone();
+    }
+    descriptor
+}
+
+fn index_of(referrers: &[Content]) -> Content {
+    let manifests: Vec<Value> = referrers.iter().map(described).collect();
+    Content::json(OCI_INDEX, &json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}))
+}
+
+fn listing(referrers: &[Content]) -> Reply {
+    Reply::status(200).header("Content-Type", OCI_INDEX).body(index_of(referrers).bytes)
+}
+
+async fn scene(toml: &str) -> (Upstream, TestServer, Content) {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[10]);
+    upstream.add_image(REPO, "v1", &image);
+    let builder = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
+    (upstream, builder.config(toml).start().await, image.manifest)
+}
+
+/// What is listed, in order, and the `Warning` with it.
+async fn list(server: &TestServer, path: &str) -> (Vec<Value>, bool) {
+    let answer = server.get(path).await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, OCI_INDEX), "{}", answer.text());
+    let warning = answer.header("warning");
+    assert!(warning.is_empty() || warning.starts_with("299 - \""), "{warning}");
+    (answer.json()["manifests"].as_array().unwrap().clone(), !warning.is_empty())
+}
+
+fn sorted(referrers: &[Content]) -> Vec<Value> {
+    let mut described: Vec<Value> = referrers.iter().map(described).collect();
+    described.sort_by_key(|referrer| referrer["digest"].to_string());
+    described
+}
+
+#[tokio::test]
+async fn the_upstreams_list_is_asked_for_once_and_remembered() {
+    let (upstream, server, subject) = scene("").await;
+    let found = referrers(&subject, 3);
+    let path = path(&subject);
+    upstream.always("GET", &path, listing(&found));
+    let (first, second) = tokio::join!(list(&server, &path), list(&server, &path));
+    assert_eq!(first, (sorted(&found), false));
+    assert_eq!(second, first);
+    let filtered = format!("{path}?artifactType={SBOM}");
+    let answer = server.get(&filtered).await;
+    assert_eq!(answer.header("oci-filters-applied"), "artifactType");
+    assert_eq!(answer.json()["manifests"].as_array().unwrap().len(), 2);
+    for path in [path.replace("/v2/", "/v2/docker.io/"), format!("{path}?ns=docker.io")] {
+        assert_eq!(list(&server, &path).await, first, "{path}");
+    }
+    assert_eq!(upstream.count("GET", &path), 1);
+    assert_eq!(upstream.total(), 1, "and nothing else was asked");
+}
+
+#[tokio::test]
+async fn every_page_of_the_upstreams_list_is_read() {
+    let (upstream, server, subject) = scene("").await;
+    let found = referrers(&subject, 450);
+    let pages = found.chunks(200).collect::<Vec<_>>();
+    let linked = |page: usize, target: &str| listing(pages[page]).header("Link", &format!("<{target}>; rel=\"next\""));
+    let absolute = upstream.url(&format!("{}?last=b", path(&subject)));
+    let relative = format!("{}?n=200&last=a", path(&subject));
+    upstream.script("GET", &path(&subject), [linked(0, &relative), linked(1, &absolute), listing(pages[2])]);
+    let mut listed = Vec::new();
+    let mut next = Some(path(&subject));
+    while let Some(path) = next {
+        listed.extend(list(&server, &path).await.0);
+        next = next_page(&server.get(&path).await);
+    }
+    assert_eq!(listed, sorted(&found));
+    let queries: Vec<String> = upstream.requests().into_iter().map(|seen| seen.query).collect();
+    assert_eq!(queries, ["", "n=200&last=a", "last=b"]);
+}
+
+#[tokio::test]
+async fn where_there_is_no_such_api_the_fallback_tag_is_read() {
+    let (upstream, server, subject) = scene("").await;
+    for subject in [subject.clone(), by_sha512(&subject)] {
+        let found = referrers(&subject, 2);
+        let index = index_of(&found);
+        upstream.add_manifest(REPO, &index);
+        upstream.tag(REPO, &fallback_tag(&subject), &index.digest);
+        upstream.forget();
+        for _ in 0..3 {
+            assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), false));
+        }
+        let tag = format!("/v2/{REPO}/manifests/{}", fallback_tag(&subject));
+        assert_eq!((upstream.count("GET", &path(&subject)), upstream.count("GET", &tag)), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn where_there_is_neither_nothing_refers_to_it_and_that_is_remembered() {
+    let (upstream, server, subject) = scene("").await;
+    for _ in 0..3 {
+        assert_eq!(list(&server, &path(&subject)).await, (Vec::new(), false));
+    }
+    assert_eq!(upstream.total(), 2, "the API and the tag, once each");
+    let bad = server.get(&format!("/v2/{REPO}/referrers/sha256:12")).await;
+    assert_eq!((bad.status, bad.error_code().as_str()), (400, "DIGEST_INVALID"));
+    assert_eq!(upstream.total(), 2);
+}
+
+#[tokio::test]
+async fn a_list_is_asked_for_again_after_its_time_and_served_stale_in_trouble() {
+    let (upstream, server, subject) = scene("[cache]\ntag_ttl = \"0s\"").await;
+    let found = referrers(&subject, 2);
+    upstream.always("GET", &path(&subject), listing(&found[..1]));
+    assert_eq!(list(&server, &path(&subject)).await.0, sorted(&found[..1]));
+    upstream.end_scripts();
+    upstream.always("GET", &path(&subject), listing(&found));
+    assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), false));
+    for trouble in [Reply::error(500, "UNKNOWN"), Reply::error(429, "TOOMANYREQUESTS"), Reply::status(200).body("no")] {
+        upstream.end_scripts();
+        upstream.always("GET", &path(&subject), trouble);
+        assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), true));
+    }
+    upstream.go_down().await;
+    assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), true));
+    let unknown = Content::new(OCI_INDEX, "never asked for");
+    let answer = server.get(&path(&unknown)).await;
+    assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"), "an outage is no empty list");
+    upstream.end_scripts();
+    upstream.come_back().await;
+    upstream.always("GET", &path(&subject), listing(&found));
+    assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), false));
+}
+
+#[tokio::test]
+async fn a_stale_list_does_not_wait_for_an_upstream_that_says_nothing() {
+    let (upstream, server, subject) = scene("[cache]\ntag_ttl = \"0s\"").await;
+    let found = referrers(&subject, 1);
+    upstream.script("GET", &path(&subject), [listing(&found), Reply::never()]);
+    list(&server, &path(&subject)).await;
+    let asked = std::time::Instant::now();
+    assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), true));
+    assert!(asked.elapsed() < std::time::Duration::from_secs(6), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_pushed_repository_is_never_looked_for_upstream() {
+    let (upstream, server, _) = scene("").await;
+    let image = Image::new(2, &[10]);
+    server.client().push_image(&server.url(""), "team/app", "v1", &image).await;
+    upstream.forget();
+    let answer = server.get(&format!("/v2/team/app/referrers/{}", image.digest())).await;
+    assert_eq!((answer.status, answer.json()["manifests"].clone()), (200, json!([])));
+    assert_eq!(upstream.total(), 0);
+}

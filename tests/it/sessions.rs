@@ -1,0 +1,189 @@
+//! Push sessions from their edges: empty content, chunks that lie, addresses that are old, sessions that are abandoned.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+use crate::disk::{blob_file, files_below, settled};
+use crate::scene::until;
+use crate::support::client::chunked;
+use crate::support::image::OCI_LAYER;
+use crate::support::push::absolute;
+use crate::support::{Answer, Content, TestServer, digest_of, random_bytes};
+
+const REPO: &str = "team/app";
+const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+async fn open(server: &TestServer) -> String {
+    server.client().start_upload(&server.url(""), REPO).await
+}
+
+async fn send(server: &TestServer, method: &str, url: &str, range: &str, bytes: impl Into<reqwest::Body>) -> Answer {
+    let headers = [("Content-Range", range)];
+    let headers = if range.is_empty() { &headers[..0] } else { &headers[..] };
+    server.client().send(method, url, headers, bytes).await
+}
+
+fn assert_error(answer: &Answer, status: u16, code: &str, what: &str) {
+    assert_eq!((answer.status, answer.error_code().as_str()), (status, code), "{what}: {}", answer.text());
+}
+
+#[tokio::test]
+async fn content_of_no_bytes_comes_in_by_every_way_and_goes_out_by_every_way() {
+    let server = TestServer::builder().start().await;
+    let client = server.client();
+    let blob = format!("/v2/{REPO}/blobs/{EMPTY}");
+    let uploads = server.url(&format!("/v2/{REPO}/blobs/uploads/"));
+    for way in ["POST", "PUT", "PATCH and PUT", "chunked PATCH and PUT", "mount"] {
+        let answer = match way {
+            "POST" => client.send("POST", &format!("{uploads}?digest={EMPTY}"), &[], "").await,
+            "mount" => {
+                let other = format!("{}?mount={EMPTY}&from={REPO}", uploads.replace(REPO, "team/other"));
+                client.push_blob(&server.url(""), REPO, &Content::new(OCI_LAYER, "")).await;
+                let answer = client.send("POST", &other, &[], "").await;
+                assert_eq!(server.get(&blob.replace(REPO, "team/other")).await.status, 200);
+                answer
+            }
+            way => {
+                let location = open(&server).await;
+                if way != "PUT" {
+                    let body = if way.starts_with("chunked") { chunked(&Bytes::new(), 1) } else { "".into() };
+                    let answer = send(&server, "PATCH", &location, "", body).await;
+                    assert_eq!((answer.status, answer.header("range")), (202, "0-0"), "{way}");
+                }
+                client.send("PUT", &format!("{location}?digest={EMPTY}"), &[("Content-Length", "0")], "").await
+            }
+        };
+        assert_eq!((answer.status, answer.header("docker-content-digest")), (201, EMPTY), "{way}");
+        let got = server.get(&blob).await;
+        assert_eq!((got.status, got.header("content-length"), got.body.len()), (200, "0", 0), "{way}");
+        assert_eq!(server.head(&blob).await.header("content-length"), "0", "{way}");
+        for range in ["bytes=0-", "bytes=-1", "bytes=0-0,0-0"] {
+            let part = server.get_with(&blob, &[("Range", range)]).await;
+            assert_eq!((part.status, part.header("content-range")), (416, "bytes */0"), "{way} {range}");
+        }
+        settled(server.data_dir()).await;
+        assert_eq!(server.delete(&blob).await.status, 202, "{way}");
+        assert_eq!(server.get(&blob).await.status, 404, "{way}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_was_used_before_still_leads_to_the_session() {
+    let server = TestServer::builder().start().await;
+    let bytes = random_bytes(1, 3072);
+    let first = open(&server).await;
+    let mut latest = first.clone();
+    for n in 0..2 {
+        let (start, end) = (n * 1024, (n + 1) * 1024);
+        let range = format!("{start}-{}", end - 1);
+        let answer = send(&server, "PATCH", &latest, &range, bytes.slice(start..end)).await;
+        assert_eq!((answer.status, answer.header("range")), (202, &*format!("0-{}", end - 1)));
+        latest = absolute(&server.url(""), answer.header("location"));
+        // The same chunk again, to where it was sent and to where the next belongs.
+        for url in [&first, &latest] {
+            let again = send(&server, "PATCH", url, &range, bytes.slice(start..end)).await;
+            assert_error(&again, 416, "BLOB_UPLOAD_INVALID", "again");
+            assert_eq!(again.header("range"), format!("0-{}", end - 1));
+            let location = absolute(&server.url(""), again.header("location"));
+            let status = server.client().get(&location).await;
+            assert_eq!((status.status, status.header("range")), (204, &*format!("0-{}", end - 1)));
+        }
+    }
+    let url = format!("{first}?digest={}", digest_of(&bytes));
+    assert_error(
+        &send(&server, "PUT", &url, "1024-2047", bytes.slice(1024..2048)).await,
+        416,
+        "BLOB_UPLOAD_INVALID",
+        "",
+    );
+    assert_eq!(send(&server, "PUT", &url, "2048-3071", bytes.slice(2048..)).await.status, 201);
+    assert_eq!(server.get(&format!("/v2/{REPO}/blobs/{}", digest_of(&bytes))).await.body, bytes);
+}
+
+#[tokio::test]
+async fn a_chunk_that_is_not_as_long_as_it_says_is_refused_and_the_session_lives() {
+    let server = TestServer::builder().start().await;
+    let bytes = random_bytes(2, 100);
+    let location = open(&server).await;
+    let digest = digest_of(&bytes);
+    for (method, range, body) in
+        [("PATCH", "0-99", 0..50), ("PATCH", "0-9", 0..50), ("PATCH", "0-0", 0..0), ("PUT", "0-98", 0..100)]
+    {
+        let url = format!("{location}?digest={digest}");
+        let answer = send(&server, method, &url, range, bytes.slice(body)).await;
+        assert_error(&answer, 400, "SIZE_INVALID", range);
+        assert_eq!(server.client().get(&location).await.header("range"), "0-0", "{range}");
+    }
+    // Without a Content-Length it is as long as it is.
+    let answer = send(&server, "PATCH", &location, "0-49", chunked(&bytes.slice(..50), 7)).await;
+    assert_eq!((answer.status, answer.header("range")), (202, "0-49"));
+    assert_eq!(
+        send(&server, "PUT", &format!("{location}?digest={digest}"), "50-99", bytes.slice(50..)).await.status,
+        201
+    );
+}
+
+#[tokio::test]
+async fn an_abandoned_session_goes_and_one_in_use_stays() {
+    let mut server = TestServer::builder().start().await;
+    let [old, young, finished] = [open(&server).await, open(&server).await, open(&server).await];
+    let bytes = random_bytes(3, 500);
+    for location in [&old, &young] {
+        send(&server, "PATCH", location, "", bytes.slice(..100)).await;
+    }
+    let url = format!("{finished}?digest={}", digest_of(&bytes));
+    assert_eq!(send(&server, "PUT", &url, "", bytes.clone()).await.status, 201);
+    let folder = |location: &str| server.data_dir().join("uploads").join(location.rsplit('/').next().unwrap());
+    let long_ago = SystemTime::now() - Duration::from_secs(2 * 24 * 60 * 60);
+    let folders = [folder(&old), folder(&young)];
+    for file in files_below(&folders[0]).into_iter().chain([folders[0].clone()]) {
+        std::fs::File::open(file).unwrap().set_modified(long_ago).unwrap();
+    }
+    let (base, data) = (server.url(""), server.data_dir().to_owned());
+    // It is looked for at the start, and every hour.
+    server.restart().await;
+    until("the old one has gone", async || !folders[0].exists()).await;
+    let [old, young] = [&old, &young].map(|location| location.replace(&base, &server.url("")));
+    assert_error(&server.client().get(&old).await, 404, "BLOB_UPLOAD_UNKNOWN", "expired");
+    assert_eq!(server.client().get(&young).await.header("range"), "0-99");
+    let url = format!("{young}?digest={}", digest_of(&bytes));
+    assert_eq!(send(&server, "PUT", &url, "100-499", bytes.slice(100..)).await.status, 201);
+    assert!(blob_file(&data, &digest_of(&bytes)).exists());
+    settled(&data).await;
+}
+
+#[tokio::test]
+async fn a_push_in_one_post_that_breaks_off_leaves_nothing() {
+    let server = TestServer::builder().start().await;
+    let bytes = random_bytes(4, 100_000);
+    let path = format!("/v2/{REPO}/blobs/uploads/?digest={}", digest_of(&bytes));
+    for sent in [0, 1, 60_000, 99_999] {
+        let mut stream = TcpStream::connect(server.addr()).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n");
+        stream.write_all(&[head.as_bytes(), &bytes[..sent]].concat()).await.unwrap();
+        until("the session is there", async || !files_below(&server.data_dir().join("uploads")).is_empty()).await;
+        drop(stream);
+        settled(server.data_dir()).await;
+    }
+    assert_eq!(server.send("POST", &path, &[], bytes.clone()).await.status, 201);
+    assert_eq!(server.get(&format!("/v2/{REPO}/blobs/{}", digest_of(&bytes))).await.body, bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_has_sent_all_and_does_not_wait_leaves_no_session() {
+    let server = TestServer::builder().start().await;
+    let bytes = random_bytes(5, 300_000);
+    let path = format!("/v2/{REPO}/blobs/uploads/?digest={}", digest_of(&bytes));
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n");
+    for _ in 0..40 {
+        let mut stream = TcpStream::connect(server.addr()).await.unwrap();
+        stream.write_all(&[head.as_bytes(), &bytes].concat()).await.unwrap();
+        drop(stream);
+    }
+    settled(server.data_dir()).await;
+    let found = server.get(&format!("/v2/{REPO}/blobs/{}", digest_of(&bytes))).await;
+    assert!(found.status == 404 || found.body == bytes, "all of it or nothing");
+}
