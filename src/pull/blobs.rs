@@ -98,8 +98,12 @@ impl Inner {
             if proven && let Some(blob) = self.store.blob(digest).await? {
                 return Ok(Content::of_blob(&blob, want.select(blob.length)?, CacheResult::Revalidated));
             }
-            if let Some(error) = self.failures.get(&(source.clone(), digest.clone())) {
-                return Err(error);
+            match self.failures.get(&(source.clone(), digest.clone())) {
+                Some(PullError::Store(error)) if error.is_full() => {
+                    return self.direct(upstream, repo, digest, &want, deadline).await;
+                }
+                Some(error) => return Err(error),
+                None => {}
             }
             let (mut following, result) =
                 match self.fills.join(self, digest, source.clone(), upstream, proven, new_repository) {
@@ -113,15 +117,14 @@ impl Inner {
                 };
             match timeout_at(deadline, following.start(want.needs_length)).await {
                 Err(_) => return Err(self.too_late(upstream)),
-                Ok(Ok(start)) => {
-                    if following.fill.source.repo != *repo {
-                        self.store.link_blob(repo, digest, start.total).await?;
-                    }
-                    return self.follow(upstream, repo, following, start, result, want, deadline).await;
-                }
+                Ok(Ok(start)) => return self.follow(upstream, repo, following, start, result, want, deadline).await,
                 // Given up for want of a slot, or failed with somebody else's rights: not our answer yet.
                 Ok(Err(error)) if matches!(error, PullError::GivenUp) || following.fill.source != source => {
                     last = error
+                }
+                // There is no room for it, and it is not the client's fault.
+                Ok(Err(PullError::Store(error))) if error.is_full() => {
+                    return self.direct(upstream, repo, digest, &want, deadline).await;
                 }
                 Ok(Err(error)) => return Err(error),
             }
@@ -182,7 +185,7 @@ impl Inner {
     }
 
     /// A range straight from the upstream; `None` if it does not answer with exactly that, and the fill has to do.
-    async fn pass_through(
+    pub(super) async fn pass_through(
         &self,
         upstream: &Upstream,
         repo: &RepoId,

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::direct::Direct;
 use super::error::ContentError;
 use super::follower::Follower;
 use crate::oci::{ByteRange, Selected};
@@ -31,6 +32,7 @@ pub enum ContentStream {
     File { reader: BlobReader, next: u64, end: u64 },
     Follow(Box<Follower>),
     Passthrough { body: Box<UpstreamBody>, left: u64 },
+    Direct(Box<Direct>),
 }
 
 impl Content {
@@ -61,6 +63,7 @@ impl ContentStream {
                 Ok(Some(bytes))
             }
             Self::Follow(follower) => follower.next().await,
+            Self::Direct(direct) => direct.next().await,
             Self::Passthrough { body, left } => match body.chunk().await? {
                 None if *left == 0 => Ok(None),
                 Some(bytes) if bytes.len() as u64 <= *left => {

@@ -123,7 +123,14 @@ impl Run {
                         "could not fetch {image}@{}: {error}", fill.digest
                     );
                 }
-                self.publish.send_replace(State::Failed(error));
+                // What was verified stays readable for who follows it, though it could not be put away.
+                self.publish.send_if_modified(|state| {
+                    let fails = !matches!(state, State::Whole { .. });
+                    if fails {
+                        *state = State::Failed(error);
+                    }
+                    fails
+                });
             }
         }
     }

@@ -67,7 +67,7 @@ impl<'a> Generation<'a> {
         };
         // A weak tag does not promise the same bytes.
         let etag = response.etag().filter(|etag| !etag.starts_with("W/")).map(str::to_owned);
-        let spool = inner.store.begin(digest.algorithm()).await?;
+        let spool = inner.store.begin(digest.algorithm(), total).await?;
         publish.send_replace(State::Streaming { total, mark: 0, generation, reader: spool.reader() });
         let length = self.receive(response.body, &spool, total, etag).await?;
         self.verify(&spool, total, length).await?;

@@ -85,8 +85,22 @@ impl Inner {
         let asked = self.send(upstream, request(Method::GET, Kind::Manifest, repo, path), deadline).await;
         let response = asked.inspect_err(|error| self.note_absent(repo, digest, error))?;
         let new = self.read_manifest(upstream, response, Some(digest), deadline).await?;
-        let manifest = self.store.put_manifest(repo, new, Vec::new()).await?;
-        Ok(Served { manifest, result: CacheResult::Miss })
+        let (manifest, kept) = self.keep(repo, new).await?;
+        Ok(Served { manifest, result: if kept { CacheResult::Miss } else { CacheResult::Bypass } })
+    }
+
+    /// Stores a manifest; one for which there is no room is served all the same. Whether it was kept.
+    pub(super) async fn keep(&self, repo: &RepoId, new: NewManifest) -> Result<(Arc<StoredManifest>, bool), PullError> {
+        let passing =
+            StoredManifest { digest: new.digest.clone(), media_type: new.media_type.clone(), bytes: new.bytes.clone() };
+        match self.store.put_manifest(repo, new, Vec::new()).await {
+            Ok(manifest) => Ok((manifest, true)),
+            Err(error) if error.is_full() => {
+                tracing::error!(%repo, digest = %passing.digest, %error, "no room to keep {repo}@{}: {error}", passing.digest);
+                Ok((Arc::new(passing), false))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn note_absent(&self, repo: &RepoId, digest: &Digest, error: &PullError) {

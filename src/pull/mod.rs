@@ -7,6 +7,7 @@
 
 mod blobs;
 mod content;
+mod direct;
 mod error;
 mod fill;
 mod flight;

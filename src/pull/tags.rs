@@ -149,11 +149,13 @@ impl Inner {
             return self.point_tag(repo, tag, known, digest, deadline).await;
         }
         let new = self.read_manifest(upstream, response, None, deadline).await?;
-        let digest = new.digest.clone();
-        let manifest = self.store.put_manifest(repo, new, Vec::new()).await?;
-        let result = if known.as_ref() == Some(&digest) { CacheResult::Revalidated } else { CacheResult::Miss };
+        let (manifest, kept) = self.keep(repo, new).await?;
+        if !kept {
+            return Ok(Served { manifest, result: CacheResult::Bypass });
+        }
+        let confirmed = known.as_ref() == Some(&manifest.digest);
         self.confirm(repo, tag, known, &manifest).await?;
-        Ok(Served { manifest, result })
+        Ok(Served { manifest, result: if confirmed { CacheResult::Revalidated } else { CacheResult::Miss } })
     }
 
     /// The upstream says that the tag means `digest`: fetches that manifest unless it is here.
@@ -169,6 +171,9 @@ impl Inner {
             Some(manifest) => Served { manifest, result: CacheResult::Revalidated },
             None => self.manifest_by_digest(repo, &digest, deadline).await?,
         };
+        if served.result == CacheResult::Bypass {
+            return Ok(served);
+        }
         self.confirm(repo, tag, known, &served.manifest).await?;
         Ok(served)
     }
@@ -186,8 +191,11 @@ impl Inner {
             confirmed: SystemTime::now(),
         };
         let rewrite = self.cache.tag_ttl.max(REWRITE);
-        self.store.compare_and_set_tag(repo, tag, known, record, rewrite).await?;
-        Ok(())
+        match self.store.compare_and_set_tag(repo, tag, known, record, rewrite).await {
+            // What could not be written is asked for again.
+            Err(error) if error.is_full() => Ok(()),
+            outcome => Ok(outcome.map(drop)?),
+        }
     }
 }
 

@@ -1,11 +1,14 @@
 //! A spool: content on its way into the store, readable while it grows.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use super::error::{At, StoreError};
 use super::growing::GrowingFile;
@@ -31,12 +34,18 @@ pub struct Spool {
 }
 
 impl Store {
-    /// A new, empty spool whose content will be hashed with `algorithm`.
-    pub async fn begin(&self, algorithm: Algorithm) -> Result<Spool, StoreError> {
+    /// A new, empty spool whose content will be hashed with `algorithm`, with room for what is `expected` if that is known:
+    /// better no room now than in the middle of a client's answer.
+    pub async fn begin(&self, algorithm: Algorithm, expected: Option<u64>) -> Result<Spool, StoreError> {
         self.run(move |inner| {
             let path = inner.layout.temporary();
             let file = GrowingFile::create(&path, algorithm).at("create", &path)?;
-            let reader = BlobReader::new(file.file().at("open", &path)?);
+            let open = file.file().at("open", &path)?;
+            if let Err(error) = reserve(&open, expected.unwrap_or(0)) {
+                let _ = fs::remove_file(&path);
+                return Err(error).at("reserve", &path);
+            }
+            let reader = BlobReader::new(open);
             Ok(Spool {
                 store: inner.clone(),
                 reader,
@@ -105,6 +114,17 @@ impl Spool {
         committed.await.map_err(|_| StoreError::Task)??;
         self.committed = true;
         Ok(())
+    }
+}
+
+/// Reserves blocks without changing the length; where the file system cannot, nothing is reserved.
+fn reserve(file: &fs::File, bytes: u64) -> io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+        Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

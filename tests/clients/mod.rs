@@ -11,6 +11,7 @@ mod containerd;
 mod containers;
 mod docker;
 mod folder;
+mod full_disk;
 mod podman;
 mod program;
 mod readme;

@@ -117,17 +117,18 @@ async fn open_sessions_hold_no_files_open() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_file_that_is_no_text_is_no_name() {
-    let scene = Scene::with_blob(KIB).await;
+    let mut scene = Scene::with_blob(KIB).await;
     let image = Image::new(3, &[10]);
     scene.upstream.add_image(REPO, "v1", &image);
     let tag = format!("/v2/{REPO}/manifests/v1");
     scene.server.get(&tag).await;
-    let data = scene.server.stop_and_keep().await;
-    let file = data.path().join(format!("repositories/docker.io/{REPO}/_tags/v1"));
+    scene.server.stop_running().await;
+    let file = scene.server.data_dir().join(format!("repositories/docker.io/{REPO}/_tags/v1"));
+    assert!(fs::read_to_string(&file).unwrap().contains(image.digest()));
     fs::write(file, [0xff, 0xfe, 0x00]).unwrap();
-    let builder = TestServer::builder().upstream("docker.io", &scene.upstream).default_upstream("docker.io");
-    let server = builder.config(&format!("[storage]\npath = {:?}", data.path())).start().await;
-    assert_eq!(server.get(&tag).await.body, image.manifest.bytes);
+    scene.server.restart().await;
+    assert_eq!(scene.server.get(&tag).await.body, image.manifest.bytes);
+    assert_eq!(scene.upstream.count("GET", &tag), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

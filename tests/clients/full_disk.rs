@@ -1,0 +1,98 @@
+//! A data folder on a small file system of its own, and what happens when it is full.
+
+use std::process::Command;
+
+use super::folder::Folder;
+use crate::scene::{KIB, MIB, REPO, blob, blob_path, files_below, until};
+use crate::support::image::OCI_MANIFEST;
+use crate::support::process::ServerProcess;
+use crate::support::settings::Settings;
+use crate::support::{Client, Conn, Ended, Image, Reply, Upstream};
+
+/// What the file system holds; less than the blobs of the tests, more than an empty store.
+const DISK: usize = 24 * MIB;
+
+fn small_disk() -> Folder {
+    let folder = Folder::new();
+    let size = format!("size={DISK}");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).status();
+    assert!(mounted.is_ok_and(|status| status.success()), "a tmpfs can be mounted: this test runs as root");
+    folder
+}
+
+fn mirror_of(upstream: &Upstream, disk: &Folder) -> ServerProcess {
+    let settings = Settings::new().upstream("docker.io", upstream).default_upstream("docker.io");
+    ServerProcess::start_in(disk.path(), settings)
+}
+
+async fn whole(server: &ServerProcess, path: &str) -> bytes::Bytes {
+    let mut client = Conn::get(([127, 0, 0, 1], server.port()).into(), path).await;
+    let (body, ended) = client.rest().await;
+    assert_eq!((client.status, ended), (200, Ended::Whole), "{path}");
+    body
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_finds_no_room_is_served_all_the_same_and_never_wrong() {
+    let upstream = Upstream::start().await;
+    let (small, large) = (blob(1, MIB), blob(2, 2 * DISK));
+    upstream.add_blob(REPO, &small);
+    upstream.add_blob(REPO, &large);
+    let disk = small_disk();
+    let server = mirror_of(&upstream, &disk);
+    let (small_path, large_path) = (blob_path(REPO, &small), blob_path(REPO, &large));
+    assert!(whole(&server, &small_path).await == small.bytes);
+    for _ in 0..2 {
+        assert!(whole(&server, &large_path).await == large.bytes);
+    }
+    let bypassed = server.metric("roadstead_cache_results_total", &[("type", "blob"), ("result", "bypass")]).await;
+    assert_eq!(bypassed, 2.0);
+    let url = server.url(&large_path);
+    let client = Client::new();
+    let part = client.get_with(&url, &[("Range", "bytes=1000-1999")]).await;
+    assert_eq!((part.status, &part.body[..]), (206, &large.bytes[1000..2000]));
+
+    tokio::time::sleep(std::time::Duration::from_millis(1050)).await;
+    upstream.always("GET", &large_path, Reply::normal().flip(2 * DISK as u64 - 1));
+    let mut cut = Conn::get(([127, 0, 0, 1], server.port()).into(), &large_path).await;
+    assert_ne!(cut.rest().await.1, Ended::Whole, "the tail is held back here, too");
+
+    upstream.forget();
+    assert!(whole(&server, &small_path).await == small.bytes, "what is here stays here");
+    assert_eq!(upstream.total(), 0);
+    until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_serves_manifests_unkept_refuses_pushes_clearly_and_recovers_by_itself() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(3, &[10 * KIB]);
+    upstream.add_image(REPO, "v1", &image);
+    let disk = small_disk();
+    let server = mirror_of(&upstream, &disk);
+    let client = Client::new();
+    let filler = disk.path().join("filler");
+    // To the last byte: cp ends when there is no more room.
+    drop(Command::new("cp").arg("/dev/zero").arg(&filler).stderr(std::process::Stdio::null()).status());
+
+    let tag = server.url(&format!("/v2/{REPO}/manifests/v1"));
+    assert_eq!(client.get(&tag).await.body, image.manifest.bytes);
+    let layer = blob_path(REPO, &image.layers[0]);
+    assert!(whole(&server, &layer).await == image.layers[0].bytes);
+    let ready = client.get(&server.url("/readyz")).await;
+    assert_eq!(ready.status, 503);
+    let push = server.url("/v2/team/app/manifests/v1");
+    let index = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[]}"#;
+    let refused = client.send("PUT", &push, &[("Content-Type", OCI_MANIFEST)], &index[..]).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (507, "UNAVAILABLE"));
+
+    std::fs::remove_file(filler).unwrap();
+    assert_eq!(files_below(&server.data_dir().join("spool")), 0);
+    assert_eq!(client.get(&server.url("/readyz")).await.status, 200);
+    client.push_image(&server.url(""), "team/app", "v1", &image).await;
+    upstream.forget();
+    for _ in 0..2 {
+        assert_eq!(client.get(&tag).await.body, image.manifest.bytes);
+    }
+    assert_eq!(upstream.total(), 1, "kept again");
+}
