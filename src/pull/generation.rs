@@ -234,10 +234,8 @@ impl Whole {
     /// Puts it into the store and lets its repository read it; the length.
     pub(super) async fn commit(self, run: &Run) -> Result<u64, PullError> {
         let Self { spool, length, generation } = self;
-        let (inner, fill) = (&run.inner, &run.fill);
-        let reader = spool.reader();
-        spool.commit(&fill.digest).await?;
-        inner.store.link_blob(&fill.source.repo, &fill.digest, Some(length)).await?;
+        let (fill, reader) = (&run.fill, spool.reader());
+        spool.commit(&fill.digest, &fill.source.repo).await?;
         run.publish.send_replace(State::Committed { length, generation, reader, found: false });
         Ok(length)
     }

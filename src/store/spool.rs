@@ -15,7 +15,7 @@ use super::growing::GrowingFile;
 use super::reader::BlobReader;
 use super::records::Class;
 use super::{Inner, Store, blocking};
-use crate::oci::{Algorithm, Digest};
+use crate::oci::{Algorithm, Digest, RepoId};
 
 /// Cached content is written back as it comes, so that a push's fsync does not wait for gigabytes of it.
 const WRITE_BACK: u64 = 16 << 20;
@@ -97,23 +97,24 @@ impl Spool {
         Ok(digest)
     }
 
-    /// Moves the content to its digest, as cached content: checked, but not waited for to be on the disk.
+    /// Moves the content to its digest, as cached content, and lets `repo` read it: checked, but not waited for to be on
+    /// the disk. Once begun it goes on to its end, also when nobody waits for it any more; a stop of the store does.
     ///
     /// # Errors
     /// [`StoreError::DigestMismatch`] if it is not what `digest` names; nothing is kept then.
-    pub async fn commit(mut self, digest: &Digest) -> Result<(), StoreError> {
-        let (store, file, path, digest) = (self.store.clone(), self.file.clone(), self.path.clone(), digest.clone());
+    pub async fn commit(mut self, digest: &Digest, repo: &RepoId) -> Result<(), StoreError> {
+        let (digest, repo) = (digest.clone(), repo.clone());
         let operations = self.store.operations.clone();
         let committed = operations.spawn_blocking(move || {
-            let (length, found) = file.digest(digest.algorithm()).at("read", &path)?;
+            let (length, found) = self.file.digest(digest.algorithm()).at("read", &self.path)?;
             if found != digest {
                 return Err(StoreError::DigestMismatch { digest: found, found: length });
             }
-            store.commit_file(&path, &digest, length, Class::Cached)
+            self.store.commit_file(&self.path, &digest, length, Class::Cached)?;
+            self.committed = true;
+            self.store.link_blob(&repo, &digest, Some(length))
         });
-        committed.await.map_err(|_| StoreError::Task)??;
-        self.committed = true;
-        Ok(())
+        committed.await.map_err(|_| StoreError::Task)?
     }
 }
 

@@ -161,6 +161,7 @@ async fn a_restart_in_an_outage_loses_nothing() {
     }
     upstream.go_down().await;
     asked(&upstream);
+    // At once: what a client has had whole is put away before the stop ends.
     server.restart().await;
     assert_eq!(server.get(TAG).await.header("warning"), "", "it is still fresh");
     assert_eq!(server.get(&format!("/v2/{REPO}/manifests/{}", image.digest())).await.body, image.manifest.bytes);
