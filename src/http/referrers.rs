@@ -76,7 +76,7 @@ struct Page {
 impl Page {
     /// False once it is full: what was offered then begins the next page.
     fn push(&mut self, referrer: Referrer) -> bool {
-        let bytes = self.bytes + referrer.annotation_bytes();
+        let bytes = self.bytes + referrer.weight();
         let is_first = self.referrers.is_empty();
         self.more = self.referrers.len() == MAX_PAGE || (bytes > MAX_PAGE_BYTES && !is_first);
         if !self.more {

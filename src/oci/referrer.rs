@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Digest, media_type};
 
@@ -35,9 +36,17 @@ pub struct ReferrerIndex {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
+    #[serde(default, deserialize_with = "lenient")]
     artifact_type: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
     config: Option<Config>,
+    #[serde(default, deserialize_with = "lenient")]
     annotations: Option<BTreeMap<String, String>>,
+}
+
+/// What is not of the right shape is not there: the manifest was taken all the same.
+fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Ok(serde_json::from_value(serde_json::Value::deserialize(deserializer)?).ok())
 }
 
 #[derive(Deserialize)]
@@ -62,9 +71,11 @@ impl Referrer {
         })
     }
 
-    /// Bytes of the names and values of its annotations.
-    pub fn annotation_bytes(&self) -> usize {
-        self.annotations.iter().flatten().map(|(name, value)| name.len() + value.len()).sum()
+    /// Bytes of its texts, as JSON writes them at worst: an escape takes six for one.
+    pub fn weight(&self) -> usize {
+        let annotations = self.annotations.iter().flatten().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
+        let own = [self.media_type.as_str(), self.digest.as_str(), self.artifact_type.as_deref().unwrap_or_default()];
+        annotations.chain(own).map(json_length).sum()
     }
 
     /// Whether a filter on the artifact type keeps it.
@@ -73,7 +84,20 @@ impl Referrer {
     }
 }
 
+fn json_length(text: &str) -> usize {
+    text.len() + 5 * text.bytes().filter(|byte| byte.is_ascii_control()).count() + text.matches(['"', '\\']).count()
+}
+
 impl ReferrerIndex {
+    /// Reads a list that somebody else wrote: what is no descriptor in it is left out, and no list is an empty one.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let document: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+        let listed = document.as_object()?.get("manifests").and_then(|listed| listed.as_array());
+        let descriptors = listed.into_iter().flatten();
+        let referrers = descriptors.filter_map(|descriptor| Referrer::deserialize(descriptor).ok());
+        Some(Self::new(referrers.filter(|referrer| referrer.digest.parse::<Digest>().is_ok()).collect()))
+    }
+
     pub fn new(manifests: Vec<Referrer>) -> Self {
         Self { schema_version: 2, media_type: media_type::OCI_INDEX.to_owned(), manifests }
     }

@@ -160,9 +160,8 @@ impl Inner {
             Some(total) => want.select(total)?,
             None => Selected::Whole,
         };
-        let total = start.total;
         let follow =
-            |following: Following, next, end| ContentStream::Follow(Box::new(following.read(next, end, total)));
+            |following: Following, next, end| ContentStream::Follow(Box::new(following.read(&start, next, end)));
         let body = match (selected, start.total) {
             (Selected::Part(part), Some(total)) if part.start > start.mark.saturating_add(NEAR) => {
                 match self.pass_through(upstream, repo, &following.fill.digest, part, total, deadline).await {
@@ -175,8 +174,7 @@ impl Inner {
             }
             (Selected::Part(part), _) => ContentBody::Part(part, follow(following, part.start, Some(part.end))),
             (Selected::Parts(parts), Some(total)) if parts.iter().all(|part| part.end <= start.mark) => {
-                let Some(reader) = following.reader() else { return Err(PullError::GivenUp) };
-                return Ok(Content::of_reader(&reader, total, Selected::Parts(parts), result));
+                return Ok(Content::of_reader(&start.reader, total, Selected::Parts(parts), result));
             }
             // Several parts that have not all come yet: the whole is an answer, too (RFC 9110, 14.2).
             (Selected::Parts(_) | Selected::Whole, total) => ContentBody::Whole(follow(following, 0, total)),

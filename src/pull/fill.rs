@@ -155,6 +155,8 @@ impl Run {
                         image = %source, %digest, upstream = %self.upstream.name(), %error,
                         "fetching {source}@{digest} afresh: {error}"
                     );
+                    // Who comes now waits for the next one instead of being led to bytes that are known to be wrong.
+                    self.publish.send_replace(State::Asking);
                     generation = generation.next();
                 }
                 outcome => return outcome.map(Some),

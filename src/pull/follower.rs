@@ -18,9 +18,12 @@ pub(super) struct Following {
     pub(super) state: watch::Receiver<State>,
 }
 
-/// What a request has to know before it can answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a request has to know before it can answer: all of one look at the fill, for the next look may see another
+/// generation, whose length is not the one that the client is told.
+#[derive(Clone, Debug)]
 pub(super) struct Start {
+    pub(super) generation: u32,
+    pub(super) reader: BlobReader,
     pub(super) total: Option<u64>,
     pub(super) mark: u64,
     /// It was in the store by then.
@@ -64,39 +67,25 @@ impl Following {
             State::Streaming { total: None, mark, .. } => *mark > 0,
             State::Whole { .. } | State::Committed { .. } | State::Failed(_) => true,
         };
-        match &*self.state.wait_for(ready).await.map_err(|_| PullError::GivenUp)? {
-            State::Streaming { total, mark, .. } => {
-                Ok(Start { total: *total, mark: *mark, committed: false, found: false })
+        let state = self.state.wait_for(ready).await.map_err(|_| PullError::GivenUp)?;
+        let (total, mark, generation, reader) = match &*state {
+            State::Streaming { total, mark, generation, reader } => (*total, *mark, *generation, reader),
+            State::Whole { length, generation, reader } | State::Committed { length, generation, reader, .. } => {
+                (Some(*length), *length, *generation, reader)
             }
-            State::Whole { length, .. } => {
-                Ok(Start { total: Some(*length), mark: *length, committed: false, found: false })
-            }
-            State::Committed { length, found, .. } => {
-                Ok(Start { total: Some(*length), mark: *length, committed: true, found: *found })
-            }
-            State::Failed(error) => Err(error.clone()),
-            State::Asking => Err(PullError::GivenUp),
-        }
-    }
-
-    /// What has been received, as far as it may be read.
-    pub(super) fn reader(&self) -> Option<BlobReader> {
-        match &*self.state.borrow() {
-            State::Streaming { reader, .. } | State::Whole { reader, .. } | State::Committed { reader, .. } => {
-                Some(reader.clone())
-            }
-            State::Asking | State::Failed(_) => None,
-        }
-    }
-
-    pub(super) fn read(self, next: u64, end: Option<u64>, total: Option<u64>) -> Follower {
-        let generation = match &*self.state.borrow() {
-            State::Streaming { generation, .. }
-            | State::Whole { generation, .. }
-            | State::Committed { generation, .. } => *generation,
-            State::Asking | State::Failed(_) => 0,
+            State::Failed(error) => return Err(error.clone()),
+            State::Asking => return Err(PullError::GivenUp),
         };
-        Follower { following: self, next, end, total, generation, sent: false }
+        let (committed, found) = match &*state {
+            State::Committed { found, .. } => (true, *found),
+            _ => (false, false),
+        };
+        Ok(Start { generation, reader: reader.clone(), total, mark, committed, found })
+    }
+
+    /// The bytes `next..end` of what `start` saw.
+    pub(super) fn read(self, start: &Start, next: u64, end: Option<u64>) -> Follower {
+        Follower { following: self, next, end, total: start.total, generation: start.generation, sent: false }
     }
 }
 

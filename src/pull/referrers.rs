@@ -2,7 +2,6 @@
 //!
 //! A list is fresh for `tag_ttl`, as a tag is: policy controllers ask often, and mostly for what is not there.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Method;
@@ -16,6 +15,8 @@ use crate::upstream::{Kind, Upstream};
 /// The most bytes of one page of an upstream's list, and the most pages of it.
 const MAX_PAGE: usize = 4 << 20;
 const MAX_PAGES: usize = 20;
+/// Bytes of all pages, after which the rest is left out.
+const MAX_LIST: usize = 8 << 20;
 
 /// The referrers of one subject as its upstream last listed them.
 #[derive(Clone, Debug)]
@@ -27,9 +28,7 @@ pub(super) struct Listed {
 impl Listed {
     /// Bytes that it takes in memory, roughly.
     pub(super) fn weight(&self) -> u32 {
-        let annotations =
-            |map: &BTreeMap<String, String>| map.iter().map(|(k, v)| k.len() + v.len() + 64).sum::<usize>();
-        let one = |referrer: &Referrer| 512 + referrer.annotations.as_ref().map_or(0, annotations);
+        let one = |referrer: &Referrer| 512 + referrer.weight();
         u32::try_from(256 + self.referrers.iter().map(one).sum::<usize>()).unwrap_or(u32::MAX)
     }
 }
@@ -80,7 +79,7 @@ impl Inner {
         subject: &Digest,
         deadline: Instant,
     ) -> Result<Vec<Referrer>, PullError> {
-        let mut referrers = Vec::new();
+        let (mut referrers, mut received) = (Vec::new(), 0);
         let mut path = Some(format!("referrers/{subject}"));
         for page in 0..MAX_PAGES {
             let Some(next) = path.take() else { break };
@@ -88,11 +87,17 @@ impl Inner {
             let response = match asked {
                 // No such API there: its clients keep referrers under a tag.
                 Err(PullError::NotFound) if page == 0 => return self.fallback_referrers(repo, subject).await,
+                Err(PullError::NotFound) => break,
                 asked => asked?,
             };
             path = response.headers.get(LINK).and_then(|link| next_page(link.to_str().ok()?));
             let bytes = response.body.collect(MAX_PAGE, deadline).await?;
+            received += bytes.len();
             referrers.extend(parse(upstream, &bytes)?.manifests);
+            if received > MAX_LIST {
+                tracing::warn!(%repo, %subject, "the list of referrers of {repo}@{subject} is cut at {received} bytes");
+                break;
+            }
         }
         Ok(referrers)
     }
@@ -109,7 +114,7 @@ impl Inner {
 }
 
 fn parse(upstream: &Upstream, bytes: &[u8]) -> Result<ReferrerIndex, PullError> {
-    serde_json::from_slice(bytes).map_err(|_| PullError::BadManifest {
+    ReferrerIndex::read(bytes).ok_or_else(|| PullError::BadManifest {
         upstream: upstream.name().to_string(),
         reason: "its list of referrers cannot be read".to_owned(),
     })

@@ -1,6 +1,7 @@
 //! Content by digest: `blobs/<alg>/ab/<hex>`, immutable, there by rename or not at all.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,19 +32,20 @@ impl Store {
     pub async fn adopt(&self, repo: &crate::oci::RepoId, digest: &Digest) -> Result<bool, StoreError> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
-            let length = {
+            // What cannot be trusted is found here, and moved aside; under the lock it must still be the same file.
+            let Some((file, length)) = inner.open_file(&digest)? else { return Ok(false) };
+            {
                 let _locked = inner.digests.lock(&digest);
                 let path = inner.layout.blob(&digest);
-                let Some(file) = optional(File::open(&path)).at("open", &path)? else { return Ok(false) };
-                file.sync_all().at("sync", &path)?;
-                inner.sync_blob_folder(&path)?;
-                let length = file.metadata().at("stat", &path)?.len();
-                if inner.index.blob(&digest).is_some_and(|(size, _)| size != length) {
+                let seen = file.metadata().at("stat", &path)?;
+                let there = optional(fs::metadata(&path)).at("stat", &path)?;
+                if there.is_none_or(|there| (there.dev(), there.ino()) != (seen.dev(), seen.ino())) {
                     return Ok(false);
                 }
+                file.sync_all().at("sync", &path)?;
+                inner.sync_blob_folder(&path)?;
                 inner.index.apply(&[Change::Blob(&digest, length, Class::Pushed)]);
-                length
-            };
+            }
             inner.link_blob(&repo, &digest, Some(length))?;
             Ok(true)
         })
@@ -53,17 +55,24 @@ impl Store {
 
 impl Inner {
     pub(super) fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        let opened = self.open_file(digest)?;
+        Ok(opened.map(|(file, length)| Blob { reader: BlobReader::new(Arc::new(file)), length }))
+    }
+
+    /// The file of a digest and its length. One that is not what it was is moved aside and counts as not there.
+    fn open_file(&self, digest: &Digest) -> Result<Option<(File, u64)>, StoreError> {
         let path = self.layout.blob(digest);
         let Some(file) = optional(File::open(&path)).at("open", &path)? else { return Ok(None) };
         let metadata = file.metadata().at("stat", &path)?;
-        if !metadata.is_file() || !self.is_trusted(digest, &file, &path)? {
+        if !metadata.is_file() {
             return Ok(None);
         }
-        if self.index.blob(digest).is_some_and(|(size, _)| size != metadata.len()) {
-            self.quarantine(digest)?;
-            return Ok(None);
+        let as_known = self.index.blob(digest).is_none_or(|(size, _)| size == metadata.len());
+        if as_known && self.is_trusted(digest, &file).at("read", &path)? {
+            return Ok(Some((file, metadata.len())));
         }
-        Ok(Some(Blob { reader: BlobReader::new(Arc::new(file)), length: metadata.len() }))
+        self.quarantine(digest, &file)?;
+        Ok(None)
     }
 
     /// Moves a finished file to its digest. Pushed content is on the disk, name included, before this returns.

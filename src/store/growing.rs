@@ -73,7 +73,11 @@ impl GrowingFile {
         let joined = (chunks.len() > MANY).then(|| [Bytes::from(chunks.concat())]);
         let chunks = joined.as_ref().map_or(chunks, |joined| joined.as_slice());
         for chunk in chunks {
-            file.write_all_at(chunk, length)?;
+            if let Err(error) = file.write_all_at(chunk, length) {
+                // What was written of it is no part of the content.
+                let _ = file.set_len(progress.length);
+                return Err(error);
+            }
             length += chunk.len() as u64;
         }
         // Only what was written whole counts; a failed append may be tried again at the same place.
@@ -82,6 +86,12 @@ impl GrowingFile {
         }
         progress.length = length;
         Ok(length)
+    }
+
+    /// Ends the file where its content ends.
+    pub(super) fn cut_to_length(&self) -> io::Result<()> {
+        let progress = self.progress.lock();
+        self.file()?.set_len(progress.length)
     }
 
     /// Length and digest of what is there, under the running algorithm or, with a second read, under another.

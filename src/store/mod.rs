@@ -194,7 +194,9 @@ impl Store {
     pub async fn close(&self) {
         self.inner.operations.close();
         if timeout(CLOSE_PATIENCE, self.inner.operations.wait()).await.is_err() {
-            tracing::warn!("the store still works on what was asked of it before the stop");
+            // Without the mark the next start looks at everything again.
+            tracing::warn!("the store still works on what was asked of it before the stop; no clean mark is left");
+            return;
         }
         let closed = self
             .run(|inner| {

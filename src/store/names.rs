@@ -3,7 +3,7 @@
 //! A local repository's names are on the disk before a call returns; a mirrored one's are not waited for.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -200,14 +200,19 @@ impl Store {
 impl Inner {
     /// The content of a manifest. It is small enough to be hashed whenever it is read; what is wrong counts as not there.
     fn read_manifest(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
-        let content = self.layout.read_content(digest, Manifest::MAX_LENGTH)?;
-        match content {
-            Some(bytes) if Digest::of(digest.algorithm(), &bytes) != *digest => {
-                self.quarantine(digest)?;
-                Ok(None)
-            }
-            content => Ok(content),
+        let path = self.layout.blob(digest);
+        let Some(mut file) = optional(File::open(&path)).at("open", &path)? else { return Ok(None) };
+        let metadata = file.metadata().at("stat", &path)?;
+        if !metadata.is_file() || metadata.len() > Manifest::MAX_LENGTH {
+            return Ok(None);
         }
+        let mut bytes = Vec::with_capacity(metadata.len().try_into().unwrap_or(0));
+        file.read_to_end(&mut bytes).at("read", &path)?;
+        if Digest::of(digest.algorithm(), &bytes) == *digest {
+            return Ok(Some(bytes.into()));
+        }
+        self.quarantine(digest, &file)?;
+        Ok(None)
     }
 
     /// With the repository's write lock held.

@@ -7,8 +7,8 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::Write;
-use std::path::Path;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -66,6 +66,7 @@ impl Settling {
         })
     }
 
+    /// After its rename, which sets the time that it is judged by: a mark that is set between the two lies before it.
     pub(super) fn committed(&self, digest: &Digest) {
         self.pending.lock().push(digest.clone());
     }
@@ -78,6 +79,7 @@ impl Settling {
     /// The walk has looked at every file, or the last stop was clean.
     pub(super) fn all_clear(&self) {
         self.all_clear.store(true, Ordering::Release);
+        self.cleared.lock().clear();
     }
 }
 
@@ -88,7 +90,7 @@ impl Inner {
             return Ok(());
         }
         // Before the look at what is pending: what is committed from now on is younger than the mark. One second of
-        // grace, for file times are coarser than clocks.
+        // grace, for file times are coarser than clocks, and a file is renamed before it is pending.
         let at = SystemTime::now().checked_sub(Duration::from_secs(1)).unwrap_or(UNIX_EPOCH);
         let pending = std::mem::take(&mut *self.settling.pending.lock());
         if let Err(error) = self.sync_all(&pending).and_then(|()| self.mark_settled(at)) {
@@ -121,34 +123,41 @@ impl Inner {
         sync_folder(self.layout.root()).at("sync", self.layout.root())
     }
 
-    /// Whether a file that was opened may be served: it is older than the last mark, or it has been hashed. A wrong one is
-    /// moved aside and counts as not there.
-    pub(super) fn is_trusted(&self, digest: &Digest, file: &File, path: &Path) -> Result<bool, StoreError> {
+    /// Whether an open file may be served as this digest: it was committed before the last mark, or it has been hashed.
+    pub(super) fn is_trusted(&self, digest: &Digest, file: &File) -> io::Result<bool> {
         let Some(since) = self.settling.suspect_since else { return Ok(true) };
-        if !self.settling.has_suspects() {
+        if !self.settling.has_suspects() || self.settling.cleared.lock().contains(digest) {
             return Ok(true);
         }
-        let modified = file.metadata().and_then(|metadata| metadata.modified()).at("stat", path)?;
-        if modified <= since || self.settling.cleared.lock().contains(digest) {
+        // The rename of the commit sets it; the last write may have been long before.
+        let metadata = file.metadata()?;
+        let changed =
+            Duration::new(metadata.ctime().try_into().unwrap_or(0), metadata.ctime_nsec().try_into().unwrap_or(0));
+        if UNIX_EPOCH.checked_add(changed).is_some_and(|changed| changed <= since) {
             return Ok(true);
         }
-        let (hasher, _) = hash(file, digest.algorithm()).at("read", path)?;
-        if hasher.finish() == *digest {
+        let (hasher, _) = hash(file, digest.algorithm())?;
+        let right = hasher.finish() == *digest;
+        if right {
             self.settling.cleared.lock().insert(digest.clone());
-            return Ok(true);
         }
-        self.quarantine(digest)?;
-        Ok(false)
+        Ok(right)
     }
 
-    /// Moves a file that is not what its name says out of the way, for somebody to look at.
-    pub(super) fn quarantine(&self, digest: &Digest) -> Result<(), StoreError> {
+    /// Moves the file that was `seen` not to be what its name says out of the way, for somebody to look at. A file that
+    /// has taken its place meanwhile stays.
+    pub(super) fn quarantine(&self, digest: &Digest, seen: &File) -> Result<(), StoreError> {
         let _locked = self.digests.lock(digest);
         let (path, aside) = (self.layout.blob(digest), self.layout.quarantined(digest));
-        if optional(fs::rename(&path, &aside)).at("rename", &path)?.is_some() {
-            self.index.apply(&[Change::NoBlob(digest)]);
-            tracing::error!(%digest, "the file of {digest} holds something else; it is moved to quarantine/");
+        let seen = seen.metadata().at("stat", &path)?;
+        let there = optional(fs::metadata(&path)).at("stat", &path)?;
+        // While it is open, no other file gets its inode.
+        if there.is_none_or(|there| (there.dev(), there.ino()) != (seen.dev(), seen.ino())) {
+            return Ok(());
         }
+        fs::rename(&path, &aside).at("rename", &path)?;
+        self.index.apply(&[Change::NoBlob(digest)]);
+        tracing::error!(%digest, "the file of {digest} holds something else; it is moved to quarantine/");
         Ok(())
     }
 }

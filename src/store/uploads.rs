@@ -136,6 +136,11 @@ impl Upload {
                 self.remove()?;
                 return Err(StoreError::DigestMismatch { digest: found, found: length });
             }
+            // Should an append have failed, and the file not let itself be cut back then.
+            let on_disk = fs::metadata(&data).at("stat", &data)?.len();
+            if on_disk != length {
+                self.session.file.cut_to_length().at("truncate", &data)?;
+            }
             self.store.commit_file(&data, &digest, length, Class::Pushed)?;
             self.store.link_blob(&repo, &digest, Some(length))?;
             self.remove()

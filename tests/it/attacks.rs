@@ -147,3 +147,93 @@ async fn what_was_pulled_can_be_pushed_back_under_its_short_name() {
     assert_eq!(server.get("/v2/two/manifests/mine").await.body, image.manifest.bytes);
     assert_eq!(server.get("/v2/library/two/manifests/latest").await.body, image.manifest.bytes);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_between_two_generations_waits_for_the_right_one() {
+    let scene = Scene::with_blob(MIB).await;
+    let gate = crate::support::Gate::new();
+    let bad = Reply::normal().flip(MIB as u64 - 1);
+    scene.upstream.script("GET", &scene.path(), [bad, Reply::normal().wait_before_head(&gate)]);
+    let first = crate::support::Conn::get(scene.server.addr(), &scene.path()).await;
+    // The first answer is known to be wrong by now, and the second has been asked for.
+    gate.reached(1).await;
+    let path = scene.path();
+    let late = scene.server.get(&path);
+    let (late, ()) = tokio::join!(late, async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        gate.open();
+    });
+    assert!(late.status == 200 && late.body == scene.bytes());
+    drop(first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_was_told_one_length_never_gets_a_part_of_another_as_the_whole() {
+    for _ in 0..20 {
+        let upstream = Upstream::start().await;
+        let content = blob(1, 400_000);
+        // Each client asks in a repository of its own: between the start of its answer and its first byte lies a wait.
+        let repos: Vec<_> = (0..12).map(|n| format!("org/r{n}")).collect();
+        for repo in &repos {
+            upstream.add_blob(repo, &content);
+            upstream.script("GET", &blob_path(repo, &content), [Reply::normal().body(vec![9; 70_000])]);
+        }
+        let server = TestServer::mirror_of(&upstream).await;
+        let clients = repos.iter().map(|repo| {
+            let (addr, path) = (server.addr(), blob_path(repo, &content));
+            async move {
+                let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+                let mut client = crate::support::Conn::ask(addr, &request).await.ok()?;
+                let (body, ended) = client.rest().await;
+                (client.status == 200 && ended == crate::support::Ended::Whole).then_some(body)
+            }
+        });
+        for whole in futures_util::future::join_all(clients).await.into_iter().flatten() {
+            assert!(whole == content.bytes, "{} bytes passed off as the whole", whole.len());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_referrers_with_odd_entries_is_read_without_them() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[10]);
+    upstream.add_image(REPO, "v1", &image);
+    let server = TestServer::mirror_of(&upstream).await;
+    let good = json!({"mediaType": "a/b", "digest": image.digest(), "size": 1});
+    for (manifests, wanted) in [
+        (json!(null), 0),
+        (json!([good, {"digest": "sha256:x"}, {"mediaType": "a/b", "digest": "<script>", "size": 1}, 7]), 1),
+    ] {
+        let subject = format!("sha256:{:064x}", wanted + 1);
+        let path = format!("/v2/{REPO}/referrers/{subject}");
+        upstream.always("GET", &path, Reply::status(200).body(json!({"manifests": manifests}).to_string()));
+        let listed = server.get(&path).await;
+        assert_eq!((listed.status, listed.json()["manifests"].as_array().unwrap().len()), (200, wanted));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_referrers_is_bounded_whatever_its_texts_are() {
+    let server = TestServer::builder().start().await;
+    let subject = format!("sha256:{:064x}", 7);
+    for n in 0..4 {
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": crate::support::image::OCI_MANIFEST, "layers": [],
+            "artifactType": format!("application/x-{n}{}", "y".repeat(1 << 20)),
+            "subject": {"mediaType": "a/b", "digest": subject, "size": 1},
+        });
+        let manifest = Content::json(crate::support::image::OCI_MANIFEST, &manifest);
+        server.client().push_manifest(&server.url(""), "team/app", &manifest.digest, &manifest).await;
+    }
+    let mut path = format!("/v2/team/app/referrers/{subject}");
+    let mut found = 0;
+    loop {
+        let page = server.get(&path).await;
+        assert!(page.body.len() < 3 << 20, "{} bytes", page.body.len());
+        found += page.json()["manifests"].as_array().unwrap().len();
+        let Some((next, _)) = page.header("link").trim_start_matches('<').split_once('>') else { break };
+        path = next.to_owned();
+    }
+    assert_eq!(found, 4);
+}

@@ -1,5 +1,6 @@
 //! What there is to say about an image.
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -11,6 +12,8 @@ use crate::store::{StoreError, View};
 
 /// How deep indexes within indexes are followed.
 const DEPTH: usize = 3;
+/// Manifests that are looked into; each once, for indexes may share children.
+const MOST: usize = 500;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Facts {
@@ -71,7 +74,7 @@ pub(super) fn gather(config: &Config, view: &View, target: Target, reference: Re
         },
     };
     let manifest = match &digest {
-        Some(digest) => manifest_node(view, &repo, digest, DEPTH)?,
+        Some(digest) => manifest_node(view, &repo, digest, DEPTH, &mut HashSet::new())?,
         None => None,
     };
     let mut facts = Facts {
@@ -111,14 +114,22 @@ fn in_words(rule: Rule) -> &'static str {
     }
 }
 
-fn manifest_node(view: &View, repo: &RepoId, digest: &Digest, depth: usize) -> Result<Option<Node>, StoreError> {
+fn manifest_node(
+    view: &View,
+    repo: &RepoId,
+    digest: &Digest,
+    depth: usize,
+    seen: &mut HashSet<Digest>,
+) -> Result<Option<Node>, StoreError> {
+    let known = seen.len() >= MOST || !seen.insert(digest.clone());
     let Some((media_type, content)) = view.manifest(repo, digest)? else { return Ok(None) };
     let here = content.is_some();
     let bytes = content.unwrap_or_default();
     let mut children = Vec::new();
-    for child in Manifest::parse(&bytes).map(|manifest| manifest.children).unwrap_or_default() {
+    let refers_to = Manifest::parse(&bytes).map(|manifest| manifest.children).unwrap_or_default();
+    for child in refers_to.into_iter().filter(|_| !known) {
         let known = match child.is_manifest && depth > 0 {
-            true => manifest_node(view, repo, &child.digest, depth - 1)?,
+            true => manifest_node(view, repo, &child.digest, depth - 1, seen)?,
             false => None,
         };
         let length = view.content_length(&child.digest)?;
