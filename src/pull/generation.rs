@@ -97,13 +97,13 @@ impl<'a> Generation<'a> {
                     reached = spool.length();
                     resumed = self.resume(error, spool, total, &etag, fruitless).await?;
                 }
-                outcome => return outcome.map(|_| spool.length()),
+                outcome => return outcome.map(|()| spool.length()),
             }
         }
     }
 
     /// Writes what comes and publishes how far it may be read, until the transfer ends or breaks.
-    async fn receive_some(&self, from: Resumed, spool: &Spool, total: Option<u64>) -> Result<u64, PullError> {
+    async fn receive_some(&self, from: Resumed, spool: &Spool, total: Option<u64>) -> Result<(), PullError> {
         let Resumed { ahead, body } = from;
         let stream = stream::iter(ahead.map(Ok)).chain(body.into_stream().map_err(PullError::from));
         let progress = |length| {
@@ -114,7 +114,7 @@ impl<'a> Generation<'a> {
             self.advance(length);
             Ok(())
         };
-        store::pump(stream, |chunks| spool.append(chunks), progress).await
+        store::pump(stream, |chunks| spool.append(chunks), progress).await.map(drop)
     }
 
     /// Asks for the rest, with growing pauses, until somebody gives it or there is no hope.

@@ -1,7 +1,6 @@
 //! Content by digest: `blobs/<alg>/ab/<hex>`, immutable, there by rename or not at all.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use super::index::Change;
 use super::layout::sync_folder;
 use super::reader::BlobReader;
 use super::records::Class;
+use super::settled::is_still_at;
 use super::{Inner, Store};
 use crate::oci::Digest;
 
@@ -37,9 +37,7 @@ impl Store {
             {
                 let _locked = inner.digests.lock(&digest);
                 let path = inner.layout.blob(&digest);
-                let seen = file.metadata().at("stat", &path)?;
-                let there = optional(fs::metadata(&path)).at("stat", &path)?;
-                if there.is_none_or(|there| (there.dev(), there.ino()) != (seen.dev(), seen.ino())) {
+                if !is_still_at(&path, &file).at("stat", &path)? {
                     return Ok(false);
                 }
                 file.sync_all().at("sync", &path)?;

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -149,10 +150,7 @@ impl Inner {
     pub(super) fn quarantine(&self, digest: &Digest, seen: &File) -> Result<(), StoreError> {
         let _locked = self.digests.lock(digest);
         let (path, aside) = (self.layout.blob(digest), self.layout.quarantined(digest));
-        let seen = seen.metadata().at("stat", &path)?;
-        let there = optional(fs::metadata(&path)).at("stat", &path)?;
-        // While it is open, no other file gets its inode.
-        if there.is_none_or(|there| (there.dev(), there.ino()) != (seen.dev(), seen.ino())) {
+        if !is_still_at(&path, seen).at("stat", &path)? {
             return Ok(());
         }
         fs::rename(&path, &aside).at("rename", &path)?;
@@ -160,6 +158,13 @@ impl Inner {
         tracing::error!(%digest, "the file of {digest} holds something else; it is moved to quarantine/");
         Ok(())
     }
+}
+
+/// Whether an open file is the one that stands at this path now. While it is open, no other file gets its inode.
+pub(super) fn is_still_at(path: &Path, file: &File) -> io::Result<bool> {
+    let seen = file.metadata()?;
+    let there = optional(fs::metadata(path))?;
+    Ok(there.is_some_and(|there| (there.dev(), there.ino()) == (seen.dev(), seen.ino())))
 }
 
 impl Mark {
