@@ -1,6 +1,7 @@
 //! The program as one value: everything is built, wired, started and stopped here.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use crate::http::{App, router};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
 use crate::resolve::Routes;
-use crate::store::{OpenError, Store};
+use crate::store::{OpenError, Store, StoreError};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::upstream::{Upstream, UpstreamSetupError};
@@ -87,9 +88,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let tasks = Tasks::new();
     let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
     let reconcile = reconcile(&store, &metrics);
-    tasks.spawn(housekeeping(store.clone()));
-    tasks.spawn(flush_index(store.clone()));
-    tasks.spawn(settle(store.clone()));
+    keep_house(&store, &tasks);
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
@@ -166,36 +165,33 @@ fn reconcile(store: &Store, metrics: &Metrics) -> Option<Reconcile> {
     Some(Reconcile { stop, walk })
 }
 
-async fn housekeeping(store: Store) {
-    let mut turns = tokio::time::interval(HOUSEKEEPING);
+fn keep_house(store: &Store, tasks: &Tasks) {
+    let [uploads, index, settling] = [store.clone(), store.clone(), store.clone()];
+    tasks.spawn(async move { every(HOUSEKEEPING, "remove abandoned uploads", || expire_uploads(&uploads)).await });
+    tasks.spawn(async move { every(INDEX_FLUSH, "flush the index", || index.flush_index()).await });
+    tasks.spawn(async move { every(SETTLE, "settle what was fetched lately", || settling.settle()).await });
+}
+
+/// Does something for the store at intervals, now first, as long as the server runs.
+async fn every<F>(period: Duration, what: &'static str, work: impl Fn() -> F)
+where
+    F: Future<Output = Result<(), StoreError>>,
+{
+    let mut turns = tokio::time::interval(period);
     loop {
         turns.tick().await;
-        match store.expire_uploads(UPLOAD_AGE).await {
-            Ok(0) => {}
-            Ok(expired) => tracing::info!(expired, "removed {expired} abandoned uploads"),
-            Err(error) => tracing::error!(%error, "cannot remove abandoned uploads: {error}"),
+        if let Err(error) = work().await {
+            tracing::error!(%error, "cannot {what}: {error}");
         }
     }
 }
 
-async fn flush_index(store: Store) {
-    let mut turns = tokio::time::interval(INDEX_FLUSH);
-    loop {
-        turns.tick().await;
-        if let Err(error) = store.flush_index().await {
-            tracing::error!(%error, "cannot flush the index: {error}");
-        }
+async fn expire_uploads(store: &Store) -> Result<(), StoreError> {
+    let expired = store.expire_uploads(UPLOAD_AGE).await?;
+    if expired > 0 {
+        tracing::info!(expired, "removed {expired} abandoned uploads");
     }
-}
-
-async fn settle(store: Store) {
-    let mut turns = tokio::time::interval(SETTLE);
-    loop {
-        turns.tick().await;
-        if let Err(error) = store.settle().await {
-            tracing::error!(%error, "cannot settle what was fetched lately: {error}");
-        }
-    }
+    Ok(())
 }
 
 /// One transfer holds up to three descriptors; the soft limit of 1024 is for programs that use select.

@@ -228,11 +228,7 @@ impl Inner {
     ) -> Result<Member, PullError> {
         let head = request(Method::HEAD, Kind::Blob, repo, format!("blobs/{digest}"));
         let answer = self.send(upstream, head, deadline).await;
-        let answer = answer.inspect_err(|error| {
-            if error.is_not_found() {
-                self.remember_absent(repo, Reference::Digest(digest.clone()));
-            }
-        })?;
+        let answer = answer.inspect_err(|error| self.note_absent(repo, digest, error))?;
         let proof = Member { size: answer.content_length() };
         if let Some(length) = proof.size {
             self.lengths.insert((repo.clone(), digest.clone()), length);

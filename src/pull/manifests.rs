@@ -103,12 +103,6 @@ impl Inner {
         }
     }
 
-    fn note_absent(&self, repo: &RepoId, digest: &Digest, error: &PullError) {
-        if error.is_not_found() {
-            self.remember_absent(repo, Reference::Digest(digest.clone()));
-        }
-    }
-
     /// Reads and checks a manifest: its digest against what was asked for, else against what the upstream says it is.
     pub(super) async fn read_manifest(
         &self,

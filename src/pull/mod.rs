@@ -176,6 +176,13 @@ impl Inner {
         }
     }
 
+    /// Remembers a digest that was asked for and is not there.
+    fn note_absent(&self, repo: &RepoId, digest: &Digest, error: &PullError) {
+        if error.is_not_found() {
+            self.remember_absent(repo, Reference::Digest(digest.clone()));
+        }
+    }
+
     fn remember_failure(&self, source: &Source, digest: &Digest, error: &PullError) {
         match error {
             PullError::NotFound => self.remember_absent(&source.repo, Reference::Digest(digest.clone())),

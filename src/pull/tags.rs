@@ -26,6 +26,14 @@ struct Cached {
     manifest: Option<Arc<StoredManifest>>,
 }
 
+impl Cached {
+    /// What may be served without asking anybody.
+    fn fresh(&self, ttl: Duration) -> Option<Served> {
+        let manifest = self.manifest.clone().filter(|_| age(&self.record).is_some_and(|age| age < ttl))?;
+        Some(Served { manifest, result: CacheResult::Hit })
+    }
+}
+
 impl Puller {
     /// A manifest of a mirrored repository by tag.
     pub async fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Served, PullError> {
@@ -57,19 +65,16 @@ impl Inner {
     }
 
     async fn fresh_tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<Served>, PullError> {
-        let Some(Cached { record, manifest: Some(manifest) }) = self.cached_tag(repo, tag).await? else {
-            return Ok(None);
-        };
-        let fresh = age(&record).is_some_and(|age| age < self.cache.tag_ttl);
-        Ok(fresh.then_some(Served { manifest, result: CacheResult::Hit }))
+        let cached = self.cached_tag(repo, tag).await?;
+        Ok(cached.and_then(|cached| cached.fresh(self.cache.tag_ttl)))
     }
 
     async fn resolve_tag(self: &Arc<Self>, upstream: &Upstream, repo: &RepoId, tag: &Tag) -> Result<Served, PullError> {
+        let cached = self.cached_tag(repo, tag).await?;
         // Another question may have been answered between the look at the store and this one's start.
-        if let Some(served) = self.fresh_tag(repo, tag).await? {
+        if let Some(served) = cached.as_ref().and_then(|cached| cached.fresh(self.cache.tag_ttl)) {
             return Ok(served);
         }
-        let cached = self.cached_tag(repo, tag).await?;
         let stale = cached.as_ref().and_then(|cached| {
             let servable = age(&cached.record).is_none_or(|age| age < self.cache.stale_if_error);
             cached.manifest.clone().filter(|_| servable)

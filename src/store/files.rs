@@ -1,6 +1,7 @@
 //! Reading names and content from the files alone: what the store decides by, and all that a look from outside needs.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -24,11 +25,16 @@ impl Layout {
     }
 
     pub(super) fn read_tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
-        let path = self.tag(repo, tag);
-        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
-        let Some(record) = text.as_deref().and_then(TagRecord::from_text) else { return Ok(None) };
+        let Some(record) = self.tag_file(repo, tag)? else { return Ok(None) };
         let linked = self.manifest_media_type(repo, &record.digest)?.is_some();
         Ok(linked.then_some(record))
+    }
+
+    /// What the file of a tag says, whether or not its manifest belongs to the repository.
+    pub(super) fn tag_file(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+        let path = self.tag(repo, tag);
+        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+        Ok(text.as_deref().and_then(TagRecord::from_text))
     }
 
     /// The tags that have a file, in no order.
@@ -43,13 +49,22 @@ impl Layout {
         Ok(tags)
     }
 
+    /// What the file of a digest holds, unchecked, if it is at most `limit` bytes.
     pub(super) fn read_content(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.open_content(digest, limit)?.map(|(_, bytes)| bytes))
+    }
+
+    /// The same with the file that was read.
+    pub(super) fn open_content(&self, digest: &Digest, limit: u64) -> Result<Option<(File, Bytes)>, StoreError> {
         let path = self.blob(digest);
-        let Some(metadata) = optional(fs::metadata(&path)).at("stat", &path)? else { return Ok(None) };
+        let Some(mut file) = optional(File::open(&path)).at("open", &path)? else { return Ok(None) };
+        let metadata = file.metadata().at("stat", &path)?;
         if !metadata.is_file() || metadata.len() > limit {
             return Ok(None);
         }
-        Ok(optional(fs::read(&path)).at("read", &path)?.map(Bytes::from))
+        let mut bytes = Vec::with_capacity(metadata.len().try_into().unwrap_or(0));
+        file.read_to_end(&mut bytes).at("read", &path)?;
+        Ok(Some((file, bytes.into())))
     }
 }
 

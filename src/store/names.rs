@@ -3,7 +3,7 @@
 //! A local repository's names are on the disk before a call returns; a mirrored one's are not waited for.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -200,16 +200,9 @@ impl Store {
 impl Inner {
     /// The content of a manifest. It is small enough to be hashed whenever it is read; what is wrong counts as not there.
     fn read_manifest(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
-        let path = self.layout.blob(digest);
-        let Some(mut file) = optional(File::open(&path)).at("open", &path)? else { return Ok(None) };
-        let metadata = file.metadata().at("stat", &path)?;
-        if !metadata.is_file() || metadata.len() > Manifest::MAX_LENGTH {
-            return Ok(None);
-        }
-        let mut bytes = Vec::with_capacity(metadata.len().try_into().unwrap_or(0));
-        file.read_to_end(&mut bytes).at("read", &path)?;
+        let Some((file, bytes)) = self.layout.open_content(digest, Manifest::MAX_LENGTH)? else { return Ok(None) };
         if Digest::of(digest.algorithm(), &bytes) == *digest {
-            return Ok(Some(bytes.into()));
+            return Ok(Some(bytes));
         }
         self.quarantine(digest, &file)?;
         Ok(None)
@@ -285,9 +278,7 @@ impl Inner {
             return Ok(false);
         }
         for tag in self.layout.tags_on_disk(repo)? {
-            let path = self.layout.tag(repo, &tag);
-            let text = optional(fs::read_to_string(&path)).at("read", &path)?;
-            if text.as_deref().and_then(TagRecord::from_text).is_some_and(|record| record.digest == *digest) {
+            if self.layout.tag_file(repo, &tag)?.is_some_and(|record| record.digest == *digest) {
                 self.remove_tag(repo, &tag)?;
             }
         }
