@@ -1,7 +1,6 @@
 //! The program as one value: everything is built, wired, started and stopped here.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,13 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Policy;
 use crate::config::Config;
+use crate::evict;
 use crate::http::serve::{Listeners, Server};
 use crate::http::{App, router};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
 use crate::resolve::Routes;
 use crate::store::{OpenError, Store, StoreError};
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, every};
 use crate::telemetry::Metrics;
 use crate::upstream::{Upstream, UpstreamSetupError};
 
@@ -54,11 +54,11 @@ pub struct Running {
     puller: Puller,
     store: Store,
     tasks: Tasks,
-    reconcile: Option<Reconcile>,
+    stock: StockTaking,
 }
 
-/// The walk that brings the index into step with the files, beside requests.
-struct Reconcile {
+/// Bringing the index into step with the files where that is needed, and the order of last use back, beside requests.
+struct StockTaking {
     stop: Arc<AtomicBool>,
     walk: tokio::task::JoinHandle<()>,
 }
@@ -72,7 +72,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let address = listeners.local_addr().map_err(listen_error)?;
 
     let path = config.storage.path.clone();
-    let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await.map_err(|_| StartError::Task)?;
+    let (bounds, pins) = (evict::bounds(&config.cache), evict::pin_rule(&config.cache));
+    let opened = tokio::task::spawn_blocking(move || Store::open_within(&path, bounds, pins));
+    let opened = opened.await.map_err(|_| StartError::Task)?;
     let store = opened.map_err(|error| StartError::Store { path: config.storage.path.clone(), error })?;
 
     let names: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
@@ -87,8 +89,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let tasks = Tasks::new();
     let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
-    let reconcile = reconcile(&store, &metrics);
+    let stock = take_stock(&store, &metrics);
     keep_house(&store, &tasks);
+    evict::start(&store, &config.cache, &tasks);
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
@@ -101,7 +104,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let stop = CancellationToken::new();
     let server = Server::new(config.server.clone(), router(Arc::new(app)), tasks.clone());
     let accepting = tokio::spawn(server.run(listeners, stop.clone().cancelled_owned()));
-    Ok(Running { address, stop, accepting, puller, store, tasks, reconcile })
+    Ok(Running { address, stop, accepting, puller, store, tasks, stock })
 }
 
 /// Runs a server until SIGTERM or SIGINT, and stops it.
@@ -140,29 +143,32 @@ impl Running {
         self.stop.cancel();
         let _ = self.accepting.await;
         self.tasks.stop().await;
-        if let Some(reconcile) = self.reconcile {
-            reconcile.stop.store(true, Ordering::Relaxed);
-            let _ = reconcile.walk.await;
-        }
+        self.stock.stop.store(true, Ordering::Relaxed);
+        let _ = self.stock.walk.await;
         self.store.close().await;
         tracing::info!("stopped");
     }
 }
 
-fn reconcile(store: &Store, metrics: &Metrics) -> Option<Reconcile> {
+fn take_stock(store: &Store, metrics: &Metrics) -> StockTaking {
     if let Some(reason) = store.index_set_aside() {
         metrics.index_rebuilt();
         tracing::warn!(reason, "the index was odd ({reason}) and is set aside; it is rebuilt from the files");
     }
-    if !store.needs_reconcile() {
-        return None;
-    }
     let stop = Arc::new(AtomicBool::new(false));
     let walk = tokio::task::spawn_blocking({
         let (store, stop) = (store.clone(), stop.clone());
-        move || store.reconcile(&stop)
+        move || {
+            if store.needs_reconcile() {
+                store.reconcile(&stop);
+            }
+            // What is not in step with the files is not to be evicted from.
+            if !store.needs_reconcile() {
+                store.restore_recency();
+            }
+        }
     });
-    Some(Reconcile { stop, walk })
+    StockTaking { stop, walk }
 }
 
 fn keep_house(store: &Store, tasks: &Tasks) {
@@ -170,20 +176,6 @@ fn keep_house(store: &Store, tasks: &Tasks) {
     tasks.spawn(async move { every(HOUSEKEEPING, "remove abandoned uploads", || expire_uploads(&uploads)).await });
     tasks.spawn(async move { every(INDEX_FLUSH, "flush the index", || index.flush_index()).await });
     tasks.spawn(async move { every(SETTLE, "settle what was fetched lately", || settling.settle()).await });
-}
-
-/// Does something for the store at intervals, now first, as long as the server runs.
-async fn every<F>(period: Duration, what: &'static str, work: impl Fn() -> F)
-where
-    F: Future<Output = Result<(), StoreError>>,
-{
-    let mut turns = tokio::time::interval(period);
-    loop {
-        turns.tick().await;
-        if let Err(error) = work().await {
-            tracing::error!(%error, "cannot {what}: {error}");
-        }
-    }
 }
 
 async fn expire_uploads(store: &Store) -> Result<(), StoreError> {

@@ -1,8 +1,10 @@
 //! Detached work with an owner: every task that outlives its request belongs to one of these and ends with it.
 
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -15,6 +17,22 @@ pub async fn on_bytes<T: Send + 'static>(bytes: Bytes, work: impl FnOnce(&[u8]) 
         return Some(work(&bytes));
     }
     tokio::task::spawn_blocking(move || work(&bytes)).await.ok()
+}
+
+/// Does something at intervals, now first, until it is dropped; what goes wrong is logged.
+pub async fn every<F, E>(period: Duration, what: &'static str, work: impl Fn() -> F)
+where
+    F: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
+{
+    let mut turns = tokio::time::interval(period);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        turns.tick().await;
+        if let Err(error) = work().await {
+            tracing::error!(%error, "cannot {what}: {error}");
+        }
+    }
 }
 
 /// A group of tasks. Clones share it.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Pin;
+
 const GIB: u64 = 1 << 30;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -10,6 +12,8 @@ pub struct CacheConfig {
     pub max_size: u64,
     /// Bytes of the disk that stay free.
     pub min_free: u64,
+    /// Images that are never evicted.
+    pub pin: Vec<Pin>,
     /// How long a tag or a list of referrers is served without asking its upstream again; zero asks every time.
     pub tag_ttl: Duration,
     /// For how long after its last confirmation a tag is served while its upstream is in trouble.
@@ -25,6 +29,7 @@ impl Default for CacheConfig {
         Self {
             max_size: 20 * GIB,
             min_free: 2 * GIB,
+            pin: Vec::new(),
             tag_ttl: Duration::from_secs(60),
             stale_if_error: Duration::from_secs(30 * 24 * 60 * 60),
             negative_ttl: Duration::from_secs(30),

@@ -12,7 +12,7 @@ use super::error::Site;
 use super::units::Size;
 use super::upstream_url::UpstreamUrl;
 use super::value::{OneOrMore, Positive, Raw, Setting};
-use super::{ConfigError, ListenAddr, LogFormat, Namespace, OnDenied, Secret};
+use super::{ConfigError, ListenAddr, LogFormat, Namespace, OnDenied, Pin, Secret};
 
 /// A value and where it was written.
 #[derive(Debug)]
@@ -91,6 +91,7 @@ section! {
     CacheKeys {
         max_size: Positive<Size>,
         min_free: Size,
+        pin: OneOrMore<Pin>,
         tag_ttl: Duration,
         stale_if_error: Duration,
         negative_ttl: Duration,

@@ -34,6 +34,8 @@ impl Config {
         document.table("cache");
         document.key("max_size", format_size(self.cache.max_size));
         document.key("min_free", format_size(self.cache.min_free));
+        let pins = self.cache.pin.iter().map(|pin| pin.as_str().to_owned());
+        document.key("pin", pins.collect::<Vec<_>>());
         document.key("tag_ttl", format_duration(self.cache.tag_ttl));
         document.key("stale_if_error", format_duration(self.cache.stale_if_error));
         document.key("negative_ttl", format_duration(self.cache.negative_ttl));

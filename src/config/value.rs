@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::units::{self, Size};
-use super::{ListenAddr, LogFormat, Namespace, OnDenied, Secret};
+use super::{ListenAddr, LogFormat, Namespace, OnDenied, Pin, Secret};
 
 /// What stands at a key.
 pub(super) enum Raw<'a> {
@@ -164,6 +164,14 @@ impl Setting for ListenAddr {
 
 impl Setting for LogFormat {
     const SHAPE: &'static str = "a log format; write \"text\" or \"json\"";
+
+    fn from_text(text: &str) -> Result<Self, Wrong> {
+        Self::parse(text).ok_or(Wrong::Shape)
+    }
+}
+
+impl Setting for Pin {
+    const SHAPE: &'static str = "a pattern of an upstream's images; write for example \"docker.io/library/*:3.*\"";
 
     fn from_text(text: &str) -> Result<Self, Wrong> {
         Self::parse(text).ok_or(Wrong::Shape)

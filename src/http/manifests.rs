@@ -47,6 +47,9 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<
         }
     };
     outcome.answered(found.result);
+    if !target.repo.scope.is_local() {
+        app.store.served(&found.manifest);
+    }
     let mut response = respond(call, &found.manifest);
     if let (Some((metrics, upstream)), StatusCode::OK) = (outcome.counter(), response.status()) {
         metrics.pushed_bytes(ContentKind::Manifest, &upstream, found.manifest.bytes.len() as u64);

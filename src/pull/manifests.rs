@@ -91,8 +91,7 @@ impl Inner {
 
     /// Stores a manifest; one for which there is no room is served all the same. Whether it was kept.
     pub(super) async fn keep(&self, repo: &RepoId, new: NewManifest) -> Result<(Arc<StoredManifest>, bool), PullError> {
-        let passing =
-            StoredManifest { digest: new.digest.clone(), media_type: new.media_type.clone(), bytes: new.bytes.clone() };
+        let passing = StoredManifest::new(new.digest.clone(), new.media_type.clone(), new.bytes.clone(), &new.manifest);
         match self.store.put_manifest(repo, new, Vec::new()).await {
             Ok(manifest) => Ok((manifest, true)),
             Err(error) if error.is_full() => {

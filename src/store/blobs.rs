@@ -1,6 +1,8 @@
 //! Content by digest: `blobs/<alg>/ab/<hex>`, immutable, there by rename or not at all.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,10 +10,14 @@ use super::error::{At, StoreError, optional};
 use super::index::Change;
 use super::layout::sync_folder;
 use super::reader::BlobReader;
-use super::records::Class;
+use super::recency::now;
+use super::records::{BlobRecord, Class};
 use super::settled::is_still_at;
 use super::{Inner, Store};
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoId, RepoName};
+
+/// The owner's permission to write, which pushed content has not: so a file says itself that it is not to be evicted.
+const WRITABLE: u32 = 0o200;
 
 /// An open blob and its length in bytes.
 #[derive(Clone, Debug)]
@@ -24,7 +30,14 @@ impl Store {
     /// Opens a blob if its file is here. Who may read it is not asked: see [`Store::member`].
     pub async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let digest = digest.clone();
-        self.run(move |inner| inner.open_blob(&digest)).await
+        self.run(move |inner| {
+            let blob = inner.open_blob(&digest)?;
+            if blob.is_some() {
+                inner.recency.note_content(&digest);
+            }
+            Ok(blob)
+        })
+        .await
     }
 
     /// Makes a blob that is here part of the local repository's pushed content, on the disk before it returns.
@@ -40,9 +53,9 @@ impl Store {
                 if !is_still_at(&path, &file).at("stat", &path)? {
                     return Ok(false);
                 }
-                file.sync_all().at("sync", &path)?;
+                mark_pushed(&file).and_then(|()| file.sync_all()).at("sync", &path)?;
                 inner.sync_blob_folder(&path)?;
-                inner.index.apply(&[Change::Blob(&digest, length, Class::Pushed)]);
+                inner.record_blob(&digest, length, Class::Pushed);
             }
             inner.link_blob(&repo, &digest, Some(length))?;
             Ok(true)
@@ -54,23 +67,72 @@ impl Store {
 impl Inner {
     pub(super) fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let opened = self.open_file(digest)?;
-        Ok(opened.map(|(file, length)| Blob { reader: BlobReader::new(Arc::new(file)), length }))
+        Ok(opened.map(|(file, length)| Blob { reader: BlobReader::new(file), length }))
     }
 
     /// The file of a digest and its length. One that is not what it was is moved aside and counts as not there.
-    fn open_file(&self, digest: &Digest) -> Result<Option<(File, u64)>, StoreError> {
+    fn open_file(&self, digest: &Digest) -> Result<Option<(Arc<File>, u64)>, StoreError> {
         let path = self.layout.blob(digest);
-        let Some(file) = optional(File::open(&path)).at("open", &path)? else { return Ok(None) };
-        let metadata = file.metadata().at("stat", &path)?;
-        if !metadata.is_file() {
-            return Ok(None);
+        // A second try: an upload of the same content may have taken the place of what was opened.
+        for _ in 0..2 {
+            let shared = self.open_files.get(digest);
+            let opened = match &shared {
+                Some(file) => Some(file.clone()),
+                None => optional(File::open(&path)).at("open", &path)?.map(Arc::new),
+            };
+            let Some(file) = opened else { return Ok(None) };
+            let metadata = file.metadata().at("stat", &path)?;
+            if !metadata.is_file() {
+                return Ok(None);
+            }
+            let as_known = self.index.blob(digest).is_none_or(|blob| blob.size == metadata.len());
+            if !as_known || !self.is_trusted(digest, &file).at("read", &path)? {
+                self.quarantine(digest, &file)?;
+                return Ok(None);
+            }
+            if shared.is_some() || self.open_files.share(digest, &file, &path).at("stat", &path)? {
+                return Ok(Some((file, metadata.len())));
+            }
         }
-        let as_known = self.index.blob(digest).is_none_or(|(size, _)| size == metadata.len());
-        if as_known && self.is_trusted(digest, &file).at("read", &path)? {
-            return Ok(Some((file, metadata.len())));
-        }
-        self.quarantine(digest, &file)?;
         Ok(None)
+    }
+
+    /// What the index and the order of eviction are told of a blob that is here. Under its lock.
+    pub(super) fn record_blob(&self, digest: &Digest, size: u64, class: Class) {
+        let added = now();
+        self.index.apply(&[Change::Blob(digest, BlobRecord { size, class, added })]);
+        match class {
+            Class::Cached => {
+                let mut segments = self.recency.segments.lock();
+                let before = segments.bytes();
+                segments.insert(digest, size, added);
+                self.space.add_cached((segments.bytes() - before) as i64);
+            }
+            Class::Pushed => self.no_longer_cached(digest),
+        }
+    }
+
+    /// The same of a blob that is not here any more. Under its lock.
+    pub(super) fn record_gone(&self, digest: &Digest) {
+        self.index.apply(&[Change::NoBlob(digest)]);
+        self.no_longer_cached(digest);
+    }
+
+    fn no_longer_cached(&self, digest: &Digest) {
+        if let Some(size) = self.recency.segments.lock().remove(digest) {
+            self.space.add_cached(-(size as i64));
+        }
+    }
+
+    /// Whether a file holds pushed content, by the file itself, or, where the disk keeps no permissions, by the links.
+    pub(super) fn is_pushed(&self, digest: &Digest, metadata: &Metadata) -> bool {
+        if self.keeps_modes {
+            return is_marked_pushed(metadata);
+        }
+        let locals: Vec<RepoName> = self.locals.read().iter().cloned().collect();
+        locals.into_iter().map(RepoId::local).any(|repo| {
+            self.layout.blob_link(&repo, digest).exists() || self.layout.manifest_link(&repo, digest).exists()
+        })
     }
 
     /// Moves a finished file to its digest. Pushed content is on the disk, name included, before this returns.
@@ -85,29 +147,32 @@ impl Inner {
         class: Class,
     ) -> Result<(), StoreError> {
         let to = self.layout.blob(digest);
-        let known = self.index.blob(digest).map(|(_, class)| class);
+        let known = self.index.blob(digest).map(|blob| blob.class);
         let class = if known == Some(Class::Pushed) { Class::Pushed } else { class };
         if class == Class::Pushed {
-            File::open(from).and_then(|file| file.sync_all()).at("sync", from)?;
+            File::open(from).and_then(|file| mark_pushed(&file).and_then(|()| file.sync_all())).at("sync", from)?;
         }
         let _locked = self.digests.lock(digest);
-        let present = optional(fs::metadata(&to)).at("stat", &to)?.is_some_and(|there| there.len() == length);
-        match class {
-            Class::Cached if present => {
+        let present = optional(fs::metadata(&to)).at("stat", &to)?.filter(|there| there.len() == length);
+        match (class, present) {
+            (Class::Cached, Some(there)) => {
                 fs::remove_file(from).at("remove", from)?;
                 if known.is_none() {
-                    self.index.apply(&[Change::Blob(digest, length, Class::Cached)]);
+                    let class = if self.is_pushed(digest, &there) { Class::Pushed } else { Class::Cached };
+                    self.record_blob(digest, length, class);
                 }
             }
-            Class::Cached => {
+            (Class::Cached, None) => {
                 fs::rename(from, &to).at("rename", &to)?;
                 self.settling.committed(digest);
-                self.index.apply(&[Change::Blob(digest, length, Class::Cached)]);
+                self.record_blob(digest, length, Class::Cached);
             }
-            Class::Pushed => {
+            (Class::Pushed, _) => {
                 fs::rename(from, &to).at("rename", &to)?;
+                // Who read what stood here goes on; who comes reads the file that is synced.
+                self.open_files.forget(digest);
                 self.sync_blob_folder(&to)?;
-                self.index.apply(&[Change::Blob(digest, length, Class::Pushed)]);
+                self.record_blob(digest, length, Class::Pushed);
             }
         }
         Ok(())
@@ -117,4 +182,14 @@ impl Inner {
         let folder = blob.parent().unwrap_or(self.layout.root());
         sync_folder(folder).at("sync", folder)
     }
+}
+
+/// Takes the permission to write away: from now on the file says that it is pushed content.
+pub(super) fn mark_pushed(file: &File) -> io::Result<()> {
+    let mode = file.metadata()?.permissions().mode();
+    if mode & WRITABLE == 0 { Ok(()) } else { file.set_permissions(Permissions::from_mode(mode & !0o222)) }
+}
+
+pub(super) fn is_marked_pushed(metadata: &Metadata) -> bool {
+    metadata.permissions().mode() & WRITABLE == 0
 }

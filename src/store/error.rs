@@ -11,6 +11,8 @@ pub enum StoreError {
     Io { action: &'static str, path: PathBuf, source: Arc<io::Error> },
     #[error("the content is {found} bytes with digest {digest}, not what was announced")]
     DigestMismatch { digest: crate::oci::Digest, found: u64 },
+    #[error("no room for {bytes} bytes within cache.max_size and cache.min_free")]
+    NoRoom { bytes: u64 },
     #[error("a task of the store panicked or was cancelled")]
     Task,
 }
@@ -25,7 +27,8 @@ impl StoreError {
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
                 )
             }
-            _ => false,
+            Self::NoRoom { .. } => true,
+            Self::DigestMismatch { .. } | Self::Task => false,
         }
     }
 }

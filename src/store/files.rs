@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use super::error::{At, StoreError, optional};
 use super::layout::Layout;
+use super::reconcile::digest_of_file;
 use super::records::{self, Member, TagRecord};
-use crate::oci::{Digest, Manifest, RepoId, RepoName, Tag};
+use crate::oci::{Algorithm, Digest, Manifest, RepoId, RepoName, Tag};
 
 impl Layout {
     pub(super) fn read_member(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
@@ -47,6 +48,44 @@ impl Layout {
             tags.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
         }
         Ok(tags)
+    }
+
+    /// The digests that have a file in a folder of links, in no order.
+    pub(super) fn for_each_link(
+        &self,
+        links: &Path,
+        each: &mut dyn FnMut(Digest) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let folder = links.join(algorithm.as_str());
+            let Some(entries) = optional(fs::read_dir(&folder)).at("read", &folder)? else { continue };
+            for entry in entries {
+                if let Some(digest) = digest_of_file(algorithm, &entry.at("read", &folder)?.file_name()) {
+                    each(digest)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The name files of a repository.
+    pub(super) fn count_names(&self, repo: &RepoId) -> Result<i64, StoreError> {
+        let mut names = self.tags_on_disk(repo)?.len() as i64;
+        let mut subjects = Vec::new();
+        for links in [self.manifests(repo), self.blob_links(repo)] {
+            self.for_each_link(&links, &mut |_| {
+                names += 1;
+                Ok(())
+            })?;
+        }
+        self.for_each_link(&self.referrer_folders(repo), &mut |subject| {
+            subjects.push(subject);
+            Ok(())
+        })?;
+        for subject in subjects {
+            names += self.read_referrers(repo, &subject)?.len() as i64;
+        }
+        Ok(names)
     }
 
     /// What the file of a digest holds, unchecked, if it is at most `limit` bytes.

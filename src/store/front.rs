@@ -27,7 +27,7 @@ impl Default for Front {
             manifests: Cache::builder()
                 .max_capacity(MANIFEST_BYTES)
                 .weigher(|_, manifest: &Arc<StoredManifest>| {
-                    u32::try_from(manifest.bytes.len() + ENTRY_OVERHEAD).unwrap_or(u32::MAX)
+                    u32::try_from(manifest.weight() + ENTRY_OVERHEAD).unwrap_or(u32::MAX)
                 })
                 .build(),
             tags: Cache::new(TAGS),

@@ -13,10 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::layout::Layout;
-use super::records::{self, Class, Page, kind};
+use super::records::{self, BlobRecord, Class, Page, kind};
+use super::segments::{LastUse, Time};
 use crate::oci::{Digest, RepoId, Scope, Tag};
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const CACHE_BYTES: u64 = 32 << 20;
 const LOCK_TRIES: usize = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -34,12 +35,18 @@ pub(super) struct Index {
     records: AtomicU64,
     cached: AtomicI64,
     pushed: AtomicI64,
+    /// Name files of mirrored repositories, as the last clean stop left them.
+    names: AtomicU64,
 }
 
 /// A change to the index, for [`Index::apply`].
 pub(super) enum Change<'a> {
-    Blob(&'a Digest, u64, Class),
+    Blob(&'a Digest, BlobRecord),
+    /// With it goes its last use.
     NoBlob(&'a Digest),
+    Used(&'a LastUse),
+    Link(&'a RepoId, &'a Digest),
+    NoLink(&'a RepoId, &'a Digest),
     Repository(&'a RepoId),
     NoRepository(&'a RepoId),
     Tag(&'a RepoId, &'a Tag),
@@ -101,6 +108,7 @@ impl Index {
                 records: AtomicU64::new(0),
                 cached: AtomicI64::new(0),
                 pushed: AtomicI64::new(0),
+                names: AtomicU64::new(0),
             };
             let clean = index.verify()?;
             Ok((index, clean))
@@ -117,10 +125,10 @@ impl Index {
             match key.first() {
                 Some(&kind::META) => continue,
                 Some(&kind::BLOB) => {
-                    let (size, class) = records::blob_of_value(&value).ok_or(OpenError::Odd("a blob record is odd"))?;
-                    sums[class as usize] += size as i64;
+                    let blob = BlobRecord::from_bytes(&value).ok_or(OpenError::Odd("a blob record is odd"))?;
+                    sums[blob.class as usize] += blob.size as i64;
                 }
-                Some(&(kind::REPOSITORY | kind::TAG)) => {}
+                Some(&(kind::REPOSITORY | kind::TAG | kind::USE | kind::LINK)) => {}
                 _ => return Err(OpenError::Odd("a record of an unknown kind")),
             }
             records += 1;
@@ -136,18 +144,19 @@ impl Index {
                 if mark.clean && mark.records != records {
                     return Err(OpenError::Odd("records are missing"));
                 }
+                self.names.store(mark.names, Ordering::Relaxed);
                 mark.clean
             }
         };
         self.records.store(records, Ordering::Relaxed);
         self.cached.store(sums[Class::Cached as usize], Ordering::Relaxed);
         self.pushed.store(sums[Class::Pushed as usize], Ordering::Relaxed);
-        self.write_mark(false)?;
+        self.write_mark(false, 0)?;
         Ok(clean)
     }
 
-    fn write_mark(&self, clean: bool) -> Result<(), sled::Error> {
-        let mark = Mark { folder: self.folder, clean, records: self.records.load(Ordering::Relaxed) };
+    fn write_mark(&self, clean: bool, names: u64) -> Result<(), sled::Error> {
+        let mark = Mark { folder: self.folder, clean, records: self.records.load(Ordering::Relaxed), names };
         self.db.insert([kind::META], mark.to_bytes())?;
         self.db.flush().map(drop)
     }
@@ -170,6 +179,16 @@ impl Index {
         u64::try_from(sum.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
+    /// Name files of mirrored repositories, as the last clean stop left them.
+    pub(super) fn names(&self) -> u64 {
+        self.names.load(Ordering::Relaxed)
+    }
+
+    /// Records of all kinds.
+    pub(super) fn count(&self) -> usize {
+        self.records.load(Ordering::Relaxed).try_into().unwrap_or(0)
+    }
+
     /// Writes what has changed to the disk. Nothing depends on it: what a crash loses is found by the next walk.
     pub(super) fn flush(&self) {
         if self.dirty.swap(false, Ordering::AcqRel) {
@@ -177,10 +196,10 @@ impl Index {
         }
     }
 
-    /// The last thing done at a clean stop.
-    pub(super) fn close(&self) {
+    /// The last thing done at a clean stop. `names` are the name files of mirrored repositories.
+    pub(super) fn close(&self, names: u64) {
         if self.is_ready() {
-            self.guarded(|_| self.write_mark(true));
+            self.guarded(|_| self.write_mark(true, names));
         }
     }
 
@@ -202,36 +221,76 @@ impl Index {
         for change in changes {
             self.guarded(|db| {
                 match change {
-                    Change::Blob(digest, size, class) => {
-                        let old = db.insert(records::blob_key(digest), records::blob_value(*size, *class))?;
-                        self.account(old.as_deref(), Some((*size, *class)));
-                        self.count(old.is_none(), false);
+                    Change::Blob(digest, record) => {
+                        let old = self.put(db, records::blob_key(digest), &record.to_bytes())?;
+                        self.account(old.as_deref(), Some(*record));
                     }
                     Change::NoBlob(digest) => {
-                        let old = db.remove(records::blob_key(digest))?;
+                        let old = self.take(db, records::blob_key(digest))?;
                         self.account(old.as_deref(), None);
-                        self.count(false, old.is_some());
+                        self.take(db, records::use_key(digest))?;
                     }
-                    Change::Repository(repo) => {
-                        self.count(db.insert(records::repository_key(repo), &[FORMAT])?.is_none(), false);
-                    }
-                    Change::NoRepository(repo) => {
-                        self.count(false, db.remove(records::repository_key(repo))?.is_some());
-                    }
-                    Change::Tag(repo, tag) => {
-                        self.count(db.insert(tag_key(repo, tag), &[FORMAT])?.is_none(), false);
-                    }
-                    Change::NoTag(repo, tag) => self.count(false, db.remove(tag_key(repo, tag))?.is_some()),
+                    Change::Used(last) => drop(self.put(db, records::use_key(&last.digest), &last.to_bytes())?),
+                    Change::Link(repo, digest) => drop(self.put(db, records::link_key(repo, digest), &[FORMAT])?),
+                    Change::NoLink(repo, digest) => drop(self.take(db, records::link_key(repo, digest))?),
+                    Change::Repository(repo) => drop(self.put(db, records::repository_key(repo), &[FORMAT])?),
+                    Change::NoRepository(repo) => drop(self.take(db, records::repository_key(repo))?),
+                    Change::Tag(repo, tag) => drop(self.put(db, tag_key(repo, tag), &[FORMAT])?),
+                    Change::NoTag(repo, tag) => drop(self.take(db, tag_key(repo, tag))?),
                 }
                 Ok(())
             });
         }
     }
 
-    /// Size and class of a blob, if known here.
-    pub(super) fn blob(&self, digest: &Digest) -> Option<(u64, Class)> {
+    fn put(&self, db: &sled::Db, key: Vec<u8>, value: &[u8]) -> Result<Option<sled::IVec>, sled::Error> {
+        let old = db.insert(key, value)?;
+        if old.is_none() {
+            self.records.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(old)
+    }
+
+    fn take(&self, db: &sled::Db, key: Vec<u8>) -> Result<Option<sled::IVec>, sled::Error> {
+        let old = db.remove(key)?;
+        if old.is_some() {
+            self.records.fetch_sub(1, Ordering::Relaxed);
+        }
+        Ok(old)
+    }
+
+    /// What is known here of a blob.
+    pub(super) fn blob(&self, digest: &Digest) -> Option<BlobRecord> {
         let value = self.guarded(|db| db.get(records::blob_key(digest)))??;
-        records::blob_of_value(&value)
+        BlobRecord::from_bytes(&value)
+    }
+
+    /// The mirrored repositories that a manifest belongs to.
+    pub(super) fn linked_in(&self, digest: &Digest) -> Vec<RepoId> {
+        let linked = self.guarded(|db| {
+            let keys = db.scan_prefix(records::link_prefix(digest)).keys();
+            keys.map(|key| Ok(records::link_of_key(&key?).map(|(_, repo)| repo))).collect::<Result<Vec<_>, _>>()
+        });
+        linked.unwrap_or_default().into_iter().flatten().collect()
+    }
+
+    /// Hands over last use, size and time of coming of everything that is cached.
+    pub(super) fn for_each_cached(&self, each: &mut dyn FnMut(LastUse, u64, Time)) {
+        self.guarded(|db| {
+            for entry in db.scan_prefix([kind::BLOB]) {
+                let (key, value) = entry?;
+                let (Some(digest), Some(blob)) = (records::digest_of_key(&key), BlobRecord::from_bytes(&value)) else {
+                    continue;
+                };
+                if blob.class != Class::Cached {
+                    continue;
+                }
+                let used = db.get(records::use_key(&digest))?;
+                let used = used.and_then(|used| LastUse::from_bytes(digest.clone(), &used));
+                each(used.unwrap_or(LastUse { digest, at: blob.added, protected: false }), blob.size, blob.added);
+            }
+            Ok(())
+        });
     }
 
     /// The tags of a repository after `after`, at most `limit`; `None` while the index is not in service.
@@ -281,21 +340,13 @@ impl Index {
         .unwrap_or_default()
     }
 
-    fn account(&self, old: Option<&[u8]>, new: Option<(u64, Class)>) {
-        let old = old.and_then(records::blob_of_value).map(|(size, class)| (-(size as i64), class));
-        for (delta, class) in old.into_iter().chain(new.map(|(size, class)| (size as i64, class))) {
+    fn account(&self, old: Option<&[u8]>, new: Option<BlobRecord>) {
+        let old = old.and_then(BlobRecord::from_bytes).map(|blob| (-(blob.size as i64), blob.class));
+        for (delta, class) in old.into_iter().chain(new.map(|blob| (blob.size as i64, blob.class))) {
             match class {
                 Class::Cached => self.cached.fetch_add(delta, Ordering::Relaxed),
                 Class::Pushed => self.pushed.fetch_add(delta, Ordering::Relaxed),
             };
-        }
-    }
-
-    fn count(&self, added: bool, removed: bool) {
-        if added {
-            self.records.fetch_add(1, Ordering::Relaxed);
-        } else if removed {
-            self.records.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -334,6 +385,7 @@ struct Mark {
     folder: [u8; 16],
     clean: bool,
     records: u64,
+    names: u64,
 }
 
 impl Mark {
@@ -341,16 +393,19 @@ impl Mark {
         let mut bytes = vec![FORMAT, u8::from(self.clean)];
         bytes.extend_from_slice(&self.folder);
         bytes.extend_from_slice(&self.records.to_be_bytes());
+        bytes.extend_from_slice(&self.names.to_be_bytes());
         bytes
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
         let (&[format, clean], rest) = bytes.split_first_chunk::<2>()?;
-        let (folder, records) = rest.split_first_chunk::<16>()?;
+        let (folder, rest) = rest.split_first_chunk::<16>()?;
+        let (records, names) = rest.split_first_chunk::<8>()?;
         (format == FORMAT && clean < 2).then_some(Self {
             folder: *folder,
             clean: clean == 1,
-            records: u64::from_be_bytes(records.try_into().ok()?),
+            records: u64::from_be_bytes(*records),
+            names: u64::from_be_bytes(names.try_into().ok()?),
         })
     }
 }

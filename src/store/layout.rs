@@ -120,14 +120,39 @@ impl Layout {
         self.manifests(repo).join(digest.algorithm().as_str()).join(digest.hex())
     }
 
+    /// A folder for each subject.
+    pub(super) fn referrer_folders(&self, repo: &RepoId) -> PathBuf {
+        self.repository(repo).join("_referrers")
+    }
+
     /// The manifests of a repository that name this one as their subject.
     pub(super) fn referrers(&self, repo: &RepoId, subject: &Digest) -> PathBuf {
-        let folder = self.repository(repo).join("_referrers");
-        folder.join(subject.algorithm().as_str()).join(subject.hex())
+        self.referrer_folders(repo).join(subject.algorithm().as_str()).join(subject.hex())
     }
 
     pub(super) fn referrer_link(&self, repo: &RepoId, subject: &Digest, digest: &Digest) -> PathBuf {
         self.referrers(repo, subject).join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
+    }
+
+    /// Removes the folders of a repository that has no names, and those above it that are then empty; whether it had none.
+    pub(super) fn remove_empty(&self, repo: &RepoId) -> bool {
+        // Nobody may be creating a folder below one that goes.
+        let _one = CREATING.lock();
+        let repository = self.repository(repo);
+        // The last one says that the repository exists.
+        for kinds in [&["_tags", "_manifests", "_referrers"][..], &["_blobs"]] {
+            let gone: Vec<bool> = kinds.iter().map(|kind| remove_empty_below(&repository.join(kind), 2)).collect();
+            if gone.contains(&false) {
+                return false;
+            }
+        }
+        let scope = self.repositories().join(repo.scope.as_str());
+        for folder in repository.ancestors().take_while(|folder| **folder != scope) {
+            if fs::remove_dir(folder).is_err() {
+                break;
+            }
+        }
+        true
     }
 
     /// Present in every repository that anything was ever stored in.
@@ -156,6 +181,21 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Removes a folder and those up to `depth` below it, as far as they are empty; whether it is gone.
+fn remove_empty_below(folder: &Path, depth: usize) -> bool {
+    if depth > 0
+        && let Ok(entries) = fs::read_dir(folder)
+    {
+        for entry in entries.flatten() {
+            remove_empty_below(&entry.path(), depth - 1);
+        }
+    }
+    match fs::remove_dir(folder) {
+        Ok(()) => true,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 

@@ -30,7 +30,7 @@ impl Store {
         let digest = digest.clone();
         self.run(move |inner| {
             let known = inner.index.blob(&digest);
-            if inner.index.is_ready() && known.is_none_or(|(_, class)| class != Class::Pushed) {
+            if inner.index.is_ready() && known.is_none_or(|blob| blob.class != Class::Pushed) {
                 return Ok(None);
             }
             let locals: Vec<RepoName> = inner.locals.read().iter().filter(|name| may_read(name)).cloned().collect();

@@ -9,6 +9,7 @@
 
 mod blobs;
 mod error;
+mod evict;
 mod files;
 mod front;
 mod growing;
@@ -17,13 +18,19 @@ mod layout;
 mod lists;
 mod lock;
 mod names;
+mod open_files;
+mod pins;
 mod pump;
 mod reader;
+mod recency;
 mod reconcile;
 mod records;
 mod referrers;
+mod segments;
 mod settled;
+mod space;
 mod spool;
+mod sweep;
 mod uploads;
 
 use std::collections::HashSet;
@@ -40,22 +47,31 @@ use uuid::Uuid;
 
 use crate::oci::{RepoName, Scope};
 use error::{At, optional};
+use evict::Evictions;
 use front::Front;
 use index::{Found, Index};
 use layout::{Layout, Temporary};
 use lock::{DigestLocks, FolderLock, RepoLocks};
+use open_files::OpenFiles;
+use pins::Pins;
+use recency::Recency;
 use settled::Settling;
+use space::Space;
 use uploads::Uploads;
 
 pub use blobs::Blob;
 pub use error::StoreError;
+pub use evict::{Evicted, EvictionReason};
 pub use files::View;
 pub use lock::LockError;
 pub use names::NewManifest;
+pub use pins::PinRule;
 pub use pump::pump;
 pub use reader::{BlobReader, FRAME};
 pub use records::{Class, Member, Page, StoredManifest, TagRecord};
+pub use space::{Bounds, NAME_BYTES};
 pub use spool::Spool;
+pub use sweep::Swept;
 pub use uploads::{Upload, UploadError};
 
 /// A handle on the store; clones share it.
@@ -75,6 +91,13 @@ struct Inner {
     digests: DigestLocks,
     repositories: RepoLocks,
     uploads: Uploads,
+    open_files: OpenFiles,
+    space: Arc<Space>,
+    recency: Recency,
+    evictions: Evictions,
+    pins: Pins,
+    /// The data folder's file system keeps permissions.
+    keeps_modes: bool,
     /// What runs on the blocking pool. It goes on when who asked for it has left, and the folder is ours until it ends.
     operations: TaskTracker,
     settling: Settling,
@@ -82,7 +105,7 @@ struct Inner {
     locals: RwLock<HashSet<RepoName>>,
     instance: Uuid,
     index_found: Found,
-    _lock: Option<FolderLock>,
+    _lock: FolderLock,
 }
 
 /// Why a data folder cannot be used.
@@ -104,29 +127,33 @@ impl Store {
     /// # Errors
     /// When another process holds it, when it cannot be written, or when its file system cannot hold a store.
     pub fn open(root: &Path) -> Result<Self, OpenError> {
+        Self::open_within(root, Bounds::NONE, None)
+    }
+
+    /// The same with bounds for what is cached, and a rule for what is kept whatever happens.
+    pub fn open_within(root: &Path, bounds: Bounds, pins: Option<PinRule>) -> Result<Self, OpenError> {
         fs::create_dir_all(root).at("create", root)?;
         let layout = Layout::new(root);
         let lock = FolderLock::take(&layout.lock())?;
         layout.create()?;
-        check_file_system(&layout)?;
+        let keeps_modes = check_file_system(&layout)?;
         empty_spool(&layout)?;
         let instance = read_or_make_id(&layout)?;
         let (index, found) = Index::open(&layout, instance.into_bytes()).at("open", &layout.index())?;
-        Self::assemble(layout, index, found, instance, Some(lock))
-    }
-
-    fn assemble(
-        layout: Layout,
-        index: Index,
-        index_found: Found,
-        instance: Uuid,
-        lock: Option<FolderLock>,
-    ) -> Result<Self, OpenError> {
         let settling = Settling::open(&layout)?;
-        if index_found == Found::Clean {
+        if found == Found::Clean {
             settling.all_clear();
         }
+        let space = Space::new(bounds, root);
+        space.set_cached(index.bytes(Class::Cached));
+        space.set_names(index.names());
         let inner = Inner {
+            space: Arc::new(space),
+            recency: Recency::new(bounds.max_size),
+            evictions: Evictions::default(),
+            pins: Pins::new(pins),
+            open_files: OpenFiles::default(),
+            keeps_modes,
             layout,
             settling,
             index,
@@ -137,7 +164,7 @@ impl Store {
             operations: TaskTracker::new(),
             locals: RwLock::default(),
             instance,
-            index_found,
+            index_found: found,
             _lock: lock,
         };
         let mut locals = HashSet::new();
@@ -184,6 +211,7 @@ impl Store {
     /// Writes what has changed in the index to the disk.
     pub async fn flush_index(&self) -> Result<(), StoreError> {
         self.run(|inner| {
+            inner.save_recency();
             inner.index.flush();
             Ok(())
         })
@@ -202,7 +230,8 @@ impl Store {
             .run(|inner| {
                 // In this order: a clean mark says that nothing is left to settle.
                 inner.settle()?;
-                inner.index.close();
+                inner.save_recency();
+                inner.index.close(inner.space.names());
                 Ok(())
             })
             .await;
@@ -245,8 +274,14 @@ fn read_or_make_id(layout: &Layout) -> Result<Uuid, StoreError> {
     Ok(id)
 }
 
-fn check_file_system(layout: &Layout) -> Result<(), OpenError> {
+/// Whether it keeps permissions.
+fn check_file_system(layout: &Layout) -> Result<bool, OpenError> {
     let temporary = layout.temporary();
+    let file = fs::File::create(&temporary).at("create", &temporary)?;
+    let keeps_modes = blobs::mark_pushed(&file)
+        .and_then(|()| Ok(blobs::is_marked_pushed(&file.metadata()?)))
+        .inspect_err(|error| tracing::debug!(%error, "the data folder keeps no permissions"));
+    fs::remove_file(&temporary).at("remove", &temporary)?;
     let upper = temporary.with_extension("CASE");
     fs::write(&upper, b"").at("write", &upper)?;
     let insensitive = temporary.with_extension("case").exists();
@@ -271,5 +306,5 @@ fn check_file_system(layout: &Layout) -> Result<(), OpenError> {
             renamed => renamed.at("rename", &target)?,
         }
     }
-    Ok(())
+    Ok(keeps_modes.unwrap_or(false))
 }

@@ -14,6 +14,7 @@ use super::error::{At, StoreError, optional};
 use super::index::Change;
 use super::layout::{Temporary, create_folders, sync_folder};
 use super::records::{self, Class, Member, StoredManifest, TagRecord};
+use super::space::NAME_BYTES;
 use super::{Inner, Store};
 use crate::oci::{Digest, Manifest, RepoId, Tag};
 
@@ -79,9 +80,7 @@ impl Store {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
             let _locked = inner.repositories.write(&repo);
-            let removed = inner.remove_name(&inner.layout.blob_link(&repo, &digest))?;
-            inner.front.members.invalidate(&(repo, digest));
-            Ok(removed)
+            inner.remove_member(&repo, &digest)
         })
         .await
     }
@@ -97,7 +96,8 @@ impl Store {
             let _locked = inner.repositories.read(repo);
             let Some(media_type) = inner.layout.manifest_media_type(repo, digest)? else { return Ok(None) };
             let Some(bytes) = inner.read_manifest(digest)? else { return Ok(None) };
-            let manifest = Arc::new(StoredManifest { digest: digest.clone(), media_type, bytes });
+            let parsed = Manifest::parse(&bytes).unwrap_or_default();
+            let manifest = Arc::new(StoredManifest::new(digest.clone(), media_type, bytes, &parsed));
             inner.front.manifests.insert(key, manifest.clone());
             Ok(Some(manifest))
         })
@@ -243,6 +243,14 @@ impl Inner {
         let durable = repo.scope.is_local();
         let class = if durable { Class::Pushed } else { Class::Cached };
         let NewManifest { digest, media_type, bytes, manifest } = new;
+        let room = if durable {
+            self.need_disk(bytes.len() as u64)?;
+            None
+        } else {
+            // Itself, its link and tag, and a link for everything that it refers to.
+            let names = (manifest.children.len() + tags.len() + 2) as u64;
+            Some(self.reserve(bytes.len() as u64 + names * NAME_BYTES)?)
+        };
 
         let temporary = Temporary::new(self.layout.temporary());
         let path = temporary.path();
@@ -261,13 +269,18 @@ impl Inner {
         let link = self.layout.manifest_link(repo, &digest);
         if self.layout.manifest_media_type(repo, &digest)?.as_deref() != Some(&media_type) {
             self.write_name(&link, &records::manifest_link_text(&media_type), durable)?;
+            if !durable {
+                self.index.apply(&[Change::Link(repo, &digest)]);
+            }
         }
         let record = TagRecord { digest: digest.clone(), media_type: media_type.clone(), confirmed: SystemTime::now() };
         for tag in tags {
             self.write_tag(repo, tag, &record)?;
             self.front.tags.insert((repo.clone(), tag.clone()), record.clone());
         }
-        let stored = Arc::new(StoredManifest { digest: digest.clone(), media_type, bytes });
+        self.manifest_came(&digest);
+        drop(room);
+        let stored = Arc::new(StoredManifest::new(digest.clone(), media_type, bytes, &manifest));
         self.front.manifests.insert((repo.clone(), digest), stored.clone());
         Ok(stored)
     }
@@ -277,27 +290,55 @@ impl Inner {
         if self.layout.manifest_media_type(repo, digest)?.is_none() {
             return Ok(false);
         }
+        let content = self.layout.read_content(digest, Manifest::MAX_LENGTH)?;
+        let subject = content.and_then(|bytes| Manifest::parse(&bytes).ok()?.subject);
+        self.remove_manifest(repo, digest, subject.as_ref())?;
+        Ok(true)
+    }
+
+    /// A manifest's link, the tags that mean it, and its place among the referrers of its subject. With the repository's
+    /// write lock held.
+    pub(super) fn remove_manifest(
+        &self,
+        repo: &RepoId,
+        digest: &Digest,
+        subject: Option<&Digest>,
+    ) -> Result<(), StoreError> {
         for tag in self.layout.tags_on_disk(repo)? {
             if self.layout.tag_file(repo, &tag)?.is_some_and(|record| record.digest == *digest) {
                 self.remove_tag(repo, &tag)?;
             }
         }
-        self.remove_name(&self.layout.manifest_link(repo, digest))?;
-        self.unlink_referrer(repo, digest)?;
+        self.remove_name(repo, &self.layout.manifest_link(repo, digest))?;
+        if let Some(subject) = subject {
+            self.remove_name(repo, &self.layout.referrer_link(repo, subject, digest))?;
+        }
         self.front.manifests.invalidate(&(repo.clone(), digest.clone()));
-        Ok(true)
+        if !repo.scope.is_local() {
+            self.index.apply(&[Change::NoLink(repo, digest)]);
+        }
+        Ok(())
+    }
+
+    /// With the repository's write lock held; whether it was there.
+    pub(super) fn remove_member(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
+        let removed = self.remove_name(repo, &self.layout.blob_link(repo, digest))?;
+        self.front.members.invalidate(&(repo.clone(), digest.clone()));
+        Ok(removed)
     }
 
     fn write_tag(&self, repo: &RepoId, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
         self.write_name(&self.layout.tag(repo, tag), &record.to_text(), repo.scope.is_local())?;
         self.index.apply(&[Change::Tag(repo, tag)]);
+        self.tag_changed(repo, tag);
         Ok(())
     }
 
     /// With the repository's write lock held.
-    fn remove_tag(&self, repo: &RepoId, tag: &Tag) -> Result<(), StoreError> {
-        self.remove_name(&self.layout.tag(repo, tag))?;
+    pub(super) fn remove_tag(&self, repo: &RepoId, tag: &Tag) -> Result<(), StoreError> {
+        self.remove_name(repo, &self.layout.tag(repo, tag))?;
         self.index.apply(&[Change::NoTag(repo, tag)]);
+        self.tag_changed(repo, tag);
         self.front.tags.invalidate(&(repo.clone(), tag.clone()));
         Ok(())
     }
@@ -311,6 +352,7 @@ impl Inner {
         });
         written.at("write", temporary.path())?;
         let folder = path.parent().unwrap_or(self.layout.root());
+        let is_new = !durable && fs::symlink_metadata(path).is_err();
         let renamed = match fs::rename(temporary.path(), path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 create_folders(folder, durable).at("create", folder)?;
@@ -319,16 +361,33 @@ impl Inner {
             renamed => renamed,
         };
         renamed.at("rename", path)?;
+        if is_new {
+            self.space.add_names(1);
+        }
         if durable { sync_folder(folder).at("sync", folder) } else { Ok(()) }
     }
 
-    /// Whether there was such a name; its end is on the disk before this returns.
-    pub(super) fn remove_name(&self, path: &Path) -> Result<bool, StoreError> {
+    /// Whether there was such a name; the end of a local one is on the disk before this returns.
+    pub(super) fn remove_name(&self, repo: &RepoId, path: &Path) -> Result<bool, StoreError> {
         if optional(fs::remove_file(path)).at("remove", path)?.is_none() {
             return Ok(false);
         }
-        let folder = path.parent().unwrap_or(self.layout.root());
-        sync_folder(folder).at("sync", folder)?;
+        if repo.scope.is_local() {
+            let folder = path.parent().unwrap_or(self.layout.root());
+            sync_folder(folder).at("sync", folder)?;
+        } else {
+            self.space.add_names(-1);
+        }
         Ok(true)
+    }
+
+    /// Removes what is left of a mirrored repository that has no names any more, and the empty folders above it; whether
+    /// it had none. With the repository's write lock held.
+    pub(super) fn remove_empty(&self, repo: &RepoId) -> Result<bool, StoreError> {
+        let empty = self.layout.remove_empty(repo);
+        if empty {
+            self.index.apply(&[Change::NoRepository(repo)]);
+        }
+        Ok(empty)
     }
 }

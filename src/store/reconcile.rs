@@ -1,14 +1,16 @@
 //! Bringing the index into step with the files, beside requests: first everything that is in the files goes in, then
 //! everything in it that is not in the files goes out.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use super::blobs::{is_marked_pushed, mark_pushed};
 use super::error::{At, StoreError, optional};
 use super::index::{BATCH, Change};
-use super::records::{self, Class};
+use super::recency::to_time;
+use super::records::{self, BlobRecord, Class};
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, RepoId};
 
@@ -52,6 +54,9 @@ impl Inner {
         for scope in self.scopes()? {
             let whole = self.walk_repositories(&scope, &mut |repo| {
                 self.index_repository(&repo)?;
+                if !repo.scope.is_local() {
+                    self.space.add_names(self.layout.count_names(&repo)?);
+                }
                 Ok(!stopped())
             })?;
             if !whole {
@@ -67,7 +72,7 @@ impl Inner {
             let entry = entry.at("read", folder)?;
             let Some(digest) = digest_of_file(algorithm, &entry.file_name()) else { continue };
             let Ok(metadata) = entry.metadata() else { continue };
-            let known = self.index.blob(&digest).map(|(size, _)| size);
+            let known = self.index.blob(&digest).map(|blob| blob.size);
             // Opening it hashes it if a power cut may have spoilt it, and moves it aside if it is not what it was.
             if (self.settling.has_suspects() || known.is_some_and(|size| size != metadata.len()))
                 && self.open_blob(&digest)?.is_none()
@@ -77,7 +82,10 @@ impl Inner {
             let _locked = self.digests.lock(&digest);
             // What a push has said since counts; a class is only ever raised here.
             if self.index.blob(&digest).is_none() {
-                self.index.apply(&[Change::Blob(&digest, metadata.len(), Class::Cached)]);
+                let pushed = self.keeps_modes && is_marked_pushed(&metadata);
+                let class = if pushed { Class::Pushed } else { Class::Cached };
+                let added = metadata.modified().map(to_time).unwrap_or_default();
+                self.index.apply(&[Change::Blob(&digest, BlobRecord { size: metadata.len(), class, added })]);
             }
         }
         Ok(())
@@ -92,22 +100,26 @@ impl Inner {
             }
         }
         if !repo.scope.is_local() {
-            return Ok(());
+            let _locked = self.repositories.read(repo);
+            return self.layout.for_each_link(&self.layout.manifests(repo), &mut |digest| {
+                self.index.apply(&[Change::Link(repo, &digest)]);
+                Ok(())
+            });
         }
         for links in [self.layout.blob_links(repo), self.layout.manifests(repo)] {
-            for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-                let folder = links.join(algorithm.as_str());
-                let Some(entries) = optional(fs::read_dir(&folder)).at("read", &folder)? else { continue };
-                for entry in entries {
-                    let Some(digest) = digest_of_file(algorithm, &entry.at("read", &folder)?.file_name()) else {
-                        continue;
-                    };
-                    let _locked = self.digests.lock(&digest);
-                    if let Some((size, Class::Cached)) = self.index.blob(&digest) {
-                        self.index.apply(&[Change::Blob(&digest, size, Class::Pushed)]);
-                    }
-                }
-            }
+            self.layout.for_each_link(&links, &mut |digest| self.index_pushed(&digest))?;
+        }
+        Ok(())
+    }
+
+    /// A local repository names it: whatever its file said, from now on it says that it is pushed.
+    fn index_pushed(&self, digest: &Digest) -> Result<(), StoreError> {
+        let _locked = self.digests.lock(digest);
+        let Some(BlobRecord { class: Class::Cached, size, .. }) = self.index.blob(digest) else { return Ok(()) };
+        let path = self.layout.blob(digest);
+        if let Some(file) = optional(File::open(&path)).at("open", &path)? {
+            mark_pushed(&file).and_then(|()| file.sync_all()).at("sync", &path)?;
+            self.record_blob(digest, size, Class::Pushed);
         }
         Ok(())
     }
@@ -133,11 +145,18 @@ impl Inner {
     fn drop_if_stale(&self, key: &[u8]) -> Result<(), StoreError> {
         match key.first() {
             Some(&records::kind::BLOB) => {
-                let Some(digest) = records::blob_of_key(key) else { return Ok(()) };
+                let Some(digest) = records::digest_of_key(key) else { return Ok(()) };
                 let _locked = self.digests.lock(&digest);
                 let path = self.layout.blob(&digest);
                 if optional(fs::metadata(&path)).at("stat", &path)?.is_none() {
-                    self.index.apply(&[Change::NoBlob(&digest)]);
+                    self.record_gone(&digest);
+                }
+            }
+            Some(&records::kind::LINK) => {
+                let Some((digest, repo)) = records::link_of_key(key) else { return Ok(()) };
+                let _locked = self.repositories.read(&repo);
+                if self.layout.manifest_media_type(&repo, &digest)?.is_none() {
+                    self.index.apply(&[Change::NoLink(&repo, &digest)]);
                 }
             }
             Some(&(records::kind::REPOSITORY | records::kind::TAG)) => {
@@ -164,6 +183,6 @@ impl Inner {
     }
 }
 
-fn digest_of_file(algorithm: Algorithm, name: &std::ffi::OsStr) -> Option<Digest> {
+pub(super) fn digest_of_file(algorithm: Algorithm, name: &std::ffi::OsStr) -> Option<Digest> {
     format!("{}:{}", algorithm.as_str(), name.to_str()?).parse().ok()
 }

@@ -4,7 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use crate::oci::{Algorithm, Digest, RepoId, RepoName, Scope};
+use super::recency::LastNoted;
+use super::segments::{LastUse, Time};
+use crate::oci::{Algorithm, Digest, Manifest, RepoId, RepoName, Scope};
 
 /// Why content is kept: cached content may be evicted and fetched again, pushed content goes only when someone deletes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,9 @@ pub struct StoredManifest {
     pub digest: Digest,
     pub media_type: String,
     pub bytes: Bytes,
+    /// What it refers to and needs.
+    pub(super) children: Box<[Digest]>,
+    pub(super) noted: LastNoted,
 }
 
 /// A digest may be read in a repository; its size, if a descriptor or the upstream told it.
@@ -51,6 +56,21 @@ impl Class {
             Self::Cached => "cached",
             Self::Pushed => "pushed",
         }
+    }
+}
+
+// === impl StoredManifest ===
+
+impl StoredManifest {
+    pub fn new(digest: Digest, media_type: String, bytes: Bytes, manifest: &Manifest) -> Self {
+        let needed = manifest.children.iter().filter(|child| !child.optional);
+        let children = needed.map(|child| child.digest.clone()).collect();
+        Self { digest, media_type, bytes, children, noted: LastNoted::default() }
+    }
+
+    /// Bytes that it takes in memory, about.
+    pub(super) fn weight(&self) -> usize {
+        self.bytes.len() + self.children.len() * size_of::<Digest>()
     }
 }
 
@@ -109,38 +129,109 @@ pub(super) mod kind {
     pub(in crate::store) const BLOB: u8 = b'B';
     pub(in crate::store) const REPOSITORY: u8 = b'N';
     pub(in crate::store) const TAG: u8 = b'T';
+    /// When cached content was last used, if later than it came.
+    pub(in crate::store) const USE: u8 = b'U';
+    /// A manifest's mirrored repositories.
+    pub(in crate::store) const LINK: u8 = b'L';
 }
 
-const VALUE_VERSION: u8 = 1;
+const VALUE_VERSION: u8 = 2;
+
+/// What the index knows of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BlobRecord {
+    pub(super) size: u64,
+    pub(super) class: Class,
+    pub(super) added: Time,
+}
 
 pub(super) fn blob_key(digest: &Digest) -> Vec<u8> {
-    let mut key = vec![kind::BLOB, algorithm_byte(digest.algorithm())];
+    digest_key(kind::BLOB, digest)
+}
+
+pub(super) fn use_key(digest: &Digest) -> Vec<u8> {
+    digest_key(kind::USE, digest)
+}
+
+/// Of a manifest in all its repositories.
+pub(super) fn link_prefix(digest: &Digest) -> Vec<u8> {
+    digest_key(kind::LINK, digest)
+}
+
+pub(super) fn link_key(repo: &RepoId, digest: &Digest) -> Vec<u8> {
+    let mut key = link_prefix(digest);
+    key.extend_from_slice(repo.scope.as_str().as_bytes());
+    key.push(0);
+    key.extend_from_slice(repo.name.as_str().as_bytes());
+    key
+}
+
+fn digest_key(kind: u8, digest: &Digest) -> Vec<u8> {
+    let mut key = vec![kind, algorithm_byte(digest.algorithm())];
     key.extend_from_slice(digest.as_bytes());
     key
 }
 
-pub(super) fn blob_of_key(key: &[u8]) -> Option<Digest> {
-    match key {
-        [kind::BLOB, 1, rest @ ..] => Digest::from_bytes(Algorithm::Sha256, rest),
-        [kind::BLOB, 2, rest @ ..] => Digest::from_bytes(Algorithm::Sha512, rest),
+/// The digest of a blob's or a last use's key.
+pub(super) fn digest_of_key(key: &[u8]) -> Option<Digest> {
+    match split_digest(key)? {
+        (digest, []) => Some(digest),
         _ => None,
     }
 }
 
-pub(super) fn blob_value(size: u64, class: Class) -> Vec<u8> {
-    let mut value = vec![VALUE_VERSION, class as u8];
-    value.extend_from_slice(&size.to_be_bytes());
-    value
+/// Manifest and repository of a link's key.
+pub(super) fn link_of_key(key: &[u8]) -> Option<(Digest, RepoId)> {
+    let (digest, repo) = split_digest(key)?;
+    let (scope, name) = std::str::from_utf8(repo).ok()?.split_once('\0')?;
+    Some((digest, RepoId::new(scope_of(scope), name.parse().ok()?)))
 }
 
-pub(super) fn blob_of_value(value: &[u8]) -> Option<(u64, Class)> {
-    let (head, size) = value.split_first_chunk::<2>()?;
-    let class = match head {
-        [VALUE_VERSION, 0] => Class::Cached,
-        [VALUE_VERSION, 1] => Class::Pushed,
+fn split_digest(key: &[u8]) -> Option<(Digest, &[u8])> {
+    let (&[_, algorithm], rest) = key.split_first_chunk::<2>()?;
+    let (algorithm, length) = match algorithm {
+        1 => (Algorithm::Sha256, 32),
+        2 => (Algorithm::Sha512, 64),
         _ => return None,
     };
-    Some((u64::from_be_bytes(size.try_into().ok()?), class))
+    let (digest, rest) = rest.split_at_checked(length)?;
+    Some((Digest::from_bytes(algorithm, digest)?, rest))
+}
+
+impl BlobRecord {
+    pub(super) fn to_bytes(self) -> [u8; 14] {
+        let mut value = [VALUE_VERSION, self.class as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        value[2..10].copy_from_slice(&self.size.to_be_bytes());
+        value[10..].copy_from_slice(&self.added.to_be_bytes());
+        value
+    }
+
+    pub(super) fn from_bytes(value: &[u8]) -> Option<Self> {
+        let (head, rest) = value.split_first_chunk::<2>()?;
+        let class = match head {
+            [VALUE_VERSION, 0] => Class::Cached,
+            [VALUE_VERSION, 1] => Class::Pushed,
+            _ => return None,
+        };
+        let (size, added) = rest.split_first_chunk::<8>()?;
+        Some(Self { size: u64::from_be_bytes(*size), class, added: Time::from_be_bytes(added.try_into().ok()?) })
+    }
+}
+
+impl LastUse {
+    pub(super) fn to_bytes(&self) -> [u8; 8] {
+        let [a, b, c, d] = self.at.to_be_bytes();
+        [VALUE_VERSION, u8::from(self.protected), 0, 0, a, b, c, d]
+    }
+
+    pub(super) fn from_bytes(digest: Digest, value: &[u8]) -> Option<Self> {
+        match *value {
+            [VALUE_VERSION, protected, 0, 0, a, b, c, d] if protected < 2 => {
+                Some(Self { digest, at: Time::from_be_bytes([a, b, c, d]), protected: protected == 1 })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Neither scopes, names nor tags contain a NUL, so it ends each part and sorts before all they contain.
@@ -170,12 +261,16 @@ pub(super) fn tag_prefix(repo: &RepoId) -> Vec<u8> {
 pub(super) fn names_of_key(key: &[u8]) -> Option<(RepoId, Option<&str>)> {
     let text = std::str::from_utf8(key.get(1..)?).ok()?;
     let mut parts = text.split('\0');
-    let scope = match parts.next()? {
-        "local" => Scope::Local,
-        upstream => Scope::Upstream(upstream.into()),
-    };
+    let scope = scope_of(parts.next()?);
     let name: RepoName = parts.next()?.parse().ok()?;
     Some((RepoId::new(scope, name), parts.next()))
+}
+
+fn scope_of(text: &str) -> Scope {
+    match text {
+        "local" => Scope::Local,
+        upstream => Scope::Upstream(upstream.into()),
+    }
 }
 
 fn algorithm_byte(algorithm: Algorithm) -> u8 {
@@ -207,15 +302,20 @@ mod tests {
     #[test]
     fn index_records_read_back() {
         for class in [Class::Cached, Class::Pushed] {
-            assert_eq!(blob_of_value(&blob_value(77, class)), Some((77, class)));
+            let record = BlobRecord { size: 77, class, added: 1_800_000_000 };
+            assert_eq!(BlobRecord::from_bytes(&record.to_bytes()), Some(record));
         }
-        assert_eq!(blob_of_value(b""), None);
-        assert_eq!(blob_of_value(&[9; 10]), None);
+        assert_eq!(BlobRecord::from_bytes(b""), None);
+        assert_eq!(BlobRecord::from_bytes(&[9; 14]), None);
+        let repo = RepoId::new(Scope::Upstream("ghcr.io".into()), "a/b".parse().unwrap());
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let digest = Digest::of(algorithm, b"x");
-            assert_eq!(blob_of_key(&blob_key(&digest)), Some(digest));
+            assert_eq!(digest_of_key(&blob_key(&digest)), Some(digest.clone()));
+            assert_eq!(digest_of_key(&blob_key(&digest)[..20]), None);
+            assert_eq!(link_of_key(&link_key(&repo, &digest)), Some((digest.clone(), repo.clone())));
+            let last = LastUse { digest: digest.clone(), at: 1_800_000_000, protected: true };
+            assert_eq!(LastUse::from_bytes(digest, &last.to_bytes()), Some(last));
         }
-        let repo = RepoId::new(Scope::Upstream("ghcr.io".into()), "a/b".parse().unwrap());
         let mut key = tag_prefix(&repo);
         key.extend_from_slice(b"v1");
         assert_eq!(names_of_key(&key), Some((repo.clone(), Some("v1"))));

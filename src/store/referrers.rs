@@ -19,7 +19,7 @@ impl Store {
 }
 
 impl Layout {
-    fn read_referrers(&self, repo: &RepoId, subject: &Digest) -> Result<Vec<Digest>, StoreError> {
+    pub(super) fn read_referrers(&self, repo: &RepoId, subject: &Digest) -> Result<Vec<Digest>, StoreError> {
         let path = self.referrers(repo, subject);
         let Some(entries) = optional(fs::read_dir(&path)).at("read", &path)? else { return Ok(Vec::new()) };
         let mut referrers = Vec::new();
@@ -34,6 +34,24 @@ impl Layout {
 }
 
 impl Inner {
+    /// Removes the places of manifests that do not belong to the repository any more; how many. With its write lock held.
+    pub(super) fn sweep_referrers(&self, repo: &RepoId) -> Result<u64, StoreError> {
+        let mut subjects = Vec::new();
+        self.layout.for_each_link(&self.layout.referrer_folders(repo), &mut |subject| {
+            subjects.push(subject);
+            Ok(())
+        })?;
+        let mut removed = 0;
+        for subject in subjects {
+            for digest in self.layout.read_referrers(repo, &subject)? {
+                if self.layout.manifest_media_type(repo, &digest)?.is_none() {
+                    removed += u64::from(self.remove_name(repo, &self.layout.referrer_link(repo, &subject, &digest))?);
+                }
+            }
+        }
+        Ok(removed)
+    }
+
     /// With the repository's write lock held.
     pub(super) fn link_referrer(&self, repo: &RepoId, digest: &Digest, manifest: &Manifest) -> Result<(), StoreError> {
         match &manifest.subject {
@@ -41,16 +59,6 @@ impl Inner {
                 let path = self.layout.referrer_link(repo, subject, digest);
                 self.write_name(&path, "", repo.scope.is_local())
             }
-            None => Ok(()),
-        }
-    }
-
-    /// With the repository's write lock held.
-    pub(super) fn unlink_referrer(&self, repo: &RepoId, digest: &Digest) -> Result<(), StoreError> {
-        let content = self.layout.read_content(digest, Manifest::MAX_LENGTH)?;
-        let manifest = content.and_then(|bytes| Manifest::parse(&bytes).ok());
-        match manifest.and_then(|manifest| manifest.subject) {
-            Some(subject) => self.remove_name(&self.layout.referrer_link(repo, &subject, digest)).map(drop),
             None => Ok(()),
         }
     }

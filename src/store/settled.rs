@@ -17,7 +17,6 @@ use parking_lot::Mutex;
 
 use super::error::{At, StoreError, optional};
 use super::growing::hash;
-use super::index::Change;
 use super::layout::{Layout, Temporary, sync_folder};
 use super::{Inner, Store};
 use crate::oci::Digest;
@@ -154,7 +153,8 @@ impl Inner {
             return Ok(());
         }
         fs::rename(&path, &aside).at("rename", &path)?;
-        self.index.apply(&[Change::NoBlob(digest)]);
+        self.open_files.forget(digest);
+        self.record_gone(digest);
         tracing::error!(%digest, "the file of {digest} holds something else; it is moved to quarantine/");
         Ok(())
     }

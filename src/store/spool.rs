@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
@@ -14,11 +15,15 @@ use super::error::{At, StoreError};
 use super::growing::GrowingFile;
 use super::reader::BlobReader;
 use super::records::Class;
+use super::space::Reservation;
 use super::{Inner, Store, blocking};
 use crate::oci::{Algorithm, Digest, RepoId};
 
 /// Cached content is written back as it comes, so that a push's fsync does not wait for gigabytes of it.
 const WRITE_BACK: u64 = 16 << 20;
+
+/// Room is set aside in steps of this where it is not known how much will come.
+const UNKNOWN_STEP: u64 = 64 << 20;
 
 /// One temporary file. Dropped without [`Spool::commit`], it is gone, and nothing was ever visible under its digest.
 #[derive(Debug)]
@@ -30,6 +35,8 @@ pub struct Spool {
     algorithm: Algorithm,
     written_back: AtomicU64,
     syncing: Arc<AtomicBool>,
+    /// The room that is kept for it, given back when it is gone or counted as cached.
+    room: Arc<Mutex<Reservation>>,
     committed: bool,
 }
 
@@ -38,6 +45,7 @@ impl Store {
     /// better no room now than in the middle of a client's answer.
     pub async fn begin(&self, algorithm: Algorithm, expected: Option<u64>) -> Result<Spool, StoreError> {
         self.run(move |inner| {
+            let mut room = inner.reserve(expected.unwrap_or(UNKNOWN_STEP))?;
             let path = inner.layout.temporary();
             let file = GrowingFile::create(&path, algorithm).at("create", &path)?;
             let open = file.file().at("open", &path)?;
@@ -45,6 +53,7 @@ impl Store {
                 let _ = fs::remove_file(&path);
                 return Err(error).at("reserve", &path);
             }
+            room.allocated();
             let reader = BlobReader::new(open);
             Ok(Spool {
                 store: inner.clone(),
@@ -54,6 +63,7 @@ impl Store {
                 algorithm,
                 written_back: AtomicU64::new(0),
                 syncing: Arc::default(),
+                room: Arc::new(Mutex::new(room)),
                 committed: false,
             })
         })
@@ -69,8 +79,13 @@ impl Spool {
 
     /// Writes and hashes `chunks` on the blocking pool; the length once they can be read.
     pub async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
-        let file = self.file.clone();
-        let length = blocking(move || file.append(&chunks)).await?.at("write", &self.path)?;
+        let (file, store, room, path) = (self.file.clone(), self.store.clone(), self.room.clone(), self.path.clone());
+        let length = blocking(move || {
+            let coming = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+            store.grow(&room, file.len() + coming)?;
+            file.append(&chunks).at("write", &path)
+        })
+        .await??;
         let unsynced = length - self.written_back.load(Ordering::Relaxed);
         if unsynced >= WRITE_BACK && !self.syncing.swap(true, Ordering::AcqRel) {
             self.written_back.store(length, Ordering::Relaxed);
@@ -112,9 +127,33 @@ impl Spool {
             }
             self.store.commit_file(&self.path, &digest, length, Class::Cached)?;
             self.committed = true;
+            // From here on it counts as cached.
+            self.room.lock().release();
+            self.share(&digest)?;
             self.store.link_blob(&repo, &digest, Some(length))
         });
         committed.await.map_err(|_| StoreError::Task)?
+    }
+}
+
+impl Spool {
+    /// Those who follow the fill read this file on under its digest: it is not to be evicted from under them.
+    fn share(&self, digest: &Digest) -> Result<(), StoreError> {
+        let path = self.store.layout.blob(digest);
+        let file = self.file.file().at("open", &path)?;
+        self.store.open_files.share(digest, &file, &path).at("stat", &path).map(drop)
+    }
+}
+
+impl Inner {
+    /// Sees to it that a spool may be `length` bytes long.
+    fn grow(&self, room: &Mutex<Reservation>, length: u64) -> Result<(), StoreError> {
+        let mut room = room.lock();
+        if length > room.bytes() {
+            let more = self.reserve(UNKNOWN_STEP.max(length - room.bytes()))?;
+            room.add(more);
+        }
+        Ok(())
     }
 }
 
@@ -135,7 +174,9 @@ impl Drop for Spool {
             return;
         }
         let path = std::mem::take(&mut self.path);
+        let room = self.room.clone();
         let remove = move || {
+            let _kept_until_it_is_gone = room;
             if let Err(error) = fs::remove_file(&path)
                 && error.kind() != std::io::ErrorKind::NotFound
             {

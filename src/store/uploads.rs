@@ -115,10 +115,12 @@ impl Upload {
 
     /// Writes and hashes `chunks` on the blocking pool; the new length.
     pub async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
-        let session = self.session.clone();
-        blocking(move || session.file.append(&chunks))
-            .await?
-            .at("write", &data_path(&self.store.layout.upload(self.id)))
+        let (session, store, id) = (self.session.clone(), self.store.clone(), self.id);
+        blocking(move || {
+            store.need_disk(chunks.iter().map(|chunk| chunk.len() as u64).sum())?;
+            session.file.append(&chunks).at("write", &data_path(&store.layout.upload(id)))
+        })
+        .await?
     }
 
     /// Ends the session: the content becomes a blob of its repository, on the disk before this returns.

@@ -106,6 +106,8 @@ families! {
     storage_bytes: IntGaugeVec = "roadstead_storage_bytes" ["class"];
     /// Bytes that the cached class may take.
     storage_capacity: IntGauge = "roadstead_storage_capacity_bytes" [];
+    /// 1 when the index is in step with the files and the order of last use is known; nothing is evicted before.
+    index_ready: IntGauge = "roadstead_index_ready" [];
     /// Blobs and manifests evicted.
     evictions: IntCounterVec = "roadstead_evictions_total" ["reason"];
     /// Bytes evicted.

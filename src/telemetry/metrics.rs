@@ -128,9 +128,14 @@ impl Metrics {
         self.families.storage_capacity.set(gauge(bytes));
     }
 
-    /// One file of `bytes` was evicted.
-    pub fn evicted(&self, reason: &str, bytes: u64) {
-        self.families.evictions.with_label_values(&[reason]).inc();
+    /// Whether the index is in step with the files and things can be evicted.
+    pub fn index_ready(&self, ready: bool) {
+        self.families.index_ready.set(i64::from(ready));
+    }
+
+    /// Files of `bytes` in all were evicted.
+    pub fn evicted(&self, reason: &str, files: u64, bytes: u64) {
+        self.families.evictions.with_label_values(&[reason]).inc_by(files);
         self.families.evicted_bytes.inc_by(bytes);
     }
 
@@ -235,7 +240,7 @@ mod tests {
         let metrics = Metrics::new(&["docker.io"]);
         metrics.upstream_request("docker.io", "manifest", "200");
         metrics.upstream_ratelimit("docker.io", Some(100.0), Some(99.0));
-        metrics.evicted("size", 1);
+        metrics.evicted("size", 1, 1);
         drop(metrics.http_started("manifest"));
         metrics.http_finished("manifest", &Method::GET, StatusCode::OK, 0.1);
         let text = metrics.render();
@@ -266,6 +271,7 @@ mod tests {
             "roadstead_storage_capacity_bytes",
             "roadstead_evictions_total",
             "roadstead_evicted_bytes_total",
+            "roadstead_index_ready",
             "roadstead_index_rebuilds_total",
         ];
         assert_eq!(ours, contract.into());

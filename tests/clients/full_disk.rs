@@ -22,6 +22,7 @@ fn small_disk() -> Folder {
 
 fn mirror_of(upstream: &Upstream, disk: &Folder) -> ServerProcess {
     let settings = Settings::new().upstream("docker.io", upstream).default_upstream("docker.io");
+    let settings = settings.config("[cache]\nmin_free = \"0B\"");
     ServerProcess::start_in(disk.path(), settings)
 }
 

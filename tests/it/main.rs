@@ -10,6 +10,7 @@ mod clients;
 mod deadlines;
 mod deletes;
 mod disk;
+mod eviction;
 mod fills;
 mod followers;
 mod freshness;

@@ -1,0 +1,63 @@
+//! Keeping the store within its bounds, beside requests: what has to go is decided and done in `store`; when, and what is
+//! never to go, here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::config::{CacheConfig, Pin};
+use crate::store::{Bounds, PinRule, Store, StoreError};
+use crate::tasks::{Tasks, every};
+
+/// Bounds are looked at this often; who needs room meanwhile makes it.
+const TEND: Duration = Duration::from_secs(1);
+/// Names that stand for nothing are looked for this often.
+const SWEEP: Duration = Duration::from_secs(60 * 60);
+
+/// The bounds that the configuration sets.
+pub fn bounds(cache: &CacheConfig) -> Bounds {
+    Bounds { max_size: cache.max_size, min_free: cache.min_free }
+}
+
+/// The images that the configuration pins.
+pub fn pin_rule(cache: &CacheConfig) -> Option<PinRule> {
+    let pins: Vec<Pin> = cache.pin.clone();
+    (!pins.is_empty()).then(|| -> PinRule {
+        Box::new(move |repo, tag| {
+            let name = format!("{}/{}", repo.scope.as_str(), repo.name);
+            pins.iter().any(|pin| pin.matches(&name, tag.as_str()))
+        })
+    })
+}
+
+/// Starts what keeps the store within its bounds for as long as `tasks` run.
+pub fn start(store: &Store, cache: &CacheConfig, tasks: &Tasks) {
+    let [tended, swept] = [store.clone(), store.clone()];
+    tasks.spawn(async move { every(TEND, "keep the cache within its bounds", || tended.tend()).await });
+    let unused = cache.stale_if_error;
+    tasks.spawn(async move {
+        tokio::time::sleep(SWEEP).await;
+        every(SWEEP, "remove names that stand for nothing", || sweep(&swept, unused)).await;
+    });
+}
+
+async fn sweep(store: &Store, unused: Duration) -> Result<(), StoreError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let _stopped_with_us = StopOnDrop(stop.clone());
+    let store = store.clone();
+    let walk = tokio::task::spawn_blocking(move || store.sweep(unused, &stop));
+    let swept = walk.await.map_err(|_| StoreError::Task)??;
+    if swept != Default::default() {
+        let (tags, links, repositories) = (swept.tags, swept.links, swept.repositories);
+        tracing::info!(tags, links, repositories, "removed names of mirrored repositories that stood for nothing");
+    }
+    Ok(())
+}
+
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,213 @@
+//! Eviction: cached content goes when what comes does not fit, the least lately used first (`segments`), and the names
+//! that stood for it go with it.
+//!
+//! Never pushed content, never what somebody reads, never what is pinned; and nothing at all before the index is in step
+//! with the files and the order of last use is complete.
+
+use std::collections::HashMap;
+use std::fs;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+
+use super::error::{At, StoreError, optional};
+use super::layout::Temporary;
+use super::recency::now;
+use super::records::Class;
+use super::space::Reservation;
+use super::{Inner, Store};
+use crate::oci::{Digest, Manifest, RepoId};
+
+/// What goes in one turn before anybody else may look at the order.
+const TURN: usize = 100;
+/// A reservation may find that another has taken the room that was made for it.
+const TRIES: usize = 4;
+
+/// Why something was evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EvictionReason {
+    /// `max_size`.
+    Size,
+    /// `min_free`: the disk is full, by whoever's doing.
+    Disk,
+}
+
+/// What was evicted for one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Evicted {
+    pub files: u64,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Evictions {
+    /// One at a time: two would take the same victims.
+    turn: Mutex<()>,
+    /// Room was short since the last look: some more is made ahead of the next who needs it.
+    pub(super) short: std::sync::atomic::AtomicBool,
+    counted: Mutex<HashMap<EvictionReason, Evicted>>,
+}
+
+impl EvictionReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Size => "size",
+            Self::Disk => "disk",
+        }
+    }
+}
+
+impl Store {
+    /// Whether the index is in step with the files and the order of last use is known: nothing is evicted before.
+    pub fn can_evict(&self) -> bool {
+        self.inner.can_evict()
+    }
+
+    /// What was evicted since the last call.
+    pub fn take_evicted(&self) -> HashMap<EvictionReason, Evicted> {
+        std::mem::take(&mut *self.inner.evictions.counted.lock())
+    }
+
+    /// Puts uses in order, and evicts what the bounds ask for: all of it when they are exceeded, and some more after
+    /// somebody had to wait for room.
+    pub async fn tend(&self) -> Result<(), StoreError> {
+        self.run(|inner| {
+            inner.recency.settle();
+            inner.refresh_pins()?;
+            let short = inner.evictions.short.swap(false, Ordering::Relaxed);
+            if short || inner.space.excess() > 0 {
+                inner.make_room(&|| inner.space.above_low_mark())?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Inner {
+    fn can_evict(&self) -> bool {
+        self.index.is_ready() && self.recency.is_complete()
+    }
+
+    /// Room for `bytes` of cached content, made if need be.
+    pub(super) fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
+        for _ in 0..TRIES {
+            if let Some(reservation) = self.space.reserve(bytes) {
+                return Ok(reservation);
+            }
+            self.evictions.short.store(true, Ordering::Relaxed);
+            if !self.make_room(&|| self.space.short_of(bytes))? {
+                break;
+            }
+        }
+        Err(StoreError::NoRoom { bytes })
+    }
+
+    /// Sees to it that the disk has room for `bytes` of a push beside `min_free`: cached content makes way.
+    pub(super) fn need_disk(&self, bytes: u64) -> Result<(), StoreError> {
+        let lacking = || self.space.lacking(bytes);
+        if lacking() == 0 || self.make_room(&lacking)? { Ok(()) } else { Err(StoreError::NoRoom { bytes }) }
+    }
+
+    /// Evicts until nothing is `short` any more; whether that could be reached. Nothing goes if it cannot.
+    fn make_room(&self, short: &dyn Fn() -> u64) -> Result<bool, StoreError> {
+        if !self.can_evict() {
+            return Ok(false);
+        }
+        let _turn = self.evictions.turn.lock();
+        self.recency.settle();
+        self.refresh_pins()?;
+        if short() > self.recency.segments.lock().evictable(now()) {
+            return Ok(false);
+        }
+        loop {
+            let bytes = short();
+            if bytes == 0 {
+                return Ok(true);
+            }
+            let reason = if self.space.lacking(0) > 0 { EvictionReason::Disk } else { EvictionReason::Size };
+            let victims = self.recency.segments.lock().victims(bytes, TURN, now());
+            let mut gone = 0;
+            for digest in victims {
+                let went = self.evict(&digest, reason).unwrap_or_else(|error| {
+                    tracing::error!(%digest, %error, "cannot evict {digest}: {error}");
+                    false
+                });
+                if went {
+                    gone += 1;
+                } else {
+                    // In use, or out of reach: others are tried first the next time.
+                    self.recency.segments.lock().touch(&digest, now());
+                }
+                if short() == 0 {
+                    return Ok(true);
+                }
+            }
+            if gone == 0 {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Whether the content went: not if somebody reads it.
+    fn evict(&self, digest: &Digest, reason: EvictionReason) -> Result<bool, StoreError> {
+        // It is asked again below, where nobody can begin to.
+        if self.open_files.get(digest).is_some() {
+            return Ok(false);
+        }
+        self.forget_manifest_everywhere(digest)?;
+        let aside = Temporary::new(self.layout.temporary());
+        {
+            let _locked = self.digests.lock(digest);
+            let path = self.layout.blob(digest);
+            let Some(metadata) = optional(fs::metadata(&path)).at("stat", &path)? else {
+                self.record_gone(digest);
+                return Ok(true);
+            };
+            if self.is_pushed(digest, &metadata) {
+                tracing::error!(%digest, "the index took pushed content for cached: {digest} stays");
+                self.record_blob(digest, metadata.len(), Class::Pushed);
+                return Ok(false);
+            }
+            // Aside first: to remove a large file takes a while, and the lock is others' too.
+            match self.open_files.unless_open(digest, || fs::rename(&path, aside.path())) {
+                Some(moved) => moved.at("rename", &path)?,
+                None => return Ok(false),
+            }
+            self.record_gone(digest);
+            let mut counted = self.evictions.counted.lock();
+            let evicted = counted.entry(reason).or_default();
+            evicted.files += 1;
+            evicted.bytes += metadata.len();
+        }
+        tracing::debug!(%digest, reason = reason.as_str(), "evicted {digest}");
+        Ok(true)
+    }
+
+    /// Takes a cached manifest out of the mirrored repositories that name it. Content that is no manifest is in none.
+    fn forget_manifest_everywhere(&self, digest: &Digest) -> Result<(), StoreError> {
+        let repositories = self.index.linked_in(digest);
+        if repositories.is_empty() {
+            return Ok(());
+        }
+        let content = self.layout.read_content(digest, Manifest::MAX_LENGTH)?;
+        let manifest = content.and_then(|bytes| Manifest::parse(&bytes).ok()).unwrap_or_default();
+        for repo in repositories.iter().filter(|repo| !repo.scope.is_local()) {
+            self.forget_manifest(repo, digest, &manifest)?;
+        }
+        Ok(())
+    }
+
+    /// Its link, the tags that mean it, and the links of what it refers to, as far as that is not here. A blob that is,
+    /// or another manifest refers to as well, costs one more question to the upstream if it is asked for; see `sweep`.
+    fn forget_manifest(&self, repo: &RepoId, digest: &Digest, manifest: &Manifest) -> Result<(), StoreError> {
+        let _locked = self.repositories.write(repo);
+        self.remove_manifest(repo, digest, manifest.subject.as_ref())?;
+        for child in &manifest.children {
+            if !self.is_file(&child.digest)? {
+                self.remove_member(repo, &child.digest)?;
+            }
+        }
+        self.remove_empty(repo).map(drop)
+    }
+}
