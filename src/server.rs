@@ -91,7 +91,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
     let stock = take_stock(&store, &metrics);
     keep_house(&store, &tasks);
-    evict::start(&store, &config.cache, &tasks);
+    evict::start(&store, &config, &tasks);
     let app = App {
         store: store.clone(),
         puller: puller.clone(),

@@ -2,11 +2,11 @@
 
 use super::build_upstream::merge;
 use super::error::Site;
-use super::layer::{CacheKeys, DeleteKeys, Layer, LocalKeys, LogKeys, PushKeys, ServerKeys, Sited};
+use super::layer::{CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, LogKeys, PushKeys, ServerKeys, Sited};
 use super::value::Positive;
 use super::{
-    CacheConfig, Config, ConfigError, DOCKER_IO, DeleteConfig, LocalConfig, LogConfig, PushConfig, ServerConfig,
-    StorageConfig, UpstreamConfig, builtin_upstreams, canonical_name,
+    CacheConfig, Config, ConfigError, DOCKER_IO, DeleteConfig, GcConfig, LocalConfig, LogConfig, PushConfig,
+    ServerConfig, StorageConfig, UpstreamConfig, builtin_upstreams, canonical_name,
 };
 
 /// `storage` is where data goes unless a layer says otherwise.
@@ -33,6 +33,7 @@ pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>)
         server: server(layer.server)?,
         storage: StorageConfig { path: value(layer.storage.path, storage.path) },
         cache: cache(layer.cache),
+        gc: gc(layer.gc),
         local: local(layer.local),
         push: push(layer.push),
         delete: delete(layer.delete),
@@ -90,6 +91,17 @@ fn cache(keys: CacheKeys) -> CacheConfig {
         stale_if_error: value(keys.stale_if_error, default.stale_if_error),
         negative_ttl: value(keys.negative_ttl, default.negative_ttl),
         answer_within: positive(keys.answer_within, default.answer_within),
+    }
+}
+
+fn gc(keys: GcKeys) -> GcConfig {
+    let default = GcConfig::default();
+    GcConfig {
+        interval: value(keys.interval, default.interval),
+        after_start: value(keys.after_start, default.after_start),
+        grace: value(keys.grace, default.grace),
+        unreferenced_after: value(keys.unreferenced_after, default.unreferenced_after),
+        untagged_after: value(keys.untagged_after, default.untagged_after),
     }
 }
 

@@ -100,6 +100,16 @@ section! {
 }
 
 section! {
+    GcKeys {
+        interval: Duration,
+        after_start: Duration,
+        grace: Duration,
+        unreferenced_after: Duration,
+        untagged_after: Duration,
+    }
+}
+
+section! {
     LocalKeys {
         namespaces: OneOrMore<Namespace>,
     }
@@ -145,6 +155,7 @@ pub(super) struct Layer {
     pub(super) server: ServerKeys,
     pub(super) storage: StorageKeys,
     pub(super) cache: CacheKeys,
+    pub(super) gc: GcKeys,
     pub(super) local: LocalKeys,
     pub(super) push: PushKeys,
     pub(super) delete: DeleteKeys,
@@ -154,7 +165,7 @@ pub(super) struct Layer {
 }
 
 /// The tables with a fixed name.
-pub(super) const SECTIONS: [&str; 7] = ["server", "storage", "cache", "local", "push", "delete", "log"];
+pub(super) const SECTIONS: [&str; 8] = ["server", "storage", "cache", "gc", "local", "push", "delete", "log"];
 
 /// The table that holds one table for each upstream.
 pub(super) const UPSTREAM: &str = "upstream";
@@ -179,6 +190,7 @@ impl Layer {
             "server" => &mut self.server,
             "storage" => &mut self.storage,
             "cache" => &mut self.cache,
+            "gc" => &mut self.gc,
             "local" => &mut self.local,
             "push" => &mut self.push,
             "delete" => &mut self.delete,
@@ -207,6 +219,7 @@ impl Layer {
             server: self.server.over(lower.server),
             storage: self.storage.over(lower.storage),
             cache: self.cache.over(lower.cache),
+            gc: self.gc.over(lower.gc),
             local: self.local.over(lower.local),
             push: self.push.over(lower.push),
             delete: self.delete.over(lower.delete),

@@ -13,6 +13,7 @@ mod cache;
 mod env;
 mod error;
 mod file;
+mod gc;
 mod layer;
 mod listen;
 mod load;
@@ -36,6 +37,7 @@ mod tests;
 pub use access::{DeleteConfig, LocalConfig, Namespace, PushConfig};
 pub use cache::CacheConfig;
 pub use error::ConfigError;
+pub use gc::GcConfig;
 pub use listen::{ListenAddr, NotAnAddress};
 pub use load::LoadOptions;
 pub use log::{LogConfig, LogFormat};
@@ -51,6 +53,7 @@ pub struct Config {
     pub server: ServerConfig,
     pub storage: StorageConfig,
     pub cache: CacheConfig,
+    pub gc: GcConfig,
     pub local: LocalConfig,
     pub push: PushConfig,
     pub delete: DeleteConfig,
@@ -84,6 +87,7 @@ impl Default for Config {
             server: ServerConfig::default(),
             storage: StorageConfig::default(),
             cache: CacheConfig::default(),
+            gc: GcConfig::default(),
             local: LocalConfig::default(),
             push: PushConfig::default(),
             delete: DeleteConfig::default(),

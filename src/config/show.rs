@@ -41,6 +41,13 @@ impl Config {
         document.key("negative_ttl", format_duration(self.cache.negative_ttl));
         document.key("answer_within", format_duration(self.cache.answer_within));
 
+        document.table("gc");
+        document.key("interval", format_duration(self.gc.interval));
+        document.key("after_start", format_duration(self.gc.after_start));
+        document.key("grace", format_duration(self.gc.grace));
+        document.key("unreferenced_after", format_duration(self.gc.unreferenced_after));
+        document.key("untagged_after", format_duration(self.gc.untagged_after));
+
         document.table("local");
         let patterns = self.local.namespaces.iter().map(|namespace| namespace.as_str().to_owned());
         document.key("namespaces", patterns.collect::<Vec<_>>());

@@ -1,11 +1,13 @@
 //! Keeping the store within its bounds, beside requests: what has to go is decided and done in `store`; when, and what is
 //! never to go, here.
 
+mod collector;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::config::{CacheConfig, Pin};
+use crate::config::{CacheConfig, Config, Pin};
 use crate::store::{Bounds, PinRule, Store, StoreError};
 use crate::tasks::{Tasks, every};
 
@@ -13,6 +15,8 @@ use crate::tasks::{Tasks, every};
 const TEND: Duration = Duration::from_secs(1);
 /// Names that stand for nothing are looked for this often.
 const SWEEP: Duration = Duration::from_secs(60 * 60);
+
+pub use collector::rules;
 
 /// The bounds that the configuration sets.
 pub fn bounds(cache: &CacheConfig) -> Bounds {
@@ -31,10 +35,11 @@ pub fn pin_rule(cache: &CacheConfig) -> Option<PinRule> {
 }
 
 /// Starts what keeps the store within its bounds for as long as `tasks` run.
-pub fn start(store: &Store, cache: &CacheConfig, tasks: &Tasks) {
+pub fn start(store: &Store, config: &Config, tasks: &Tasks) {
     let [tended, swept] = [store.clone(), store.clone()];
+    tasks.spawn(collector::run(store.clone(), config.gc.clone()));
     tasks.spawn(async move { every(TEND, "keep the cache within its bounds", || tended.tend()).await });
-    let unused = cache.stale_if_error;
+    let unused = config.cache.stale_if_error;
     tasks.spawn(async move {
         tokio::time::sleep(SWEEP).await;
         every(SWEEP, "remove names that stand for nothing", || sweep(&swept, unused)).await;
@@ -42,16 +47,22 @@ pub fn start(store: &Store, cache: &CacheConfig, tasks: &Tasks) {
 }
 
 async fn sweep(store: &Store, unused: Duration) -> Result<(), StoreError> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let _stopped_with_us = StopOnDrop(stop.clone());
     let store = store.clone();
-    let walk = tokio::task::spawn_blocking(move || store.sweep(unused, &stop));
-    let swept = walk.await.map_err(|_| StoreError::Task)??;
+    let swept = until_dropped(move |stop: &AtomicBool| store.sweep(unused, stop)).await?;
     if swept != Default::default() {
         let (tags, links, repositories) = (swept.tags, swept.links, swept.repositories);
         tracing::info!(tags, links, repositories, "removed names of mirrored repositories that stood for nothing");
     }
     Ok(())
+}
+
+/// Runs a walk on the blocking pool; it is told to stop when nobody waits for it any more.
+async fn until_dropped<T: Send + 'static>(
+    walk: impl FnOnce(&AtomicBool) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let _stopped_with_us = StopOnDrop(stop.clone());
+    tokio::task::spawn_blocking(move || walk(&stop)).await.map_err(|_| StoreError::Task)?
 }
 
 struct StopOnDrop(Arc<AtomicBool>);

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::collect::Candidate;
 use super::error::{At, StoreError, optional};
 use super::index::Change;
 use super::layout::sync_folder;
@@ -53,6 +54,7 @@ impl Store {
                 if !is_still_at(&path, &file).at("stat", &path)? {
                     return Ok(false);
                 }
+                inner.unmark(&[Candidate::Content(digest.clone())]);
                 mark_pushed(&file).and_then(|()| file.sync_all()).at("sync", &path)?;
                 inner.sync_blob_folder(&path)?;
                 inner.record_blob(&digest, length, Class::Pushed);
@@ -129,6 +131,11 @@ impl Inner {
         if self.keeps_modes {
             return is_marked_pushed(metadata);
         }
+        self.is_named_locally(digest)
+    }
+
+    /// Whether a local repository has a link to it.
+    pub(super) fn is_named_locally(&self, digest: &Digest) -> bool {
         let locals: Vec<RepoName> = self.locals.read().iter().cloned().collect();
         locals.into_iter().map(RepoId::local).any(|repo| {
             self.layout.blob_link(&repo, digest).exists() || self.layout.manifest_link(&repo, digest).exists()
@@ -168,6 +175,7 @@ impl Inner {
                 self.record_blob(digest, length, Class::Cached);
             }
             (Class::Pushed, _) => {
+                self.unmark(&[Candidate::Content(digest.clone())]);
                 fs::rename(from, &to).at("rename", &to)?;
                 // Who read what stood here goes on; who comes reads the file that is synced.
                 self.open_files.forget(digest);

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::collect::Candidate;
 use super::layout::Layout;
 use super::records::{self, BlobRecord, Class, Page, kind};
 use super::segments::{LastUse, Time};
@@ -45,6 +46,8 @@ pub(super) enum Change<'a> {
     /// With it goes its last use.
     NoBlob(&'a Digest),
     Used(&'a LastUse),
+    Mark(&'a Candidate, Time),
+    NoMark(&'a Candidate),
     Link(&'a RepoId, &'a Digest),
     NoLink(&'a RepoId, &'a Digest),
     Repository(&'a RepoId),
@@ -129,6 +132,7 @@ impl Index {
                     sums[blob.class as usize] += blob.size as i64;
                 }
                 Some(&(kind::REPOSITORY | kind::TAG | kind::USE | kind::LINK)) => {}
+                Some(kind) if kind::MARKS.contains(kind) => {}
                 _ => return Err(OpenError::Odd("a record of an unknown kind")),
             }
             records += 1;
@@ -231,6 +235,10 @@ impl Index {
                         self.take(db, records::use_key(digest))?;
                     }
                     Change::Used(last) => drop(self.put(db, records::use_key(&last.digest), &last.to_bytes())?),
+                    Change::Mark(candidate, since) => {
+                        drop(self.put(db, records::mark_key(candidate), &since.to_be_bytes())?);
+                    }
+                    Change::NoMark(candidate) => drop(self.take(db, records::mark_key(candidate))?),
                     Change::Link(repo, digest) => drop(self.put(db, records::link_key(repo, digest), &[FORMAT])?),
                     Change::NoLink(repo, digest) => drop(self.take(db, records::link_key(repo, digest))?),
                     Change::Repository(repo) => drop(self.put(db, records::repository_key(repo), &[FORMAT])?),
@@ -274,22 +282,40 @@ impl Index {
         linked.unwrap_or_default().into_iter().flatten().collect()
     }
 
-    /// Hands over last use, size and time of coming of everything that is cached.
-    pub(super) fn for_each_cached(&self, each: &mut dyn FnMut(LastUse, u64, Time)) {
+    /// Hands over what is known of every blob.
+    pub(super) fn for_each_blob(&self, each: &mut dyn FnMut(Digest, BlobRecord)) {
         self.guarded(|db| {
             for entry in db.scan_prefix([kind::BLOB]) {
                 let (key, value) = entry?;
-                let (Some(digest), Some(blob)) = (records::digest_of_key(&key), BlobRecord::from_bytes(&value)) else {
-                    continue;
-                };
-                if blob.class != Class::Cached {
-                    continue;
+                if let (Some(digest), Some(blob)) = (records::digest_of_key(&key), BlobRecord::from_bytes(&value)) {
+                    each(digest, blob);
                 }
-                let used = db.get(records::use_key(&digest))?;
+            }
+            Ok(())
+        });
+    }
+
+    /// Hands over everything that is marked, and since when.
+    pub(super) fn for_each_mark(&self, each: &mut dyn FnMut(Candidate, Time)) {
+        self.guarded(|db| {
+            for entry in kind::MARKS.into_iter().flat_map(|kind| db.scan_prefix([kind])) {
+                let (key, value) = entry?;
+                if let (Some(candidate), Ok(since)) = (records::mark_of_key(&key), (*value).try_into()) {
+                    each(candidate, Time::from_be_bytes(since));
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// Hands over last use, size and time of coming of everything that is cached.
+    pub(super) fn for_each_cached(&self, each: &mut dyn FnMut(LastUse, u64, Time)) {
+        self.for_each_blob(&mut |digest, blob| {
+            if blob.class == Class::Cached {
+                let used = self.guarded(|db| db.get(records::use_key(&digest))).flatten();
                 let used = used.and_then(|used| LastUse::from_bytes(digest.clone(), &used));
                 each(used.unwrap_or(LastUse { digest, at: blob.added, protected: false }), blob.size, blob.added);
             }
-            Ok(())
         });
     }
 

@@ -8,6 +8,7 @@
 //! Locks, in this order: a repository's, then a digest's. Neither is held across an await.
 
 mod blobs;
+mod collect;
 mod error;
 mod evict;
 mod files;
@@ -46,6 +47,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::oci::{RepoName, Scope};
+use collect::Marks;
 use error::{At, optional};
 use evict::Evictions;
 use front::Front;
@@ -60,6 +62,7 @@ use space::Space;
 use uploads::Uploads;
 
 pub use blobs::Blob;
+pub use collect::{CollectRules, Collected};
 pub use error::StoreError;
 pub use evict::{Evicted, EvictionReason};
 pub use files::View;
@@ -96,6 +99,7 @@ struct Inner {
     recency: Recency,
     evictions: Evictions,
     pins: Pins,
+    marks: Marks,
     /// The data folder's file system keeps permissions.
     keeps_modes: bool,
     /// What runs on the blocking pool. It goes on when who asked for it has left, and the folder is ours until it ends.
@@ -152,6 +156,7 @@ impl Store {
             recency: Recency::new(bounds.max_size),
             evictions: Evictions::default(),
             pins: Pins::new(pins),
+            marks: Marks::default(),
             open_files: OpenFiles::default(),
             keeps_modes,
             layout,
@@ -173,6 +178,10 @@ impl Store {
             Ok(true)
         })?;
         *inner.locals.write() = locals;
+        if inner.index.is_ready() {
+            // After an unclean stop nobody knows what was un-marked last.
+            inner.restore_marks();
+        }
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -212,6 +221,7 @@ impl Store {
     pub async fn flush_index(&self) -> Result<(), StoreError> {
         self.run(|inner| {
             inner.save_recency();
+            inner.save_marks();
             inner.index.flush();
             Ok(())
         })
@@ -231,6 +241,7 @@ impl Store {
                 // In this order: a clean mark says that nothing is left to settle.
                 inner.settle()?;
                 inner.save_recency();
+                inner.save_marks();
                 inner.index.close(inner.space.names());
                 Ok(())
             })

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::collect::Candidate;
 use super::error::{At, StoreError, optional};
 use super::index::Change;
 use super::layout::{Temporary, create_folders, sync_folder};
@@ -53,6 +54,9 @@ impl Store {
 
     /// Whether the digest may be read in this repository, and its size if that is known. Its content may not be here.
     pub async fn member(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
+        if repo.scope.is_local() {
+            self.inner.unmark(&[Candidate::Member(repo.clone(), digest.clone()), Candidate::Content(digest.clone())]);
+        }
         let key = (repo.clone(), digest.clone());
         if let Some(member) = self.inner.front.members.get(&key) {
             return Ok(Some(member));
@@ -87,6 +91,9 @@ impl Store {
 
     /// A manifest of this repository, if it belongs here and its content is here.
     pub async fn manifest(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Arc<StoredManifest>>, StoreError> {
+        if repo.scope.is_local() {
+            self.inner.unmark(&[Candidate::Manifest(repo.clone(), digest.clone())]);
+        }
         let key = (repo.clone(), digest.clone());
         if let Some(manifest) = self.inner.front.manifests.get(&key) {
             return Ok(Some(manifest));
@@ -258,6 +265,9 @@ impl Inner {
         self.commit_file(path, &digest, bytes.len() as u64, class)?;
 
         let _locked = self.repositories.write(repo);
+        if durable {
+            self.unmark(&[Candidate::Manifest(repo.clone(), digest.clone())]);
+        }
         self.create_repository(repo)?;
         if !durable {
             // A foreign layer need not be the upstream's: whether it has it is asked when somebody wants it.
@@ -290,10 +300,13 @@ impl Inner {
         if self.layout.manifest_media_type(repo, digest)?.is_none() {
             return Ok(false);
         }
-        let content = self.layout.read_content(digest, Manifest::MAX_LENGTH)?;
-        let subject = content.and_then(|bytes| Manifest::parse(&bytes).ok()?.subject);
-        self.remove_manifest(repo, digest, subject.as_ref())?;
+        self.remove_manifest(repo, digest, self.subject_of(digest)?.as_ref())?;
         Ok(true)
+    }
+
+    pub(super) fn subject_of(&self, digest: &Digest) -> Result<Option<Digest>, StoreError> {
+        let content = self.layout.read_content(digest, Manifest::MAX_LENGTH)?;
+        Ok(content.and_then(|bytes| Manifest::parse(&bytes).ok()?.subject))
     }
 
     /// A manifest's link, the tags that mean it, and its place among the referrers of its subject. With the repository's

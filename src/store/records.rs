@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use super::collect::Candidate;
 use super::recency::LastNoted;
 use super::segments::{LastUse, Time};
 use crate::oci::{Algorithm, Digest, Manifest, RepoId, RepoName, Scope};
@@ -133,6 +134,8 @@ pub(super) mod kind {
     pub(in crate::store) const USE: u8 = b'U';
     /// A manifest's mirrored repositories.
     pub(in crate::store) const LINK: u8 = b'L';
+    /// What the collector found out of reach: content, members and manifests of repositories.
+    pub(in crate::store) const MARKS: [u8; 3] = [b'c', b'm', b'u'];
 }
 
 const VALUE_VERSION: u8 = 2;
@@ -159,11 +162,34 @@ pub(super) fn link_prefix(digest: &Digest) -> Vec<u8> {
 }
 
 pub(super) fn link_key(repo: &RepoId, digest: &Digest) -> Vec<u8> {
-    let mut key = link_prefix(digest);
+    repo_digest_key(kind::LINK, repo, digest)
+}
+
+fn repo_digest_key(kind: u8, repo: &RepoId, digest: &Digest) -> Vec<u8> {
+    let mut key = digest_key(kind, digest);
     key.extend_from_slice(repo.scope.as_str().as_bytes());
     key.push(0);
     key.extend_from_slice(repo.name.as_str().as_bytes());
     key
+}
+
+pub(super) fn mark_key(candidate: &Candidate) -> Vec<u8> {
+    let [content, member, manifest] = kind::MARKS;
+    match candidate {
+        Candidate::Content(digest) => digest_key(content, digest),
+        Candidate::Member(repo, digest) => repo_digest_key(member, repo, digest),
+        Candidate::Manifest(repo, digest) => repo_digest_key(manifest, repo, digest),
+    }
+}
+
+pub(super) fn mark_of_key(key: &[u8]) -> Option<Candidate> {
+    let [content, member, manifest] = kind::MARKS;
+    match *key.first()? {
+        kind if kind == content => digest_of_key(key).map(Candidate::Content),
+        kind if kind == member => link_of_key(key).map(|(digest, repo)| Candidate::Member(repo, digest)),
+        kind if kind == manifest => link_of_key(key).map(|(digest, repo)| Candidate::Manifest(repo, digest)),
+        _ => None,
+    }
 }
 
 fn digest_key(kind: u8, digest: &Digest) -> Vec<u8> {
@@ -313,6 +339,14 @@ mod tests {
             assert_eq!(digest_of_key(&blob_key(&digest)), Some(digest.clone()));
             assert_eq!(digest_of_key(&blob_key(&digest)[..20]), None);
             assert_eq!(link_of_key(&link_key(&repo, &digest)), Some((digest.clone(), repo.clone())));
+            let marks = [
+                Candidate::Content(digest.clone()),
+                Candidate::Member(repo.clone(), digest.clone()),
+                Candidate::Manifest(repo.clone(), digest.clone()),
+            ];
+            for mark in marks {
+                assert_eq!(mark_of_key(&mark_key(&mark)), Some(mark));
+            }
             let last = LastUse { digest: digest.clone(), at: 1_800_000_000, protected: true };
             assert_eq!(LastUse::from_bytes(digest, &last.to_bytes()), Some(last));
         }

@@ -7,6 +7,7 @@ mod attacks;
 mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
+mod collector;
 mod deadlines;
 mod deletes;
 mod disk;

@@ -1,0 +1,179 @@
+//! The collector: what nobody can reach goes, when it has been so for long enough, and nothing else.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use bytes::Bytes;
+use roadstead::oci::{Algorithm, Digest, RepoId};
+use roadstead::store::{CollectRules, Collected, Store};
+use tempfile::TempDir;
+
+use crate::scene::{KIB, blob_path, is_stored, until};
+use crate::support::image::{OCI_LAYER, random_bytes};
+use crate::support::{Content, Image, Index, TestServer};
+
+const EAGER: &str = "[gc]\ninterval = \"20ms\"\nafter_start = \"0s\"\ngrace = \"0s\"\nunreferenced_after = \"0s\"";
+const SECOND: Duration = Duration::from_secs(1);
+const AT_ONCE: CollectRules =
+    CollectRules { grace: Duration::ZERO, unreferenced_after: Duration::ZERO, untagged_after: None, remove: true };
+
+async fn push(server: &TestServer, repo: &str, tag: &str, image: &Image) {
+    server.client().push_image(&server.url(""), repo, tag, image).await;
+}
+
+async fn is_gone(server: &TestServer, content: &Content) {
+    until("it is collected", async || !is_stored(server.data_dir(), content)).await;
+}
+
+async fn is_whole(server: &TestServer, repo: &str, tag: &str, image: &Image) {
+    assert_eq!(server.get(&format!("/v2/{repo}/manifests/{tag}")).await.body, image.manifest.bytes);
+    for content in image.layers.iter().chain([&image.config]) {
+        assert!(server.get(&blob_path(repo, content)).await.body == content.bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_goes_and_what_something_else_needs_stays() {
+    let mut server = TestServer::builder().start().await;
+    let shared = Content::new(OCI_LAYER, random_bytes(1, 50 * KIB));
+    let own = Content::new(OCI_LAYER, random_bytes(2, 50 * KIB));
+    let going = Image::for_platform("linux/amd64", vec![shared.clone(), own.clone()]);
+    let staying = Image::for_platform("linux/amd64", vec![shared.clone()]);
+    push(&server, "team/a", "v1", &going).await;
+    push(&server, "team/b", "v1", &staying).await;
+    assert_eq!(server.delete(&format!("/v2/team/a/manifests/{}", going.manifest.digest)).await.status, 202);
+    assert!(is_stored(server.data_dir(), &own), "not at once");
+    server.restart_with(EAGER).await;
+    for content in [&own, &going.config, &going.manifest] {
+        is_gone(&server, content).await;
+    }
+    is_whole(&server, "team/b", "v1", &staying).await;
+    assert_eq!(server.get(&blob_path("team/a", &shared)).await.status, 404, "it is team/b's alone now");
+    server.restart_with("[gc]\ninterval = \"0s\"").await;
+    push(&server, "team/a", "v1", &staying).await;
+    is_whole(&server, "team/a", "v1", &staying).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn untagged_manifests_stay_until_somebody_wants_them_gone() {
+    let mut server = TestServer::builder().start().await;
+    let [first, second] = [11, 12].map(|seed| Image::new(seed, &[20 * KIB]));
+    let listed = Image::new(13, &[20 * KIB]);
+    push(&server, "team/a", "v1", &first).await;
+    push(&server, "team/a", "v1", &second).await;
+    push(&server, "team/a", "part", &listed).await;
+    let index = Index::of(vec![listed.clone()]);
+    server.client().push_index(&server.url(""), "team/a", "all", &index).await;
+    assert_eq!(server.delete("/v2/team/a/manifests/part").await.status, 202);
+    server.restart_with(EAGER).await;
+    let uploaded = Image::new(14, &[20 * KIB]);
+    // A pass has been made when an upload without a manifest is gone.
+    server.client().push_blob(&server.url(""), "team/b", &uploaded.layers[0]).await;
+    is_gone(&server, &uploaded.layers[0]).await;
+    assert!(is_stored(server.data_dir(), &first.manifest), "untagged, and nobody asked for it to go");
+    server.restart_with("[gc]\nuntagged_after = \"1ms\"").await;
+    is_gone(&server, &first.manifest).await;
+    is_gone(&server, &first.layers[0]).await;
+    is_whole(&server, "team/a", "v1", &second).await;
+    is_whole(&server, "team/a", &listed.manifest.digest, &listed).await;
+}
+
+struct Scene {
+    store: Store,
+    repo: RepoId,
+    _folder: TempDir,
+}
+
+impl Scene {
+    /// A store with no manifests, in step with its files.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.reconcile(&AtomicBool::new(false));
+        Self { store, repo: RepoId::local("team/app".parse().unwrap()), _folder: folder }
+    }
+
+    async fn upload(&self, bytes: &'static [u8]) -> Digest {
+        self.store.create_local(&self.repo).await.unwrap();
+        let digest = Digest::of(Algorithm::Sha256, bytes);
+        let upload = self.store.create_upload(&self.repo, Algorithm::Sha256).await.unwrap();
+        upload.append(vec![Bytes::from_static(bytes)]).await.unwrap();
+        upload.finish(&self.repo, &digest).await.unwrap();
+        digest
+    }
+
+    async fn collect(&self, rules: CollectRules) -> Collected {
+        let store = self.store.clone();
+        let pass = tokio::task::spawn_blocking(move || store.collect(rules, &AtomicBool::new(false)));
+        pass.await.unwrap().unwrap()
+    }
+
+    async fn is_here(&self, digest: &Digest) -> bool {
+        self.store.blob(digest).await.unwrap().is_some()
+    }
+}
+
+#[tokio::test]
+async fn an_upload_goes_in_two_steps_and_each_waits_for_its_time() {
+    let scene = Scene::new();
+    let digest = scene.upload(b"never referred to").await;
+    let week = CollectRules { unreferenced_after: 7 * 24 * 3600 * SECOND, ..AT_ONCE };
+    for _ in 0..2 {
+        assert_eq!(scene.collect(week).await, Collected { waiting: 1, ..Collected::default() });
+    }
+    let dry = CollectRules { remove: false, ..AT_ONCE };
+    assert_eq!(scene.collect(dry).await, Collected { members: 1, ..Collected::default() });
+    assert!(scene.store.member(&scene.repo, &digest).await.unwrap().is_some(), "a dry run removes nothing");
+    assert_eq!(scene.collect(AT_ONCE).await, Collected { members: 1, ..Collected::default() });
+    assert!(scene.store.member(&scene.repo, &digest).await.unwrap().is_none());
+    let day = CollectRules { grace: 24 * 3600 * SECOND, ..AT_ONCE };
+    assert_eq!(scene.collect(day).await, Collected { waiting: 1, ..Collected::default() });
+    assert_eq!(scene.collect(AT_ONCE).await, Collected { files: 1, bytes: 17, ..Collected::default() });
+    assert!(!scene.is_here(&digest).await);
+    assert_eq!(scene.collect(AT_ONCE).await, Collected::default());
+}
+
+#[tokio::test]
+async fn whoever_asks_for_it_in_time_keeps_it() {
+    let scene = Scene::new();
+    let (asked, forgotten) = (scene.upload(b"asked for").await, scene.upload(b"forgotten").await);
+    let soon = CollectRules { unreferenced_after: SECOND, ..AT_ONCE };
+    assert_eq!(scene.collect(soon).await.waiting, 2);
+    tokio::time::sleep(2 * SECOND).await;
+    assert!(scene.store.member(&scene.repo, &asked).await.unwrap().is_some(), "as a HEAD asks");
+    let collected = scene.collect(soon).await;
+    assert_eq!((collected.members, collected.waiting), (1, 1));
+    assert!(scene.store.member(&scene.repo, &forgotten).await.unwrap().is_none());
+    assert!(scene.store.member(&scene.repo, &asked).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn an_upload_of_what_is_marked_keeps_it_and_marks_survive_a_clean_stop_only() {
+    let scene = Scene::new();
+    let digest = scene.upload(b"again").await;
+    scene.collect(AT_ONCE).await;
+    let later = CollectRules { grace: SECOND, ..AT_ONCE };
+    assert_eq!(scene.collect(later).await.waiting, 1, "its content is marked");
+    tokio::time::sleep(2 * SECOND).await;
+    scene.upload(b"again").await;
+    let keep = CollectRules { unreferenced_after: 60 * SECOND, ..later };
+    assert_eq!(scene.collect(keep).await, Collected { waiting: 1, ..Collected::default() }, "its right only");
+    assert!(scene.is_here(&digest).await);
+    scene.store.close().await;
+    let Scene { store, repo, _folder } = scene;
+    drop(store);
+    let again = || Scene {
+        store: Store::open(_folder.path()).unwrap(),
+        repo: repo.clone(),
+        _folder: tempfile::tempdir().unwrap(),
+    };
+    tokio::time::sleep(2 * SECOND).await;
+    let rules = CollectRules { unreferenced_after: SECOND, ..AT_ONCE };
+    let clean = again();
+    assert_eq!(clean.collect(CollectRules { remove: false, ..rules }).await.members, 1, "marked before the stop");
+    drop(clean);
+    let unclean = again();
+    assert_eq!(unclean.collect(rules).await, Collected::default(), "not before the walk");
+    unclean.store.reconcile(&AtomicBool::new(false));
+    assert_eq!(unclean.collect(rules).await, Collected { waiting: 1, ..Collected::default() });
+}
