@@ -1,6 +1,6 @@
 # What people and CI run here. `make test` is all that a fresh Debian machine with Rust needs.
 
-.PHONY: build check deny figures test
+.PHONY: build check deny eviction figures test
 
 build:
 	cargo build --release
@@ -16,6 +16,10 @@ deny:
 # What docs/figures.md reports: a release build and three minutes, with 1.5 GiB of memory and as much of disk.
 figures:
 	cargo bench --quiet --bench figures
+
+# What docs/eviction.md reports: a release build and a minute.
+eviction:
+	cargo bench --quiet --bench eviction
 
 # The tests named clients:: start dockerd and run containers, and that takes root.
 ifeq ($(shell id -u),0)

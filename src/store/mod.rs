@@ -72,6 +72,7 @@ pub use pins::PinRule;
 pub use pump::pump;
 pub use reader::{BlobReader, FRAME};
 pub use records::{Class, Member, Page, StoredManifest, TagRecord};
+pub use segments::Segments;
 pub use space::{Bounds, NAME_BYTES};
 pub use spool::Spool;
 pub use sweep::Swept;

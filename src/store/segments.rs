@@ -13,19 +13,19 @@ use hashbrown::HashTable;
 use crate::oci::Digest;
 
 /// Uses within this time of the first are the same use: many nodes pull an image at once.
-pub(super) const CORRELATED: u32 = 10 * 60;
+pub const CORRELATED: u32 = 10 * 60;
 /// How long what a served manifest refers to is kept from going.
-pub(super) const SHIELD: u32 = 10 * 60;
+pub const SHIELD: u32 = 10 * 60;
 /// A last use is written down again when it has moved by this much.
 const SAVE_STEP: u32 = 10 * 60;
 
 const NONE: u32 = u32::MAX;
 
 /// Seconds since 1970.
-pub(super) type Time = u32;
+pub type Time = u32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Segment {
+enum Segment {
     Probation,
     Protected,
     Pinned,
@@ -33,10 +33,10 @@ pub(super) enum Segment {
 
 /// A last use, as it is written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct LastUse {
-    pub(super) digest: Digest,
-    pub(super) at: Time,
-    pub(super) protected: bool,
+pub struct LastUse {
+    pub digest: Digest,
+    pub at: Time,
+    pub protected: bool,
 }
 
 #[derive(Debug)]
@@ -61,7 +61,7 @@ struct List {
 }
 
 #[derive(Debug)]
-pub(super) struct Segments {
+pub struct Segments {
     nodes: Vec<Node>,
     free: Vec<u32>,
     places: HashTable<u32>,
@@ -77,7 +77,7 @@ pub(super) struct Segments {
 
 impl Segments {
     /// For a cache of `capacity` bytes.
-    pub(super) fn new(capacity: u64) -> Self {
+    pub fn new(capacity: u64) -> Self {
         Self {
             nodes: Vec::new(),
             free: Vec::new(),
@@ -94,25 +94,25 @@ impl Segments {
     }
 
     /// Makes room for what is known to come, so that nothing is copied meanwhile.
-    pub(super) fn reserve(&mut self, records: usize) {
+    pub fn reserve(&mut self, records: usize) {
         self.nodes.reserve_exact(records);
         let (nodes, hasher) = (&self.nodes, &self.hasher);
         self.places.reserve(records, |&place| hash_of(nodes, hasher, place));
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.lists.iter().map(|list| list.bytes).sum()
     }
 
     /// Bytes that could go now.
-    pub(super) fn evictable(&mut self, now: Time) -> u64 {
+    pub fn evictable(&mut self, now: Time) -> u64 {
         self.lapse(now);
         let listed = self.list(Segment::Probation).bytes + self.list(Segment::Protected).bytes;
         listed.saturating_sub(self.shielded)
     }
 
     /// New content, as just used at `now`. What is there already is only used.
-    pub(super) fn insert(&mut self, digest: &Digest, size: u64, now: Time) {
+    pub fn insert(&mut self, digest: &Digest, size: u64, now: Time) {
         match self.find(digest) {
             Some(_) => self.touch(digest, now),
             None => {
@@ -125,7 +125,7 @@ impl Segments {
 
     /// Content of an earlier run, older than everything that is here; to be called with the latest used first. What is
     /// here already stays as it is.
-    pub(super) fn restore(&mut self, size: u64, added: Time, last: LastUse) {
+    pub fn restore(&mut self, size: u64, added: Time, last: LastUse) {
         if self.find(&last.digest).is_some() {
             return;
         }
@@ -174,7 +174,7 @@ impl Segments {
     }
 
     /// Content that is gone or no longer cached; its size if it was known.
-    pub(super) fn remove(&mut self, digest: &Digest) -> Option<u64> {
+    pub fn remove(&mut self, digest: &Digest) -> Option<u64> {
         let hash = self.hasher.hash_one(digest);
         let nodes = &self.nodes;
         let place = self.places.find_entry(hash, |&place| nodes[place as usize].digest == *digest).ok()?.remove().0;
@@ -186,7 +186,7 @@ impl Segments {
         Some(node.size)
     }
 
-    pub(super) fn touch(&mut self, digest: &Digest, now: Time) {
+    pub fn touch(&mut self, digest: &Digest, now: Time) {
         let Some(place) = self.find(digest) else { return };
         let node = &mut self.nodes[place as usize];
         node.used = now.max(node.used);
@@ -204,7 +204,7 @@ impl Segments {
     }
 
     /// Keeps what a manifest served at `now` refers to from going for [`SHIELD`].
-    pub(super) fn shield(&mut self, digest: &Digest, now: Time) {
+    pub fn shield(&mut self, digest: &Digest, now: Time) {
         let Some(place) = self.find(digest) else { return };
         let until = now.saturating_add(SHIELD);
         let node = &mut self.nodes[place as usize];
@@ -220,7 +220,7 @@ impl Segments {
     }
 
     /// The content that is kept whatever happens, here or not.
-    pub(super) fn pin(&mut self, pinned: HashSet<Digest>) {
+    pub fn pin(&mut self, pinned: HashSet<Digest>) {
         let before = std::mem::replace(&mut self.pinned, pinned);
         let changed: Vec<Digest> = before.symmetric_difference(&self.pinned).cloned().collect();
         for digest in changed {
@@ -232,12 +232,12 @@ impl Segments {
         }
     }
 
-    pub(super) fn is_pinned(&self, digest: &Digest) -> bool {
+    pub fn is_pinned(&self, digest: &Digest) -> bool {
         self.pinned.contains(digest)
     }
 
     /// What should go first to free `bytes`, at most `limit` of it. It stays until it is removed.
-    pub(super) fn victims(&mut self, bytes: u64, limit: usize, now: Time) -> Vec<Digest> {
+    pub fn victims(&mut self, bytes: u64, limit: usize, now: Time) -> Vec<Digest> {
         self.lapse(now);
         let (mut victims, mut freed) = (Vec::new(), 0);
         for segment in [Segment::Probation, Segment::Protected] {
@@ -255,7 +255,7 @@ impl Segments {
     }
 
     /// Last uses that have moved since they were written down, at most `limit`.
-    pub(super) fn take_unsaved(&mut self, limit: usize) -> Vec<LastUse> {
+    pub fn take_unsaved(&mut self, limit: usize) -> Vec<LastUse> {
         let mut taken = Vec::new();
         while taken.len() < limit
             && let Some(place) = self.unsaved.pop_front()
