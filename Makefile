@@ -1,6 +1,6 @@
 # What people and CI run here. `make test` is all that a fresh Debian machine with Rust needs.
 
-.PHONY: build check deny eviction figures test
+.PHONY: build check deny eviction figures million test
 
 build:
 	cargo build --release
@@ -20,6 +20,10 @@ figures:
 # What docs/eviction.md reports: a release build and a minute.
 eviction:
 	cargo bench --quiet --bench eviction
+
+# What docs/figures.md says of a store of a million blobs: as many inodes, and some minutes.
+million:
+	cargo bench --quiet --bench million
 
 # The tests named clients:: start dockerd and run containers, and that takes root.
 ifeq ($(shell id -u),0)

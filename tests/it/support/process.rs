@@ -14,6 +14,7 @@ pub struct ServerProcess {
     daemon: Option<Daemon>,
     port: u16,
     folder: TempDir,
+    settings: Settings,
 }
 
 impl ServerProcess {
@@ -28,9 +29,8 @@ impl ServerProcess {
         let port = free_port();
         let settings = settings.listen(&format!("127.0.0.1:{port}"));
         let settings = settings.data_dir(&folder.path().join("data"));
-        let config = folder.path().join("roadstead.toml");
-        std::fs::write(config, settings.to_toml()).expect("the configuration can be written");
-        let mut process = Self { daemon: None, port, folder };
+        let mut process = Self { daemon: None, port, folder, settings };
+        process.configure("");
         process.begin();
         process
     }
@@ -45,6 +45,13 @@ impl ServerProcess {
         let port = self.port;
         daemon.wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
         self.daemon = Some(daemon);
+    }
+
+    /// Adds TOML to its configuration, for its next start.
+    pub fn configure(&mut self, toml: &str) {
+        self.settings = self.settings.clone().config(toml);
+        std::fs::write(self.folder.path().join("roadstead.toml"), self.settings.to_toml())
+            .expect("the configuration can be written");
     }
 
     /// Asks it to stop and waits until it has.
