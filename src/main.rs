@@ -7,10 +7,10 @@ use roadstead::cli::Cli;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("roadstead: {error}");
-            ExitCode::FAILURE
+            error.exit_code()
         }
     }
 }

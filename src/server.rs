@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Policy;
 use crate::config::Config;
+use crate::control::{Control, ControlSocket};
 use crate::evict;
 use crate::http::serve::{Listeners, Server};
 use crate::http::{App, router};
@@ -52,6 +53,7 @@ pub struct Running {
     stop: CancellationToken,
     accepting: tokio::task::JoinHandle<()>,
     puller: Puller,
+    control: Option<ControlSocket>,
     store: Store,
     tasks: Tasks,
     stock: StockTaking,
@@ -92,6 +94,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let stock = take_stock(&store, &metrics);
     keep_house(&store, &tasks);
     evict::start(&store, &config, &tasks);
+    let operator = Control {
+        store: store.clone(),
+        config: Arc::new(config.clone()),
+        metrics: metrics.clone(),
+        tasks: tasks.clone(),
+    };
+    let control = ControlSocket::listen(&config.storage.path, Arc::new(operator));
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
@@ -104,7 +113,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let stop = CancellationToken::new();
     let server = Server::new(config.server.clone(), router(Arc::new(app)), tasks.clone());
     let accepting = tokio::spawn(server.run(listeners, stop.clone().cancelled_owned()));
-    Ok(Running { address, stop, accepting, puller, store, tasks, stock })
+    Ok(Running { address, stop, accepting, puller, control, store, tasks, stock })
 }
 
 /// Runs a server until SIGTERM or SIGINT, and stops it.
@@ -143,6 +152,7 @@ impl Running {
         self.stop.cancel();
         let _ = self.accepting.await;
         self.tasks.stop().await;
+        drop(self.control);
         self.stock.stop.store(true, Ordering::Relaxed);
         let _ = self.stock.walk.await;
         self.store.close().await;

@@ -1,17 +1,26 @@
 //! The command line: one file for each command, and here what they share.
 
+mod backup;
 mod check;
+mod client;
+mod du;
 pub mod explain;
 mod options;
+mod output;
 mod runtime;
+mod scrub;
 mod serve;
+mod session;
 
 use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
 use crate::server::StartError;
+use crate::store::{OpenError, StoreError};
 use crate::telemetry::logs::LogError;
 
 /// A container registry that takes pushes, and keeps every image a cluster pulls close to hand.
@@ -28,9 +37,15 @@ enum Command {
     Serve(options::ConfigOptions),
     /// Say what is wrong with the configuration, or what is in force.
     Check(options::ConfigOptions),
-    /// Say what an image name means here, and where it would come from. It looks into the data folder: give it the
+    /// Say what an image name means here, and where it would come from. A running server answers; without one, give it the
     /// options and variables that `serve` has.
     Explain(explain::Explain),
+    /// Say what takes how much room, by upstream and repository.
+    Du(du::Du),
+    /// Read everything and say what is not what it should be; 1 is the exit code if something is damaged.
+    Scrub(scrub::Scrub),
+    /// Keep content from being unlinked while a backup copies it.
+    BackupLease(backup::BackupLease),
 }
 
 /// Why a command failed: one line.
@@ -44,6 +59,24 @@ pub enum CliError {
     Start(#[from] StartError),
     #[error("{image}: {error}")]
     Image { image: String, error: String },
+    #[error("there is no data folder {}", .0.display())]
+    NoFolder(PathBuf),
+    #[error("cannot use the data folder {}: {error}", path.display())]
+    Folder { path: PathBuf, error: OpenError },
+    #[error("the server cannot do that: {0}")]
+    Server(String),
+    #[error("the server refuses: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("it ended before everything was looked at")]
+    Unfinished,
+    #[error(transparent)]
+    Unscrubbed(Box<CliError>),
+    #[error("cannot run {program}: {error}")]
+    Command { program: String, error: io::Error },
+    #[error("the lease was lost on the way, for the server was stopped: the copy may lack content; make it again")]
+    LeaseLost,
     #[error("the runtime cannot be started: {0}")]
     Runtime(io::Error),
     #[error("cannot write to the standard output: {0}")]
@@ -53,11 +86,27 @@ pub enum CliError {
 // === impl Cli ===
 
 impl Cli {
-    pub fn run(self) -> Result<(), CliError> {
+    pub fn run(self) -> Result<ExitCode, CliError> {
         match self.command {
-            Command::Serve(options) => serve::run(options),
-            Command::Check(options) => check::run(options),
-            Command::Explain(explain) => explain.run(),
+            Command::Serve(options) => serve::run(options)?,
+            Command::Check(options) => check::run(options)?,
+            Command::Explain(explain) => explain.run()?,
+            Command::Du(du) => du.run()?,
+            Command::Scrub(scrub) => return scrub.run(),
+            Command::BackupLease(lease) => return lease.run(),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+// === impl CliError ===
+
+impl CliError {
+    /// 1, but where that says that something was found.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Unscrubbed(_) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
         }
     }
 }
@@ -77,7 +126,14 @@ mod tests {
     fn the_options_of_the_contract_are_understood() {
         let all = "--config f --listen :1 --data d --upstream a.b=http://a --upstream c.d=http://c \
                    --default-upstream none --log-format json";
-        for command in ["serve", "check", "explain busybox --output json"] {
+        for command in [
+            "serve",
+            "check",
+            "explain busybox --output json",
+            "du --output json",
+            "scrub --repair",
+            "backup-lease --for 2h",
+        ] {
             let line = format!("roadstead {command} {all}");
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use super::Store;
 use super::error::{At, StoreError, optional};
 use super::layout::Layout;
 use super::reconcile::digest_of_file;
@@ -68,6 +69,16 @@ impl Layout {
         Ok(())
     }
 
+    /// The same as a list.
+    pub(super) fn links_below(&self, links: &Path) -> Result<Vec<Digest>, StoreError> {
+        let mut digests = Vec::new();
+        self.for_each_link(links, &mut |digest| {
+            digests.push(digest);
+            Ok(())
+        })?;
+        Ok(digests)
+    }
+
     /// The name files of a repository.
     pub(super) fn count_names(&self, repo: &RepoId) -> Result<i64, StoreError> {
         let mut names = self.tags_on_disk(repo)?.len() as i64;
@@ -104,6 +115,18 @@ impl Layout {
         let mut bytes = Vec::with_capacity(metadata.len().try_into().unwrap_or(0));
         file.read_to_end(&mut bytes).at("read", &path)?;
         Ok(Some((file, bytes.into())))
+    }
+}
+
+impl Store {
+    /// A look at the files of this store.
+    pub fn view(&self) -> View {
+        View { layout: self.inner.layout.clone() }
+    }
+
+    /// What is remembered of a tag: its file may say of a mirrored one that it was confirmed earlier.
+    pub fn remembered_tag(&self, repo: &RepoId, tag: &Tag) -> Option<TagRecord> {
+        self.inner.front.tags.get(&(repo.clone(), tag.clone()))
     }
 }
 

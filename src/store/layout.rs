@@ -56,7 +56,21 @@ impl Layout {
 
     pub(super) fn quarantined(&self, digest: &Digest) -> PathBuf {
         let name = format!("{}-{}-{}", digest.algorithm().as_str(), digest.hex(), Uuid::new_v4().simple());
-        self.root.join("quarantine").join(name)
+        self.quarantine().join(name)
+    }
+
+    /// For the file of a name that says nothing.
+    pub(super) fn quarantined_name(&self) -> PathBuf {
+        self.quarantine().join(format!("name-{}", Uuid::new_v4().simple()))
+    }
+
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    /// How far the slow scrub is.
+    pub(super) fn scrub(&self) -> PathBuf {
+        self.root.join("scrub")
     }
 
     pub(super) fn index(&self) -> PathBuf {
@@ -80,7 +94,7 @@ impl Layout {
         self.root.join("blobs").join(algorithm.as_str())
     }
 
-    fn blob_folder(&self, algorithm: Algorithm, first: u8) -> PathBuf {
+    pub(super) fn blob_folder(&self, algorithm: Algorithm, first: u8) -> PathBuf {
         self.blobs(algorithm).join(format!("{first:02x}"))
     }
 

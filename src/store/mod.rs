@@ -16,6 +16,7 @@ mod front;
 mod growing;
 mod index;
 mod layout;
+mod lease;
 mod lists;
 mod lock;
 mod names;
@@ -27,12 +28,14 @@ mod recency;
 mod reconcile;
 mod records;
 mod referrers;
+mod scrub;
 mod segments;
 mod settled;
 mod space;
 mod spool;
 mod sweep;
 mod uploads;
+mod usage;
 
 use std::collections::HashSet;
 use std::fs;
@@ -53,6 +56,7 @@ use evict::Evictions;
 use front::Front;
 use index::{Found, Index};
 use layout::{Layout, Temporary};
+use lease::Leases;
 use lock::{DigestLocks, FolderLock, RepoLocks};
 use open_files::OpenFiles;
 use pins::Pins;
@@ -72,11 +76,13 @@ pub use pins::PinRule;
 pub use pump::pump;
 pub use reader::{BlobReader, FRAME};
 pub use records::{Class, Member, Page, StoredManifest, TagRecord};
+pub use scrub::{Finding, Problem, ScrubPart, ScrubPlace, ScrubWatch};
 pub use segments::Segments;
 pub use space::{Bounds, NAME_BYTES};
 pub use spool::Spool;
 pub use sweep::Swept;
 pub use uploads::{Upload, UploadError};
+pub use usage::{Amount, Content, RepositoryUsage, ScopeUsage, TotalUsage, UsageEvent};
 
 /// A handle on the store; clones share it.
 #[derive(Clone, Debug)]
@@ -106,6 +112,7 @@ struct Inner {
     /// What runs on the blocking pool. It goes on when who asked for it has left, and the folder is ours until it ends.
     operations: TaskTracker,
     settling: Settling,
+    leases: Leases,
     /// The local repositories. Read by every request without an upstream, written when a name becomes local.
     locals: RwLock<HashSet<RepoName>>,
     instance: Uuid,
@@ -162,6 +169,7 @@ impl Store {
             keeps_modes,
             layout,
             settling,
+            leases: Leases::default(),
             index,
             front: Front::default(),
             digests: DigestLocks::default(),

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::collect::Candidate;
 use super::recency::LastNoted;
@@ -10,7 +11,8 @@ use super::segments::{LastUse, Time};
 use crate::oci::{Algorithm, Digest, Manifest, RepoId, RepoName, Scope};
 
 /// Why content is kept: cached content may be evicted and fetched again, pushed content goes only when someone deletes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Class {
     Cached,
     Pushed,

@@ -114,4 +114,14 @@ families! {
     evicted_bytes: IntCounter = "roadstead_evicted_bytes_total" [];
     /// Times that the index was found unusable and built anew.
     index_rebuilds: IntCounter = "roadstead_index_rebuilds_total" [];
+    /// Blobs that were read from the disk and compared with their digests.
+    scrub_blobs: IntCounter = "roadstead_scrub_blobs_total" [];
+    /// Bytes of those.
+    scrub_bytes: IntCounter = "roadstead_scrub_bytes_total" [];
+    /// Blobs and names that were found damaged or missing; pushed content is lost until it is pushed again.
+    scrub_damaged: IntCounterVec = "roadstead_scrub_damaged_total" ["class"];
+    /// When everything had last been read once in the background, in seconds since 1970; 0 before.
+    scrub_completed: IntGauge = "roadstead_scrub_completed_timestamp_seconds" [];
+    /// Answers that were not kept because there was no room on the disk.
+    no_room: IntCounter = "roadstead_no_room_total" [];
 }

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
+use parking_lot::Mutex;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Histogram, IntGauge, Registry, TextEncoder};
 
@@ -15,6 +17,7 @@ pub struct Metrics {
     registry: Registry,
     families: Families,
     upstreams: HashMap<Arc<str>, UpstreamSeries>,
+    last_no_room: Mutex<Option<Instant>>,
     first_byte: [[Histogram; CacheResult::ALL.len()]; ContentKind::ALL.len()],
 }
 
@@ -33,6 +36,7 @@ impl Metrics {
         registry.register(Box::new(ProcessCollector::for_self())).expect("no other metric is called process_…");
         for class in StorageClass::ALL {
             families.storage_bytes.with_label_values(&[class.as_str()]);
+            families.scrub_damaged.with_label_values(&[class.as_str()]);
         }
         let first_byte = ContentKind::ALL.map(|kind| {
             CacheResult::ALL.map(|result| families.first_byte.with_label_values(&[kind.as_str(), result.as_str()]))
@@ -40,7 +44,7 @@ impl Metrics {
         let upstreams: HashMap<_, _> =
             upstreams.iter().map(|&name| (Arc::from(name), UpstreamSeries::new(&families, name))).collect();
         upstreams.values().for_each(|series| series.available.set(1));
-        Self { registry, families, upstreams, first_byte }
+        Self { registry, families, upstreams, last_no_room: Mutex::default(), first_byte }
     }
 
     /// Every metric in the text exposition format 0.0.4.
@@ -141,6 +145,45 @@ impl Metrics {
 
     pub fn index_rebuilt(&self) {
         self.families.index_rebuilds.inc();
+    }
+
+    /// One blob of `bytes` was read and compared with its digest.
+    pub fn scrubbed(&self, bytes: u64) {
+        self.families.scrub_blobs.inc();
+        self.families.scrub_bytes.inc_by(bytes);
+    }
+
+    /// A scrub found content of this class damaged or missing.
+    pub fn damage_found(&self, class: &str) {
+        self.families.scrub_damaged.with_label_values(&[class]).inc();
+    }
+
+    /// Everything had been read once at `time`, in seconds since 1970.
+    pub fn scrub_completed(&self, time: u64) {
+        self.families.scrub_completed.set(gauge(time));
+    }
+
+    /// An answer was not kept, for there was no room.
+    pub fn no_room(&self) {
+        self.families.no_room.inc();
+        *self.last_no_room.lock() = Some(Instant::now());
+    }
+
+    /// How long ago there was last no room to keep an answer.
+    pub fn since_no_room(&self) -> Option<Duration> {
+        self.last_no_room.lock().map(|last| last.elapsed())
+    }
+
+    /// Whether an upstream is being asked, rather than left alone after failures.
+    pub fn is_upstream_available(&self, upstream: &str) -> bool {
+        self.upstreams.get(upstream).is_none_or(|series| series.available.get() != 0)
+    }
+
+    /// Transfers of content under way: fills, and requests for blobs and uploads.
+    pub fn transfers_in_flight(&self) -> i64 {
+        let handlers = ["blob", "blob_upload", "blob_upload_chunk"];
+        let requests = handlers.map(|handler| self.families.http_in_flight.with_label_values(&[handler]).get());
+        self.families.fills_in_flight.get() + requests.iter().sum::<i64>()
     }
 
     /// The series of one upstream; those of a name that was not announced are looked up by label.
@@ -273,6 +316,11 @@ mod tests {
             "roadstead_evicted_bytes_total",
             "roadstead_index_ready",
             "roadstead_index_rebuilds_total",
+            "roadstead_scrub_blobs_total",
+            "roadstead_scrub_bytes_total",
+            "roadstead_scrub_damaged_total",
+            "roadstead_scrub_completed_timestamp_seconds",
+            "roadstead_no_room_total",
         ];
         assert_eq!(ours, contract.into());
         assert!(process.contains("process_resident_memory_bytes") && process.contains("process_open_fds"));

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::facts::{Facts, Node};
+use crate::cli::output::bytes;
+use crate::control::explain::{Facts, Node};
 
 /// Requests that are listed one by one; of more, only the number is of use.
 const LISTED: usize = 8;
@@ -22,6 +23,9 @@ fn write_all(text: &mut String, facts: &Facts) -> std::fmt::Result {
     } else {
         let credentials = if facts.credentials { "with credentials" } else { "anonymously" };
         writeln!(text, "scope       mirrored from {} ({credentials}), as {}", facts.urls.join(", "), facts.repository)?;
+    }
+    if facts.upstream_available == Some(false) {
+        writeln!(text, "upstream    left alone at present, after failures")?;
     }
     let missing = if facts.data_exists { "" } else { " (which does not exist)" };
     writeln!(text, "data        {}{missing}", facts.data)?;
@@ -66,12 +70,4 @@ fn node(text: &mut String, this: &Node, depth: usize) -> std::fmt::Result {
     let indent = "  ".repeat(depth);
     writeln!(text, "            {here:<5} {:<11} {indent}{} {}", bytes(this.size), this.digest, this.media_type)?;
     this.children.iter().try_for_each(|child| node(text, child, depth + 1))
-}
-
-fn bytes(count: u64) -> String {
-    match count {
-        0..10_000 => format!("{count} B"),
-        10_000..10_000_000 => format!("{:.1} kB", count as f64 / 1e3),
-        _ => format!("{:.1} MB", count as f64 / 1e6),
-    }
 }

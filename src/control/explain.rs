@@ -1,61 +1,101 @@
-//! What there is to say about an image.
+//! `explain`: what there is to say about an image, from the configuration and the files of the data folder.
+//!
+//! It works beside a running server and without one. The server knows more: how lately a tag was confirmed within the last
+//! ten minutes, and whether an upstream is left alone at present.
 
 use std::collections::HashSet;
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::Control;
 use crate::config::Config;
-use crate::oci::{Digest, Manifest, Reference, RepoId, Scope};
-use crate::resolve::{Rule, Target};
-use crate::store::{StoreError, View};
+use crate::oci::{Digest, Manifest, Reference, RepoId, Scope, Tag};
+use crate::resolve::{Asked, Routes, Rule, Target};
+use crate::store::{StoreError, TagRecord, View};
 
 /// How deep indexes within indexes are followed.
 const DEPTH: usize = 3;
 /// Manifests that are looked into; each once, for indexes may share children.
 const MOST: usize = 500;
 
-#[derive(Debug, Serialize)]
-pub(super) struct Facts {
-    pub(super) image: String,
-    /// Where was looked.
-    pub(super) data: String,
-    /// Whether there is such a folder.
-    pub(super) data_exists: bool,
-    /// Which rule decided, in words.
-    pub(super) rule: &'static str,
-    /// `local`, or the upstream.
-    pub(super) scope: String,
-    pub(super) repository: String,
-    /// Where the upstream is asked, in order.
-    pub(super) urls: Vec<String>,
-    pub(super) credentials: bool,
-    pub(super) tag: Option<TagFacts>,
-    pub(super) manifest: Option<Node>,
-    /// What a pull of everything that belongs to it would ask the upstream, now.
-    pub(super) upstream_requests: Vec<String>,
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    pub image: String,
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct TagFacts {
-    pub(super) digest: String,
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Facts {
+    pub image: String,
+    /// Where was looked.
+    pub data: String,
+    /// Whether there is such a folder.
+    pub data_exists: bool,
+    /// Which rule decided, in words.
+    pub rule: String,
+    /// `local`, or the upstream.
+    pub scope: String,
+    pub repository: String,
+    /// Where the upstream is asked, in order.
+    pub urls: Vec<String>,
+    pub credentials: bool,
+    /// Whether the upstream is being asked, or left alone after failures. Only a running server knows.
+    pub upstream_available: Option<bool>,
+    pub tag: Option<TagFacts>,
+    pub manifest: Option<Node>,
+    /// What a pull of everything that belongs to it would ask the upstream, now.
+    pub upstream_requests: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TagFacts {
+    pub digest: String,
     /// Since the file of the tag says that it was confirmed; for a local tag, since its push.
-    pub(super) confirmed_seconds_ago: u64,
-    pub(super) fresh: bool,
+    pub confirmed_seconds_ago: u64,
+    pub fresh: bool,
 }
 
 /// A manifest or blob and what it refers to.
-#[derive(Debug, Serialize)]
-pub(super) struct Node {
-    pub(super) digest: String,
-    pub(super) media_type: String,
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub digest: String,
+    pub media_type: String,
     /// Bytes.
-    pub(super) size: u64,
-    pub(super) here: bool,
-    pub(super) children: Vec<Node>,
+    pub size: u64,
+    pub here: bool,
+    pub children: Vec<Node>,
 }
 
-pub(super) fn gather(config: &Config, view: &View, target: Target, reference: Reference) -> Result<Facts, StoreError> {
+/// What is known, and by whom.
+pub struct Known<'a> {
+    pub config: &'a Config,
+    pub routes: &'a Routes,
+    pub view: &'a View,
+    /// The server that has the folder, if it is asked.
+    pub server: Option<&'a Control>,
+}
+
+impl Known<'_> {
+    /// What a tag means: what the server remembers of it is younger than its file.
+    fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
+        match self.server.and_then(|server| server.store.remembered_tag(repo, tag)) {
+            Some(record) => Ok(Some(record)),
+            None => self.view.tag(repo, tag),
+        }
+    }
+}
+
+/// All there is to say about an image; the error says what is wrong with its name or with the files.
+pub fn explain(known: &Known<'_>, image: &str) -> Result<Facts, String> {
+    let (name, reference) = parse(image, known.routes)?;
+    let asked = Asked { name, ..Asked::default() };
+    let target = known.routes.resolve(asked, |name| known.view.is_local(name)).map_err(|error| error.to_string())?;
+    gather(known, target, reference).map_err(|error| error.to_string())
+}
+
+fn gather(known: &Known<'_>, target: Target, reference: Reference) -> Result<Facts, StoreError> {
+    let (config, view) = (known.config, known.view);
     let Target { repo, rule } = target;
     let upstream = match &repo.scope {
         Scope::Upstream(name) => config.upstream(name),
@@ -63,7 +103,7 @@ pub(super) fn gather(config: &Config, view: &View, target: Target, reference: Re
     };
     let (tag, digest) = match &reference {
         Reference::Digest(digest) => (None, Some(digest.clone())),
-        Reference::Tag(tag) => match view.tag(&repo, tag)? {
+        Reference::Tag(tag) => match known.tag(&repo, tag)? {
             Some(record) => {
                 let age = SystemTime::now().duration_since(record.confirmed).unwrap_or_default();
                 let fresh = repo.scope.is_local() || age < config.cache.tag_ttl;
@@ -81,11 +121,15 @@ pub(super) fn gather(config: &Config, view: &View, target: Target, reference: Re
         image: image_name(&repo, &reference),
         data: config.storage.path.display().to_string(),
         data_exists: config.storage.path.is_dir(),
-        rule: in_words(rule),
+        rule: in_words(rule).to_owned(),
         scope: repo.scope.as_str().to_owned(),
         repository: repo.name.to_string(),
         urls: upstream.map(|upstream| upstream.urls.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         credentials: upstream.is_some_and(|upstream| upstream.username.is_some()),
+        upstream_available: known
+            .server
+            .zip(upstream)
+            .map(|(server, upstream)| server.metrics.is_upstream_available(&upstream.name)),
         tag,
         manifest,
         upstream_requests: Vec::new(),
@@ -165,5 +209,56 @@ fn missing(node: &Node, is_manifest: bool, requests: &mut Vec<String>) {
     let index = crate::oci::media_type::is_index(&node.media_type);
     for child in &node.children {
         missing(child, index, requests);
+    }
+}
+
+/// The name as it would stand in a request's path, and the reference; our own address in front is no part of the name.
+fn parse<'a>(image: &'a str, routes: &Routes) -> Result<(&'a str, Reference), String> {
+    let (name, reference) = match image.split_once('@') {
+        Some((name, digest)) => {
+            let digest: Digest = digest.parse().map_err(|error| format!("{error}"))?;
+            (without_tag(name).0, Reference::Digest(digest))
+        }
+        None => {
+            let (name, tag) = without_tag(image);
+            let tag: Tag = tag.unwrap_or("latest").parse().map_err(|error| format!("{error}"))?;
+            (name, Reference::Tag(tag))
+        }
+    };
+    match name.split_once('/') {
+        Some((first, rest)) if routes.upstream(first).is_none() && routes.is_own(first, None) => Ok((rest, reference)),
+        _ => Ok((name, reference)),
+    }
+}
+
+/// A colon after the last slash begins a tag; one before it a port.
+fn without_tag(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (name, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart_as_clients_do_it() {
+        let routes = Routes::new(&Config::default());
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (image, name, reference) in [
+            ("busybox", "busybox", "latest"),
+            ("ghcr.io/org/app:v1", "ghcr.io/org/app", "v1"),
+            ("localhost:5000/team/app", "team/app", "latest"),
+            ("localhost:5000/docker.io/library/alpine:3", "docker.io/library/alpine", "3"),
+            ("host:81/a", "host:81/a", "latest"),
+            (&format!("team/app:v1@{digest}"), "team/app", &digest),
+        ] {
+            let (found, found_reference) = parse(image, &routes).unwrap();
+            assert_eq!((found, found_reference.to_string().as_str()), (name, reference), "{image}");
+        }
+        assert!(parse("a@sha256:x", &routes).is_err());
+        assert!(parse("a:.b", &routes).is_err());
     }
 }

@@ -1,0 +1,144 @@
+//! `roadstead du`: what takes how much room, by upstream and repository.
+
+use std::fmt::{self, Write};
+use std::sync::Arc;
+
+use clap::Args;
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::options::ConfigOptions;
+use super::output::{Output, ProgressLine, bytes, print};
+use super::session::Session;
+use super::{CliError, runtime};
+use crate::config::Config;
+use crate::control::usage::usage;
+use crate::store::{Amount, Content, RepositoryUsage, ScopeUsage, TotalUsage, UsageEvent};
+
+#[derive(Args, Debug)]
+pub struct Du {
+    /// For people, or for machines.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+
+    #[command(flatten)]
+    options: ConfigOptions,
+}
+
+/// What has been told so far.
+#[derive(Debug)]
+struct Report {
+    progress: ProgressLine,
+    repositories: Vec<RepositoryUsage>,
+    scopes: Vec<ScopeUsage>,
+    total: Option<TotalUsage>,
+}
+
+// === impl Du ===
+
+impl Du {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let config = self.options.load()?;
+        let report = runtime::block_on(gather(&config, self.output))??;
+        let mut report = report.lock();
+        report.progress.clear();
+        let Some(total) = report.total.take() else { return Err(CliError::Unfinished) };
+        print(&match self.output {
+            Output::Text => report.text(&total),
+            Output::Json => format!(
+                "{:#}\n",
+                json!({ "total": total, "scopes": report.scopes, "repositories": report.repositories })
+            ),
+        })
+    }
+}
+
+async fn gather(config: &Config, output: Output) -> Result<Arc<Mutex<Report>>, CliError> {
+    let report = Arc::new(Mutex::new(Report {
+        progress: ProgressLine::new(output),
+        repositories: Vec::new(),
+        scopes: Vec::new(),
+        total: None,
+    }));
+    match Session::open(config).await? {
+        Session::Server(mut server) => {
+            let each = |event| {
+                report.lock().take(event);
+                Ok(())
+            };
+            server.lines("du", &json!({}), each).await?;
+        }
+        Session::Folder(store) => {
+            let sink = report.clone();
+            let told = usage(store.clone(), move |event| {
+                sink.lock().take(event);
+                true
+            });
+            let told = told.await;
+            store.close().await;
+            told?;
+        }
+    }
+    Ok(report)
+}
+
+// === impl Report ===
+
+impl Report {
+    fn take(&mut self, event: UsageEvent) {
+        match event {
+            UsageEvent::Progress { repositories, blobs } => {
+                self.progress.draw(|| format!("{repositories} repositories, {blobs} blobs"));
+            }
+            UsageEvent::Repository(repository) => self.repositories.push(repository),
+            UsageEvent::Scope(scope) => self.scopes.push(scope),
+            UsageEvent::Total(total) => self.total = Some(total),
+        }
+    }
+
+    fn text(&self, total: &TotalUsage) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write(&mut text, total);
+        text
+    }
+
+    fn write(&self, text: &mut String, total: &TotalUsage) -> fmt::Result {
+        if !self.scopes.is_empty() {
+            writeln!(text, "{:>11} {:>11} {:>10} {:>7}  content of", "own", "shared", "manifests", "tags")?;
+        }
+        for scope in &self.scopes {
+            let all = if scope.repositories == 1 { "repository" } else { "repositories" };
+            let name = format!("{} ({} {all})", scope.scope, scope.repositories);
+            row(text, &scope.content, scope.manifests, scope.tags, &name)?;
+            let mut repositories: Vec<_> = self.repositories.iter().filter(|it| it.scope == scope.scope).collect();
+            // The largest first; they come in the order of their names.
+            repositories.sort_by_key(|it| std::cmp::Reverse(it.content.own_bytes + it.content.shared_bytes));
+            for it in repositories {
+                row(text, &it.content, it.manifests, it.tags, &format!("  {}", it.repository))?;
+            }
+        }
+        if !self.scopes.is_empty() {
+            writeln!(text)?;
+        }
+        sum(text, "cached", total.cached, "blob", "")?;
+        sum(text, "pushed", total.pushed, "blob", "")?;
+        sum(text, "unreferenced", total.unreferenced, "blob", "")?;
+        sum(text, "names", total.names, "file", ", at 4 KiB each")?;
+        sum(text, "uploads", total.uploads, "file", "")?;
+        sum(text, "spool", total.spool, "file", "")?;
+        sum(text, "quarantine", total.quarantine, "file", "")?;
+        sum(text, "index", total.index, "file", "")?;
+        writeln!(text, "{:>11}  total", bytes(total.bytes))
+    }
+}
+
+fn row(text: &mut String, content: &Content, manifests: u64, tags: u64, name: &str) -> fmt::Result {
+    let (own, shared) = (bytes(content.own_bytes), bytes(content.shared_bytes));
+    writeln!(text, "{own:>11} {shared:>11} {manifests:>10} {tags:>7}  {name}")
+}
+
+fn sum(text: &mut String, name: &str, amount: Amount, unit: &str, remark: &str) -> fmt::Result {
+    let plural = if amount.files == 1 { "" } else { "s" };
+    writeln!(text, "{:>11}  {name} ({} {unit}{plural}{remark})", bytes(amount.bytes), amount.files)
+}

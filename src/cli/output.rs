@@ -1,0 +1,83 @@
+//! What commands print: to the standard output, for people or for machines.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+
+use super::CliError;
+
+const REDRAW: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+pub fn print(text: &str) -> Result<(), CliError> {
+    io::stdout().write_all(text.as_bytes()).map_err(CliError::Output)
+}
+
+/// A number of bytes for people, in units of 1000.
+pub fn bytes(count: u64) -> String {
+    match count {
+        0..10_000 => format!("{count} B"),
+        10_000..10_000_000 => format!("{:.1} kB", count as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} MB", count as f64 / 1e6),
+        _ => format!("{:.1} GB", count as f64 / 1e9),
+    }
+}
+
+/// The line that says how far something is, on a terminal; nothing anywhere else.
+#[derive(Debug)]
+pub struct ProgressLine {
+    on_terminal: bool,
+    drawn: Option<Instant>,
+}
+
+impl ProgressLine {
+    pub fn new(output: Output) -> Self {
+        Self { on_terminal: output == Output::Text && io::stderr().is_terminal(), drawn: None }
+    }
+
+    pub fn draw(&mut self, text: impl FnOnce() -> String) {
+        if self.on_terminal && self.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW) {
+            self.drawn = Some(Instant::now());
+            // A terminal that is gone loses only progress.
+            let _ = write!(io::stderr(), "\r\x1b[K{}", text());
+        }
+    }
+
+    /// Before anything else is printed.
+    pub fn clear(&mut self) {
+        if self.drawn.take().is_some() {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// `[######----]`, of 30.
+pub fn bar(per_mille: u16) -> String {
+    const WIDTH: usize = 30;
+    let done = usize::from(per_mille.min(1000)) * WIDTH / 1000;
+    format!("[{}{}]", "#".repeat(done), "-".repeat(WIDTH - done))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        let shown = [0, 9_999, 10_000, 9_999_999, 12_345_678, 9_999_000_000, 12_345_678_901].map(bytes);
+        assert_eq!(shown, ["0 B", "9999 B", "10.0 kB", "10000.0 kB", "12.3 MB", "9999.0 MB", "12.3 GB"]);
+    }
+
+    #[test]
+    fn a_bar_is_always_as_wide() {
+        assert_eq!(bar(0), format!("[{}]", "-".repeat(30)));
+        assert_eq!(bar(500), format!("[{}{}]", "#".repeat(15), "-".repeat(15)));
+        assert_eq!(bar(1000), format!("[{}]", "#".repeat(30)));
+    }
+}

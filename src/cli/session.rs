@@ -1,0 +1,28 @@
+//! Where a command works: on the running server of a data folder, or on the folder itself under its lock.
+
+use super::CliError;
+use super::client::Client;
+use crate::config::Config;
+use crate::store::Store;
+
+pub enum Session {
+    Server(Client),
+    Folder(Store),
+}
+
+impl Session {
+    pub async fn open(config: &Config) -> Result<Self, CliError> {
+        let path = config.storage.path.clone();
+        if let Some(server) = Client::connect(&path).await? {
+            return Ok(Self::Server(server));
+        }
+        // Opening a folder makes it.
+        if !path.is_dir() {
+            return Err(CliError::NoFolder(path));
+        }
+        let opening = path.clone();
+        let opened = tokio::task::spawn_blocking(move || Store::open(&opening)).await;
+        let opened = opened.map_err(|error| CliError::Server(error.to_string()))?;
+        Ok(Self::Folder(opened.map_err(|error| CliError::Folder { path, error })?))
+    }
+}

@@ -1,0 +1,97 @@
+//! How far the slow scrub of a running server is: `scrub`, kept over restarts.
+
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::Inner;
+use crate::oci::Digest;
+use crate::store::Store;
+use crate::store::error::{At, StoreError, optional};
+use crate::store::layout::Temporary;
+
+/// The present pass, or the last one. Times are whole seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScrubPlace {
+    pub started: SystemTime,
+    /// The blob that was read last.
+    pub after: Option<Digest>,
+    /// When the last pass that came to its end did.
+    pub completed: Option<SystemTime>,
+}
+
+impl ScrubPlace {
+    /// Whether the pass that was begun last has come to its end.
+    pub fn is_completed(&self) -> bool {
+        self.completed.is_some_and(|completed| completed >= self.started)
+    }
+
+    fn to_text(&self) -> String {
+        let mut text = format!("started {}\n", seconds(self.started));
+        if let Some(completed) = self.completed {
+            text += &format!("completed {}\n", seconds(completed));
+        }
+        if let Some(after) = &self.after {
+            text += &format!("after {after}\n");
+        }
+        text
+    }
+
+    /// `None` for what is not such a file.
+    fn from_text(text: &str) -> Option<Self> {
+        let field = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        let time = |text: &str| UNIX_EPOCH.checked_add(Duration::from_secs(text.parse().ok()?));
+        Some(Self {
+            started: time(field("started")?)?,
+            after: field("after").and_then(|digest| digest.parse().ok()),
+            completed: field("completed").and_then(time),
+        })
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+impl Store {
+    /// How far the slow scrub was; `None` if there never was one.
+    pub async fn scrub_place(&self) -> Result<Option<ScrubPlace>, StoreError> {
+        self.run(|inner| inner.scrub_place()).await
+    }
+
+    /// Keeps how far it is. Blocks.
+    pub fn keep_scrub_place(&self, place: &ScrubPlace) -> Result<(), StoreError> {
+        self.inner.keep_scrub_place(place)
+    }
+}
+
+impl Inner {
+    fn scrub_place(&self) -> Result<Option<ScrubPlace>, StoreError> {
+        let path = self.layout.scrub();
+        let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+        Ok(text.and_then(|text| ScrubPlace::from_text(&text)))
+    }
+
+    fn keep_scrub_place(&self, place: &ScrubPlace) -> Result<(), StoreError> {
+        let (path, temporary) = (self.layout.scrub(), Temporary::new(self.layout.temporary()));
+        fs::write(temporary.path(), place.to_text()).at("write", temporary.path())?;
+        fs::rename(temporary.path(), &path).at("rename", &path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn a_place_reads_back() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let digest = Digest::of(Algorithm::Sha512, b"x");
+        for (after, completed) in [(None, None), (Some(digest.clone()), None), (Some(digest), Some(at(1_800_000_000)))]
+        {
+            let place = ScrubPlace { started: at(1_800_000_001), after, completed };
+            assert_eq!(ScrubPlace::from_text(&place.to_text()), Some(place));
+        }
+        assert_eq!(ScrubPlace::from_text("start"), None);
+    }
+}

@@ -1,0 +1,83 @@
+//! `control.sock`: who may use it, what is there before and after, and what goes on without it.
+
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+
+use crate::operator::roadstead;
+use crate::scene::until;
+use crate::support::process::ServerProcess;
+use crate::support::settings::Settings;
+use crate::support::{Client, Image, TestServer, Upstream};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_is_for_the_servers_user_alone_and_goes_with_the_server() {
+    let mut server = TestServer::builder().start().await;
+    let socket = server.data_dir().join("control.sock");
+    let metadata = std::fs::metadata(&socket).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    server.stop_running().await;
+    assert!(!socket.exists());
+    server.restart().await;
+    assert!(socket.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_server_leaves_is_in_nobodys_way() {
+    let mut process = tokio::task::spawn_blocking(|| ServerProcess::start(Settings::new())).await.unwrap();
+    let data = process.data_dir();
+    let socket = data.join("control.sock");
+    until("it listens", async || socket.exists()).await;
+    process.kill();
+    assert!(socket.exists());
+    assert_eq!(roadstead(&data, &["scrub"]).await.code, 0, "nobody listens: it works on the folder");
+    let started = tokio::task::spawn_blocking(move || {
+        process.begin();
+        process
+    });
+    let process = started.await.unwrap();
+    assert_eq!(Client::new().get(&process.url("/v2/")).await.status, 200);
+    // The server that has it now holds the lock.
+    assert_eq!(roadstead(&data, &["scrub"]).await.code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_whose_path_is_too_long_for_a_socket_is_served_all_the_same() {
+    let parent = tempfile::tempdir().unwrap();
+    let deep = parent.path().join("d".repeat(100));
+    std::fs::create_dir(&deep).unwrap();
+    let process = tokio::task::spawn_blocking(move || ServerProcess::start_in(&deep, Settings::new())).await.unwrap();
+    assert_eq!(Client::new().get(&process.url("/v2/")).await.status, 200);
+    until("it has said so", async || process.log().contains("control.sock")).await;
+    assert_eq!(process.log().matches("control.sock").count(), 1, "{}", process.log());
+    let said = roadstead(&process.data_dir(), &["du"]).await;
+    let pid = process.pid().unwrap().to_string();
+    assert_eq!(said.code, 1);
+    assert!(said.err.contains("in use") && said.err.contains(&pid), "{}", said.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_knows_what_the_running_server_remembers() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[1000]);
+    upstream.add_image("library/app", "v1", &image);
+    let mut server = TestServer::mirror_of(&upstream).await;
+    server.get("/v2/library/app/manifests/v1").await;
+    // Confirmed long ago, says the file; the server has asked since.
+    let file = server.data_dir().join("repositories/docker.io/library/app/_tags/v1");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines = text.lines().map(|line| if line.starts_with("confirmed ") { "confirmed 1000000000" } else { line });
+    std::fs::write(&file, lines.map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+
+    let args = ["explain", "docker.io/library/app:v1", "--output", "json"];
+    let online = roadstead(server.data_dir(), &args).await.json();
+    assert_eq!((&online["tag"]["fresh"], &online["upstream_available"]), (&true.into(), &true.into()), "{online}");
+    server.stop_running().await;
+    let offline = roadstead(server.data_dir(), &args).await.json();
+    assert_eq!((&offline["tag"]["fresh"], &offline["upstream_available"]), (&false.into(), &().into()), "{offline}");
+    assert_eq!(online["manifest"], offline["manifest"]);
+
+    server.restart().await;
+    let wrong = roadstead(server.data_dir(), &["explain", "a@sha256:x"]).await;
+    assert_eq!((wrong.code, wrong.out.as_str()), (1, ""));
+    assert!(wrong.err.starts_with("roadstead: a@sha256:x: "), "{}", wrong.err);
+}

@@ -1,0 +1,41 @@
+//! What an operator types, as tests type it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// One JSON object a line, without those that only say how far it is.
+    pub fn events(&self) -> Vec<Value> {
+        let lines = self.out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{self:?}")));
+        lines.filter(|event: &Value| event["event"] != "progress").collect()
+    }
+}
+
+/// Runs `roadstead` on a data folder.
+pub async fn roadstead(data: &Path, args: &[&str]) -> Said {
+    let (before, after) = match args.iter().position(|arg| *arg == "--") {
+        Some(at) => args.split_at(at),
+        None => (args, [].as_slice()),
+    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roadstead"));
+    command.args(before).arg("--data").arg(data).args(after);
+    command.env_clear().env("HOME", data).env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    let run = tokio::task::spawn_blocking(move || command.output().expect("the program runs"));
+    let Output { status, stdout, stderr } = run.await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    Said { code: status.code().expect("it ended by itself"), out: text(stdout), err: text(stderr) }
+}
