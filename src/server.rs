@@ -20,6 +20,7 @@ use crate::http::{App, router};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
 use crate::resolve::Routes;
+use crate::scrub;
 use crate::store::{OpenError, Store, StoreError};
 use crate::tasks::{Tasks, every};
 use crate::telemetry::Metrics;
@@ -94,6 +95,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let stock = take_stock(&store, &metrics);
     keep_house(&store, &tasks);
     evict::start(&store, &config, &tasks);
+    tasks.spawn(scrub::run(store.clone(), metrics.clone(), config.scrub.clone()));
     let operator = Control {
         store: store.clone(),
         config: Arc::new(config.clone()),

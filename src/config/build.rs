@@ -2,11 +2,11 @@
 
 use super::build_upstream::merge;
 use super::error::Site;
-use super::layer::{CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, LogKeys, PushKeys, ServerKeys, Sited};
+use super::layer::{CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, LogKeys, PushKeys, ScrubKeys, ServerKeys, Sited};
 use super::value::Positive;
 use super::{
     CacheConfig, Config, ConfigError, DOCKER_IO, DeleteConfig, GcConfig, LocalConfig, LogConfig, PushConfig,
-    ServerConfig, StorageConfig, UpstreamConfig, builtin_upstreams, canonical_name,
+    ScrubConfig, ServerConfig, StorageConfig, UpstreamConfig, builtin_upstreams, canonical_name,
 };
 
 /// `storage` is where data goes unless a layer says otherwise.
@@ -37,6 +37,7 @@ pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>)
         local: local(layer.local),
         push: push(layer.push),
         delete: delete(layer.delete),
+        scrub: scrub(layer.scrub),
         log: log(layer.log),
         default_upstream: default_upstream(layer.root.default_upstream, layer.root.builtin_upstreams, &upstreams)?,
         upstreams,
@@ -115,6 +116,14 @@ fn push(keys: PushKeys) -> PushConfig {
 
 fn delete(keys: DeleteKeys) -> DeleteConfig {
     DeleteConfig { enabled: keys.enabled.map(|enabled| enabled.value) }
+}
+
+fn scrub(keys: ScrubKeys) -> ScrubConfig {
+    let default = ScrubConfig::default();
+    ScrubConfig {
+        interval: value(keys.interval, default.interval),
+        rate: keys.rate.map_or(default.rate, |rate| rate.value.0.0),
+    }
 }
 
 fn log(keys: LogKeys) -> LogConfig {

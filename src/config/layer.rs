@@ -128,6 +128,13 @@ section! {
 }
 
 section! {
+    ScrubKeys {
+        interval: Duration,
+        rate: Positive<Size>,
+    }
+}
+
+section! {
     LogKeys {
         format: LogFormat,
     }
@@ -159,13 +166,14 @@ pub(super) struct Layer {
     pub(super) local: LocalKeys,
     pub(super) push: PushKeys,
     pub(super) delete: DeleteKeys,
+    pub(super) scrub: ScrubKeys,
     pub(super) log: LogKeys,
     /// By valid name, each with where it is first spoken of.
     pub(super) upstreams: BTreeMap<String, Sited<UpstreamKeys>>,
 }
 
 /// The tables with a fixed name.
-pub(super) const SECTIONS: [&str; 8] = ["server", "storage", "cache", "gc", "local", "push", "delete", "log"];
+pub(super) const SECTIONS: [&str; 9] = ["server", "storage", "cache", "gc", "local", "push", "delete", "scrub", "log"];
 
 /// The table that holds one table for each upstream.
 pub(super) const UPSTREAM: &str = "upstream";
@@ -194,6 +202,7 @@ impl Layer {
             "local" => &mut self.local,
             "push" => &mut self.push,
             "delete" => &mut self.delete,
+            "scrub" => &mut self.scrub,
             "log" => &mut self.log,
             _ => return None,
         })
@@ -223,6 +232,7 @@ impl Layer {
             local: self.local.over(lower.local),
             push: self.push.over(lower.push),
             delete: self.delete.over(lower.delete),
+            scrub: self.scrub.over(lower.scrub),
             log: self.log.over(lower.log),
             upstreams: lower.upstreams,
         }

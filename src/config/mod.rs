@@ -20,6 +20,7 @@ mod load;
 mod log;
 mod pin;
 mod registry_env;
+mod scrub;
 mod secret;
 mod server;
 mod show;
@@ -42,6 +43,7 @@ pub use listen::{ListenAddr, NotAnAddress};
 pub use load::LoadOptions;
 pub use log::{LogConfig, LogFormat};
 pub use pin::Pin;
+pub use scrub::ScrubConfig;
 pub use secret::Secret;
 pub use server::ServerConfig;
 pub use storage::StorageConfig;
@@ -57,6 +59,7 @@ pub struct Config {
     pub local: LocalConfig,
     pub push: PushConfig,
     pub delete: DeleteConfig,
+    pub scrub: ScrubConfig,
     pub log: LogConfig,
     /// Every upstream, built-in ones included, sorted by name.
     pub upstreams: Vec<UpstreamConfig>,
@@ -91,6 +94,7 @@ impl Default for Config {
             local: LocalConfig::default(),
             push: PushConfig::default(),
             delete: DeleteConfig::default(),
+            scrub: ScrubConfig::default(),
             log: LogConfig::default(),
             upstreams: builtin_upstreams(),
             default_upstream: Some(DOCKER_IO.to_owned()),

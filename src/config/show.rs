@@ -58,6 +58,10 @@ impl Config {
         document.table("delete");
         document.key("enabled", self.deletes_enabled());
 
+        document.table("scrub");
+        document.key("interval", format_duration(self.scrub.interval));
+        document.key("rate", format_size(self.scrub.rate));
+
         document.table("log");
         document.key("format", self.log.format.to_string());
 

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::disk::{blob_file, files_below};
 use crate::operator::{Said, roadstead};
-use crate::support::{Image, TestServer, Upstream};
+use crate::scene::until;
+use crate::support::{Conn, Ended, Gate, Image, Reply, TestServer, Upstream};
 
 /// One image pushed and another pulled, with what each layer is.
 struct Scene {
@@ -175,4 +176,73 @@ async fn a_scrub_that_cannot_be_made_is_no_damage() {
     let said = roadstead(&none, &["scrub"]).await;
     assert_eq!((said.code, said.err), (2, format!("roadstead: there is no data folder {}\n", none.display())));
     assert!(!none.exists());
+}
+
+/// What the slow scrub keeps of itself.
+fn place(server: &TestServer) -> String {
+    std::fs::read_to_string(server.data_dir().join("scrub")).unwrap_or_default()
+}
+
+async fn scrubbed(server: &TestServer) -> f64 {
+    server.metric("roadstead_scrub_blobs_total", &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_server_finds_and_heals_what_the_disk_has_spoilt() {
+    let mut scene = Scene::new().await;
+    let (pushed, cached) = (scene.pushed.layers[0].clone(), scene.cached.layers[0].clone());
+    scene.alter(&pushed.digest);
+    scene.alter(&cached.digest);
+    scene.server.restart_with("[scrub]\ninterval = \"100s\"").await;
+    let server = &scene.server;
+    until("a pass has ended", async || server.metric("roadstead_scrub_completed_timestamp_seconds", &[]).await > 0.0)
+        .await;
+    let metrics = server.metrics().await;
+    let damaged = |class| metrics.sum("roadstead_scrub_damaged_total", &[("class", class)]);
+    assert_eq!((damaged("cached"), damaged("pushed")), (1.0, 1.0));
+    assert_eq!(metrics.sum("roadstead_scrub_blobs_total", &[]), 6.0);
+    assert_eq!(scene.quarantined(), 2);
+    assert_eq!(server.get(&format!("/v2/library/app/blobs/{}", cached.digest)).await.body, cached.bytes);
+    assert!(place(server).contains("\ncompleted "), "{}", place(server));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pass_goes_on_after_a_restart_where_it_was() {
+    let mut server = TestServer::builder().start().await;
+    let image = Image::new(1, &[600_000; 4]);
+    server.client().push_image(&server.url(""), "team/app", "v1", &image).await;
+    server.restart_with("[scrub]\ninterval = \"100s\"\nrate = \"500KiB\"").await;
+    until("it has begun", async || scrubbed(&server).await > 0.0).await;
+    let before = scrubbed(&server).await;
+    server.stop_running().await;
+    assert!(place(&server).contains("\nafter sha256:") && !place(&server).contains("completed"), "{}", place(&server));
+    server.restart_with("[scrub]\nrate = \"1GiB\"").await;
+    until("it has ended", async || place(&server).contains("completed")).await;
+    let after = scrubbed(&server).await;
+    // One may have been read between the look and the stop.
+    assert!(before + after == 6.0 || before + after == 5.0, "{before} + {after}");
+    assert!(after < 6.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_waits_while_content_is_transferred() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[400_000]);
+    upstream.add_image("library/app", "v1", &image);
+    let path = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
+    let gate = Gate::new();
+    upstream.script("GET", &path, [Reply::normal().wait_after(200_000, &gate)]);
+    let mut server = TestServer::mirror_of(&upstream).await;
+    server.client().push_image(&server.url(""), "team/app", "v1", &Image::new(2, &[1000])).await;
+    // It begins after two seconds, and finds the transfer under way.
+    server.restart_with("[scrub]\ninterval = \"200s\"").await;
+    let mut slow = Conn::get(server.addr(), &path).await;
+    slow.take(1000).await;
+    until("it has begun", async || !place(&server).is_empty()).await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(scrubbed(&server).await, 0.0);
+    gate.open();
+    assert_eq!(slow.rest().await.1, Ended::Whole);
+    drop(slow);
+    until("it goes on", async || scrubbed(&server).await > 0.0).await;
 }

@@ -15,7 +15,8 @@ const MOST_HOLDERS: usize = 10;
 
 /// What reading a blob came to.
 enum Outcome {
-    Right,
+    /// Its length in bytes.
+    Right(u64),
     /// It went meanwhile, which is no damage.
     Gone,
     Stopped,
@@ -70,9 +71,11 @@ impl Inner {
             outcome => outcome,
         };
         match outcome {
-            Outcome::Right | Outcome::Gone => {}
+            Outcome::Right(length) => watch.blob_checked(digest, length),
+            Outcome::Gone => {}
             Outcome::Stopped => return Ok(false),
             Outcome::Wrong(read) => {
+                watch.blob_checked(digest, read.length);
                 let known = self.index.blob(digest).map(|blob| blob.size);
                 let same_length = known.is_none_or(|known| known == read.length);
                 let problem = if same_length { Problem::Digest } else { Problem::Length };
@@ -85,6 +88,7 @@ impl Inner {
             }
             Outcome::Unreadable(error) => {
                 tracing::error!(%digest, %error, "the file of {digest} cannot be read: {error}");
+                watch.blob_checked(digest, 0);
                 let mut finding = self.finding(digest, Problem::Unreadable)?;
                 // A disk may read later what it cannot read now, and nobody else has pushed content.
                 if repair
@@ -104,10 +108,8 @@ impl Inner {
         let path = self.layout.blob(digest);
         match digest_of(&path, digest.algorithm(), buffer, &mut |bytes| watch.may_read(bytes)) {
             Ok(Read { digest: None, .. }) => Outcome::Stopped,
-            Ok(read) => {
-                watch.blob_checked(digest, read.length);
-                if read.digest.as_ref() == Some(digest) { Outcome::Right } else { Outcome::Wrong(read) }
-            }
+            Ok(read) if read.digest.as_ref() == Some(digest) => Outcome::Right(read.length),
+            Ok(read) => Outcome::Wrong(read),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Outcome::Gone,
             Err(error) => Outcome::Unreadable(error),
         }
