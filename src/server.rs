@@ -74,10 +74,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let listeners = Listeners::bind(&config.server.listen).map_err(listen_error)?;
     let address = listeners.local_addr().map_err(listen_error)?;
 
-    let path = config.storage.path.clone();
+    let (path, read_only) = (config.storage.path.clone(), config.storage.read_only);
     let (bounds, pins) = (evict::bounds(&config.cache), evict::pin_rule(&config.cache));
-    let opened = tokio::task::spawn_blocking(move || Store::open_within(&path, bounds, pins));
-    let opened = opened.await.map_err(|_| StartError::Task)?;
+    let open = move || match read_only {
+        true => Store::open_read_only(&path),
+        false => Store::open_within(&path, bounds, pins),
+    };
+    let opened = tokio::task::spawn_blocking(open).await.map_err(|_| StartError::Task)?;
     let store = opened.map_err(|error| StartError::Store { path: config.storage.path.clone(), error })?;
 
     let names: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
@@ -93,16 +96,22 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let tasks = Tasks::new();
     let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
     let stock = take_stock(&store, &metrics);
-    keep_house(&store, &tasks);
-    evict::start(&store, &config, &tasks);
-    tasks.spawn(scrub::run(store.clone(), metrics.clone(), config.scrub.clone()));
+    if !read_only {
+        keep_house(&store, &tasks);
+        evict::start(&store, &config, &tasks);
+        tasks.spawn(scrub::run(store.clone(), metrics.clone(), config.scrub.clone()));
+    }
     let operator = Control {
         store: store.clone(),
         config: Arc::new(config.clone()),
         metrics: metrics.clone(),
         tasks: tasks.clone(),
     };
-    let control = ControlSocket::listen(&config.storage.path, Arc::new(operator));
+    // A socket would be written, and the next one who reads the folder would take it away.
+    let control = match read_only {
+        true => None,
+        false => ControlSocket::listen(&config.storage.path, Arc::new(operator)),
+    };
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
@@ -171,6 +180,9 @@ fn take_stock(store: &Store, metrics: &Metrics) -> StockTaking {
     let walk = tokio::task::spawn_blocking({
         let (store, stop) = (store.clone(), stop.clone());
         move || {
+            if store.is_read_only() {
+                return;
+            }
             if store.needs_reconcile() {
                 store.reconcile(&stop);
             }

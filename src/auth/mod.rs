@@ -26,6 +26,8 @@ pub enum Refused {
     PushDisabled,
     #[error("deletes are switched off ([delete] enabled)")]
     DeleteDisabled,
+    #[error("the registry is read-only ([storage] read_only)")]
+    ReadOnly,
     #[error("a mirrored repository takes no changes")]
     Mirrored,
 }
@@ -33,13 +35,14 @@ pub enum Refused {
 /// What the configuration allows to whom.
 #[derive(Clone, Debug)]
 pub struct Policy {
+    read_only: bool,
     push: bool,
     delete: bool,
 }
 
 impl Policy {
     pub fn new(config: &Config) -> Self {
-        Self { push: config.push.enabled, delete: config.deletes_enabled() }
+        Self { read_only: config.storage.read_only, push: config.push.enabled, delete: config.deletes_enabled() }
     }
 
     /// May `principal` do this? `name` is `None` for what concerns no single repository.
@@ -54,6 +57,7 @@ impl Policy {
         match action {
             Action::Pull | Action::Catalog => Ok(()),
             Action::Push | Action::Delete if !scope.is_local() => Err(Refused::Mirrored),
+            Action::Push | Action::Delete if self.read_only => Err(Refused::ReadOnly),
             Action::Push if !self.push => Err(Refused::PushDisabled),
             Action::Delete if !self.delete => Err(Refused::DeleteDisabled),
             Action::Push | Action::Delete => Ok(()),

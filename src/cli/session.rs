@@ -20,8 +20,9 @@ impl Session {
         if !path.is_dir() {
             return Err(CliError::NoFolder(path));
         }
-        let opening = path.clone();
-        let opened = tokio::task::spawn_blocking(move || Store::open(&opening)).await;
+        let (opening, read_only) = (path.clone(), config.storage.read_only);
+        let open = move || if read_only { Store::open_read_only(&opening) } else { Store::open(&opening) };
+        let opened = tokio::task::spawn_blocking(open).await;
         let opened = opened.map_err(|error| CliError::Server(error.to_string()))?;
         Ok(Self::Folder(opened.map_err(|error| CliError::Folder { path, error })?))
     }

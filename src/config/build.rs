@@ -31,7 +31,10 @@ pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>)
     upstreams.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(Config {
         server: server(layer.server)?,
-        storage: StorageConfig { path: value(layer.storage.path, storage.path) },
+        storage: StorageConfig {
+            path: value(layer.storage.path, storage.path),
+            read_only: value(layer.storage.read_only, storage.read_only),
+        },
         cache: cache(layer.cache),
         gc: gc(layer.gc),
         local: local(layer.local),

@@ -84,6 +84,7 @@ section! {
 section! {
     StorageKeys {
         path: PathBuf,
+        read_only: bool,
     }
 }
 

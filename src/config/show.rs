@@ -30,6 +30,7 @@ impl Config {
 
         document.table("storage");
         document.key("path", self.storage.path.display().to_string());
+        document.key("read_only", self.storage.read_only);
 
         document.table("cache");
         document.key("max_size", format_size(self.cache.max_size));

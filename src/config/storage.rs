@@ -8,6 +8,8 @@ const SYSTEM_PATH: &str = "/var/lib/roadstead";
 #[derive(Clone, Debug, PartialEq)]
 pub struct StorageConfig {
     pub path: PathBuf,
+    /// Nothing is written: no pushes, no deletes, and what is not here passes by.
+    pub read_only: bool,
 }
 
 // === impl StorageConfig ===
@@ -22,13 +24,13 @@ impl StorageConfig {
             true => None,
             false => home().map(|data| data.join("roadstead")),
         };
-        Self { path: path.unwrap_or_else(|| Path::new(SYSTEM_PATH).to_owned()) }
+        Self { path: path.unwrap_or_else(|| Path::new(SYSTEM_PATH).to_owned()), read_only: false }
     }
 }
 
 impl Default for StorageConfig {
     fn default() -> Self {
-        Self { path: SYSTEM_PATH.into() }
+        Self { path: SYSTEM_PATH.into(), read_only: false }
     }
 }
 

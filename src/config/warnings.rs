@@ -35,15 +35,16 @@ impl Config {
         if self.upstreams.iter().any(|upstream| upstream.username.is_some()) {
             may.push("pull with the credentials of upstreams that have some");
         }
-        if self.push.enabled {
+        let read_only = self.storage.read_only;
+        if self.push.enabled && !read_only {
             may.push(if self.local.namespaces.is_empty() { "push any image, under names of the default upstream that nobody has pulled yet, too ([local] namespaces prevents it)" } else { "push to the local namespaces" });
         }
-        if self.deletes_enabled() {
+        if self.deletes_enabled() && !read_only {
             may.push("delete what was pushed");
         }
         let deletes_off = match self.delete.enabled {
-            None => "; deletes are off until delete.enabled = true",
-            Some(_) => "",
+            None if !read_only => "; deletes are off until delete.enabled = true",
+            _ => "",
         };
         let listen = &self.server.listen;
         Some(format!(

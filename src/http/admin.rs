@@ -7,13 +7,17 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use serde::Serialize;
+use serde_json::json;
 
 use super::App;
-use crate::store::Class;
+use crate::store::{Class, Store};
 use crate::telemetry::StorageClass;
 
 /// A disk that takes longer than this to write a byte is not ready.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long an answer that found no room is news.
+const NO_ROOM_LATELY: Duration = Duration::from_secs(5 * 60);
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     app.metrics.storage_bytes(StorageClass::Cached, app.store.bytes(Class::Cached));
@@ -29,14 +33,53 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Ready is who can write its storage; an upstream that is down makes nobody unready.
+/// What `/readyz` says beside its status.
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    storage: Storage,
+    /// Lists and sums come from the folders meanwhile.
+    index_rebuilding: bool,
+    /// Lately something was not kept, for there was no room.
+    bypassing: bool,
+    /// A backup lease keeps content from being unlinked.
+    deletions_held: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Storage {
+    Writable,
+    ReadOnly,
+    CannotBeWritten,
+    DoesNotAnswer,
+}
+
+/// Ready is who can write its storage, or is not meant to; an upstream that is down makes nobody unready.
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
-    match tokio::time::timeout(WRITE_PATIENCE, app.store.check_writable()).await {
-        Ok(Ok(())) => "ok\n".into_response(),
+    let storage = storage(&app.store).await;
+    let ready = matches!(storage, Storage::Writable | Storage::ReadOnly);
+    let readiness = Readiness {
+        ready,
+        storage,
+        index_rebuilding: storage != Storage::ReadOnly && app.store.needs_reconcile(),
+        bypassing: app.metrics.since_no_room().is_some_and(|since| since < NO_ROOM_LATELY),
+        deletions_held: app.store.deletions_held(),
+    };
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, [(CONTENT_TYPE, "application/json")], format!("{}\n", json!(readiness))).into_response()
+}
+
+async fn storage(store: &Store) -> Storage {
+    if store.is_read_only() {
+        return Storage::ReadOnly;
+    }
+    match tokio::time::timeout(WRITE_PATIENCE, store.check_writable()).await {
+        Ok(Ok(())) => Storage::Writable,
         Ok(Err(error)) => {
             tracing::error!(%error, "not ready: the storage cannot be written: {error}");
-            (StatusCode::SERVICE_UNAVAILABLE, "the storage cannot be written\n").into_response()
+            Storage::CannotBeWritten
         }
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the storage does not answer\n").into_response(),
+        Err(_) => Storage::DoesNotAnswer,
     }
 }

@@ -176,6 +176,7 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
 fn store_status(error: &StoreError) -> (StatusCode, ErrorCode) {
     match error {
         StoreError::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
+        StoreError::ReadOnly => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
         error if error.is_full() => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
     }
@@ -184,6 +185,7 @@ fn store_status(error: &StoreError) -> (StatusCode, ErrorCode) {
 fn store_message(error: &StoreError) -> String {
     match error {
         StoreError::DigestMismatch { .. } => error.to_string(),
+        StoreError::ReadOnly => "the registry is read-only".to_owned(),
         error if error.is_full() => "the registry's disk is full".to_owned(),
         _ => "the registry's storage failed".to_owned(),
     }

@@ -98,6 +98,10 @@ impl Inner {
             if proven && let Some(blob) = self.store.blob(digest).await? {
                 return Ok(Content::of_blob(&blob, want.select(blob.length)?, CacheResult::Revalidated));
             }
+            // The upstream's answer to the one who asks is the proof.
+            if self.store.is_read_only() {
+                return self.direct(upstream, repo, digest, &want, deadline).await;
+            }
             match self.failures.get(&(source.clone(), digest.clone())) {
                 Some(PullError::Store(error)) if error.is_full() => {
                     return self.direct(upstream, repo, digest, &want, deadline).await;
@@ -233,8 +237,11 @@ impl Inner {
         if let Some(length) = proof.size {
             self.lengths.insert((repo.clone(), digest.clone()), length);
         }
-        self.store.link_blob(repo, digest, proof.size).await?;
-        Ok(proof)
+        match self.store.link_blob(repo, digest, proof.size).await {
+            // A proof that cannot be recorded is asked for again.
+            Err(error) if error.is_full() => Ok(proof),
+            recorded => Ok(recorded.map(|()| proof)?),
+        }
     }
 
     /// The length of a blob whose GET did not say: what a manifest or an earlier HEAD said, or a HEAD of its own.

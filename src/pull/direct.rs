@@ -1,4 +1,4 @@
-//! A blob that cannot be kept, for the disk is full: streamed to each client by itself, past the store.
+//! A blob that cannot be kept, for the disk is full or only read: streamed to each client by itself, past the store.
 //!
 //! The promise is the same as a fill's: the last 64 KiB are held back, in memory, until length and digest are right.
 
@@ -42,6 +42,9 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Content, PullError> {
         let result = CacheResult::Bypass;
+        if !self.store.is_read_only() {
+            self.metrics.no_room();
+        }
         if want.ranges.is_some()
             && let Some(total) = self.known_size(repo, digest).await
             && let Selected::Part(part) = want.select(total)?

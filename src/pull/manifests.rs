@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::flight::Part;
 use super::{Inner, PullError, Puller, request};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, RepoId, media_type};
-use crate::store::{NewManifest, StoredManifest};
+use crate::store::{NewManifest, StoreError, StoredManifest};
 use crate::tasks::on_bytes;
 use crate::telemetry::CacheResult;
 use crate::upstream::{Kind, Upstream, UpstreamResponse};
@@ -79,7 +79,7 @@ impl Inner {
             };
             let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
             let new = NewManifest { digest: digest.clone(), media_type, bytes, manifest };
-            let manifest = self.store.put_manifest(repo, new, Vec::new()).await?;
+            let (manifest, _) = self.keep(repo, new).await?;
             return Ok(Served { manifest, result });
         }
         let asked = self.send(upstream, request(Method::GET, Kind::Manifest, repo, path), deadline).await;
@@ -94,7 +94,9 @@ impl Inner {
         let passing = StoredManifest::new(new.digest.clone(), new.media_type.clone(), new.bytes.clone(), &new.manifest);
         match self.store.put_manifest(repo, new, Vec::new()).await {
             Ok(manifest) => Ok((manifest, true)),
+            Err(StoreError::ReadOnly) => Ok((Arc::new(passing), false)),
             Err(error) if error.is_full() => {
+                self.metrics.no_room();
                 tracing::error!(%repo, digest = %passing.digest, %error, "no room to keep {repo}@{}: {error}", passing.digest);
                 Ok((Arc::new(passing), false))
             }

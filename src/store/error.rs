@@ -13,12 +13,15 @@ pub enum StoreError {
     DigestMismatch { digest: crate::oci::Digest, found: u64 },
     #[error("no room for {bytes} bytes within cache.max_size and cache.min_free")]
     NoRoom { bytes: u64 },
+    #[error("the data folder is only read (storage.read_only)")]
+    ReadOnly,
     #[error("a task of the store panicked or was cancelled")]
     Task,
 }
 
 impl StoreError {
-    /// Whether the disk or a quota is full: nothing is wrong with the request or the file.
+    /// Whether nothing can be kept, for the disk or a quota is full or the folder is only read: nothing is wrong with the
+    /// request or the file.
     pub fn is_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => {
@@ -27,7 +30,7 @@ impl StoreError {
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
                 )
             }
-            Self::NoRoom { .. } => true,
+            Self::NoRoom { .. } | Self::ReadOnly => true,
             Self::DigestMismatch { .. } | Self::Task => false,
         }
     }

@@ -27,7 +27,8 @@ pub(super) const BATCH: usize = 100;
 
 #[derive(Debug)]
 pub(super) struct Index {
-    db: sled::Db,
+    /// `None`: there is none, and lists come from the folders.
+    db: Option<sled::Db>,
     folder: [u8; 16],
     /// In service: everything that is in the files is in here.
     ready: AtomicBool,
@@ -98,32 +99,37 @@ impl Index {
         }
     }
 
+    /// Knows nothing and takes nothing in: for a folder that is only read.
+    pub(super) fn none() -> Self {
+        Self {
+            db: None,
+            folder: [0; 16],
+            ready: AtomicBool::new(false),
+            dirty: AtomicBool::new(false),
+            records: AtomicU64::new(0),
+            cached: AtomicI64::new(0),
+            pushed: AtomicI64::new(0),
+            names: AtomicU64::new(0),
+        }
+    }
+
     fn try_open(path: &Path, folder: [u8; 16]) -> Result<(Self, bool), OpenError> {
         let open = || -> Result<(Self, bool), OpenError> {
             // sled's own flush would sync its file every time, also when nothing was written; see `flush`.
             let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
             let db = open_unlocked(&config)?;
-            let index = Self {
-                db,
-                folder,
-                ready: AtomicBool::new(false),
-                dirty: AtomicBool::new(false),
-                records: AtomicU64::new(0),
-                cached: AtomicI64::new(0),
-                pushed: AtomicI64::new(0),
-                names: AtomicU64::new(0),
-            };
-            let clean = index.verify()?;
+            let index = Self { db: Some(db.clone()), folder, ..Self::none() };
+            let clean = index.verify(&db)?;
             Ok((index, clean))
         };
         catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(OpenError::Panicked))
     }
 
     /// Reads everything once: the sums, and whether it is what the last clean stop left. Marks it open.
-    fn verify(&self) -> Result<bool, OpenError> {
-        let mark = self.db.get([kind::META])?;
+    fn verify(&self, db: &sled::Db) -> Result<bool, OpenError> {
+        let mark = db.get([kind::META])?;
         let (mut records, mut sums) = (0, [0i64; 2]);
-        for entry in self.db.iter() {
+        for entry in db.iter() {
             let (key, value) = entry?;
             match key.first() {
                 Some(&kind::META) => continue,
@@ -155,14 +161,14 @@ impl Index {
         self.records.store(records, Ordering::Relaxed);
         self.cached.store(sums[Class::Cached as usize], Ordering::Relaxed);
         self.pushed.store(sums[Class::Pushed as usize], Ordering::Relaxed);
-        self.write_mark(false, 0)?;
+        self.write_mark(db, false, 0)?;
         Ok(clean)
     }
 
-    fn write_mark(&self, clean: bool, names: u64) -> Result<(), sled::Error> {
+    fn write_mark(&self, db: &sled::Db, clean: bool, names: u64) -> Result<(), sled::Error> {
         let mark = Mark { folder: self.folder, clean, records: self.records.load(Ordering::Relaxed), names };
-        self.db.insert([kind::META], mark.to_bytes())?;
-        self.db.flush().map(drop)
+        db.insert([kind::META], mark.to_bytes())?;
+        db.flush().map(drop)
     }
 
     /// Whether lists and sums may be answered from here.
@@ -203,13 +209,14 @@ impl Index {
     /// The last thing done at a clean stop. `names` are the name files of mirrored repositories.
     pub(super) fn close(&self, names: u64) {
         if self.is_ready() {
-            self.guarded(|_| self.write_mark(true, names));
+            self.guarded(|db| self.write_mark(db, true, names));
         }
     }
 
     /// Runs an operation; a failure or panic takes the index out of service and is no failure of the caller.
     fn guarded<T>(&self, operation: impl FnOnce(&sled::Db) -> Result<T, sled::Error>) -> Option<T> {
-        let reason = match catch_unwind(AssertUnwindSafe(|| operation(&self.db))) {
+        let db = self.db.as_ref()?;
+        let reason = match catch_unwind(AssertUnwindSafe(|| operation(db))) {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "sled panicked".to_owned(),

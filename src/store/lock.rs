@@ -8,7 +8,7 @@ use std::path::Path;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::fs::FlockOperation;
 
-use super::error::{At, StoreError};
+use super::error::{At, StoreError, optional};
 use crate::oci::{Digest, RepoId};
 
 /// Held for as long as the process writes to the folder; the kernel drops it with the process, however it ends.
@@ -19,6 +19,8 @@ pub(super) struct FolderLock(#[expect(dead_code, reason = "holds the flock")] Fi
 pub enum LockError {
     #[error("the data folder is in use by process {0}")]
     Held(String),
+    #[error("the data folder is in use by a process that only reads it")]
+    Read,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -30,9 +32,11 @@ impl FolderLock {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                file.read_to_string(&mut holder).at("read", path)?;
-                return Err(LockError::Held(holder.trim().to_owned()));
+                // Who only reads leaves no trace in the file.
+                if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+                    return Err(LockError::Read);
+                }
+                return Err(held(&mut file, path)?);
             }
             Err(error) => Err(std::io::Error::from(error)).at("lock", path)?,
         }
@@ -41,6 +45,23 @@ impl FolderLock {
         writeln!(file, "{}", std::process::id()).at("write", path)?;
         Ok(Self(file))
     }
+
+    /// Beside others who only read. Nothing is written: where there is no file to lock there is no lock, and no writer.
+    pub(super) fn take_shared(path: &Path) -> Result<Option<Self>, LockError> {
+        let Some(mut file) = optional(File::open(path)).at("open", path)? else { return Ok(None) };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(held(&mut file, path)?),
+            Err(error) => Err(std::io::Error::from(error)).at("lock", path)?,
+        }
+    }
+}
+
+/// Who holds it, as the file says.
+fn held(file: &mut File, path: &Path) -> Result<LockError, StoreError> {
+    let mut holder = String::new();
+    file.read_to_string(&mut holder).at("read", path)?;
+    Ok(LockError::Held(holder.trim().to_owned()))
 }
 
 const SHARDS: usize = 64;

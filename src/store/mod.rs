@@ -23,6 +23,7 @@ mod names;
 mod open_files;
 mod pins;
 mod pump;
+mod read_only;
 mod reader;
 mod recency;
 mod reconcile;
@@ -116,8 +117,22 @@ struct Inner {
     /// The local repositories. Read by every request without an upstream, written when a name becomes local.
     locals: RwLock<HashSet<RepoName>>,
     instance: Uuid,
+    read_only: bool,
     index_found: Found,
-    _lock: FolderLock,
+    _lock: Option<FolderLock>,
+}
+
+/// What a store is put together from.
+struct Parts {
+    layout: Layout,
+    index: Index,
+    found: Found,
+    instance: Uuid,
+    bounds: Bounds,
+    pins: Option<PinRule>,
+    keeps_modes: bool,
+    lock: Option<FolderLock>,
+    read_only: bool,
 }
 
 /// Why a data folder cannot be used.
@@ -152,11 +167,18 @@ impl Store {
         empty_spool(&layout)?;
         let instance = read_or_make_id(&layout)?;
         let (index, found) = Index::open(&layout, instance.into_bytes()).at("open", &layout.index())?;
+        let parts =
+            Parts { layout, index, found, instance, bounds, pins, keeps_modes, lock: Some(lock), read_only: false };
+        Self::assemble(parts)
+    }
+
+    fn assemble(parts: Parts) -> Result<Self, OpenError> {
+        let Parts { layout, index, found, instance, bounds, pins, keeps_modes, lock, read_only } = parts;
         let settling = Settling::open(&layout)?;
         if found == Found::Clean {
             settling.all_clear();
         }
-        let space = Space::new(bounds, root);
+        let space = Space::new(bounds, layout.root());
         space.set_cached(index.bytes(Class::Cached));
         space.set_names(index.names());
         let inner = Inner {
@@ -178,6 +200,7 @@ impl Store {
             operations: TaskTracker::new(),
             locals: RwLock::default(),
             instance,
+            read_only,
             index_found: found,
             _lock: lock,
         };

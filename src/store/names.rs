@@ -180,7 +180,7 @@ impl Store {
                 there.digest == new.digest
                     && new.confirmed.duration_since(there.confirmed).is_ok_and(|age| age < rewrite)
             });
-            if !young {
+            if !young && !inner.read_only {
                 inner.write_tag(&repo, &tag, &new)?;
             }
             inner.front.tags.insert((repo, tag), new);
@@ -217,6 +217,7 @@ impl Inner {
 
     /// With the repository's write lock held.
     fn create_repository(&self, repo: &RepoId) -> Result<(), StoreError> {
+        self.check_writes()?;
         let path = self.layout.blob_links(repo);
         create_folders(&path, repo.scope.is_local()).at("create", &path)?;
         self.index.apply(&[Change::Repository(repo)]);
@@ -247,6 +248,7 @@ impl Inner {
     }
 
     fn put_manifest(&self, repo: &RepoId, new: NewManifest, tags: &[Tag]) -> Result<Arc<StoredManifest>, StoreError> {
+        self.check_writes()?;
         let durable = repo.scope.is_local();
         let class = if durable { Class::Pushed } else { Class::Cached };
         let NewManifest { digest, media_type, bytes, manifest } = new;
@@ -358,6 +360,7 @@ impl Inner {
 
     /// Puts a small file in place by rename, creating the folders above it; with `durable`, on the disk before it returns.
     pub(super) fn write_name(&self, path: &Path, text: &str, durable: bool) -> Result<(), StoreError> {
+        self.check_writes()?;
         let temporary = Temporary::new(self.layout.temporary());
         let written = File::create_new(temporary.path()).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
@@ -382,6 +385,7 @@ impl Inner {
 
     /// Whether there was such a name; the end of a local one is on the disk before this returns.
     pub(super) fn remove_name(&self, repo: &RepoId, path: &Path) -> Result<bool, StoreError> {
+        self.check_writes()?;
         if optional(fs::remove_file(path)).at("remove", path)?.is_none() {
             return Ok(false);
         }

@@ -85,6 +85,9 @@ impl Settling {
 
 impl Inner {
     pub(super) fn settle(&self) -> Result<(), StoreError> {
+        if self.read_only {
+            return Ok(());
+        }
         let marked = self.settling.marked.load(Ordering::Acquire);
         if self.settling.has_suspects() || (marked && self.settling.pending.lock().is_empty()) {
             return Ok(());
@@ -147,6 +150,10 @@ impl Inner {
     /// Moves the file that was `seen` not to be what its name says out of the way, for somebody to look at. A file that
     /// has taken its place meanwhile stays.
     pub(super) fn quarantine(&self, digest: &Digest, seen: &File) -> Result<(), StoreError> {
+        if self.read_only {
+            tracing::error!(%digest, "the file of {digest} holds something else, and stays where it is");
+            return Ok(());
+        }
         let _locked = self.digests.lock(digest);
         let (path, aside) = (self.layout.blob(digest), self.layout.quarantined(digest));
         if !is_still_at(&path, seen).at("stat", &path)? {

@@ -45,6 +45,7 @@ impl Store {
     /// better no room now than in the middle of a client's answer.
     pub async fn begin(&self, algorithm: Algorithm, expected: Option<u64>) -> Result<Spool, StoreError> {
         self.run(move |inner| {
+            inner.check_writes()?;
             let mut room = inner.reserve(expected.unwrap_or(UNKNOWN_STEP))?;
             let path = inner.layout.temporary();
             let file = GrowingFile::create(&path, algorithm).at("create", &path)?;

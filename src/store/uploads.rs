@@ -63,6 +63,7 @@ impl Store {
     pub async fn create_upload(&self, repo: &RepoId, algorithm: Algorithm) -> Result<Upload, StoreError> {
         let repo = repo.name.to_string();
         self.run(move |inner| {
+            inner.check_writes()?;
             let id = Uuid::new_v4();
             let folder = inner.layout.upload(id);
             let file = begin(&folder, &repo, algorithm).inspect_err(|_| drop(remove_folder(&folder)))?;

@@ -122,6 +122,6 @@ families! {
     scrub_damaged: IntCounterVec = "roadstead_scrub_damaged_total" ["class"];
     /// When everything had last been read once in the background, in seconds since 1970; 0 before.
     scrub_completed: IntGauge = "roadstead_scrub_completed_timestamp_seconds" [];
-    /// Answers that were not kept because there was no room on the disk.
+    /// Answers that were not kept because there was no room within the bounds of the cache or on the disk.
     no_room: IntCounter = "roadstead_no_room_total" [];
 }

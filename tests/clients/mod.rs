@@ -14,6 +14,7 @@ mod folder;
 mod full_disk;
 mod podman;
 mod program;
+mod read_only;
 mod readme;
 mod registry;
 mod shapes;

@@ -4,6 +4,7 @@
 
 mod answers;
 mod attacks;
+mod backup;
 mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
@@ -29,6 +30,7 @@ mod power;
 mod push;
 mod pushed_manifests;
 mod ranges;
+mod read_only;
 mod readers;
 mod referrers;
 mod restart;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
+
 use crate::scene::until;
 use crate::support::metrics::Metrics;
 use crate::support::{Bearer, Image, Reply, TestServer, Upstream};
@@ -215,13 +217,18 @@ async fn health_is_of_the_process_and_readiness_of_the_storage() {
     let upstream = Upstream::start().await;
     let server = TestServer::mirror_of(&upstream).await;
     upstream.go_down().await;
-    for path in ["/healthz", "/readyz"] {
-        let answer = server.get(path).await;
-        assert_eq!((answer.status, answer.text()), (200, "ok\n"), "{path}");
-    }
+    let answer = server.get("/healthz").await;
+    assert_eq!((answer.status, answer.text()), (200, "ok\n"));
+    until("the index is in step", async || server.get("/readyz").await.json()["index_rebuilding"] == false).await;
+    let ready = server.get("/readyz").await;
+    let all_is_well = json!({"ready": true, "storage": "writable", "index_rebuilding": false, "bypassing": false,
+                             "deletions_held": false});
+    assert_eq!((ready.status, ready.json()), (200, all_is_well));
     let spool = server.data_dir().join("spool");
     std::fs::remove_dir_all(&spool).unwrap();
     assert_eq!((server.get("/healthz").await.status, server.get("/readyz").await.status), (200, 503));
+    let unready = server.get("/readyz").await.json();
+    assert_eq!((&unready["ready"], &unready["storage"]), (&json!(false), &json!("cannot_be_written")));
     std::fs::create_dir(&spool).unwrap();
     assert_eq!(server.get("/readyz").await.status, 200);
 }

@@ -27,6 +27,11 @@ impl Said {
 
 /// Runs `roadstead` on a data folder.
 pub async fn roadstead(data: &Path, args: &[&str]) -> Said {
+    roadstead_with(data, args, &[]).await
+}
+
+/// The same with variables.
+pub async fn roadstead_with(data: &Path, args: &[&str], variables: &[(&str, &str)]) -> Said {
     let (before, after) = match args.iter().position(|arg| *arg == "--") {
         Some(at) => args.split_at(at),
         None => (args, [].as_slice()),
@@ -34,6 +39,7 @@ pub async fn roadstead(data: &Path, args: &[&str]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roadstead"));
     command.args(before).arg("--data").arg(data).args(after);
     command.env_clear().env("HOME", data).env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.envs(variables.iter().copied());
     let run = tokio::task::spawn_blocking(move || command.output().expect("the program runs"));
     let Output { status, stdout, stderr } = run.await.unwrap();
     let text = |bytes| String::from_utf8(bytes).expect("text");

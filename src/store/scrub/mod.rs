@@ -94,6 +94,9 @@ impl Store {
         W: ScrubWatch + Send + 'static,
     {
         self.run(move |inner| {
+            if repair {
+                inner.check_writes()?;
+            }
             let ended = match part {
                 ScrubPart::Names => inner.scrub_names(repair, &mut watch)?,
                 ScrubPart::Blobs { after } => inner.scrub_blobs(after.as_ref(), repair, &mut watch)?,
