@@ -111,7 +111,7 @@ impl Inner {
 
     /// Evicts until nothing is `short` any more; whether that could be reached. Nothing goes if it cannot.
     fn make_room(&self, short: &dyn Fn() -> u64) -> Result<bool, StoreError> {
-        if !self.can_evict() {
+        if !self.can_evict() || self.deletions_held() {
             return Ok(false);
         }
         let _turn = self.evictions.turn.lock();
@@ -151,6 +151,7 @@ impl Inner {
 
     /// Whether the content went: not if somebody reads it.
     fn evict(&self, digest: &Digest, reason: EvictionReason) -> Result<bool, StoreError> {
+        let Some(_may_unlink) = self.may_unlink() else { return Ok(false) };
         // It is asked again below, where nobody can begin to.
         if self.open_files.get(digest).is_some() {
             return Ok(false);

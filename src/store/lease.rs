@@ -7,58 +7,73 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::{Inner, Store};
 
 #[derive(Debug, Default)]
-pub(super) struct Leases(RwLock<HashMap<String, Instant>>);
+pub(super) struct Leases {
+    /// By name, until when. Held for a moment only.
+    until: Mutex<HashMap<String, Instant>>,
+    /// Read while content is unlinked.
+    unlinking: RwLock<()>,
+}
 
-/// The right to unlink content, held while that is done: no lease begins meanwhile.
+/// The right to unlink content, held while that is done: a lease that is taken meanwhile waits for its end.
 #[must_use = "it is the right only while it is held"]
-pub(super) struct MayUnlink<'a>(
-    #[expect(dead_code, reason = "holds the lock")] RwLockReadGuard<'a, HashMap<String, Instant>>,
-);
+pub(super) struct MayUnlink<'a>(#[expect(dead_code, reason = "holds the lock")] RwLockReadGuard<'a, ()>);
 
 impl Store {
-    /// From now on no content is unlinked, for at most `time`. Waits for an unlink that is under way. Taking a lease that
-    /// is held renews it; whether it was.
+    /// No content is unlinked from when this returns, for at most `time`. Taking a lease that is held renews it; whether it
+    /// was. Blocks while an unlink is under way.
     pub fn hold_deletions(&self, name: &str, time: Duration) -> bool {
-        let now = Instant::now();
-        let mut leases = self.inner.leases.0.write();
-        leases.retain(|_, until| *until > now);
-        leases.insert(name.to_owned(), now + time).is_some()
+        self.inner.leases.hold(name, time)
     }
 
     /// Ends a lease; whether it was held.
     pub fn release_deletions(&self, name: &str) -> bool {
-        self.inner.leases.0.write().remove(name).is_some_and(|until| until > Instant::now())
+        self.inner.leases.until.lock().remove(name).is_some_and(|until| until > Instant::now())
     }
 
-    /// Whether a lease forbids to unlink content. For what can be put off; an unlink itself asks [`Inner::may_unlink`].
+    /// Whether a lease forbids to unlink content.
     pub fn deletions_held(&self) -> bool {
-        self.inner.leases.are_held()
+        self.inner.deletions_held()
     }
 }
 
 impl Inner {
-    /// To be asked, and held, by everything that unlinks the file of a blob. `None`: a lease forbids it.
-    #[expect(dead_code, reason = "asked by what evicts and collects")]
+    /// For what can be put off; an unlink itself asks [`Inner::may_unlink`].
+    pub(super) fn deletions_held(&self) -> bool {
+        self.leases.are_held()
+    }
+
+    /// To be asked, once, and held by everything that unlinks the file of a blob. `None`: a lease forbids it.
     pub(super) fn may_unlink(&self) -> Option<MayUnlink<'_>> {
         self.leases.may_unlink()
     }
 }
 
 impl Leases {
+    fn hold(&self, name: &str, time: Duration) -> bool {
+        let now = Instant::now();
+        let was_held = {
+            let mut until = self.until.lock();
+            until.retain(|_, until| *until > now);
+            until.insert(name.to_owned(), now + time).is_some()
+        };
+        // Who got the right before has used it when this is passed; who asks now is refused.
+        drop(self.unlinking.write());
+        was_held
+    }
+
     fn are_held(&self) -> bool {
         let now = Instant::now();
-        self.0.read().values().any(|until| *until > now)
+        self.until.lock().values().any(|until| *until > now)
     }
 
     fn may_unlink(&self) -> Option<MayUnlink<'_>> {
-        let leases = self.0.read();
-        let now = Instant::now();
-        leases.values().all(|until| *until <= now).then(|| MayUnlink(leases))
+        let unlinking = self.unlinking.read();
+        (!self.are_held()).then_some(MayUnlink(unlinking))
     }
 }
 
@@ -70,19 +85,27 @@ mod tests {
     fn a_lease_ends_with_its_time_and_each_by_itself() {
         let leases = Leases::default();
         assert!(!leases.are_held() && leases.may_unlink().is_some());
-        let now = Instant::now();
-        leases.0.write().insert("past".to_owned(), now);
+        assert!(!leases.hold("past", Duration::ZERO));
         assert!(!leases.are_held() && leases.may_unlink().is_some());
-        leases.0.write().insert("held".to_owned(), now + Duration::from_secs(60));
+        assert!(!leases.hold("held", Duration::from_secs(60)));
+        assert!(leases.hold("held", Duration::from_secs(60)), "renewed");
+        assert!(!leases.hold("past", Duration::ZERO));
         assert!(leases.are_held() && leases.may_unlink().is_none());
     }
 
     #[test]
-    fn no_lease_begins_in_the_middle_of_an_unlink() {
+    fn a_lease_waits_for_the_unlink_that_is_under_way() {
         let leases = Leases::default();
-        let unlinking = leases.may_unlink();
-        assert!(leases.0.try_write().is_none());
-        drop(unlinking);
-        assert!(leases.0.try_write().is_some());
+        std::thread::scope(|scope| {
+            let unlinking = leases.may_unlink();
+            let taken = scope.spawn(|| leases.hold("backup", Duration::from_secs(60)));
+            while !leases.are_held() {
+                std::thread::yield_now();
+            }
+            assert!(unlinking.is_some() && !taken.is_finished());
+            drop(unlinking);
+            assert!(!taken.join().unwrap());
+        });
+        assert!(leases.may_unlink().is_none());
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::operator::roadstead;
 use crate::scene::{KIB, MIB, REPO, blob, blob_path, is_stored, settle, until};
 use crate::support::{Conn, Content, Ended, Image, TestServer, Upstream};
 
@@ -248,4 +249,29 @@ async fn a_smaller_size_takes_effect_at_the_next_start() {
     server.restart_with("[cache]\nmax_size = \"5MiB\"").await;
     until("it is within its bounds again", async || bytes_stored(server.data_dir()) <= 5 * MIB as u64).await;
     assert!(bytes_stored(server.data_dir()) >= 3 * MIB as u64, "and no emptier than it has to be");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_goes_while_a_backup_copies() {
+    let upstream = Upstream::start().await;
+    let first = blobs(&upstream, 0..8, 128 * KIB);
+    let server = with_bounds(&upstream, "max_size = \"1200KiB\"").await;
+    for blob in &first {
+        pull(&server, blob).await;
+    }
+    assert_eq!(roadstead(server.data_dir(), &["backup-lease"]).await.code, 0);
+    let more = blobs(&upstream, 10..14, 128 * KIB);
+    for blob in &more {
+        pull(&server, blob).await;
+    }
+    assert_eq!(evictions(&server).await, 0.0);
+    assert!(first.iter().all(|blob| is_stored(server.data_dir(), blob)));
+    assert!(server.metric("roadstead_no_room_total", &[]).await > 0.0, "what finds no room passes by");
+    assert_eq!(roadstead(server.data_dir(), &["backup-lease", "--release"]).await.code, 0);
+    until("what is asked for is kept again", async || {
+        pull(&server, &more[3]).await;
+        is_stored(server.data_dir(), &more[3])
+    })
+    .await;
+    assert!(evictions(&server).await > 0.0);
 }
