@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::config::ScrubConfig;
 use crate::oci::Digest;
-use crate::store::{Class, Finding, ScrubPart, ScrubPlace, ScrubWatch, Store, StoreError};
+use crate::store::{Class, Finding, ScrubPart, ScrubPlace, ScrubWatch, Store, StoreError, WeakStore};
 use crate::telemetry::Metrics;
 
 /// A start has better things to do.
@@ -28,7 +28,8 @@ struct StopOnDrop(Arc<AtomicBool>);
 
 /// One pass, on its blocking thread.
 struct Pass {
-    store: Store,
+    /// It must not keep the store, and so its folder, longer than the operation that it is part of.
+    store: WeakStore,
     metrics: Arc<Metrics>,
     config: ScrubConfig,
     stop: Arc<AtomicBool>,
@@ -79,7 +80,7 @@ async fn turn(store: &Store, metrics: &Arc<Metrics>, config: &ScrubConfig) -> Re
     };
     let stop = StopOnDrop(Arc::default());
     let pass = Pass {
-        store: store.clone(),
+        store: store.downgrade(),
         metrics: metrics.clone(),
         config: config.clone(),
         stop: stop.0.clone(),
@@ -108,25 +109,26 @@ impl Pass {
             let now = SystemTime::now().max(self.place.started);
             self.place.completed = Some(now);
             self.place.after = None;
+            let took = started.elapsed().as_secs();
+            tracing::info!(seconds = took, "the scrub has read everything once");
+            store.end_scrub(self.place).await?;
             self.metrics.scrub_completed(seconds(now));
-            let kept = tokio::task::spawn_blocking(move || self.keep_place());
-            let _ = kept.await;
-            let seconds = started.elapsed().as_secs();
-            tracing::info!(seconds, "the scrub has read everything once");
         }
         Ok(())
     }
 
     fn keep_place(&mut self) {
         self.place_kept = Some(Instant::now());
-        if let Err(error) = self.store.keep_scrub_place(&self.place) {
+        let Some(store) = self.store.upgrade() else { return };
+        if let Err(error) = store.keep_scrub_place(&self.place) {
             tracing::warn!(%error, "how far the scrub is cannot be kept: {error}");
         }
     }
 
     fn must_wait(&self) -> bool {
         let is_late = self.place.started.elapsed().is_ok_and(|since| since > self.config.interval / 2);
-        let is_busy = self.metrics.transfers_in_flight() > 0 || self.store.deletions_held();
+        let backed_up = || self.store.upgrade().is_some_and(|store| store.deletions_held());
+        let is_busy = self.metrics.transfers_in_flight() > 0 || backed_up();
         Instant::now() < self.ready || (is_busy && !is_late)
     }
 }

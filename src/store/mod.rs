@@ -42,7 +42,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -90,6 +90,10 @@ pub use usage::{Amount, Content, RepositoryUsage, ScopeUsage, TotalUsage, UsageE
 pub struct Store {
     inner: Arc<Inner>,
 }
+
+/// A handle that does not keep the store.
+#[derive(Clone, Debug)]
+pub struct WeakStore(Weak<Inner>);
 
 /// How long a stop waits for what was begun before it.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
@@ -217,6 +221,10 @@ impl Store {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    pub fn downgrade(&self) -> WeakStore {
+        WeakStore(Arc::downgrade(&self.inner))
+    }
+
     /// The identity of this data folder, made with it.
     pub fn instance(&self) -> Uuid {
         self.inner.instance
@@ -289,6 +297,12 @@ impl Store {
     ) -> Result<T, StoreError> {
         let inner = self.inner.clone();
         self.inner.operations.spawn_blocking(move || operation(&inner)).await.map_err(|_| StoreError::Task)?
+    }
+}
+
+impl WeakStore {
+    pub fn upgrade(&self) -> Option<Store> {
+        Some(Store { inner: self.0.upgrade()? })
     }
 }
 

@@ -63,8 +63,10 @@ async fn a_copy_that_was_made_while_others_push_and_delete_is_whole() {
     }
     let end = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..3).map(|writer| tokio::spawn(churn(base.clone(), writer, end.clone()))).collect();
-    let latest = format!("{base}/v2/churn/app0/manifests/latest");
-    until("they have begun", async || client.get(&latest).await.status == 200).await;
+    for writer in 0..3 {
+        let latest = format!("{base}/v2/churn/app{writer}/manifests/latest");
+        until("it has begun", async || client.get(&latest).await.status == 200).await;
+    }
 
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("copy");

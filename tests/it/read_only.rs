@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::disk::files_below;
 use crate::operator::{roadstead, roadstead_with};
+use crate::scene::settle;
 use crate::support::image::OCI_MANIFEST;
 use crate::support::{Answer, Image, TestServer, Upstream};
 
@@ -32,6 +33,7 @@ impl Scene {
         let mut server = settings.config("[cache]\ntag_ttl = \"1h\"").start().await;
         server.client().push_image(&server.url(""), "team/app", "v1", &pushed).await;
         pull(&server, "v1", &cached).await;
+        settle(&server).await;
         server.restart_with("[storage]\nread_only = true").await;
         upstream.forget();
         Self { upstream, server, pushed, cached, elsewhere }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::disk::{blob_file, files_below};
 use crate::operator::{Said, roadstead};
-use crate::scene::until;
+use crate::scene::{settle, until};
 use crate::support::{Conn, Ended, Gate, Image, Reply, TestServer, Upstream};
 
 /// One image pushed and another pulled, with what each layer is.
@@ -30,6 +30,7 @@ impl Scene {
         for blob in scene.cached.blobs() {
             assert_eq!(scene.server.get(&format!("/v2/library/app/blobs/{}", blob.digest)).await.body, blob.bytes);
         }
+        settle(&scene.server).await;
         scene
     }
 
@@ -126,6 +127,7 @@ async fn damaged_blobs_are_said_and_only_a_repair_moves_them_running_or_not() {
         let said = scene.scrub(&["--repair"]).await;
         assert_eq!((said.code, problems(&said.events())), (1, vec!["missing pushed".to_owned()]));
         assert_eq!(scene.server.get(&format!("/v2/library/app/blobs/{}", cached.digest)).await.body, cached.bytes);
+        settle(&scene.server).await;
         assert_eq!(scene.server.get(&format!("/v2/team/app/blobs/{}", pushed.digest)).await.status, 404);
         scene.server.client().push_image(&scene.server.url(""), "team/app", "v1", &scene.pushed).await;
         assert_eq!(scene.scrub(&[]).await.code, 0);

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::operator::roadstead;
+use crate::scene::settle;
 use crate::support::image::OCI_LAYER;
 use crate::support::{Content, Image, TestServer, Upstream, random_bytes};
 
@@ -32,6 +33,7 @@ async fn scene() -> (TestServer, Image, Image) {
     pull(&server, "docker.io/library/a", "v1", &common).await;
     pull(&server, "docker.io/library/b", "v1", &common).await;
     pull(&server, "docker.io/library/b", "v2", &alone).await;
+    settle(&server).await;
     // The content of an upload that no name came of.
     let lost = Content::new(OCI_LAYER, random_bytes(9, 5000));
     server.client().push_blob(&base, "team/other", &lost).await;

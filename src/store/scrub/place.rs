@@ -58,6 +58,11 @@ impl Store {
         self.run(|inner| inner.scrub_place()).await
     }
 
+    /// Keeps that a pass has ended.
+    pub async fn end_scrub(&self, place: ScrubPlace) -> Result<(), StoreError> {
+        self.run(move |inner| inner.keep_scrub_place(&place)).await
+    }
+
     /// Keeps how far it is. Blocks.
     pub fn keep_scrub_place(&self, place: &ScrubPlace) -> Result<(), StoreError> {
         self.inner.keep_scrub_place(place)
