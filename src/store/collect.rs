@@ -276,6 +276,7 @@ impl Inner {
     }
 
     fn collect_content(&self, digest: &Digest, candidate: &Candidate, remove: bool) -> Result<Option<u64>, StoreError> {
+        let Some(_may_unlink) = self.may_unlink() else { return Ok(None) };
         let aside = Temporary::new(self.layout.temporary());
         let _locked = self.digests.lock(digest);
         let path = self.layout.blob(digest);

@@ -8,6 +8,7 @@ use roadstead::oci::{Algorithm, Digest, RepoId};
 use roadstead::store::{CollectRules, Collected, Store};
 use tempfile::TempDir;
 
+use crate::operator::roadstead;
 use crate::scene::{KIB, blob_path, is_stored, until};
 use crate::support::image::{OCI_LAYER, random_bytes};
 use crate::support::{Content, Image, Index, TestServer};
@@ -176,4 +177,26 @@ async fn an_upload_of_what_is_marked_keeps_it_and_marks_survive_a_clean_stop_onl
     assert_eq!(unclean.collect(rules).await, Collected::default(), "not before the walk");
     unclean.store.reconcile(&AtomicBool::new(false));
     assert_eq!(unclean.collect(rules).await, Collected { waiting: 1, ..Collected::default() });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_backup_copies_names_go_and_content_stays() {
+    let mut server = TestServer::builder().start().await;
+    let going = Image::new(31, &[20 * KIB]);
+    push(&server, "team/a", "v1", &going).await;
+    assert_eq!(server.delete(&format!("/v2/team/a/manifests/{}", going.manifest.digest)).await.status, 202);
+    // The lease comes first: the collector begins after it.
+    server
+        .restart_with("[gc]\nafter_start = \"1s\"\ninterval = \"20ms\"\ngrace = \"0s\"\nunreferenced_after = \"0s\"")
+        .await;
+    assert_eq!(roadstead(server.data_dir(), &["backup-lease"]).await.code, 0);
+    let layer = &going.layers[0];
+    let hex = layer.digest.strip_prefix("sha256:").unwrap();
+    let link = server.data_dir().join("repositories/local/team/a/_blobs/sha256").join(hex);
+    until("its name is collected", async || !link.exists()).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(is_stored(server.data_dir(), layer) && is_stored(server.data_dir(), &going.manifest));
+    assert_eq!(roadstead(server.data_dir(), &["backup-lease", "--release"]).await.code, 0);
+    is_gone(&server, layer).await;
+    is_gone(&server, &going.manifest).await;
 }
