@@ -240,6 +240,11 @@ impl Store {
         self.inner.index.bytes(class)
     }
 
+    /// Bytes that count towards the bounds of the cache: cached content, names of mirrored repositories, and fills.
+    pub fn used(&self) -> u64 {
+        self.inner.space.used()
+    }
+
     /// Why the index was set aside at the start, if it was.
     pub fn index_set_aside(&self) -> Option<&str> {
         match &self.inner.index_found {

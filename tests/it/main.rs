@@ -23,6 +23,7 @@ mod lists;
 mod metrics;
 mod mirrored_manifests;
 mod mirrored_referrers;
+mod model;
 mod mounts;
 mod operator;
 mod outages;
