@@ -61,6 +61,19 @@ impl PullError {
         matches!(self, Self::Upstream(UpstreamError::Interrupted { .. } | UpstreamError::Timeout { .. }))
     }
 
+    /// Whether we ask too much, in the upstream's eyes.
+    pub(super) fn is_limit(&self) -> bool {
+        matches!(self, Self::Upstream(UpstreamError::RateLimited { .. }))
+    }
+
+    /// How long the upstream asks us to stay away, where it said so.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Upstream(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+
     /// Whether this says nothing about the content, so that something cached is better than this error.
     pub fn is_trouble(&self) -> bool {
         match self {

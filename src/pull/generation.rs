@@ -163,10 +163,19 @@ impl<'a> Generation<'a> {
             // All of it had come; what broke is only the connection's end.
             return Ok(Resumed { ahead: None, body: UpstreamBody::empty(upstream), partial: false });
         }
+        let mut limited = false;
         for attempt in fruitless..RESUMES_WITHOUT_PROGRESS {
-            tokio::time::sleep(pause(attempt)).await;
+            let asked_for = cause.retry_after().unwrap_or_default();
+            // A limit is obeyed, and waited for once.
+            if (limited && cause.is_limit()) || asked_for > inner.cache.answer_within {
+                return Err(cause);
+            }
+            limited |= cause.is_limit();
+            tokio::time::sleep(pause(attempt).max(asked_for)).await;
             tracing::debug!(digest = %fill.digest, length, error = %cause, "taking up {} at {length}: {cause}", fill.digest);
             let mut rest = self.request();
+            // Who has brought nothing is asked last.
+            rest.skip_urls = attempt as usize;
             if let Some(total) = total.filter(|_| length > 0) {
                 rest.range = Some((length, total - 1));
                 rest.if_range = etag.clone();

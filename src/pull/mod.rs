@@ -206,5 +206,6 @@ fn request(method: Method, kind: Kind, repo: &RepoId, path: String) -> UpstreamR
         range: None,
         if_none_match: None,
         if_range: None,
+        skip_urls: 0,
     }
 }

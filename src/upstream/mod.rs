@@ -85,6 +85,8 @@ pub struct UpstreamRequest {
     pub if_none_match: Option<String>,
     /// With `range`: a strong entity tag; content that has changed since comes whole (RFC 9110, 13.1.5).
     pub if_range: Option<String>,
+    /// URLs that are asked after the others, because a transfer from them broke.
+    pub skip_urls: usize,
 }
 
 /// What a request is for: decides on its client, its `Accept`, and where it is counted.

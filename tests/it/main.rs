@@ -4,6 +4,7 @@
 
 mod answers;
 mod attacks;
+mod bad_transfers;
 mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
