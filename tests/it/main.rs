@@ -5,6 +5,7 @@
 mod answers;
 mod attacks;
 mod bad_transfers;
+mod chaos;
 mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
@@ -37,4 +38,5 @@ mod routing;
 mod scene;
 mod sessions;
 mod sha512;
+mod slots;
 mod support;
