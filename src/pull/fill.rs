@@ -93,6 +93,11 @@ impl Fill {
         matches!(*self.state.borrow(), State::Queued)
     }
 
+    /// Given up, with a slot that is about to come free.
+    pub(super) fn is_ending(&self) -> bool {
+        self.give_up.is_cancelled() && !self.is_queued()
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         matches!(*self.state.borrow(), State::Failed(_))
     }

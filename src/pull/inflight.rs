@@ -138,14 +138,18 @@ impl Fills {
         }
     }
 
-    /// Gives up a fill that nobody follows for one that somebody waits for, if there are more of those than slots about to
-    /// come free.
+    /// Gives up a fill that nobody follows, the one that has received least, where more wait for its slot than are about to
+    /// be freed.
     pub(super) fn make_room(&self) {
         let running = self.running.lock();
         let mut orphans: Vec<&Arc<Fill>> = running.values().filter(|fill| fill.is_orphan()).collect();
         orphans.sort_by_key(|orphan| orphan.received.load(Ordering::Relaxed));
-        let ending = running.values().filter(|fill| fill.give_up.is_cancelled() && !fill.is_queued()).count();
-        if let Some(least) = orphans.iter().find(|orphan| self.slots.waiting_for(&orphan.source.repo.scope) > ending) {
+        let is_wanted = |orphan: &&&Arc<Fill>| {
+            let scope = &orphan.source.repo.scope;
+            let ending = running.values().filter(|fill| fill.is_ending() && fill.source.repo.scope == *scope);
+            self.slots.waiting_for(scope) > ending.count()
+        };
+        if let Some(least) = orphans.iter().find(is_wanted) {
             least.give_up.cancel();
         }
     }

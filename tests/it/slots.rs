@@ -131,6 +131,31 @@ async fn who_waits_too_long_is_told_the_length_or_to_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_images_at_once_all_come_through_few_slots() {
+    const IMAGES: u64 = 20;
+    let upstream = Upstream::start().await;
+    // Nobody would have an answer in time if it began with the bytes only.
+    let server = server_with(&upstream, 4, "answer_within = \"1s\"").await;
+    let gate = Gate::new();
+    let mut pulls = Vec::new();
+    for n in 0..IMAGES {
+        let (repo, sizes) = (format!("library/app-{n}"), [200 * KIB, 300 * KIB, 100 * KIB]);
+        let image = image(&server, &upstream, &repo, 100 * (n + 1), &sizes, &gate).await;
+        pulls.extend(image.layers.iter().map(|layer| pull(&server, &repo, layer)));
+    }
+    // All of these are small, so that all of the slots are for them.
+    until_counts(&server, (4.0, pulls.len() as f64 - 4.0)).await;
+    gate.open();
+    for pull in pulls {
+        pull.await.unwrap();
+        assert!(counts(&server).await.0 <= 4.0);
+    }
+    settle(&server).await;
+    let blobs = [("kind", "blob"), ("code", "200")];
+    assert_eq!(server.metric("roadstead_upstream_requests_total", &blobs).await, 3.0 * IMAGES as f64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fill_that_waits_is_given_up_with_its_last_follower_and_not_before() {
     let upstream = Upstream::start().await;
     let server = server_with(&upstream, 1, "").await;
