@@ -95,6 +95,7 @@ fn cache(keys: CacheKeys) -> CacheConfig {
         stale_if_error: value(keys.stale_if_error, default.stale_if_error),
         negative_ttl: value(keys.negative_ttl, default.negative_ttl),
         answer_within: positive(keys.answer_within, default.answer_within),
+        max_fills: positive(keys.max_fills, default.max_fills),
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) fn merge(upstream: &mut UpstreamConfig, keys: UpstreamKeys, path: &st
     upstream.connect_timeout = positive(keys.connect_timeout, upstream.connect_timeout);
     upstream.header_timeout = positive(keys.header_timeout, upstream.header_timeout);
     upstream.idle_timeout = positive(keys.idle_timeout, upstream.idle_timeout);
+    upstream.min_rate = keys.min_rate.map_or(upstream.min_rate, |rate| rate.value.0);
+    upstream.max_fills = positive(keys.max_fills, upstream.max_fills);
     if let Some(realms) = keys.token_realms {
         upstream.token_realms = hosts(realms.value.0, &realms.site, &format!("{path}.token_realms"))?;
     }

@@ -22,6 +22,8 @@ pub struct CacheConfig {
     pub negative_ttl: Duration,
     /// Within what time a client gets the head of its answer, whatever upstreams do.
     pub answer_within: Duration,
+    /// Blobs that are fetched at once, from all upstreams together; more wait for their turn.
+    pub max_fills: usize,
 }
 
 impl Default for CacheConfig {
@@ -34,6 +36,7 @@ impl Default for CacheConfig {
             stale_if_error: Duration::from_secs(30 * 24 * 60 * 60),
             negative_ttl: Duration::from_secs(30),
             answer_within: Duration::from_secs(20),
+            max_fills: 64,
         }
     }
 }

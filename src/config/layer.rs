@@ -97,6 +97,7 @@ section! {
         stale_if_error: Duration,
         negative_ttl: Duration,
         answer_within: Positive<Duration>,
+        max_fills: Positive<usize>,
     }
 }
 
@@ -152,6 +153,8 @@ section! {
         connect_timeout: Positive<Duration>,
         header_timeout: Positive<Duration>,
         idle_timeout: Positive<Duration>,
+        min_rate: Size,
+        max_fills: Positive<usize>,
         token_realms: OneOrMore<String>,
         private_redirects: bool,
     }

@@ -22,7 +22,7 @@ impl Config {
         document.table("server");
         document.key("listen", self.server.listen.to_string());
         document.key("names", self.server.names.clone());
-        document.key("max_connections", i64::try_from(self.server.max_connections).unwrap_or(i64::MAX));
+        document.key("max_connections", count(self.server.max_connections));
         document.key("head_timeout", format_duration(self.server.head_timeout));
         document.key("keep_alive", format_duration(self.server.keep_alive));
         document.key("progress_timeout", format_duration(self.server.progress_timeout));
@@ -41,6 +41,7 @@ impl Config {
         document.key("stale_if_error", format_duration(self.cache.stale_if_error));
         document.key("negative_ttl", format_duration(self.cache.negative_ttl));
         document.key("answer_within", format_duration(self.cache.answer_within));
+        document.key("max_fills", count(self.cache.max_fills));
 
         document.table("gc");
         document.key("interval", format_duration(self.gc.interval));
@@ -99,6 +100,8 @@ impl Document {
         self.key("connect_timeout", format_duration(upstream.connect_timeout));
         self.key("header_timeout", format_duration(upstream.header_timeout));
         self.key("idle_timeout", format_duration(upstream.idle_timeout));
+        self.key("min_rate", format_size(upstream.min_rate));
+        self.key("max_fills", count(upstream.max_fills));
         self.key("token_realms", upstream.token_realms.clone());
         self.key("private_redirects", upstream.private_redirects);
     }
@@ -107,6 +110,10 @@ impl Document {
         // Writing to a string cannot fail.
         let _ = writeln!(self.0, "{line}");
     }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -135,6 +142,8 @@ mod tests {
             [upstream."localhost:5001"]
             url = ["http://localhost:5001", "http://localhost:5002/base"]
             on_denied = "stale"
+            min_rate = "64KiB"
+            max_fills = 3
         "#;
         let config = Config::from_toml(text, "test").unwrap();
         let shown = config.to_toml();

@@ -67,8 +67,8 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
         (
             "[upstream.\"docker.io\"]\nuser = \"ann\"\n",
             "roadstead.toml:2: upstream.\"docker.io\".user: unknown key; there are url, username, password, \
-             password_file, ca_file, on_denied, connect_timeout, header_timeout, idle_timeout, token_realms, \
-             private_redirects",
+             password_file, ca_file, on_denied, connect_timeout, header_timeout, idle_timeout, min_rate, \
+             max_fills, token_realms, private_redirects",
         ),
         (
             "[upstream.docker.io]\nusername = \"ann\"",

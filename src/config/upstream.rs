@@ -43,6 +43,10 @@ pub struct UpstreamConfig {
     pub header_timeout: Duration,
     /// Of silence in a body.
     pub idle_timeout: Duration,
+    /// Bytes a second, over `idle_timeout`, below which a body counts as cut; zero: none.
+    pub min_rate: u64,
+    /// Blobs that are fetched from it at once; more wait for their turn.
+    pub max_fills: usize,
     /// Hosts that may be handed the credentials for a token, beside the upstream's own domain.
     pub token_realms: Vec<String>,
     /// Whether redirects to private addresses are followed.
@@ -73,6 +77,8 @@ impl UpstreamConfig {
             connect_timeout: Duration::from_secs(3),
             header_timeout: Duration::from_secs(8),
             idle_timeout: Duration::from_secs(30),
+            min_rate: 0,
+            max_fills: 16,
             token_realms: Vec::new(),
             private_redirects: false,
         }

@@ -36,6 +36,8 @@ fn frames(content: ContentStream, counter: Counter) -> impl Stream<Item = Result
             Ok(None) => Ok(None),
             Err(error) => {
                 log(&error);
+                // What came before is sent before the connection ends: hyper drops what it has not written at an error.
+                tokio::task::yield_now().await;
                 Err(error)
             }
         }

@@ -20,6 +20,9 @@ use crate::upstream::UpstreamError;
 /// Missing references that are named one by one.
 const MOST_DETAILS: usize = 50;
 
+/// Seconds after which a transfer that found no slot may find one.
+const BUSY_RETRY_AFTER: &str = "5";
+
 /// A request that is answered with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -168,7 +171,7 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             (Status::BAD_GATEWAY, Code::Unavailable)
         }
         PullError::TooLate { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
-        PullError::GivenUp => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
+        PullError::GivenUp | PullError::Busy { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
         PullError::Store(error) => store_status(error),
     }
 }
@@ -207,6 +210,9 @@ impl IntoResponse for ApiError {
         match &self {
             Self::Pull { error: PullError::Range { length }, .. } => {
                 insert(headers, CONTENT_RANGE, format!("bytes */{length}"));
+            }
+            Self::Pull { error: PullError::Busy { .. } | PullError::GivenUp, .. } => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
             Self::Pull { error: PullError::Upstream(error), .. } => {
                 if let Some(after) = error.retry_after() {

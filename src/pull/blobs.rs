@@ -6,9 +6,10 @@ use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
 use super::content::{Content, ContentBody, ContentStream};
+use super::error::ContentError;
 use super::fill::Source;
-use super::follower::{Following, Start};
-use super::inflight::Joined;
+use super::follower::Following;
+use super::inflight::{Asker, Joined};
 use super::{Inner, PullError, Puller, request};
 use crate::oci::{ByteRange, Digest, RangeSet, Reference, RepoId, Selected};
 use crate::store::Member;
@@ -46,7 +47,7 @@ impl Puller {
             return Err(PullError::NotFound);
         }
         let upstream = inner.upstream(repo)?.clone();
-        inner.cold_blob(&upstream, repo, digest, member.is_some(), want).await
+        inner.cold_blob(&upstream, repo, digest, member, want).await
     }
 
     /// The length of a blob of a mirrored repository, in bytes; `None` if its upstream does not say.
@@ -83,107 +84,119 @@ impl Inner {
         upstream: &Arc<Upstream>,
         repo: &RepoId,
         digest: &Digest,
-        mut proven: bool,
+        member: Option<Member>,
         want: Want,
     ) -> Result<Content, PullError> {
         let deadline = self.deadline();
-        let source = Source { repo: repo.clone(), credential: upstream.credential() };
-        let new_repository = !proven && !self.store.repository_exists(repo).await?;
+        let mut asker = Asker {
+            source: Source { repo: repo.clone(), credential: upstream.credential() },
+            upstream: upstream.clone(),
+            proven: member.is_some(),
+            new_repository: member.is_none() && !self.store.repository_exists(repo).await?,
+            size: member.and_then(|member| member.size),
+        };
         let mut last = PullError::GivenUp;
         for _ in 0..ATTEMPTS {
-            if !proven && !self.fills.is_running(digest) && self.store.blob(digest).await?.is_some() {
-                self.prove(upstream, repo, digest, deadline).await?;
-                proven = true;
+            if !asker.proven && !self.fills.is_running(digest) && self.store.blob(digest).await?.is_some() {
+                asker.prove(self.prove(upstream, repo, digest, deadline).await?);
             }
-            if proven && let Some(blob) = self.store.blob(digest).await? {
+            if asker.proven
+                && let Some(blob) = self.store.blob(digest).await?
+            {
                 return Ok(Content::of_blob(&blob, want.select(blob.length)?, CacheResult::Revalidated));
             }
             // The upstream's answer to the one who asks is the proof.
             if self.store.is_read_only() {
                 return self.direct(upstream, repo, digest, &want, deadline).await;
             }
-            match self.failures.get(&(source.clone(), digest.clone())) {
+            match self.failures.get(&(asker.source.clone(), digest.clone())) {
                 Some(PullError::Store(error)) if error.is_full() => {
                     return self.direct(upstream, repo, digest, &want, deadline).await;
                 }
                 Some(error) => return Err(error),
                 None => {}
             }
-            let (mut following, result) =
-                match self.fills.join(self, digest, source.clone(), upstream, proven, new_repository) {
-                    Joined::Led(following) => (following, CacheResult::Miss),
-                    Joined::Followed(following) => (following, CacheResult::Joined),
-                    Joined::NeedsProof => {
-                        self.prove(upstream, repo, digest, deadline).await?;
-                        proven = true;
-                        continue;
-                    }
-                };
-            match timeout_at(deadline, following.start(want.needs_length)).await {
-                Err(_) => return Err(self.too_late(upstream)),
-                Ok(Ok(start)) => return self.follow(upstream, repo, following, start, result, want, deadline).await,
-                // Given up for want of a slot, or failed with somebody else's rights: not our answer yet.
-                Ok(Err(error)) if matches!(error, PullError::GivenUp) || following.fill.source != source => {
-                    last = error
+            let (following, result) = match self.fills.join(self, digest, &asker) {
+                Joined::Led(following) => (following, CacheResult::Miss),
+                Joined::Followed(following) => (following, CacheResult::Joined),
+                Joined::NeedsProof => {
+                    asker.prove(self.prove(upstream, repo, digest, deadline).await?);
+                    continue;
                 }
+            };
+            let others = following.fill.source != asker.source;
+            match self.follow(upstream, repo, following, result, &want, deadline).await {
                 // There is no room for it, and it is not the client's fault.
-                Ok(Err(PullError::Store(error))) if error.is_full() => {
+                Err(PullError::Store(error)) if error.is_full() => {
                     return self.direct(upstream, repo, digest, &want, deadline).await;
                 }
-                Ok(Err(error)) => return Err(error),
+                // Given up for want of a slot, or failed with somebody else's rights: not our answer yet.
+                Err(error) if error.is_of_one_fill(others) => last = error,
+                outcome => return outcome,
             }
         }
         Err(last)
     }
 
-    /// Answers from a fill that has begun: by following it, or, where the wanted part is far ahead of it, past it.
-    #[expect(clippy::too_many_arguments, reason = "one request's facts, passed once")]
+    /// Answers from a fill, once there are bytes to answer with: by following it, or, where the wanted part is far ahead of
+    /// it, past it.
     async fn follow(
         self: &Arc<Self>,
         upstream: &Upstream,
         repo: &RepoId,
         mut following: Following,
-        mut start: Start,
         result: CacheResult,
-        want: Want,
+        want: &Want,
         deadline: Instant,
     ) -> Result<Content, PullError> {
-        // Who caused the fetch has missed, however fast it was.
-        let result = match result {
-            CacheResult::Miss if start.found => CacheResult::Hit,
-            CacheResult::Joined if start.committed => CacheResult::JoinedCommitted,
-            result => result,
-        };
-        if want.ranges.is_some() && start.total.is_none() {
-            // What part is meant cannot be told before the length is known: the whole is served if that takes too long.
-            if let Ok(whole) = timeout_at(deadline, following.start(true)).await {
-                start = whole?;
-            }
-        }
-        let selected = match start.total {
-            Some(total) => want.select(total)?,
-            None => Selected::Whole,
-        };
-        let follow =
-            |following: Following, next, end| ContentStream::Follow(Box::new(following.read(&start, next, end)));
-        let body = match (selected, start.total) {
-            (Selected::Part(part), Some(total)) if part.start > start.mark.saturating_add(NEAR) => {
-                match self.pass_through(upstream, repo, &following.fill.digest, part, total, deadline).await {
-                    Some(bytes) => {
-                        let body = ContentBody::Part(part, bytes);
-                        return Ok(Content { total: start.total, body, result: CacheResult::Bypass });
-                    }
-                    None => ContentBody::Part(part, follow(following, part.start, Some(part.end))),
+        loop {
+            let mut start = following.start_by(deadline, want.needs_length).await?;
+            if want.ranges.is_some() && start.total.is_none() {
+                // What part is meant cannot be told before the length is known: the whole is served if that takes too long.
+                if let Ok(whole) = timeout_at(deadline, following.start(true)).await {
+                    start = whole?;
                 }
             }
-            (Selected::Part(part), _) => ContentBody::Part(part, follow(following, part.start, Some(part.end))),
-            (Selected::Parts(parts), Some(total)) if parts.iter().all(|part| part.end <= start.mark) => {
-                return Ok(Content::of_reader(&start.reader, total, Selected::Parts(parts), result));
+            let result = start.result(result);
+            let selected = match start.total {
+                Some(total) => want.select(total)?,
+                None => Selected::Whole,
+            };
+            let (next, end) = match (&selected, start.total) {
+                (Selected::Part(part), Some(total)) if part.start > start.mark.saturating_add(NEAR) => {
+                    let digest = &following.fill.digest;
+                    if let Some(bytes) = self.pass_through(upstream, repo, digest, *part, total, deadline).await {
+                        let body = ContentBody::Part(*part, bytes);
+                        return Ok(Content { total: start.total, body, result: CacheResult::Bypass });
+                    }
+                    (part.start, Some(part.end))
+                }
+                (Selected::Part(part), _) => (part.start, Some(part.end)),
+                (Selected::Parts(parts), Some(total)) => match &start.reader {
+                    Some(reader) if parts.iter().all(|part| part.end <= start.mark) => {
+                        return Ok(Content::of_reader(reader, total, selected, result));
+                    }
+                    // Several parts that have not all come yet: the whole is an answer, too (RFC 9110, 14.2).
+                    _ => (0, start.total),
+                },
+                (Selected::Parts(_) | Selected::Whole, total) => (0, total),
+            };
+            let mut follower = following.read(&start, next, end);
+            match follower.read_ahead(deadline).await {
+                // Nothing was sent: the next generation is as good, also if it is of another length.
+                Err(ContentError::Restarted) => following = follower.into_following(),
+                Err(ContentError::Fill(error)) => return Err(error),
+                // Anything else comes back when the body is read.
+                _ => {
+                    let bytes = ContentStream::Follow(Box::new(follower));
+                    let body = match selected {
+                        Selected::Part(part) => ContentBody::Part(part, bytes),
+                        Selected::Parts(_) | Selected::Whole => ContentBody::Whole(bytes),
+                    };
+                    return Ok(Content { total: start.total, body, result });
+                }
             }
-            // Several parts that have not all come yet: the whole is an answer, too (RFC 9110, 14.2).
-            (Selected::Parts(_) | Selected::Whole, total) => ContentBody::Whole(follow(following, 0, total)),
-        };
-        Ok(Content { total: start.total, body, result })
+        }
     }
 
     /// A range straight from the upstream; `None` if it does not answer with exactly that, and the fill has to do.

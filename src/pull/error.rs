@@ -24,6 +24,9 @@ pub enum PullError {
     BadManifest { upstream: String, reason: String },
     #[error("{upstream} did not answer within {} s", within.as_secs())]
     TooLate { upstream: String, within: Duration },
+    /// Too much is being fetched at once; it was not asked for, and may be in a moment.
+    #[error("too many transfers from {upstream} are under way")]
+    Busy { upstream: String },
     #[error("the range lies outside of the content's {length} bytes")]
     Range { length: u64 },
     /// The work was given up in favour of other work, or with the server; asking again may succeed.
@@ -43,9 +46,32 @@ impl PullError {
         matches!(self, Self::WrongContent { .. } | Self::Changed { .. })
     }
 
+    /// Whether it says something about one fill only, so that another one may do better: `others` says that it was
+    /// somebody else's, with other rights.
+    pub(super) fn is_of_one_fill(&self, others: bool) -> bool {
+        match self {
+            Self::GivenUp => true,
+            Self::Range { .. } | Self::TooLate { .. } | Self::Busy { .. } => false,
+            _ => others,
+        }
+    }
+
     /// Whether a transfer broke off that may be taken up again where it was.
     pub(super) fn is_cut(&self) -> bool {
         matches!(self, Self::Upstream(UpstreamError::Interrupted { .. } | UpstreamError::Timeout { .. }))
+    }
+
+    /// Whether we ask too much, in the upstream's eyes.
+    pub(super) fn is_limit(&self) -> bool {
+        matches!(self, Self::Upstream(UpstreamError::RateLimited { .. }))
+    }
+
+    /// How long the upstream asks us to stay away, where it said so.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Upstream(error) => error.retry_after(),
+            _ => None,
+        }
     }
 
     /// Whether this says nothing about the content, so that something cached is better than this error.

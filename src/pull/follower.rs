@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use super::error::ContentError;
 use super::fill::{Fill, HELD_BACK, State};
 use super::{Inner, PullError};
 use crate::store::BlobReader;
+use crate::telemetry::CacheResult;
 
 /// Counts as one of the fill's followers until it is dropped.
 pub(super) struct Following {
@@ -23,13 +25,25 @@ pub(super) struct Following {
 #[derive(Clone, Debug)]
 pub(super) struct Start {
     pub(super) generation: u32,
-    pub(super) reader: BlobReader,
+    /// `None` before anything came.
+    pub(super) reader: Option<BlobReader>,
     pub(super) total: Option<u64>,
     pub(super) mark: u64,
     /// It was in the store by then.
     pub(super) committed: bool,
     /// It had been there before the fill began.
     pub(super) found: bool,
+}
+
+impl Start {
+    /// Who caused the fetch has missed, however fast it was.
+    pub(super) fn result(&self, result: CacheResult) -> CacheResult {
+        match result {
+            CacheResult::Miss if self.found => CacheResult::Hit,
+            CacheResult::Joined if self.committed => CacheResult::JoinedCommitted,
+            result => result,
+        }
+    }
 }
 
 /// The bytes `next..end` of a fill, as they can be read.
@@ -42,6 +56,8 @@ pub struct Follower {
     total: Option<u64>,
     generation: u32,
     sent: bool,
+    /// The first bytes, read before the client was told anything.
+    ahead: Option<Bytes>,
 }
 
 /// What a look at the fill's state says to do.
@@ -58,13 +74,45 @@ impl Following {
         Self { inner, fill, state }
     }
 
-    /// Waits until an answer can begin: for a small blob, or with `whole`, until all of it is there and right.
+    /// Waits until an answer can begin, until `deadline`; then it begins without bytes, if the length is known.
+    ///
+    /// # Errors
+    /// Those of the fill; `Busy` and `TooLate` when nothing can be said by then.
+    pub(super) async fn start_by(&mut self, deadline: Instant, whole: bool) -> Result<Start, PullError> {
+        match timeout_at(deadline, self.start(whole)).await {
+            Ok(start) => start,
+            Err(_) => self.start_late(whole),
+        }
+    }
+
+    /// The beginning of an answer whose bytes are still to come. Of a small blob there is none: it has to be right first.
+    fn start_late(&self, whole: bool) -> Result<Start, PullError> {
+        let (state, fill) = (self.state.borrow(), &self.fill);
+        let (total, generation) = match &*state {
+            State::Streaming { total, generation, .. } => (*total, *generation),
+            // It is a manifest's word that such a blob exists: its turn comes, and clients wait longer for bytes.
+            _ if fill.had_to_wait.load(Ordering::Acquire) => (fill.size, 0),
+            _ => (None, 0),
+        };
+        match total {
+            Some(total) if total > HELD_BACK && !whole => {
+                Ok(Start { generation, reader: None, total: Some(total), mark: 0, committed: false, found: false })
+            }
+            _ if matches!(*state, State::Queued) => {
+                Err(PullError::Busy { upstream: fill.source.repo.scope.as_str().to_owned() })
+            }
+            _ => Err(PullError::TooLate {
+                upstream: fill.source.repo.scope.as_str().to_owned(),
+                within: self.inner.cache.answer_within,
+            }),
+        }
+    }
+
+    /// Waits until bytes can be sent: of a small blob, or with `whole`, all of them.
     pub(super) async fn start(&mut self, whole: bool) -> Result<Start, PullError> {
         let ready = |state: &State| match state {
-            State::Asking => false,
-            State::Streaming { .. } if whole => false,
-            State::Streaming { total: Some(total), .. } => *total > HELD_BACK,
-            State::Streaming { total: None, mark, .. } => *mark > 0,
+            State::Queued | State::Asking => false,
+            State::Streaming { mark, .. } => *mark > 0 && !whole,
             State::Whole { .. } | State::Committed { .. } | State::Failed(_) => true,
         };
         let state = self.state.wait_for(ready).await.map_err(|_| PullError::GivenUp)?;
@@ -74,18 +122,26 @@ impl Following {
                 (Some(*length), *length, *generation, reader)
             }
             State::Failed(error) => return Err(error.clone()),
-            State::Asking => return Err(PullError::GivenUp),
+            State::Queued | State::Asking => return Err(PullError::GivenUp),
         };
         let (committed, found) = match &*state {
             State::Committed { found, .. } => (true, *found),
             _ => (false, false),
         };
-        Ok(Start { generation, reader: reader.clone(), total, mark, committed, found })
+        Ok(Start { generation, reader: Some(reader.clone()), total, mark, committed, found })
     }
 
     /// The bytes `next..end` of what `start` saw.
     pub(super) fn read(self, start: &Start, next: u64, end: Option<u64>) -> Follower {
-        Follower { following: self, next, end, total: start.total, generation: start.generation, sent: false }
+        Follower {
+            following: self,
+            next,
+            end,
+            total: start.total,
+            generation: start.generation,
+            sent: false,
+            ahead: None,
+        }
     }
 }
 
@@ -98,8 +154,23 @@ impl Drop for Following {
 }
 
 impl Follower {
+    /// Reads the first bytes, if they come by `deadline`: what fails before them can be answered with an error.
+    pub(super) async fn read_ahead(&mut self, deadline: Instant) -> Result<(), ContentError> {
+        if let Ok(first) = timeout_at(deadline, self.next()).await {
+            self.ahead = first?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_following(self) -> Following {
+        self.following
+    }
+
     /// The next bytes, waiting for them if need be, or `None` at the end. A fill that failed or vanished is an error.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ContentError> {
+        if let Some(first) = self.ahead.take() {
+            return Ok(Some(first));
+        }
         loop {
             match self.step()? {
                 Step::End => return Ok(None),
@@ -120,7 +191,9 @@ impl Follower {
         }
         let state = self.following.state.borrow_and_update();
         let (open, total, generation, reader) = match &*state {
-            State::Asking => return Ok(Step::Wait),
+            // What was sent turned out wrong.
+            State::Queued | State::Asking if self.sent => return Err(ContentError::Restarted),
+            State::Queued | State::Asking => return Ok(Step::Wait),
             State::Streaming { mark, total, generation, reader } => (*mark, *total, *generation, reader),
             State::Whole { length, generation, reader } | State::Committed { length, generation, reader, .. } => {
                 (*length, Some(*length), *generation, reader)

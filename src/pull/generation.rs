@@ -12,14 +12,17 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{Method, StatusCode};
 
 use super::fill::{HELD_BACK, Run, State};
-use super::{PullError, request};
+use super::{PullError, pace, request};
+use crate::oci::Digest;
 use crate::store::{self, Spool};
 use crate::upstream::{Kind, UpstreamBody, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 /// Generations after the first one: bytes that were wrong once may have been spoilt on the way.
 const REPEATS: u32 = 1;
-/// Times that a transfer is taken up again without a byte of progress between them.
+/// Times that a transfer is taken up again without progress between them.
 const RESUMES_WITHOUT_PROGRESS: u32 = 5;
+/// Bytes that are progress: one a try would go on for ever.
+const PROGRESS: u64 = 4 << 10;
 /// Before the first of those; each further pause is twice as long, give or take half of it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,6 +42,8 @@ pub(super) struct Whole {
 struct Resumed {
     ahead: Option<Bytes>,
     body: UpstreamBody,
+    /// It need not go on to the end of the blob (RFC 9110, 15.3.7: a server may send less than was asked for).
+    partial: bool,
 }
 
 impl<'a> Generation<'a> {
@@ -65,14 +70,34 @@ impl<'a> Generation<'a> {
             Some(total) => Some(total),
             None => inner.known_size(source, digest).await,
         };
+        let doubtful = self.is_doubtful(&response, total);
         // A weak tag does not promise the same bytes.
         let etag = response.etag().filter(|etag| !etag.starts_with("W/")).map(str::to_owned);
         let spool = inner.store.begin(digest.algorithm(), total).await?;
-        publish.send_replace(State::Streaming { total, mark: 0, generation, reader: spool.reader() });
+        if !doubtful {
+            publish.send_replace(State::Streaming { total, mark: 0, generation, reader: spool.reader() });
+        }
         let length = self.receive(response.body, &spool, total, etag).await?;
         self.verify(&spool, total, length).await?;
         publish.send_replace(State::Whole { length, generation, reader: spool.reader() });
         Ok(Whole { spool, length, generation })
+    }
+
+    /// Whether the answer's head contradicts what is known. The digest decides, not a header; but nobody is told anything
+    /// before it has.
+    fn is_doubtful(&self, response: &UpstreamResponse, total: Option<u64>) -> bool {
+        let Run { fill, upstream, .. } = self.run;
+        let (digest, image) = (&fill.digest, &fill.source.repo);
+        let other_length = fill.size.zip(total).is_some_and(|(known, total)| known != total);
+        let named: Option<Digest> = response.docker_content_digest().and_then(|named| named.parse().ok());
+        let other_digest = named.is_some_and(|named| named.algorithm() == digest.algorithm() && named != *digest);
+        if other_length || other_digest {
+            tracing::warn!(
+                %image, %digest, upstream = %upstream.name(), other_length, other_digest,
+                "the answer for {image}@{digest} names another length or digest; it is held back until it is verified"
+            );
+        }
+        other_length || other_digest
     }
 
     fn request(&self) -> UpstreamRequest {
@@ -88,12 +113,12 @@ impl<'a> Generation<'a> {
         total: Option<u64>,
         etag: Option<String>,
     ) -> Result<u64, PullError> {
-        let mut resumed = Resumed { ahead: None, body };
+        let mut resumed = Resumed { ahead: None, body, partial: false };
         let (mut reached, mut fruitless) = (0, 0);
         loop {
             match self.receive_some(resumed, spool, total).await {
                 Err(error) if error.is_cut() => {
-                    fruitless = if spool.length() > reached { 0 } else { fruitless + 1 };
+                    fruitless = if spool.length() >= reached + PROGRESS { 0 } else { fruitless + 1 };
                     reached = spool.length();
                     resumed = self.resume(error, spool, total, &etag, fruitless).await?;
                 }
@@ -104,8 +129,9 @@ impl<'a> Generation<'a> {
 
     /// Writes what comes and publishes how far it may be read, until the transfer ends or breaks.
     async fn receive_some(&self, from: Resumed, spool: &Spool, total: Option<u64>) -> Result<(), PullError> {
-        let Resumed { ahead, body } = from;
-        let stream = stream::iter(ahead.map(Ok)).chain(body.into_stream().map_err(PullError::from));
+        let Resumed { ahead, body, partial } = from;
+        let upstream = &self.run.upstream;
+        let stream = stream::iter(ahead.map(Ok)).chain(pace::chunks(body, upstream)).map_err(PullError::from);
         let progress = |length| {
             self.run.fill.received.store(length, Ordering::Relaxed);
             if total.is_some_and(|total| length > total) {
@@ -114,7 +140,12 @@ impl<'a> Generation<'a> {
             self.advance(length);
             Ok(())
         };
-        store::pump(stream, |chunks| spool.append(chunks), progress).await.map(drop)
+        store::pump(stream, |chunks| spool.append(chunks), progress).await?;
+        if partial && total.is_some_and(|total| spool.length() < total) {
+            let cause = "it sent less than was asked for".into();
+            return Err(UpstreamError::Interrupted { upstream: upstream.name().clone(), cause }.into());
+        }
+        Ok(())
     }
 
     /// Asks for the rest, with growing pauses, until somebody gives it or there is no hope.
@@ -130,12 +161,21 @@ impl<'a> Generation<'a> {
         let length = spool.length();
         if total == Some(length) {
             // All of it had come; what broke is only the connection's end.
-            return Ok(Resumed { ahead: None, body: UpstreamBody::empty(upstream) });
+            return Ok(Resumed { ahead: None, body: UpstreamBody::empty(upstream), partial: false });
         }
+        let mut limited = false;
         for attempt in fruitless..RESUMES_WITHOUT_PROGRESS {
-            tokio::time::sleep(pause(attempt)).await;
+            let asked_for = cause.retry_after().unwrap_or_default();
+            // A limit is obeyed, and waited for once.
+            if (limited && cause.is_limit()) || asked_for > inner.cache.answer_within {
+                return Err(cause);
+            }
+            limited |= cause.is_limit();
+            tokio::time::sleep(pause(attempt).max(asked_for)).await;
             tracing::debug!(digest = %fill.digest, length, error = %cause, "taking up {} at {length}: {cause}", fill.digest);
             let mut rest = self.request();
+            // Who has brought nothing is asked last.
+            rest.skip_urls = attempt as usize;
             if let Some(total) = total.filter(|_| length > 0) {
                 rest.range = Some((length, total - 1));
                 rest.if_range = etag.clone();
@@ -173,9 +213,11 @@ impl<'a> Generation<'a> {
         let length = spool.length();
         let changed = || PullError::Changed { upstream: self.run.upstream.name().to_string() };
         if response.status == StatusCode::PARTIAL_CONTENT {
-            let (start, _, whole) = response.content_range().ok_or_else(changed)?;
-            let fits = start == length && whole.is_none_or(|whole| Some(whole) == total);
-            return if fits { Ok(Resumed { ahead: None, body: response.body }) } else { Err(changed()) };
+            let (start, last, whole) = response.content_range().ok_or_else(changed)?;
+            let fits = start == length
+                && total.is_some_and(|total| last < total)
+                && whole.is_none_or(|whole| Some(whole) == total);
+            return if fits { Ok(Resumed { ahead: None, body: response.body, partial: true }) } else { Err(changed()) };
         }
         if let (Some(announced), Some(total)) = (response.content_length(), total)
             && announced != total
@@ -195,10 +237,10 @@ impl<'a> Generation<'a> {
                 at += here.len() as u64;
             }
             if !chunk.is_empty() {
-                return Ok(Resumed { ahead: Some(chunk), body });
+                return Ok(Resumed { ahead: Some(chunk), body, partial: false });
             }
         }
-        Ok(Resumed { ahead: None, body })
+        Ok(Resumed { ahead: None, body, partial: false })
     }
 
     /// Publishes the new mark: everything received but what has to be held back.
@@ -224,8 +266,7 @@ impl<'a> Generation<'a> {
     }
 
     fn wrong_content(&self) -> PullError {
-        let Run { inner, fill, upstream, .. } = self.run;
-        inner.metrics.digest_mismatch(upstream.name());
+        let Run { fill, upstream, .. } = self.run;
         PullError::WrongContent { upstream: upstream.name().to_string(), digest: fill.digest.clone() }
     }
 }

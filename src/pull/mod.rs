@@ -15,7 +15,9 @@ mod follower;
 mod generation;
 mod inflight;
 mod manifests;
+mod pace;
 mod referrers;
+mod slots;
 mod tag_list;
 mod tags;
 
@@ -37,6 +39,7 @@ use fill::Source;
 use flight::Flights;
 use inflight::Fills;
 use referrers::Listed;
+use slots::Slots;
 
 pub use blobs::Want;
 pub use content::{Content, ContentBody, ContentStream};
@@ -88,8 +91,10 @@ impl Puller {
         metrics: Arc<Metrics>,
         tasks: Tasks,
     ) -> Self {
+        let most_of_each =
+            upstreams.iter().map(|(name, upstream)| (Scope::Upstream(name.clone()), upstream.max_fills()));
         let inner = Inner {
-            fills: Fills::default(),
+            fills: Fills::new(Slots::new(cache.max_fills, most_of_each)),
             tags: Flights::new(tasks.clone()),
             manifests: Flights::new(tasks.clone()),
             proofs: Flights::new(tasks.clone()),
@@ -186,7 +191,7 @@ impl Inner {
     fn remember_failure(&self, source: &Source, digest: &Digest, error: &PullError) {
         match error {
             PullError::NotFound => self.remember_absent(&source.repo, Reference::Digest(digest.clone())),
-            PullError::GivenUp => {}
+            PullError::GivenUp | PullError::Busy { .. } => {}
             error => self.failures.insert((source.clone(), digest.clone()), error.clone()),
         }
     }
@@ -201,5 +206,6 @@ fn request(method: Method, kind: Kind, repo: &RepoId, path: String) -> UpstreamR
         range: None,
         if_none_match: None,
         if_range: None,
+        skip_urls: 0,
     }
 }

@@ -91,6 +91,8 @@ families! {
     first_byte: HistogramVec = "roadstead_first_byte_seconds" ["type", "result"] in FIRST_BYTE_SECONDS;
     /// Downloads from upstreams under way.
     fills_in_flight: IntGauge = "roadstead_fills_in_flight" [];
+    /// Downloads from upstreams that wait for their turn.
+    fills_waiting: IntGauge = "roadstead_fills_waiting" [];
     /// Downloads from upstreams that broke and went on where they had stopped.
     fill_resumes: IntCounterVec = "roadstead_fill_resumes_total" ["upstream"];
     /// Content from upstreams that was not what its digest says, and was not kept.

@@ -104,6 +104,11 @@ impl Metrics {
         InFlight::new(self.families.fills_in_flight.clone())
     }
 
+    /// A fill waits for its turn until the guard is dropped.
+    pub fn fill_waiting(&self) -> InFlight {
+        InFlight::new(self.families.fills_waiting.clone())
+    }
+
     pub fn fill_resumed(&self, upstream: &str) {
         self.of(upstream, |series| series.fill_resumes.inc());
     }
@@ -305,6 +310,7 @@ mod tests {
             "roadstead_upstream_first_byte_seconds",
             "roadstead_first_byte_seconds",
             "roadstead_fills_in_flight",
+            "roadstead_fills_waiting",
             "roadstead_fill_resumes_total",
             "roadstead_digest_mismatches_total",
             "roadstead_upstream_ratelimit_limit",

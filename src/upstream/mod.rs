@@ -57,6 +57,8 @@ pub struct Upstream {
     on_denied: OnDenied,
     header_timeout: Duration,
     idle_timeout: Duration,
+    min_rate: u64,
+    max_fills: usize,
     trust: Arc<Trust>,
     metrics: Arc<Metrics>,
     setup: Arc<ClientSetup>,
@@ -83,6 +85,8 @@ pub struct UpstreamRequest {
     pub if_none_match: Option<String>,
     /// With `range`: a strong entity tag; content that has changed since comes whole (RFC 9110, 13.1.5).
     pub if_range: Option<String>,
+    /// URLs that are asked after the others, because a transfer from them broke.
+    pub skip_urls: usize,
 }
 
 /// What a request is for: decides on its client, its `Accept`, and where it is counted.
@@ -141,6 +145,8 @@ impl Upstream {
             on_denied: config.on_denied,
             header_timeout: config.header_timeout,
             idle_timeout: config.idle_timeout,
+            min_rate: config.min_rate,
+            max_fills: config.max_fills,
             trust: Arc::new(Trust::new(config)),
             metrics,
             setup: Arc::new(ClientSetup {
@@ -170,6 +176,21 @@ impl Upstream {
     /// What a denial means for content that is cached.
     pub fn on_denied(&self) -> OnDenied {
         self.on_denied
+    }
+
+    /// Of silence in a body.
+    pub fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
+    }
+
+    /// Bytes a second below which a body counts as cut; zero: none.
+    pub fn min_rate(&self) -> u64 {
+        self.min_rate
+    }
+
+    /// Blobs that may be fetched at once.
+    pub fn max_fills(&self) -> usize {
+        self.max_fills
     }
 
     async fn live(&self) -> Result<&Live, UpstreamError> {

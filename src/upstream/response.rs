@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{self, Stream};
 use http::StatusCode;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -93,14 +92,6 @@ impl UpstreamBody {
     /// A body that is at its end.
     pub fn empty(upstream: &Upstream) -> Self {
         upstream.body(Kind::Blob, None)
-    }
-
-    /// The same as [`chunk`](Self::chunk), chunk by chunk, until the first error.
-    pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, UpstreamError>> + Send {
-        stream::try_unfold(self, |mut body| async move {
-            let next = body.chunk().await?;
-            Ok(next.map(|chunk| (chunk, body)))
-        })
     }
 
     /// The whole body, which must not be longer than `limit` bytes.

@@ -61,7 +61,7 @@ impl Upstream {
         let live = self.live().await?;
         let mut failure = None;
         // Retries with pauses and a circuit breaker belong around this loop: it is one round of asking.
-        for base in &self.urls {
+        for base in self.urls.iter().cycle().skip(request.skip_urls).take(self.urls.len()) {
             match self.ask_at(live, base, &request, deadline).await {
                 Err(error) if error.is_worth_another_url() && Instant::now() < deadline => failure = Some(error),
                 answer => return answer,

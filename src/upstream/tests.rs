@@ -101,6 +101,7 @@ fn request(kind: Kind, repository: &str, path: &str) -> UpstreamRequest {
         range: None,
         if_none_match: None,
         if_range: None,
+        skip_urls: 0,
     }
 }
 

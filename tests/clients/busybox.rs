@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::folder::Folder;
 use super::program::{find, run};
-use crate::support::image::{Content, Image, Index, OCI_LAYER, digest_of};
+use crate::support::image::{Content, Image, Index, OCI_LAYER, digest_of, random_bytes};
 
 /// An image for this machine. `cat /etc/greeting` prints the greeting.
 pub fn image(greeting: &str) -> Image {
@@ -14,6 +14,20 @@ pub fn image(greeting: &str) -> Image {
     lay_out_busybox(&folder.path().join("busybox"));
     let busybox = pack(&folder, "busybox");
     build(&this_platform(), vec![busybox, pack_greeting(&folder, greeting)])
+}
+
+/// The same with more layers, each of so many bytes that cannot be compressed.
+pub fn image_with_ballast(greeting: &str, sizes: &[usize]) -> Image {
+    let folder = Folder::new();
+    lay_out_busybox(&folder.path().join("busybox"));
+    let mut layers = vec![pack(&folder, "busybox"), pack_greeting(&folder, greeting)];
+    for (size, n) in sizes.iter().zip(1..) {
+        let layer = format!("ballast-{n}");
+        fs::create_dir_all(folder.path().join(&layer)).expect("a folder for the layer");
+        fs::write(folder.path().join(&layer).join(&layer), random_bytes(n, *size)).expect("the file can be written");
+        layers.push(pack(&folder, &layer));
+    }
+    build(&this_platform(), layers)
 }
 
 /// An index of this machine's image and two for machines that nobody here has, without programs.

@@ -58,7 +58,7 @@ impl Containerd {
     }
 
     /// The README's registries.yaml, as k3s writes it out: an endpoint without a path gets `/v2`, `"*"` is `_default`.
-    fn mirror_everything(&self, roadstead: &ServerProcess) -> String {
+    pub fn mirror_everything(&self, roadstead: &ServerProcess) -> String {
         let yaml = recipe("### k3s and k3d", "yaml", &roadstead.host());
         assert!(yaml.contains("\"*\":"), "{yaml}");
         let (_, endpoint) = yaml.split_once("- \"").expect("an endpoint");
@@ -68,17 +68,17 @@ impl Containerd {
         self.folder.at("certs.d")
     }
 
-    fn pull(&self, hosts_dir: &str, image: &str) {
+    pub fn pull(&self, hosts_dir: &str, image: &str) {
         self.ctr(&["images", "pull", "--snapshotter", "native", "--hosts-dir", hosts_dir, image]);
     }
 
-    fn digest_of(&self, image: &str) -> String {
+    pub fn digest_of(&self, image: &str) -> String {
         let list = self.ctr(&["images", "ls", &format!("name=={image}")]);
         let digest = list.split_whitespace().find(|word| word.starts_with("sha256:"));
         digest.expect("the list names the digest").to_owned()
     }
 
-    fn greeting_in(&self, image: &str) -> String {
+    pub fn greeting_in(&self, image: &str) -> String {
         self.ctr(&["run", "--rm", "--snapshotter", "native", image, "greeting", "/bin/cat", "/etc/greeting"])
     }
 }

@@ -12,7 +12,7 @@ use crate::support::Client;
 use crate::support::daemon::Daemon;
 use crate::support::process::ServerProcess;
 
-struct Docker {
+pub struct Docker {
     _daemon: Daemon,
     /// Its own: dockerd would take the machine's, and with it the machine's images.
     _containerd: Containerd,
@@ -22,7 +22,7 @@ struct Docker {
 
 impl Docker {
     /// Set up as the README says.
-    fn start(roadstead: &ServerProcess) -> Self {
+    pub fn start(roadstead: &ServerProcess) -> Self {
         let program = find("dockerd", "docker.io");
         let turn = Turn::take("daemon");
         let (containerd, folder) = (Containerd::start(), Folder::new());
@@ -46,14 +46,14 @@ impl Docker {
         docker
     }
 
-    fn run(&self, args: &[&str]) -> String {
+    pub fn run(&self, args: &[&str]) -> String {
         let socket = format!("unix://{}", self.folder.at("sock"));
         let args = [&["--host", &socket], args].concat();
         // Its own home, so that nobody's credentials are sent anywhere.
         run(&find("docker", "docker.io"), &args, &[("HOME", &self.folder.at(""))])
     }
 
-    fn greeting_in(&self, image: &str) -> String {
+    pub fn greeting_in(&self, image: &str) -> String {
         self.run(&["run", "--rm", "--network", "none", image, "/bin/cat", "/etc/greeting"])
     }
 }

@@ -34,6 +34,10 @@ impl Registry {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub async fn push(&self, repository: &str, tag: &str, image: &Image) {
         Client::new().push_image(&self.url(), repository, tag, image).await;
     }

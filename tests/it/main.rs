@@ -5,6 +5,8 @@
 mod answers;
 mod attacks;
 mod backup;
+mod bad_transfers;
+mod chaos;
 mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
@@ -42,5 +44,6 @@ mod scene;
 mod scrub;
 mod sessions;
 mod sha512;
+mod slots;
 mod support;
 mod usage;

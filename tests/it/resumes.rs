@@ -51,6 +51,64 @@ async fn it_goes_on_as_often_as_there_is_progress() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_below_the_rate_that_is_asked_for_is_taken_up_anew() {
+    let slow = || Reply::normal().pace(16 * KIB as u64);
+    for (min_rate, goes_on) in [("64KiB", true), ("0", false)] {
+        let keys = format!("idle_timeout = \"1s\"\nmin_rate = {min_rate:?}");
+        let scene = Scene::configured(128 * KIB, &format!("[upstream.\"docker.io\"]\n{keys}")).await;
+        // At its pace it would take eight seconds, and is never silent.
+        scene.upstream.script("GET", &scene.path(), [slow()]);
+        let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
+        client.take(1).await;
+        if goes_on {
+            assert!(client.rest().await.0 == scene.bytes()[1..]);
+            assert!(scene.fetches() >= 2);
+            assert!(scene.server.metric("roadstead_fill_resumes_total", &[]).await >= 1.0);
+        } else {
+            tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+            assert_eq!(scene.fetches(), 1, "a slow line is a line");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_in_mid_body_is_waited_for_once() {
+    let scene = Scene::with_blob(BIG).await;
+    let limited = || Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "1");
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(MIB as u64), limited()]);
+    let (status, body) = scene.server.get_whole(&scene.path()).await;
+    assert!(status == 200 && body == scene.bytes());
+    assert_eq!(scene.fetches(), 3);
+
+    let scene = Scene::with_blob(BIG).await;
+    scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(MIB as u64), limited(), limited()]);
+    let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
+    assert_ne!(client.rest().await.1, Ended::Whole);
+    scene.settle().await;
+    assert_eq!(scene.fetches(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_that_only_breaks_off_is_left_for_the_next_one() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let content = blob(1, BIG);
+    let path = blob_path(REPO, &content);
+    for upstream in [&first, &second] {
+        upstream.add_blob(REPO, &content);
+    }
+    // It answers every time, and never gets far.
+    first.script("GET", &path, [Reply::normal().cut_after(MIB as u64)]);
+    first.always("GET", &path, Reply::normal().cut_after(0));
+    let urls = format!("[upstream.\"docker.io\"]\nurl = [{:?}, {:?}]", first.url(""), second.url(""));
+    let server = TestServer::builder().default_upstream("docker.io").config(&urls).start().await;
+    let (status, body) = server.get_whole(&path).await;
+    assert!(status == 200 && body == content.bytes);
+    assert_eq!((first.count("GET", &path), second.count("GET", &path)), (2, 1));
+    let resumed = second.requests()[0].header("range").to_owned();
+    assert_eq!(resumed, format!("bytes={MIB}-{}", BIG - 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_progress_it_ends_and_the_client_is_cut_short() {
     let scene = Scene::with_blob(BIG).await;
     scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(MIB as u64)]);
@@ -104,11 +162,9 @@ async fn a_fresh_transfer_of_another_length_is_not_passed_off_as_what_was_announ
     // The first answer announces less than there is, and is wrong at once.
     let short = scene.bytes().slice(..MIB);
     scene.upstream.script("GET", &scene.path(), [Reply::normal().body(short).flip(0)]);
-    let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", scene.path());
-    if let Ok(mut client) = Conn::ask(scene.server.addr(), &request).await {
-        let (body, ended) = client.rest().await;
-        assert!(ended != Ended::Whole || body == scene.bytes(), "{} bytes", body.len());
-    }
+    let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
+    let (body, ended) = client.rest().await;
+    assert!(ended != Ended::Whole || body == scene.bytes(), "{} bytes", body.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

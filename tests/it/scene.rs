@@ -68,7 +68,11 @@ pub fn blob_path(repo: &str, blob: &Content) -> String {
 }
 
 pub async fn settle(server: &TestServer) {
-    until("no fill is in flight", async || server.metric("roadstead_fills_in_flight", &[]).await == 0.0).await;
+    until("no fill is in flight or waits", async || {
+        let metrics = server.metrics().await;
+        metrics.sum("roadstead_fills_in_flight", &[]) + metrics.sum("roadstead_fills_waiting", &[]) == 0.0
+    })
+    .await;
     until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
 }
 

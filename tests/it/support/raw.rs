@@ -121,6 +121,17 @@ impl Conn {
         }
     }
 
+    /// Reads all that is left and keeps nothing of it: how many bytes came, whether they are these, and how it ended.
+    pub async fn compare(&mut self, expected: &[u8]) -> (usize, bool, Ended) {
+        let (mut at, mut same) = (0, true);
+        while self.ended.is_none() {
+            let bytes = self.next(usize::MAX).await;
+            same &= expected.get(at..at + bytes.len()) == Some(&bytes[..]);
+            at += bytes.len();
+        }
+        (at, same && at == expected.len(), self.ended.unwrap_or(Ended::Short))
+    }
+
     async fn next(&mut self, max: usize) -> Bytes {
         match self.try_next(max).await {
             Ok(bytes) => {

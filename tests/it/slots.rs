@@ -1,0 +1,204 @@
+//! Only so many fills run at once: who waits, who goes first, and what those who wait are told.
+
+use crate::scene::{KIB, MIB, blob, blob_path, settle, until};
+use crate::support::{Conn, Content, Ended, Gate, Image, Reply, TestServer, Upstream};
+
+const APP: &str = "library/app";
+const OTHER: &str = "library/other";
+
+/// A server that runs so many fills at once, and an upstream whose blobs wait at a gate after their first bytes.
+async fn server_with(upstream: &Upstream, max_fills: usize, cache: &str) -> TestServer {
+    let config = format!("[upstream.\"docker.io\"]\nmax_fills = {max_fills}\n[cache]\n{cache}");
+    let builder = TestServer::builder().upstream("docker.io", upstream).default_upstream("docker.io");
+    builder.config(&config).start().await
+}
+
+/// An image whose layers wait at the gate half-way, and whose manifest somebody has pulled.
+async fn image(server: &TestServer, upstream: &Upstream, repo: &str, seed: u64, sizes: &[usize], gate: &Gate) -> Image {
+    let image = Image::new(seed, sizes);
+    upstream.add_image(repo, "v1", &image);
+    for layer in &image.layers {
+        let half = layer.bytes.len() as u64 / 2;
+        upstream.always("GET", &blob_path(repo, layer), Reply::normal().wait_after(half, gate));
+    }
+    server.get(&format!("/v2/{repo}/manifests/v1")).await;
+    image
+}
+
+async fn counts(server: &TestServer) -> (f64, f64) {
+    let metrics = server.metrics().await;
+    (metrics.sum("roadstead_fills_in_flight", &[]), metrics.sum("roadstead_fills_waiting", &[]))
+}
+
+async fn until_counts(server: &TestServer, wanted: (f64, f64)) {
+    until(&format!("{wanted:?} run and wait"), async || counts(server).await == wanted).await;
+}
+
+/// Asks and reads to the end, in the background.
+fn pull(server: &TestServer, repo: &str, content: &Content) -> tokio::task::JoinHandle<()> {
+    let (addr, path, content) = (server.addr(), blob_path(repo, content), content.clone());
+    tokio::spawn(async move {
+        let mut client = Conn::get(addr, &path).await;
+        let (body, ended) = client.rest().await;
+        assert_eq!((client.status, ended), (200, Ended::Whole), "{path}");
+        assert!(body == content.bytes, "{path}");
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_take_turns_and_a_config_does_not_wait_behind_layers() {
+    let upstream = Upstream::start().await;
+    // Two slots: one for anything, one for small blobs.
+    let server = server_with(&upstream, 2, "").await;
+    let gates = [Gate::new(), Gate::new()];
+    let app = image(&server, &upstream, APP, 10, &[3 * MIB, 2 * MIB, 2 * MIB], &gates[0]).await;
+    let other = image(&server, &upstream, OTHER, 20, &[2 * MIB], &gates[1]).await;
+    let mut pulls = Vec::new();
+    for (layer, waiting) in app.layers.iter().zip([0.0, 1.0, 2.0]) {
+        pulls.push(pull(&server, APP, layer));
+        until_counts(&server, (1.0, waiting)).await;
+    }
+    pulls.push(pull(&server, OTHER, &other.layers[0]));
+    until_counts(&server, (1.0, 3.0)).await;
+    // All that is for layers is taken, and the configs come at once.
+    for (repo, image) in [(APP, &app), (OTHER, &other)] {
+        pull(&server, repo, &image.config).await.unwrap();
+    }
+    gates.iter().for_each(Gate::open);
+    for pull in pulls {
+        pull.await.unwrap();
+    }
+    let gets = upstream.requests().into_iter().filter(|seen| seen.method == "GET").map(|seen| seen.path);
+    let layers = [(APP, &app.layers[0]), (APP, &app.layers[1]), (OTHER, &other.layers[0]), (APP, &app.layers[2])];
+    let layers = layers.map(|(repo, layer)| blob_path(repo, layer));
+    let order: Vec<_> = gets.filter(|path| layers.contains(path)).collect();
+    assert_eq!(order, layers, "the one that came last waits for one layer of the other image only");
+    settle(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_a_cap_for_all_upstreams_together() {
+    let upstreams = [Upstream::start().await, Upstream::start().await];
+    let gate = Gate::new();
+    let builder = TestServer::builder().config("[cache]\nmax_fills = 1");
+    let builder = builder.upstream("a.test", &upstreams[0]).upstream("b.test", &upstreams[1]);
+    let server = builder.start().await;
+    let mut pulls = Vec::new();
+    for (upstream, name, waiting) in [(&upstreams[0], "a.test", 0.0), (&upstreams[1], "b.test", 1.0)] {
+        let content = blob(waiting as u64, MIB);
+        upstream.add_blob(APP, &content);
+        upstream.always("GET", &blob_path(APP, &content), Reply::normal().wait_after(0, &gate));
+        pulls.push(pull(&server, &format!("{name}/{APP}"), &content));
+        until_counts(&server, (1.0, waiting)).await;
+    }
+    assert_eq!(upstreams[1].total(), 0);
+    gate.open();
+    for pull in pulls {
+        pull.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_too_long_is_told_the_length_or_to_come_again() {
+    let upstream = Upstream::start().await;
+    let server = server_with(&upstream, 1, "answer_within = \"1s\"").await;
+    let gate = Gate::new();
+    let app = image(&server, &upstream, APP, 10, &[2 * MIB, MIB, 10 * KIB], &gate).await;
+    let mut first = Conn::get(server.addr(), &blob_path(APP, &app.layers[0])).await;
+    first.take(1).await;
+    // Nobody knows how long this one is.
+    let unknown = blob(99, MIB);
+    upstream.add_blob(APP, &unknown);
+    // A small one is verified before anything is said, so nothing can be said of it yet.
+    let small = &app.layers[2];
+    for content in [&unknown, small] {
+        let answer = server.get(&blob_path(APP, content)).await;
+        assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"));
+        assert!(answer.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0));
+    }
+    // Who has left gives the place up.
+    until_counts(&server, (1.0, 0.0)).await;
+    // A manifest said how long this one is: the head comes in time, the bytes when it is their turn.
+    let mut known = Conn::get(server.addr(), &blob_path(APP, &app.layers[1])).await;
+    assert_eq!((known.status, known.header("content-length")), (200, MIB.to_string().as_str()));
+    assert_eq!(counts(&server).await, (1.0, 1.0));
+    gate.open();
+    let (body, ended) = known.rest().await;
+    assert!(ended == Ended::Whole && body == app.layers[1].bytes);
+    assert_eq!(first.rest().await.1, Ended::Whole);
+    assert_eq!(upstream.count("GET", &blob_path(APP, &unknown)), 0);
+    settle(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_images_at_once_all_come_through_few_slots() {
+    const IMAGES: u64 = 20;
+    let upstream = Upstream::start().await;
+    // Nobody would have an answer in time if it began with the bytes only.
+    let server = server_with(&upstream, 4, "answer_within = \"1s\"").await;
+    let gate = Gate::new();
+    let mut pulls = Vec::new();
+    for n in 0..IMAGES {
+        let (repo, sizes) = (format!("library/app-{n}"), [200 * KIB, 300 * KIB, 100 * KIB]);
+        let image = image(&server, &upstream, &repo, 100 * (n + 1), &sizes, &gate).await;
+        pulls.extend(image.layers.iter().map(|layer| pull(&server, &repo, layer)));
+    }
+    // All of these are small, so that all of the slots are for them.
+    until_counts(&server, (4.0, pulls.len() as f64 - 4.0)).await;
+    gate.open();
+    for pull in pulls {
+        pull.await.unwrap();
+        assert!(counts(&server).await.0 <= 4.0);
+    }
+    settle(&server).await;
+    let blobs = [("kind", "blob"), ("code", "200")];
+    assert_eq!(server.metric("roadstead_upstream_requests_total", &blobs).await, 3.0 * IMAGES as f64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_that_waits_is_given_up_with_its_last_follower_and_not_before() {
+    let upstream = Upstream::start().await;
+    let server = server_with(&upstream, 1, "").await;
+    let gate = Gate::new();
+    let app = image(&server, &upstream, APP, 10, &[2 * MIB, 2 * MIB], &gate).await;
+    let running = pull(&server, APP, &app.layers[0]);
+    until_counts(&server, (1.0, 0.0)).await;
+    let waiting = [pull(&server, APP, &app.layers[1]), pull(&server, APP, &app.layers[1])];
+    until_counts(&server, (1.0, 1.0)).await;
+    let blobs = [("handler", "blob")];
+    until("three ask", async || server.metric("registry_http_in_flight_requests", &blobs).await == 3.0).await;
+    waiting[0].abort();
+    until("two ask", async || server.metric("registry_http_in_flight_requests", &blobs).await == 2.0).await;
+    assert_eq!(counts(&server).await, (1.0, 1.0));
+    waiting[1].abort();
+    until_counts(&server, (1.0, 0.0)).await;
+    gate.open();
+    running.await.unwrap();
+    settle(&server).await;
+    assert_eq!(upstream.count("GET", &blob_path(APP, &app.layers[1])), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_waited_for_goes_before_what_nobody_follows() {
+    let upstream = Upstream::start().await;
+    let server = server_with(&upstream, 1, "").await;
+    let gate = Gate::new();
+    let app = image(&server, &upstream, APP, 10, &[2 * MIB, 2 * MIB, 2 * MIB], &gate).await;
+    // Left while nobody waits, it goes on; then somebody comes.
+    let mut leaver = Conn::get(server.addr(), &blob_path(APP, &app.layers[0])).await;
+    leaver.take(1).await;
+    drop(leaver);
+    let blobs = [("handler", "blob")];
+    until("it has left", async || server.metric("registry_http_in_flight_requests", &blobs).await == 0.0).await;
+    assert_eq!(counts(&server).await, (1.0, 0.0));
+    let mut leaver = Conn::get(server.addr(), &blob_path(APP, &app.layers[1])).await;
+    leaver.take(1).await;
+    // Left while somebody waits, it makes room at once.
+    let waiting = pull(&server, APP, &app.layers[2]);
+    until_counts(&server, (1.0, 1.0)).await;
+    drop(leaver);
+    until("its turn has come", async || upstream.count("GET", &blob_path(APP, &app.layers[2])) == 1).await;
+    gate.open();
+    waiting.await.unwrap();
+    settle(&server).await;
+}
