@@ -27,7 +27,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::FutureExt;
-use http::header::{CONTENT_TYPE, HOST, VIA, WARNING};
+use http::header::{CONTENT_TYPE, HOST, WARNING};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 
@@ -37,6 +37,7 @@ use crate::pull::{PullError, Puller};
 use crate::resolve::{Asked, Routes, Rule, Target};
 use crate::store::Store;
 use crate::telemetry::{CacheResult, ContentKind, InFlight, Metrics};
+use crate::upstream::Hops;
 use body::{Counter, Guarded};
 use error::{ApiError, insert};
 use query::Query;
@@ -65,6 +66,8 @@ pub struct App {
 struct Call {
     parts: Parts,
     query: Query,
+    /// What it came through (`Via`).
+    hops: Hops,
     route: Route,
     principal: Principal,
 }
@@ -118,8 +121,10 @@ async fn answer(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let call = Call { query: Query::of(&parts.uri), route: route?, principal: Principal::Anonymous, parts };
-    if call.came_through(&app.via) {
+    let (query, hops) = (Query::of(&parts.uri), Hops::of(&parts.headers));
+    let call = Call { query, hops, route: route?, principal: Principal::Anonymous, parts };
+    // Whatever it asks for: its upstreams lead back here, and a question to them would wait for itself.
+    if call.hops.contain(&app.via) {
         return Err(ApiError::Loop);
     }
     match (call.method(), &call.route.endpoint) {
@@ -159,10 +164,9 @@ impl Call {
         self.parts.headers.get(name)?.to_str().ok()
     }
 
-    /// Whether a `Via` field names us (RFC 9110, 7.6.3).
-    fn came_through(&self, via: &str) -> bool {
-        let fields = self.parts.headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
-        fields.flat_map(|field| field.split(',')).any(|hop| hop.split_whitespace().nth(1) == Some(via))
+    /// The miss engine, on behalf of this request.
+    fn puller(&self, app: &App) -> Puller {
+        app.puller.behind(self.hops.clone())
     }
 
     /// To an HTTP/1.0 client a body without length that fails looks whole.

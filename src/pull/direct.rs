@@ -43,7 +43,7 @@ impl Inner {
     ) -> Result<Content, PullError> {
         let result = CacheResult::Bypass;
         if want.ranges.is_some()
-            && let Some(total) = self.known_size(repo, digest).await
+            && let Some(total) = self.known_size(upstream, repo, digest).await
             && let Selected::Part(part) = want.select(total)?
             && let Some(bytes) = self.pass_through(upstream, repo, digest, part, total, deadline).await
         {

@@ -14,7 +14,7 @@ use http::{Method, StatusCode};
 use super::fill::{HELD_BACK, Run, State};
 use super::{PullError, request};
 use crate::store::{self, Spool};
-use crate::upstream::{Kind, UpstreamBody, UpstreamError, UpstreamRequest, UpstreamResponse};
+use crate::upstream::{Effort, Kind, UpstreamBody, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 /// Generations after the first one: bytes that were wrong once may have been spoilt on the way.
 const REPEATS: u32 = 1;
@@ -63,7 +63,7 @@ impl<'a> Generation<'a> {
         let announced = response.content_length().or(response.content_range().and_then(|(_, _, total)| total));
         let total = match announced {
             Some(total) => Some(total),
-            None => inner.known_size(source, digest).await,
+            None => inner.known_size(&self.run.upstream, source, digest).await,
         };
         // A weak tag does not promise the same bytes.
         let etag = response.etag().filter(|etag| !etag.starts_with("W/")).map(str::to_owned);
@@ -136,6 +136,7 @@ impl<'a> Generation<'a> {
             tokio::time::sleep(pause(attempt)).await;
             tracing::debug!(digest = %fill.digest, length, error = %cause, "taking up {} at {length}: {cause}", fill.digest);
             let mut rest = self.request();
+            rest.effort = Effort::Resume;
             if let Some(total) = total.filter(|_| length > 0) {
                 rest.range = Some((length, total - 1));
                 rest.if_range = etag.clone();

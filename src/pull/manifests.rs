@@ -31,7 +31,7 @@ impl Puller {
         if inner.is_absent(repo, &Reference::Digest(digest.clone())) {
             return Err(PullError::NotFound);
         }
-        inner.manifest_by_digest(repo, digest, inner.deadline()).await
+        inner.manifest_by_digest(&self.upstream(repo)?, repo, digest, inner.deadline()).await
     }
 }
 
@@ -39,17 +39,17 @@ impl Inner {
     /// Joins or starts the one question for this manifest.
     pub(super) async fn manifest_by_digest(
         self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
         repo: &RepoId,
         digest: &Digest,
         deadline: Instant,
     ) -> Result<Served, PullError> {
-        let upstream = self.upstream(repo)?.clone();
         let key = (repo.clone(), digest.clone());
         let flight = self.manifests.run(key.clone(), || {
             let (inner, upstream, (repo, digest)) = (self.clone(), upstream.clone(), key);
             async move { inner.ask_for_manifest(&upstream, &repo, &digest, deadline).await }
         });
-        let (answer, part) = tokio::time::timeout_at(deadline, flight).await.map_err(|_| self.too_late(&upstream))?;
+        let (answer, part) = tokio::time::timeout_at(deadline, flight).await.map_err(|_| self.too_late(upstream))?;
         let served = answer.unwrap_or(Err(PullError::GivenUp))?;
         Ok(served.seen_as(part))
     }

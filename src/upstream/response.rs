@@ -92,7 +92,7 @@ impl UpstreamBody {
 
     /// A body that is at its end.
     pub fn empty(upstream: &Upstream) -> Self {
-        upstream.body(Kind::Blob, None)
+        upstream.remote.body(Kind::Blob, None)
     }
 
     /// The same as [`chunk`](Self::chunk), chunk by chunk, until the first error.
