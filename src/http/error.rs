@@ -159,6 +159,7 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             UpstreamError::Connect { .. } | UpstreamError::LeftAlone { .. } => {
                 (Status::SERVICE_UNAVAILABLE, Code::Unavailable)
             }
+            UpstreamError::Status { status: Status::LOOP_DETECTED, .. } => (Status::LOOP_DETECTED, Code::Unavailable),
             UpstreamError::Status { status: Status::SERVICE_UNAVAILABLE, .. } => {
                 (Status::SERVICE_UNAVAILABLE, Code::Unavailable)
             }

@@ -57,7 +57,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<
     if let (Some((metrics, upstream)), StatusCode::OK) = (outcome.counter(), response.status()) {
         metrics.pushed_bytes(ContentKind::Manifest, &upstream, found.manifest.bytes.len() as u64);
     }
-    if found.is_stale() {
+    if found.stale {
         response.headers_mut().insert(WARNING, STALE);
     }
     call.echo_namespace(&mut response, &target);
@@ -74,7 +74,7 @@ async fn local(app: &App, repo: &RepoId, reference: &Reference) -> Result<Served
         None => None,
     };
     let manifest = manifest.ok_or(ApiError::Unknown(ContentKind::Manifest))?;
-    Ok(Served { manifest, result: CacheResult::Hit })
+    Ok(Served::new(manifest, CacheResult::Hit))
 }
 
 async fn mirrored(app: &App, call: &Call, target: &Target, reference: &Reference) -> Result<Served, PullError> {

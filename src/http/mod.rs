@@ -32,7 +32,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 
 use crate::auth::{Action, Policy, Principal};
-use crate::oci::{Endpoint, RepoId, Route, Scope};
+use crate::oci::{Endpoint, RepoId, Route, STALE_WARNING, Scope};
 use crate::pull::{PullError, Puller};
 use crate::resolve::{Asked, Routes, Rule, Target};
 use crate::store::Store;
@@ -44,9 +44,8 @@ use query::Query;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-/// On what could not be confirmed (RFC 7234, 5.5, as the distribution-spec uses it).
-const STALE: HeaderValue =
-    HeaderValue::from_static("299 - \"the upstream cannot be asked; this is what it last said\"");
+/// On what could not be confirmed.
+const STALE: HeaderValue = HeaderValue::from_static(STALE_WARNING);
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// What every handler works with.

@@ -78,7 +78,7 @@ struct Inner {
     absent: Cache<(RepoId, Reference), ()>,
     failures: Cache<(Source, Digest), PullError>,
     lengths: Cache<(RepoId, Digest), u64>,
-    referrers: Flights<(RepoId, Digest), Result<Referrers, PullError>>,
+    referrers: Flights<(RepoId, Digest), Result<(Referrers, bool), PullError>>,
     listed: Cache<(RepoId, Digest), Listed>,
 }
 
@@ -205,7 +205,8 @@ impl Inner {
     fn remember_failure(&self, source: &Source, digest: &Digest, error: &PullError) {
         match error {
             PullError::NotFound => self.remember_absent(&source.repo, Reference::Digest(digest.clone())),
-            PullError::GivenUp => {}
+            // Neither says anything of the next request; the breaker remembers for itself.
+            PullError::GivenUp | PullError::Upstream(UpstreamError::LeftAlone { .. }) => {}
             error => self.failures.insert((source.clone(), digest.clone()), error.clone()),
         }
     }

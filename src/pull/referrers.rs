@@ -48,10 +48,13 @@ impl Puller {
             let (puller, inner, upstream, (repo, subject)) = (self.clone(), inner.clone(), upstream.clone(), key);
             async move {
                 let asked = puller.ask_for_referrers(&upstream, &repo, &subject, deadline).await;
-                let referrers = Arc::new(asked?);
-                let listed = Listed { referrers: referrers.clone(), at: Instant::now() };
-                inner.listed.insert((repo, subject), listed);
-                Ok(referrers)
+                let (referrers, stale) = asked?;
+                let referrers = Arc::new(referrers);
+                if !stale {
+                    let listed = Listed { referrers: referrers.clone(), at: Instant::now() };
+                    inner.listed.insert((repo, subject), listed);
+                }
+                Ok((referrers, stale))
             }
         });
         let answer = match timeout_at(deadline, flight).await {
@@ -59,7 +62,7 @@ impl Puller {
             Err(_) => Err(inner.too_late(&upstream)),
         };
         match (answer, known) {
-            (Ok(referrers), _) => Ok((referrers, false)),
+            (Ok(listed), _) => Ok(listed),
             (Err(error), Some(listed)) if error.is_trouble() => {
                 tracing::warn!(%repo, %subject, %error, "serving the referrers of {repo}@{subject} as they were: {error}");
                 Ok((listed.referrers, true))
@@ -74,8 +77,8 @@ impl Puller {
         repo: &RepoId,
         subject: &Digest,
         deadline: Instant,
-    ) -> Result<Vec<Referrer>, PullError> {
-        let (mut referrers, mut received) = (Vec::new(), 0);
+    ) -> Result<(Vec<Referrer>, bool), PullError> {
+        let (mut referrers, mut received, mut stale) = (Vec::new(), 0, false);
         let mut path = Some(format!("referrers/{subject}"));
         for page in 0..MAX_PAGES {
             let Some(next) = path.take() else { break };
@@ -88,6 +91,7 @@ impl Puller {
                 Err(PullError::NotFound) => break,
                 asked => asked?,
             };
+            stale |= response.is_stale();
             path = response.headers.get(LINK).and_then(|link| next_page(link.to_str().ok()?));
             let bytes = response.body.collect(MAX_PAGE, deadline).await?;
             received += bytes.len();
@@ -97,7 +101,7 @@ impl Puller {
                 break;
             }
         }
-        Ok(referrers)
+        Ok((referrers, stale))
     }
 
     /// The list that clients keep under a tag where there is no such API. The question about the tag is one that others
@@ -108,12 +112,12 @@ impl Puller {
         repo: &RepoId,
         subject: &Digest,
         deadline: Instant,
-    ) -> Result<Vec<Referrer>, PullError> {
-        let Ok(tag) = subject.referrers_tag().parse::<Tag>() else { return Ok(Vec::new()) };
+    ) -> Result<(Vec<Referrer>, bool), PullError> {
+        let Ok(tag) = subject.referrers_tag().parse::<Tag>() else { return Ok((Vec::new(), false)) };
         let served = timeout_at(deadline, self.tag(repo, &tag)).await;
         match served.unwrap_or_else(|_| Err(self.inner.too_late(upstream))) {
-            Ok(served) => parse(upstream, &served.manifest.bytes).map(|index| index.manifests),
-            Err(PullError::NotFound) => Ok(Vec::new()),
+            Ok(served) => Ok((parse(upstream, &served.manifest.bytes)?.manifests, served.stale)),
+            Err(PullError::NotFound) => Ok((Vec::new(), false)),
             Err(error) => Err(error),
         }
     }

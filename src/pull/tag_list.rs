@@ -35,15 +35,15 @@ impl Puller {
                 tracing::warn!(%repo, %error, "listing the cached tags of {repo}: {error}");
                 Ok((cached, true))
             }
-            page => page.map(|page| (page, false)),
+            listed => listed,
         }
     }
 
-    async fn ask_for_list(&self, repo: &RepoId, after: &str, limit: usize) -> Result<Page, PullError> {
+    async fn ask_for_list(&self, repo: &RepoId, after: &str, limit: usize) -> Result<(Page, bool), PullError> {
         let inner = &self.inner;
         let upstream = self.upstream(repo)?;
         if limit == 0 {
-            return Ok(Page::default());
+            return Ok((Page::default(), false));
         }
         let path = list_path(after, limit);
         let mut deadline = inner.deadline();
@@ -51,6 +51,7 @@ impl Puller {
             deadline = deadline.min(Instant::now() + PATIENCE);
         }
         let response = inner.send(&upstream, request(Method::GET, Kind::Tags, repo, path), deadline).await?;
+        let stale = response.is_stale();
         let linked = response.headers.contains_key(http::header::LINK);
         let bytes = response.body.collect(MAX_LIST, deadline).await?;
         let list: List = serde_json::from_slice(&bytes).map_err(|_| PullError::BadManifest {
@@ -62,7 +63,7 @@ impl Puller {
         items.retain(|tag| tag.parse::<Tag>().is_ok());
         let more = linked || items.len() > limit;
         items.truncate(limit);
-        Ok(Page { items, more })
+        Ok((Page { items, more }, stale))
     }
 }
 

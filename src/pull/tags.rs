@@ -33,7 +33,7 @@ impl Cached {
     /// What may be served without waiting for anybody, and without asking anybody where `ttl` has not passed.
     fn younger_than(&self, ttl: Duration, result: CacheResult) -> Option<Served> {
         let manifest = self.manifest.clone().filter(|_| age(&self.record).is_some_and(|age| age < ttl))?;
-        Some(Served { manifest, result })
+        Some(Served::new(manifest, result))
     }
 }
 
@@ -116,7 +116,7 @@ impl Inner {
             Err(error) => match stale.filter(|_| may_serve_stale(upstream, &error)) {
                 Some(manifest) => {
                     tracing::warn!(%repo, %tag, digest = %manifest.digest, %error, "serving {image} as it was: {error}");
-                    Ok(Served { manifest, result: CacheResult::Stale })
+                    Ok(Served::new(manifest, CacheResult::Stale))
                 }
                 None => {
                     tracing::warn!(%repo, %tag, %error, "could not resolve {image}: {error}");
@@ -142,7 +142,14 @@ impl Inner {
         match self.send(upstream, request(Method::HEAD, Kind::Manifest, repo, path.clone()), deadline).await {
             Ok(head) => {
                 if let Some(digest) = head.docker_content_digest().and_then(|digest| digest.parse().ok()) {
-                    return self.point_tag(upstream, repo, tag, Some(known.digest), digest, deadline).await;
+                    if head.is_stale()
+                        && digest == known.digest
+                        && let Some(served) = self.unconfirmed(repo, &digest).await?
+                    {
+                        return Ok(served);
+                    }
+                    let pointed = self.point_tag(upstream, repo, tag, Some(known.digest), digest, deadline).await?;
+                    return Ok(pointed.or_stale(head.is_stale()));
                 }
             }
             // Some servers answer only GET.
@@ -158,6 +165,12 @@ impl Inner {
         self.take_tag(upstream, repo, tag, Some(known.digest), response, deadline).await
     }
 
+    /// What is cached and its upstream, a Roadstead, could not confirm either.
+    async fn unconfirmed(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Served>, PullError> {
+        let manifest = self.store.manifest(repo, digest).await?;
+        Ok(manifest.map(|manifest| Served::new(manifest, CacheResult::Stale)))
+    }
+
     /// Takes the answer to a GET of a tag: the manifest itself, or that it has not changed.
     async fn take_tag(
         self: &Arc<Self>,
@@ -168,17 +181,22 @@ impl Inner {
         response: UpstreamResponse,
         deadline: Instant,
     ) -> Result<Served, PullError> {
+        let stale = response.is_stale();
         if let (StatusCode::NOT_MODIFIED, Some(digest)) = (response.status, known.clone()) {
+            if stale && let Some(served) = self.unconfirmed(repo, &digest).await? {
+                return Ok(served);
+            }
             return self.point_tag(upstream, repo, tag, known, digest, deadline).await;
         }
         let new = self.read_manifest(upstream, response, None, deadline).await?;
         let (manifest, kept) = self.keep(repo, new).await?;
         if !kept {
-            return Ok(Served { manifest, result: CacheResult::Bypass });
+            return Ok(Served::new(manifest, CacheResult::Bypass));
         }
         let confirmed = known.as_ref() == Some(&manifest.digest);
         self.confirm(repo, tag, known, &manifest).await?;
-        Ok(Served { manifest, result: if confirmed { CacheResult::Revalidated } else { CacheResult::Miss } })
+        let result = if confirmed { CacheResult::Revalidated } else { CacheResult::Miss };
+        Ok(Served::new(manifest, result).or_stale(stale))
     }
 
     /// The upstream says that the tag means `digest`: fetches that manifest unless it is here.
@@ -192,7 +210,7 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Served, PullError> {
         let served = match self.store.manifest(repo, &digest).await? {
-            Some(manifest) => Served { manifest, result: CacheResult::Revalidated },
+            Some(manifest) => Served::new(manifest, CacheResult::Revalidated),
             None => self.manifest_by_digest(upstream, repo, &digest, deadline).await?,
         };
         if served.result == CacheResult::Bypass {

@@ -7,11 +7,14 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream};
 use http::StatusCode;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName};
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, WARNING,
+};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::UpstreamError;
 use super::{Kind, Upstream};
+use crate::oci::STALE_WARNING;
 use crate::telemetry::{ContentKind, Metrics};
 
 /// An answer that can be used: 200, 206 (only where a range was asked for) or 304 (only to `if_none_match`).
@@ -60,6 +63,12 @@ impl UpstreamResponse {
         let (media_type, _) =
             text(&self.headers, &CONTENT_TYPE).map(|value| value.split_once(';').unwrap_or((value, "")))?;
         Some(media_type.trim())
+    }
+
+    /// Whether another Roadstead says with it that it could not ask its own upstream. Other warnings are not for us: 299
+    /// is what registries send every notice with.
+    pub fn is_stale(&self) -> bool {
+        self.headers.get_all(WARNING).iter().any(|warning| warning == STALE_WARNING)
     }
 
     pub fn etag(&self) -> Option<&str> {

@@ -94,7 +94,13 @@ impl Remote {
         if heard {
             return self.fared_well();
         }
-        if !error.is_outage() && !matches!(error, UpstreamError::Certificate { .. }) {
+        let counts = match error {
+            // Who says when to come back is at work, and may serve other things: a mirror whose own upstream is down.
+            UpstreamError::Status { retry_after: Some(_), .. } => false,
+            UpstreamError::Certificate { .. } => true,
+            error => error.is_outage(),
+        };
+        if !counts {
             return;
         }
         let mut breaker = self.breaker.lock();

@@ -44,7 +44,7 @@ pub(super) struct Ask<'a> {
     pub(super) range: Option<(u64, u64)>,
     pub(super) hops: &'a Hops,
     pub(super) deadline: Instant,
-    /// Set when the upstream itself answers, whatever its storage or token server then do.
+    /// Whether the upstream itself has answered what it was asked last, whatever its storage or token server then do.
     pub(super) heard: &'a AtomicBool,
 }
 
@@ -142,9 +142,12 @@ impl Remote {
         });
         let mut renewed = false;
         loop {
+            if subject.own {
+                ask.heard.store(false, Ordering::Relaxed);
+            }
             let response = self.exchange(live, subject.url, ask, grant.as_ref().map(|grant| &grant.header)).await?;
-            if subject.own && !is_outage(response.status()) {
-                ask.heard.store(true, Ordering::Relaxed);
+            if subject.own {
+                ask.heard.store(!is_outage(response.status()), Ordering::Relaxed);
             }
             let (status, headers) = (response.status(), response.headers());
             grant = match &grant {

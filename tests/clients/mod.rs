@@ -7,6 +7,7 @@
 
 mod buildah;
 mod busybox;
+mod chains;
 mod containerd;
 mod containers;
 mod docker;

@@ -4,6 +4,8 @@
 
 mod answers;
 mod attacks;
+mod breaker;
+mod chaining;
 mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
@@ -27,10 +29,13 @@ mod power;
 mod push;
 mod pushed_manifests;
 mod ranges;
+mod rate_limits;
 mod readers;
 mod referrers;
+mod refreshing;
 mod restart;
 mod resumes;
+mod retries;
 mod rights;
 mod routing;
 mod scene;

@@ -131,11 +131,18 @@ async fn what_a_denial_means_depends_on_who_is_denied() {
         for status in [401, 403] {
             let tag = format!("/v2/{REPO}/manifests/{status}");
             server.get(&tag).await;
-            upstream.always("*", "/v2/*", Reply::error(status, "DENIED"));
+            upstream.always(
+                "*",
+                "/v2/*",
+                Reply::error(status, "DENIED").header("WWW-Authenticate", "Basic realm=\"x\""),
+            );
             let warm = server.get(&tag).await;
             assert_eq!((warm.status, !warm.header("warning").is_empty()), (warm_status, stale), "{what}, {status}");
             let cold = server.get(&format!("/v2/{REPO}/manifests/cold-{status}")).await;
             assert_eq!(cold.status, cold_status, "{what}, {status}");
+            for answer in [&warm, &cold] {
+                assert_eq!(answer.header("www-authenticate"), "", "nobody is asked for a password here");
+            }
             upstream.end_scripts();
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::server::{Reply, Seen, Server};
-use super::{Effort, Fixture, UpstreamError, UpstreamRequest, blob, manifest};
+use super::{Effort, Fixture, Kind, UpstreamError, UpstreamRequest, blob, manifest, request};
 use crate::upstream::BreakerState;
 
 const AVAILABLE: &str = "roadstead_upstream_available";
@@ -92,6 +92,25 @@ async fn what_is_no_outage_does_not_open_it() {
         fixture.agrees_with(&[&server]);
     });
     join_all(cases).await;
+}
+
+#[tokio::test]
+async fn a_challenge_is_no_answer_to_what_was_asked() {
+    let server = Server::start(|seen| match seen.authorization() {
+        _ if seen.target.starts_with("/token") => Reply::token("t"),
+        Some(_) => Reply::new(503),
+        // Good for one repository only, so that it is met again with every other one.
+        None => Reply::bearer(&seen.here("/token"), r#"scope="repository:elsewhere:pull""#),
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    for n in 0..3 {
+        let asked = fixture.get(request(Kind::Manifest, &format!("org/app{n}"), "manifests/1")).await;
+        assert!(asked.is_err());
+    }
+    // The probe is challenged, too, which is a sign of life.
+    let opened = server.seen().iter().any(|seen| seen.target == "/v2/");
+    assert!(opened, "{:?}", server.log());
 }
 
 #[tokio::test]
