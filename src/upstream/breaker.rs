@@ -138,6 +138,8 @@ fn interval(number: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -163,6 +165,14 @@ mod tests {
         assert_eq!(breaker.next_probe(opening), Some(now));
         assert_eq!(breaker.admit(now), Err(Duration::ZERO), "and is followed by a probe at once");
         assert_eq!(breaker.failed(now, false), None, "it opens once");
+    }
+
+    #[test]
+    fn its_state_can_be_shown() {
+        let show = |state| serde_json::to_value::<BreakerState>(state).unwrap();
+        assert_eq!(show(BreakerState::Closed { failures: 2 }), json!({"state": "closed", "failures": 2}));
+        let open = BreakerState::Open { for_seconds: 7, next_probe_in_seconds: 2 };
+        assert_eq!(show(open), json!({"state": "open", "for_seconds": 7, "next_probe_in_seconds": 2}));
     }
 
     #[test]

@@ -56,11 +56,15 @@ struct Arrived {
 }
 
 impl Remote {
-    /// Asks one URL after the other, as long as the next one may do better, until the head of an answer is there.
+    /// Asks one URL after the other, as long as the next one may do better, until the head of an answer is there. A silent
+    /// URL leaves those behind it their share of the time.
     pub(super) async fn round(&self, live: &Live, ask: Ask<'_>) -> Result<UpstreamResponse, UpstreamError> {
         let mut failure = None;
-        for base in &self.urls {
-            match self.ask_at(live, base, ask).await {
+        let still_to_ask = (1..=u32::try_from(self.urls.len()).unwrap_or(u32::MAX)).rev();
+        for (base, still_to_ask) in self.urls.iter().zip(still_to_ask) {
+            let now = Instant::now();
+            let share = ask.deadline.saturating_duration_since(now) / still_to_ask;
+            match self.ask_at(live, base, Ask { deadline: now + share, ..ask }).await {
                 Err(error) if error.is_worth_another_url() && Instant::now() < ask.deadline => failure = Some(error),
                 answer => return answer,
             }

@@ -90,6 +90,16 @@ async fn the_answer_comes_by_the_deadline_whatever_happens() {
 }
 
 #[tokio::test]
+async fn a_silent_url_leaves_time_for_the_next_one() {
+    let silent = Server::start(|_| Reply::ok("").after(Duration::from_secs(60))).await;
+    let well = Server::start(|_| Reply::ok("content")).await;
+    let fixture = Fixture::configured(&[&silent, &well], |config| config.header_timeout = Duration::from_secs(60));
+    let response = fixture.upstream.send(blob(), Instant::now() + Duration::from_secs(2)).await;
+    assert!(response.is_ok(), "{:?}", response.err());
+    assert_eq!((silent.seen().len(), well.seen().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn what_the_client_came_through_stands_before_ourselves() {
     let server = Server::start(|_| Reply::ok("content")).await;
     let fixture = Fixture::new(&[&server]);
