@@ -87,13 +87,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new(&names));
     metrics.storage_capacity(config.cache.max_size);
     let via = format!("roadstead-{}", store.instance().simple());
+    let tasks = Tasks::new();
     let mut upstreams: HashMap<UpstreamName, Arc<Upstream>> = HashMap::new();
     for settings in &config.upstreams {
-        let upstream = Upstream::new(settings, &via, metrics.clone())?;
+        let upstream = Upstream::new(settings, &via, metrics.clone(), tasks.clone())?;
         upstreams.insert(upstream.name().clone(), Arc::new(upstream));
     }
 
-    let tasks = Tasks::new();
     let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
     let stock = take_stock(&store, &metrics);
     if !read_only {

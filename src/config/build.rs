@@ -92,6 +92,7 @@ fn cache(keys: CacheKeys) -> CacheConfig {
         min_free: keys.min_free.map_or(default.min_free, |size| size.value.0),
         pin: keys.pin.map_or(default.pin, |pins| pins.value.0),
         tag_ttl: value(keys.tag_ttl, default.tag_ttl),
+        stale_while_revalidate: value(keys.stale_while_revalidate, default.stale_while_revalidate),
         stale_if_error: value(keys.stale_if_error, default.stale_if_error),
         negative_ttl: value(keys.negative_ttl, default.negative_ttl),
         answer_within: positive(keys.answer_within, default.answer_within),

@@ -16,6 +16,8 @@ pub struct CacheConfig {
     pub pin: Vec<Pin>,
     /// How long a tag or a list of referrers is served without asking its upstream again; zero asks every time.
     pub tag_ttl: Duration,
+    /// For how much longer than `tag_ttl` a tag is answered at once, while its upstream is asked behind; zero: not at all.
+    pub stale_while_revalidate: Duration,
     /// For how long after its last confirmation a tag is served while its upstream is in trouble.
     pub stale_if_error: Duration,
     /// How long an upstream's "not found" is believed.
@@ -33,6 +35,7 @@ impl Default for CacheConfig {
             min_free: 2 * GIB,
             pin: Vec::new(),
             tag_ttl: Duration::from_secs(60),
+            stale_while_revalidate: Duration::ZERO,
             stale_if_error: Duration::from_secs(30 * 24 * 60 * 60),
             negative_ttl: Duration::from_secs(30),
             answer_within: Duration::from_secs(20),

@@ -94,6 +94,7 @@ section! {
         min_free: Size,
         pin: OneOrMore<Pin>,
         tag_ttl: Duration,
+        stale_while_revalidate: Duration,
         stale_if_error: Duration,
         negative_ttl: Duration,
         answer_within: Positive<Duration>,

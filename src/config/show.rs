@@ -38,6 +38,7 @@ impl Config {
         let pins = self.cache.pin.iter().map(|pin| pin.as_str().to_owned());
         document.key("pin", pins.collect::<Vec<_>>());
         document.key("tag_ttl", format_duration(self.cache.tag_ttl));
+        document.key("stale_while_revalidate", format_duration(self.cache.stale_while_revalidate));
         document.key("stale_if_error", format_duration(self.cache.stale_if_error));
         document.key("negative_ttl", format_duration(self.cache.negative_ttl));
         document.key("answer_within", format_duration(self.cache.answer_within));
@@ -133,6 +134,7 @@ mod tests {
             [cache]
             max_size = 12345
             tag_ttl = "90s"
+            stale_while_revalidate = "1h"
             [local]
             namespaces = ["team/**"]
             [delete]

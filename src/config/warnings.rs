@@ -20,6 +20,11 @@ impl Config {
                 "cache.answer_within is {within}: containerd gives up after 30s without an answer; keep it below"
             ));
         }
+        if self.cache.tag_ttl.is_zero() && !self.cache.stale_while_revalidate.is_zero() {
+            let what =
+                "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every tag is asked for every time";
+            warnings.push(what.to_owned());
+        }
         if !self.ignored_variables.is_empty() {
             warnings.push(format!("variables without a meaning here: {}", self.ignored_variables.join(", ")));
         }
@@ -93,6 +98,10 @@ mod tests {
             (
                 "[cache]\nanswer_within = \"45s\"".to_owned(),
                 "cache.answer_within is 45s: containerd gives up after 30s without an answer; keep it below",
+            ),
+            (
+                "[cache]\ntag_ttl = \"0s\"\nstale_while_revalidate = \"1m\"".to_owned(),
+                "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every tag is asked for every time",
             ),
             (
                 "[upstream.\"a.b\"]\nurl = \"http://a.b\"\nusername = \"ann\"\npassword = \"x\"".to_owned(),

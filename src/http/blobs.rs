@@ -39,7 +39,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
             if target.rule == Rule::Default && of_a_push {
                 return Err(ApiError::Unknown(ContentKind::Blob));
             }
-            app.puller.blob_length(&target.repo, &digest).await.map_err(ApiError::pull(ContentKind::Blob))?
+            call.puller(app).blob_length(&target.repo, &digest).await.map_err(ApiError::pull(ContentKind::Blob))?
         };
         let mut response = Response::new(Body::empty());
         if let Some(length) = length {
@@ -53,7 +53,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
             let selected = want.select(blob.length).map_err(ApiError::pull(ContentKind::Blob))?;
             Content::of_blob(&blob, selected, CacheResult::Hit)
         } else {
-            match app.puller.blob(&target.repo, &digest, want).await {
+            match call.puller(app).blob(&target.repo, &digest, want).await {
                 Ok(content) => content,
                 Err(error) => {
                     outcome.failed(&error);

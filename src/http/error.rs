@@ -159,13 +159,17 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             UpstreamError::Denied { .. } => (Status::FORBIDDEN, Code::Denied),
             UpstreamError::RateLimited { .. } => (Status::TOO_MANY_REQUESTS, Code::TooManyRequests),
             UpstreamError::Timeout { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
-            UpstreamError::Connect { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
+            UpstreamError::Connect { .. } | UpstreamError::LeftAlone { .. } => {
+                (Status::SERVICE_UNAVAILABLE, Code::Unavailable)
+            }
+            UpstreamError::Status { status: Status::LOOP_DETECTED, .. } => (Status::LOOP_DETECTED, Code::Unavailable),
             UpstreamError::Status { status: Status::SERVICE_UNAVAILABLE, .. } => {
                 (Status::SERVICE_UNAVAILABLE, Code::Unavailable)
             }
-            UpstreamError::Status { .. } | UpstreamError::Interrupted { .. } | UpstreamError::BadResponse { .. } => {
-                (Status::BAD_GATEWAY, Code::Unavailable)
-            }
+            UpstreamError::Status { .. }
+            | UpstreamError::Interrupted { .. }
+            | UpstreamError::Certificate { .. }
+            | UpstreamError::BadResponse { .. } => (Status::BAD_GATEWAY, Code::Unavailable),
         },
         PullError::WrongContent { .. } | PullError::Changed { .. } | PullError::BadManifest { .. } => {
             (Status::BAD_GATEWAY, Code::Unavailable)

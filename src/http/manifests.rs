@@ -1,6 +1,7 @@
 //! Manifests: end-3, end-7 and end-9 of the distribution-spec.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -20,6 +21,8 @@ use crate::tasks::on_bytes;
 use crate::telemetry::{CacheResult, ContentKind};
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+/// How long a first push waits to hear whether the default upstream has an image of that name.
+const FIRST_PUSH_PATIENCE: Duration = Duration::from_secs(4);
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 /// More tags than anybody sets with one push (distribution-spec: 414 when there are too many). Each is a header line of the
 /// answer, and some clients, hyper's and Python's among them, read at most 100 of those.
@@ -54,7 +57,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<
     if let (Some((metrics, upstream)), StatusCode::OK) = (outcome.counter(), response.status()) {
         metrics.pushed_bytes(ContentKind::Manifest, &upstream, found.manifest.bytes.len() as u64);
     }
-    if found.is_stale() {
+    if found.stale {
         response.headers_mut().insert(WARNING, STALE);
     }
     call.echo_namespace(&mut response, &target);
@@ -71,25 +74,28 @@ async fn local(app: &App, repo: &RepoId, reference: &Reference) -> Result<Served
         None => None,
     };
     let manifest = manifest.ok_or(ApiError::Unknown(ContentKind::Manifest))?;
-    Ok(Served { manifest, result: CacheResult::Hit })
+    Ok(Served::new(manifest, CacheResult::Hit))
 }
 
 async fn mirrored(app: &App, call: &Call, target: &Target, reference: &Reference) -> Result<Served, PullError> {
-    let served = match reference {
-        Reference::Digest(digest) => app.puller.manifest(&target.repo, digest).await,
-        Reference::Tag(tag) => app.puller.tag(&target.repo, tag).await,
-    };
-    match served {
-        // A first push begins with a HEAD that names no upstream: it must not fail for the default upstream's trouble, nor
-        // for a denial, which is how Docker Hub says to whoever shows credentials that there is no such repository.
-        Err(error) if target.rule == Rule::Default && call.is_head() => {
-            match app.store.repository_exists(&target.repo).await? {
-                true => Err(error),
-                false => Err(PullError::NotFound),
-            }
+    let puller = call.puller(app);
+    let asked = async {
+        match reference {
+            Reference::Digest(digest) => puller.manifest(&target.repo, digest).await,
+            Reference::Tag(tag) => puller.tag(&target.repo, tag).await,
         }
-        served => served,
+    };
+    // A first push begins with a HEAD that names no upstream: it must not fail for the default upstream's trouble, nor
+    // for a denial, which is how Docker Hub says to whoever shows credentials that there is no such repository. Nor does
+    // it wait until that upstream has been given up: the question goes on without it.
+    let of_a_push = target.rule == Rule::Default && call.is_head();
+    if of_a_push && !app.store.repository_exists(&target.repo).await? {
+        return timeout(FIRST_PUSH_PATIENCE, asked)
+            .await
+            .unwrap_or(Err(PullError::NotFound))
+            .or(Err(PullError::NotFound));
     }
+    asked.await
 }
 
 fn respond(call: &Call, manifest: &StoredManifest) -> Response {

@@ -27,25 +27,25 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::FutureExt;
-use http::header::{CONTENT_TYPE, HOST, VIA, WARNING};
+use http::header::{CONTENT_TYPE, HOST, WARNING};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 
 use crate::auth::{Action, Policy, Principal};
-use crate::oci::{Endpoint, RepoId, Route, Scope};
+use crate::oci::{Endpoint, RepoId, Route, STALE_WARNING, Scope};
 use crate::pull::{PullError, Puller};
 use crate::resolve::{Asked, Routes, Rule, Target};
 use crate::store::Store;
 use crate::telemetry::{CacheResult, ContentKind, InFlight, Metrics};
+use crate::upstream::Hops;
 use body::{Counter, Guarded};
 use error::{ApiError, insert};
 use query::Query;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-/// On what could not be confirmed (RFC 7234, 5.5, as the distribution-spec uses it).
-const STALE: HeaderValue =
-    HeaderValue::from_static("299 - \"the upstream cannot be asked; this is what it last said\"");
+/// On what could not be confirmed.
+const STALE: HeaderValue = HeaderValue::from_static(STALE_WARNING);
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// What every handler works with.
@@ -65,6 +65,8 @@ pub struct App {
 struct Call {
     parts: Parts,
     query: Query,
+    /// What it came through (`Via`).
+    hops: Hops,
     route: Route,
     principal: Principal,
 }
@@ -118,8 +120,10 @@ async fn answer(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let call = Call { query: Query::of(&parts.uri), route: route?, principal: Principal::Anonymous, parts };
-    if call.came_through(&app.via) {
+    let (query, hops) = (Query::of(&parts.uri), Hops::of(&parts.headers));
+    let call = Call { query, hops, route: route?, principal: Principal::Anonymous, parts };
+    // Whatever it asks for: its upstreams lead back here, and a question to them would wait for itself.
+    if call.hops.contain(&app.via) {
         return Err(ApiError::Loop);
     }
     match (call.method(), &call.route.endpoint) {
@@ -159,10 +163,9 @@ impl Call {
         self.parts.headers.get(name)?.to_str().ok()
     }
 
-    /// Whether a `Via` field names us (RFC 9110, 7.6.3).
-    fn came_through(&self, via: &str) -> bool {
-        let fields = self.parts.headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
-        fields.flat_map(|field| field.split(',')).any(|hop| hop.split_whitespace().nth(1) == Some(via))
+    /// The miss engine, on behalf of this request.
+    fn puller(&self, app: &App) -> Puller {
+        app.puller.behind(self.hops.clone())
     }
 
     /// To an HTTP/1.0 client a body without length that fails looks whole.

@@ -26,7 +26,7 @@ pub(super) async fn list(app: &Arc<App>, call: &Call, subject: &str) -> Result<R
     let (page, stale) = if target.repo.scope.is_local() {
         (local(app, &target.repo, &subject, wanted, after).await?, false)
     } else {
-        let listed = app.puller.referrers(&target.repo, &subject).await;
+        let listed = call.puller(app).referrers(&target.repo, &subject).await;
         let (referrers, stale) = listed.map_err(ApiError::pull(ContentKind::Manifest))?;
         let mut page = Page::default();
         let mut all: Vec<&Referrer> = referrers.iter().filter(|referrer| referrer.digest.as_str() > after).collect();

@@ -29,7 +29,7 @@ pub(super) async fn list(app: &Arc<App>, call: &Call) -> Result<Response, ApiErr
         if target.rule == Rule::Default && !app.store.repository_exists(repo).await? {
             return Err(ApiError::UnknownRepository);
         }
-        let listed = app.puller.tag_list(repo, &paging.last, paging.limit).await;
+        let listed = call.puller(app).tag_list(repo, &paging.last, paging.limit).await;
         listed.map_err(|error| match error.is_not_found() {
             true => ApiError::UnknownRepository,
             false => ApiError::Pull { kind: ContentKind::Manifest, error },

@@ -22,3 +22,7 @@ pub use reference::{Reference, ReferenceError, Tag, TagError};
 pub use referrer::{Referrer, ReferrerIndex};
 pub use repo::{RepoId, Scope, UpstreamName};
 pub use route::{Endpoint, Route, RouteError};
+
+/// The `Warning` on what an upstream could not be asked about (RFC 7234, 5.5, as the distribution-spec uses it). A Roadstead
+/// behind another one knows it by its text.
+pub const STALE_WARNING: &str = "299 - \"the upstream cannot be asked; this is what it last said\"";

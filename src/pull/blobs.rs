@@ -14,7 +14,7 @@ use super::{Inner, PullError, Puller, request};
 use crate::oci::{ByteRange, Digest, RangeSet, Reference, RepoId, Selected};
 use crate::store::Member;
 use crate::telemetry::CacheResult;
-use crate::upstream::{Kind, Upstream};
+use crate::upstream::{Effort, Kind, Upstream};
 
 /// A range that begins further beyond a fill's mark than this does not wait for it.
 const NEAR: u64 = 8 << 20;
@@ -46,7 +46,7 @@ impl Puller {
         if inner.is_absent(repo, &Reference::Digest(digest.clone())) {
             return Err(PullError::NotFound);
         }
-        let upstream = inner.upstream(repo)?.clone();
+        let upstream = self.upstream(repo)?;
         inner.cold_blob(&upstream, repo, digest, member, want).await
     }
 
@@ -65,14 +65,14 @@ impl Puller {
         if let Some(length) = inner.lengths.get(&(repo.clone(), digest.clone())) {
             return Ok(Some(length));
         }
-        let upstream = inner.upstream(repo)?.clone();
-        match inner.prove(&upstream, repo, digest, inner.deadline()).await {
-            Ok(proof) => Ok(proof.size.or(member.and_then(|member| member.size))),
-            // A manifest that was served says how long it is; the upstream will be asked again.
-            Err(error) if error.is_trouble() => {
-                let length = member.and_then(|member| member.size).ok_or(error)?;
-                Ok(Some(length))
-            }
+        let upstream = self.upstream(repo)?;
+        // A manifest that was served may say how long it is.
+        let known = member.and_then(|member| member.size);
+        let deadline = if known.is_some() { inner.deadline_of_stale() } else { inner.deadline() };
+        match inner.prove(&upstream, repo, digest, deadline).await {
+            Ok(proof) => Ok(proof.size.or(known)),
+            // The upstream will be asked again.
+            Err(error) if error.is_trouble() => known.map(Some).ok_or(error),
             Err(error) => Err(error),
         }
     }
@@ -211,6 +211,7 @@ impl Inner {
     ) -> Option<ContentStream> {
         let mut get = request(Method::GET, Kind::Blob, repo, format!("blobs/{digest}"));
         get.range = Some((range.start, range.end - 1));
+        get.effort = Effort::Once;
         let response = self.send(upstream, get, deadline).await.ok()?;
         let exact = response.status == StatusCode::PARTIAL_CONTENT
             && response.content_range().is_some_and(|(start, last, whole)| {
@@ -258,12 +259,16 @@ impl Inner {
     }
 
     /// The length of a blob whose GET did not say: what a manifest or an earlier HEAD said, or a HEAD of its own.
-    pub(super) async fn known_size(self: &Arc<Self>, repo: &RepoId, digest: &Digest) -> Option<u64> {
+    pub(super) async fn known_size(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repo: &RepoId,
+        digest: &Digest,
+    ) -> Option<u64> {
         if let Ok(Some(Member { size: Some(size) })) = self.store.member(repo, digest).await {
             return Some(size);
         }
-        let upstream = self.upstream(repo).ok()?.clone();
-        self.prove(&upstream, repo, digest, self.deadline()).await.ok()?.size
+        self.prove(upstream, repo, digest, self.deadline()).await.ok()?.size
     }
 }
 

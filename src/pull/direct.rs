@@ -46,7 +46,7 @@ impl Inner {
             self.metrics.no_room();
         }
         if want.ranges.is_some()
-            && let Some(total) = self.known_size(repo, digest).await
+            && let Some(total) = self.known_size(upstream, repo, digest).await
             && let Selected::Part(part) = want.select(total)?
             && let Some(bytes) = self.pass_through(upstream, repo, digest, part, total, deadline).await
         {

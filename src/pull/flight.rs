@@ -49,6 +49,14 @@ where
         (answer, part)
     }
 
+    /// Sees to it that work for `key` is in flight, and leaves it to itself.
+    pub fn start<F>(&self, key: K, work: impl FnOnce() -> F)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        self.join_or_start(key, work);
+    }
+
     fn join_or_start<F>(&self, key: K, work: impl FnOnce() -> F) -> (Flight<V>, Part)
     where
         F: Future<Output = V> + Send + 'static,

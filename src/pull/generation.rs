@@ -15,7 +15,7 @@ use super::fill::{HELD_BACK, Run, State};
 use super::{PullError, pace, request};
 use crate::oci::Digest;
 use crate::store::{self, Spool};
-use crate::upstream::{Kind, UpstreamBody, UpstreamError, UpstreamRequest, UpstreamResponse};
+use crate::upstream::{Effort, Kind, UpstreamBody, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 /// Generations after the first one: bytes that were wrong once may have been spoilt on the way.
 const REPEATS: u32 = 1;
@@ -68,7 +68,7 @@ impl<'a> Generation<'a> {
         let announced = response.content_length().or(response.content_range().and_then(|(_, _, total)| total));
         let total = match announced {
             Some(total) => Some(total),
-            None => inner.known_size(source, digest).await,
+            None => inner.known_size(&self.run.upstream, source, digest).await,
         };
         let doubtful = self.is_doubtful(&response, total);
         // A weak tag does not promise the same bytes.
@@ -176,6 +176,7 @@ impl<'a> Generation<'a> {
             let mut rest = self.request();
             // Who has brought nothing is asked last.
             rest.skip_urls = attempt as usize;
+            rest.effort = Effort::Resume;
             if let Some(total) = total.filter(|_| length > 0) {
                 rest.range = Some((length, total - 1));
                 rest.if_range = etag.clone();

@@ -19,6 +19,8 @@ use crate::upstream::{Kind, Upstream, UpstreamResponse};
 pub struct Served {
     pub manifest: Arc<StoredManifest>,
     pub result: CacheResult,
+    /// Older than it could be confirmed (RFC 9111, 4.2.4), here or at an upstream that is a Roadstead.
+    pub stale: bool,
 }
 
 impl Puller {
@@ -26,12 +28,12 @@ impl Puller {
     pub async fn manifest(&self, repo: &RepoId, digest: &Digest) -> Result<Served, PullError> {
         let inner = &self.inner;
         if let Some(manifest) = inner.store.manifest(repo, digest).await? {
-            return Ok(Served { manifest, result: CacheResult::Hit });
+            return Ok(Served::new(manifest, CacheResult::Hit));
         }
         if inner.is_absent(repo, &Reference::Digest(digest.clone())) {
             return Err(PullError::NotFound);
         }
-        inner.manifest_by_digest(repo, digest, inner.deadline()).await
+        inner.manifest_by_digest(&self.upstream(repo)?, repo, digest, inner.deadline()).await
     }
 }
 
@@ -39,17 +41,17 @@ impl Inner {
     /// Joins or starts the one question for this manifest.
     pub(super) async fn manifest_by_digest(
         self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
         repo: &RepoId,
         digest: &Digest,
         deadline: Instant,
     ) -> Result<Served, PullError> {
-        let upstream = self.upstream(repo)?.clone();
         let key = (repo.clone(), digest.clone());
         let flight = self.manifests.run(key.clone(), || {
             let (inner, upstream, (repo, digest)) = (self.clone(), upstream.clone(), key);
             async move { inner.ask_for_manifest(&upstream, &repo, &digest, deadline).await }
         });
-        let (answer, part) = tokio::time::timeout_at(deadline, flight).await.map_err(|_| self.too_late(&upstream))?;
+        let (answer, part) = tokio::time::timeout_at(deadline, flight).await.map_err(|_| self.too_late(upstream))?;
         let served = answer.unwrap_or(Err(PullError::GivenUp))?;
         Ok(served.seen_as(part))
     }
@@ -62,7 +64,7 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Served, PullError> {
         if let Some(manifest) = self.store.manifest(repo, digest).await? {
-            return Ok(Served { manifest, result: CacheResult::Hit });
+            return Ok(Served::new(manifest, CacheResult::Hit));
         }
         let path = format!("manifests/{digest}");
         // Here already, for another repository's sake: what is missing is the right to it, or only its type.
@@ -80,13 +82,13 @@ impl Inner {
             let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
             let new = NewManifest { digest: digest.clone(), media_type, bytes, manifest };
             let (manifest, _) = self.keep(repo, new).await?;
-            return Ok(Served { manifest, result });
+            return Ok(Served::new(manifest, result));
         }
         let asked = self.send(upstream, request(Method::GET, Kind::Manifest, repo, path), deadline).await;
         let response = asked.inspect_err(|error| self.note_absent(repo, digest, error))?;
         let new = self.read_manifest(upstream, response, Some(digest), deadline).await?;
         let (manifest, kept) = self.keep(repo, new).await?;
-        Ok(Served { manifest, result: if kept { CacheResult::Miss } else { CacheResult::Bypass } })
+        Ok(Served::new(manifest, if kept { CacheResult::Miss } else { CacheResult::Bypass }))
     }
 
     /// Stores a manifest; one for which there is no room is served all the same. Whether it was kept.
@@ -138,17 +140,21 @@ impl Inner {
 }
 
 impl Served {
+    pub fn new(manifest: Arc<StoredManifest>, result: CacheResult) -> Self {
+        Self { manifest, result, stale: result == CacheResult::Stale }
+    }
+
+    pub(super) fn or_stale(mut self, stale: bool) -> Self {
+        self.stale |= stale;
+        self
+    }
+
     /// As it is counted for one of those who asked: who joined a miss did not cause it.
     pub(super) fn seen_as(mut self, part: Part) -> Self {
         if part == Part::Joined && self.result == CacheResult::Miss {
             self.result = CacheResult::Joined;
         }
         self
-    }
-
-    /// Older than its upstream could confirm (RFC 9111, 4.2.4).
-    pub fn is_stale(&self) -> bool {
-        self.result == CacheResult::Stale
     }
 }
 

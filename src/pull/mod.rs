@@ -34,7 +34,7 @@ use crate::oci::{Digest, Reference, Referrer, RepoId, Scope, Tag, UpstreamName};
 use crate::store::{Member, Store, StoreError};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
-use crate::upstream::{Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
+use crate::upstream::{Effort, Hops, Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 use fill::Source;
 use flight::Flights;
 use inflight::Fills;
@@ -63,6 +63,8 @@ type Referrers = Arc<Vec<Referrer>>;
 #[derive(Clone)]
 pub struct Puller {
     inner: Arc<Inner>,
+    /// What the request that it serves has come through.
+    hops: Hops,
 }
 
 struct Inner {
@@ -79,7 +81,7 @@ struct Inner {
     absent: Cache<(RepoId, Reference), ()>,
     failures: Cache<(Source, Digest), PullError>,
     lengths: Cache<(RepoId, Digest), u64>,
-    referrers: Flights<(RepoId, Digest), Result<Referrers, PullError>>,
+    referrers: Flights<(RepoId, Digest), Result<(Referrers, bool), PullError>>,
     listed: Cache<(RepoId, Digest), Listed>,
 }
 
@@ -113,7 +115,26 @@ impl Puller {
             metrics,
             tasks,
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), hops: Hops::default() }
+    }
+
+    /// The same for a request that came through these. Of several that share one question to an upstream, the hops of
+    /// the first are sent with it.
+    #[must_use]
+    pub fn behind(&self, hops: Hops) -> Self {
+        Self { inner: self.inner.clone(), hops }
+    }
+
+    /// The upstream that a repository mirrors, to be asked for this request.
+    fn upstream(&self, repo: &RepoId) -> Result<Arc<Upstream>, PullError> {
+        let upstream = match &repo.scope {
+            Scope::Upstream(name) => self.inner.upstreams.get(name).ok_or(PullError::NotFound)?,
+            Scope::Local => return Err(PullError::NotFound),
+        };
+        if self.hops.is_empty() {
+            return Ok(upstream.clone());
+        }
+        Ok(Arc::new(upstream.behind(self.hops.clone())))
     }
 
     /// Ends the fills that nobody waits for: the first step of a stop.
@@ -131,16 +152,14 @@ where
 }
 
 impl Inner {
-    fn upstream(&self, repo: &RepoId) -> Result<&Arc<Upstream>, PullError> {
-        match &repo.scope {
-            Scope::Upstream(name) => self.upstreams.get(name).ok_or(PullError::NotFound),
-            Scope::Local => Err(PullError::NotFound),
-        }
-    }
-
     /// When a request that comes now has to be answered.
     fn deadline(&self) -> Instant {
         Instant::now() + self.cache.answer_within
+    }
+
+    /// The same where there is something else to answer with.
+    fn deadline_of_stale(&self) -> Instant {
+        Instant::now() + self.cache.answer_within.min(STALE_PATIENCE)
     }
 
     /// Asks the upstream. A denial to nobody in particular is how many registries say that there is no such thing.
@@ -191,7 +210,8 @@ impl Inner {
     fn remember_failure(&self, source: &Source, digest: &Digest, error: &PullError) {
         match error {
             PullError::NotFound => self.remember_absent(&source.repo, Reference::Digest(digest.clone())),
-            PullError::GivenUp | PullError::Busy { .. } => {}
+            // None says anything of the next request; the breaker remembers for itself.
+            PullError::GivenUp | PullError::Busy { .. } | PullError::Upstream(UpstreamError::LeftAlone { .. }) => {}
             error => self.failures.insert((source.clone(), digest.clone()), error.clone()),
         }
     }
@@ -207,5 +227,6 @@ fn request(method: Method, kind: Kind, repo: &RepoId, path: String) -> UpstreamR
         if_none_match: None,
         if_range: None,
         skip_urls: 0,
+        effort: Effort::Rounds,
     }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use http::Method;
 use http::header::LINK;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::{Inner, PullError, Puller, STALE_PATIENCE, request};
+use super::{PullError, Puller, request};
 use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, Tag};
 use crate::upstream::{Kind, Upstream};
 
@@ -42,26 +42,27 @@ impl Puller {
         if let Some(listed) = known.as_ref().filter(|listed| listed.at.elapsed() < inner.cache.tag_ttl) {
             return Ok((listed.referrers.clone(), false));
         }
-        let upstream = inner.upstream(repo)?.clone();
-        let patience = known.as_ref().map_or(inner.cache.answer_within, |_| STALE_PATIENCE);
+        let upstream = self.upstream(repo)?;
+        let deadline = if known.is_some() { inner.deadline_of_stale() } else { inner.deadline() };
         let flight = inner.referrers.run(key.clone(), || {
-            let (inner, (repo, subject)) = (inner.clone(), key);
+            let (puller, inner, upstream, (repo, subject)) = (self.clone(), inner.clone(), upstream.clone(), key);
             async move {
-                let referrers =
-                    Arc::new(inner.ask_for_referrers(&upstream, &repo, &subject, Instant::now() + patience).await?);
-                let listed = Listed { referrers: referrers.clone(), at: Instant::now() };
-                inner.listed.insert((repo, subject), listed);
-                Ok(referrers)
+                let asked = puller.ask_for_referrers(&upstream, &repo, &subject, deadline).await;
+                let (referrers, stale) = asked?;
+                let referrers = Arc::new(referrers);
+                if !stale {
+                    let listed = Listed { referrers: referrers.clone(), at: Instant::now() };
+                    inner.listed.insert((repo, subject), listed);
+                }
+                Ok((referrers, stale))
             }
         });
-        // Two questions, one after the other, at most: the list and the fallback tag.
-        let patience = inner.deadline() + inner.cache.answer_within;
-        let answer = match tokio::time::timeout_at(patience, flight).await {
+        let answer = match timeout_at(deadline, flight).await {
             Ok((answer, _)) => answer.unwrap_or(Err(PullError::GivenUp)),
-            Err(_) => Err(inner.too_late(inner.upstream(repo)?)),
+            Err(_) => Err(inner.too_late(&upstream)),
         };
         match (answer, known) {
-            (Ok(referrers), _) => Ok((referrers, false)),
+            (Ok(listed), _) => Ok(listed),
             (Err(error), Some(listed)) if error.is_trouble() => {
                 tracing::warn!(%repo, %subject, %error, "serving the referrers of {repo}@{subject} as they were: {error}");
                 Ok((listed.referrers, true))
@@ -69,27 +70,28 @@ impl Puller {
             (Err(error), _) => Err(error),
         }
     }
-}
 
-impl Inner {
     async fn ask_for_referrers(
-        self: &Arc<Self>,
+        &self,
         upstream: &Upstream,
         repo: &RepoId,
         subject: &Digest,
         deadline: Instant,
-    ) -> Result<Vec<Referrer>, PullError> {
-        let (mut referrers, mut received) = (Vec::new(), 0);
+    ) -> Result<(Vec<Referrer>, bool), PullError> {
+        let (mut referrers, mut received, mut stale) = (Vec::new(), 0, false);
         let mut path = Some(format!("referrers/{subject}"));
         for page in 0..MAX_PAGES {
             let Some(next) = path.take() else { break };
-            let asked = self.send(upstream, request(Method::GET, Kind::Referrers, repo, next), deadline).await;
+            let asked = self.inner.send(upstream, request(Method::GET, Kind::Referrers, repo, next), deadline).await;
             let response = match asked {
                 // No such API there: its clients keep referrers under a tag.
-                Err(PullError::NotFound) if page == 0 => return self.fallback_referrers(repo, subject).await,
+                Err(PullError::NotFound) if page == 0 => {
+                    return self.fallback_referrers(upstream, repo, subject, deadline).await;
+                }
                 Err(PullError::NotFound) => break,
                 asked => asked?,
             };
+            stale |= response.is_stale();
             path = response.headers.get(LINK).and_then(|link| next_page(link.to_str().ok()?));
             let bytes = response.body.collect(MAX_PAGE, deadline).await?;
             received += bytes.len();
@@ -99,15 +101,23 @@ impl Inner {
                 break;
             }
         }
-        Ok(referrers)
+        Ok((referrers, stale))
     }
 
-    async fn fallback_referrers(self: &Arc<Self>, repo: &RepoId, subject: &Digest) -> Result<Vec<Referrer>, PullError> {
-        let Ok(tag) = subject.referrers_tag().parse::<Tag>() else { return Ok(Vec::new()) };
-        let puller = Puller { inner: self.clone() };
-        match puller.tag(repo, &tag).await {
-            Ok(served) => parse(self.upstream(repo)?, &served.manifest.bytes).map(|index| index.manifests),
-            Err(PullError::NotFound) => Ok(Vec::new()),
+    /// The list that clients keep under a tag where there is no such API. The question about the tag is one that others
+    /// may have asked, too; here it is waited for until `deadline`.
+    async fn fallback_referrers(
+        &self,
+        upstream: &Upstream,
+        repo: &RepoId,
+        subject: &Digest,
+        deadline: Instant,
+    ) -> Result<(Vec<Referrer>, bool), PullError> {
+        let Ok(tag) = subject.referrers_tag().parse::<Tag>() else { return Ok((Vec::new(), false)) };
+        let served = timeout_at(deadline, self.tag(repo, &tag)).await;
+        match served.unwrap_or_else(|_| Err(self.inner.too_late(upstream))) {
+            Ok(served) => Ok((parse(upstream, &served.manifest.bytes)?.manifests, served.stale)),
+            Err(PullError::NotFound) => Ok((Vec::new(), false)),
             Err(error) => Err(error),
         }
     }

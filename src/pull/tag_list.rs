@@ -1,7 +1,10 @@
 //! The tags of a mirrored repository: the upstream's list, or what is cached of it when the upstream is in trouble.
 
+use std::time::Duration;
+
 use http::Method;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::{PullError, Puller, request};
 use crate::oci::{RepoId, Tag};
@@ -10,6 +13,9 @@ use crate::upstream::Kind;
 
 /// The most bytes of one page of an upstream's list.
 const MAX_LIST: usize = 4 << 20;
+/// With a list of the cached tags at hand. More than for a single tag: it is a part of what is asked for, and a long
+/// list takes its time.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
 struct List {
@@ -29,19 +35,23 @@ impl Puller {
                 tracing::warn!(%repo, %error, "listing the cached tags of {repo}: {error}");
                 Ok((cached, true))
             }
-            page => page.map(|page| (page, false)),
+            listed => listed,
         }
     }
 
-    async fn ask_for_list(&self, repo: &RepoId, after: &str, limit: usize) -> Result<Page, PullError> {
+    async fn ask_for_list(&self, repo: &RepoId, after: &str, limit: usize) -> Result<(Page, bool), PullError> {
         let inner = &self.inner;
-        let upstream = inner.upstream(repo)?;
+        let upstream = self.upstream(repo)?;
         if limit == 0 {
-            return Ok(Page::default());
+            return Ok((Page::default(), false));
         }
         let path = list_path(after, limit);
-        let deadline = inner.deadline();
-        let response = inner.send(upstream, request(Method::GET, Kind::Tags, repo, path), deadline).await?;
+        let mut deadline = inner.deadline();
+        if inner.store.repository_exists(repo).await? {
+            deadline = deadline.min(Instant::now() + PATIENCE);
+        }
+        let response = inner.send(&upstream, request(Method::GET, Kind::Tags, repo, path), deadline).await?;
+        let stale = response.is_stale();
         let linked = response.headers.contains_key(http::header::LINK);
         let bytes = response.body.collect(MAX_LIST, deadline).await?;
         let list: List = serde_json::from_slice(&bytes).map_err(|_| PullError::BadManifest {
@@ -53,7 +63,7 @@ impl Puller {
         items.retain(|tag| tag.parse::<Tag>().is_ok());
         let more = linked || items.len() > limit;
         items.truncate(limit);
-        Ok(Page { items, more })
+        Ok((Page { items, more }, stale))
     }
 }
 

@@ -12,6 +12,8 @@ pub enum ContentKind {
 pub enum CacheResult {
     /// From the cache, nobody asked.
     Hit,
+    /// From the cache, a little past its time, while the upstream is asked behind.
+    Refreshing,
     /// From the cache, after the upstream said that it is still right.
     Revalidated,
     /// From the cache, because the upstream is in trouble.
@@ -54,8 +56,9 @@ impl ContentKind {
 
 impl CacheResult {
     /// In the order of their declaration: `ALL[result as usize] == result`.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Hit,
+        Self::Refreshing,
         Self::Revalidated,
         Self::Stale,
         Self::JoinedCommitted,
@@ -69,6 +72,7 @@ impl CacheResult {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
+            Self::Refreshing => "refreshing",
             Self::Revalidated => "revalidated",
             Self::Stale => "stale",
             Self::JoinedCommitted => "joined_committed",
@@ -82,7 +86,7 @@ impl CacheResult {
 
     /// Whether it counts as a hit; everything else counts as a miss.
     pub fn is_hit(self) -> bool {
-        matches!(self, Self::Hit | Self::Revalidated | Self::Stale | Self::JoinedCommitted)
+        matches!(self, Self::Hit | Self::Refreshing | Self::Revalidated | Self::Stale | Self::JoinedCommitted)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can go wrong between here and an upstream.
 
 use std::error::Error;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,14 @@ pub enum UpstreamError {
     /// No connection: refused, unknown host, TLS. No request was sent.
     #[error("{upstream} cannot be reached: {cause}")]
     Connect { upstream: Arc<str>, cause: Arc<str> },
+
+    /// No connection that could be trusted. No request was sent.
+    #[error("{upstream} shows a certificate that is not trusted: {cause}")]
+    Certificate { upstream: Arc<str>, cause: Arc<str> },
+
+    /// It has failed again and again: nobody waits for it until a probe finds it alive, the next in `retry_after`.
+    #[error("{upstream} is in trouble and is left alone for a moment")]
+    LeftAlone { upstream: Arc<str>, retry_after: Duration },
 
     #[error("{upstream} took too long: {what}")]
     Timeout { upstream: Arc<str>, what: &'static str },
@@ -77,6 +86,7 @@ impl UpstreamError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
+            Self::LeftAlone { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
@@ -84,8 +94,17 @@ impl UpstreamError {
     /// Whether another URL of the same upstream may do better.
     pub(super) fn is_worth_another_url(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Timeout { .. } | Self::Interrupted { .. } => true,
             Self::Status { status, .. } => status.is_server_error(),
+            Self::Certificate { .. } => true,
+            _ => self.is_outage(),
+        }
+    }
+
+    /// Whether the upstream is not at its work, so that the same may go well a moment later.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Timeout { .. } | Self::Interrupted { .. } => true,
+            Self::Status { status, .. } => is_outage(*status),
             _ => false,
         }
     }
@@ -110,11 +129,40 @@ impl UpstreamError {
         if error.is_connect() && error.is_timeout() {
             return Self::timeout(upstream, "connecting");
         }
+        if has_bad_certificate(&error) {
+            return Self::Certificate { upstream: upstream.clone(), cause: chain(error) };
+        }
         if error.is_connect() {
             return Self::Connect { upstream: upstream.clone(), cause: chain(error) };
         }
         Self::interrupted(upstream, error)
     }
+}
+
+/// The 5xx by which a server says that something is wrong with it, and not with what was asked: it cannot do that (501,
+/// 505), or the way to it is a loop (508).
+pub(super) fn is_outage(status: StatusCode) -> bool {
+    status.is_server_error() && !matches!(status.as_u16(), 501 | 505 | 508)
+}
+
+/// As rustls says it, inside of the `io::Error`s of a connection.
+fn has_bad_certificate(error: &reqwest::Error) -> bool {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if matches!(innermost(error).downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// What `io::Error`s were made of, which they do not show as their source.
+fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    while let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        error = inner;
+    }
+    error
 }
 
 fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {

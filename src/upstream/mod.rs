@@ -1,20 +1,29 @@
 //! Asking the registries that images come from.
 //!
 //! An [`Upstream`] is one configured registry. [`Upstream::send`] takes one request and does on the wire what it
-//! takes to get an answer: the URLs in their order, challenges and tokens, redirects. It returns with the head of a
-//! usable answer and a body to read, or with an [`UpstreamError`] that says whether the upstream spoke about the
-//! content (`NotFound`, `Denied`) or was in trouble.
+//! takes to get an answer: the URLs in their order, challenges and tokens, redirects (`send`), and all that again after
+//! a pause where that may help (`rounds`). It returns with the head of a usable answer and a body to read, or with an
+//! [`UpstreamError`] that says whether the upstream spoke about the content (`NotFound`, `Denied`) or was in trouble.
+//!
+//! An upstream that fails again and again is left alone until a probe finds it alive (`breaker`, `probe`), and one that
+//! limits us is not asked what its limit covers (`limits`).
 //!
 //! This is the only place that sends HTTP requests. It verifies no content, keeps none, and knows neither the store
 //! nor our own clients. A host that is not configured is reached only where a configured one sends us, within the
 //! rules of the `trust` module.
 
 mod auth;
+mod breaker;
 mod challenge;
 mod client;
 mod error;
+mod hops;
+mod limits;
+mod probe;
+mod remote;
 mod response;
 mod retry_after;
+mod rounds;
 mod send;
 #[cfg(test)]
 mod tests;
@@ -30,45 +39,26 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::Method;
 use http::header::HeaderValue;
-use tokio::sync::OnceCell;
-use url::Url;
+use tokio::time::Instant;
 
 use crate::config::{OnDenied, Secret, UpstreamConfig};
 use crate::oci::RepoName;
+use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
-use auth::Authorizer;
-use client::{ClientSetup, Wire};
-use token::Tokens;
-use trust::Trust;
+use remote::Remote;
 
+pub use breaker::BreakerState;
 pub use error::{UpstreamError, UpstreamSetupError};
+pub use hops::Hops;
 pub use response::{UpstreamBody, UpstreamResponse};
 
-/// One registry that images come from.
-///
-/// Costs next to nothing until it is first asked: the HTTP clients are built then, and the certificates of the system
-/// are read once for the process.
+/// One registry that images come from, as one client's request asks it. Clones ask the same registry.
+#[derive(Clone)]
 pub struct Upstream {
-    name: Arc<str>,
-    /// At least one, tried in order.
-    urls: Vec<Url>,
-    credentials: Option<Credentials>,
-    on_denied: OnDenied,
-    header_timeout: Duration,
-    idle_timeout: Duration,
-    min_rate: u64,
-    max_fills: usize,
-    trust: Arc<Trust>,
-    metrics: Arc<Metrics>,
-    setup: Arc<ClientSetup>,
-    live: OnceCell<Live>,
-}
-
-/// What an upstream has once it was asked.
-struct Live {
-    wire: Wire,
-    auth: Authorizer,
+    remote: Arc<Remote>,
+    /// What the client's request has come through, and ours therefore, too.
+    hops: Hops,
 }
 
 /// One thing to ask of an upstream.
@@ -87,6 +77,19 @@ pub struct UpstreamRequest {
     pub if_range: Option<String>,
     /// URLs that are asked after the others, because a transfer from them broke.
     pub skip_urls: usize,
+    pub effort: Effort,
+}
+
+/// How much is done to get an answer, within the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Effort {
+    /// Several rounds over the URLs, with growing pauses.
+    #[default]
+    Rounds,
+    /// One round: there is another way to what is wanted.
+    Once,
+    /// One round, also while the upstream is left alone: the rest of a transfer, by somebody who tries again himself.
+    Resume,
 }
 
 /// What a request is for: decides on its client, its `Accept`, and where it is counted.
@@ -116,103 +119,76 @@ struct Credentials {
 // === impl Upstream ===
 
 impl Upstream {
-    /// Sets an upstream up as configured, without touching the network.
+    /// Sets an upstream up as configured, without touching the network. What it does beside requests runs in `tasks`.
     ///
     /// `via` is how we call ourselves to others (RFC 9110, 7.6.3): `roadstead-<instance>`.
     ///
     /// # Errors
     /// When `ca_file` cannot be read or holds no certificate, and for what cannot be put into a header.
-    pub fn new(config: &UpstreamConfig, via: &str, metrics: Arc<Metrics>) -> Result<Self, UpstreamSetupError> {
-        let upstream = || config.name.clone();
-        if config.urls.is_empty() {
-            return Err(UpstreamSetupError::NoUrl { upstream: upstream() });
-        }
-        let via = HeaderValue::try_from(format!("1.1 {via}"));
-        let via =
-            via.map_err(|_| UpstreamSetupError::Header { upstream: upstream(), what: "the name of this instance" })?;
-        let extra_roots = match &config.ca_file {
-            Some(path) => client::read_ca_file(path).map_err(|cause| UpstreamSetupError::CaFile {
-                upstream: upstream(),
-                path: path.clone(),
-                cause,
-            })?,
-            None => Vec::new(),
-        };
-        Ok(Self {
-            name: config.name.as_str().into(),
-            urls: config.urls.clone(),
-            credentials: Credentials::new(config)?,
-            on_denied: config.on_denied,
-            header_timeout: config.header_timeout,
-            idle_timeout: config.idle_timeout,
-            min_rate: config.min_rate,
-            max_fills: config.max_fills,
-            trust: Arc::new(Trust::new(config)),
-            metrics,
-            setup: Arc::new(ClientSetup {
-                via,
-                connect_timeout: config.connect_timeout,
-                extra_roots,
-                use_proxy: !config.urls.iter().all(client::is_loopback),
-            }),
-            live: OnceCell::new(),
-        })
+    pub fn new(
+        config: &UpstreamConfig,
+        via: &str,
+        metrics: Arc<Metrics>,
+        tasks: Tasks,
+    ) -> Result<Self, UpstreamSetupError> {
+        Ok(Self { remote: Arc::new(Remote::new(config, via, metrics, tasks)?), hops: Hops::default() })
+    }
+
+    /// The same, asked for a request that came through these: they stand in `Via` before ourselves, so that a loop
+    /// over several servers is seen by the first of them that is passed twice.
+    #[must_use]
+    pub fn behind(&self, hops: Hops) -> Self {
+        Self { remote: self.remote.clone(), hops }
     }
 
     /// The name it is configured under: `docker.io`.
     pub fn name(&self) -> &Arc<str> {
-        &self.name
+        &self.remote.name
     }
 
     /// Part of what makes two requests for one digest the same: others' rights are not ours.
     pub fn credential(&self) -> CredentialId {
-        self.credentials.as_ref().map_or(CredentialId::ANONYMOUS, |credentials| credentials.id)
+        self.remote.credentials.as_ref().map_or(CredentialId::ANONYMOUS, |credentials| credentials.id)
     }
 
     pub fn has_credentials(&self) -> bool {
-        self.credentials.is_some()
+        self.remote.credentials.is_some()
     }
 
     /// What a denial means for content that is cached.
     pub fn on_denied(&self) -> OnDenied {
-        self.on_denied
+        self.remote.on_denied
     }
 
     /// Of silence in a body.
     pub fn idle_timeout(&self) -> Duration {
-        self.idle_timeout
+        self.remote.idle_timeout
     }
 
     /// Bytes a second below which a body counts as cut; zero: none.
     pub fn min_rate(&self) -> u64 {
-        self.min_rate
+        self.remote.min_rate
     }
 
     /// Blobs that may be fetched at once.
     pub fn max_fills(&self) -> usize {
-        self.max_fills
+        self.remote.max_fills
     }
 
-    async fn live(&self) -> Result<&Live, UpstreamError> {
-        self.live.get_or_try_init(|| self.build()).await
+    /// Whether it is asked, or left alone after failures.
+    pub fn breaker_state(&self) -> BreakerState {
+        self.remote.breaker.lock().report(Instant::now())
     }
 
-    async fn build(&self) -> Result<Live, UpstreamError> {
-        let (name, setup) = (self.name.clone(), self.setup.clone());
-        let (trust, metrics) = (self.trust.clone(), self.metrics.clone());
-        let built = tokio::task::spawn_blocking(move || Wire::build(&name, &setup, &trust, &metrics)).await;
-        let wire = built.unwrap_or_else(|error| {
-            Err(UpstreamError::Connect { upstream: self.name.clone(), cause: error.to_string().into() })
-        })?;
-        let tokens = Tokens::new(&self.name, self.header_timeout);
-        let auth = Authorizer::new(&self.name, &self.trust, self.credentials.clone(), tokens);
-        Ok(Live { wire, auth })
+    /// Whether so few pulls are left to us there that they are to be kept for what is not cached at all.
+    pub fn is_scarce(&self) -> bool {
+        self.remote.limits.lock().is_scarce(Instant::now())
     }
 }
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Upstream").field("name", self.name()).finish_non_exhaustive()
     }
 }
 

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName};
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, WARNING,
+};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::UpstreamError;
 use super::{Kind, Upstream};
+use crate::oci::STALE_WARNING;
 use crate::telemetry::{ContentKind, Metrics};
 
 /// An answer that can be used: 200, 206 (only where a range was asked for) or 304 (only to `if_none_match`).
@@ -61,6 +64,12 @@ impl UpstreamResponse {
         Some(media_type.trim())
     }
 
+    /// Whether another Roadstead says with it that it could not ask its own upstream. Other warnings are not for us: 299
+    /// is what registries send every notice with.
+    pub fn is_stale(&self) -> bool {
+        self.headers.get_all(WARNING).iter().any(|warning| warning == STALE_WARNING)
+    }
+
     pub fn etag(&self) -> Option<&str> {
         text(&self.headers, &ETAG)
     }
@@ -91,7 +100,7 @@ impl UpstreamBody {
 
     /// A body that is at its end.
     pub fn empty(upstream: &Upstream) -> Self {
-        upstream.body(Kind::Blob, None)
+        upstream.remote.body(Kind::Blob, None)
     }
 
     /// The whole body, which must not be longer than `limit` bytes.

@@ -1,11 +1,12 @@
-//! One request of a caller, as the several that it takes on the wire: URLs in order, challenges, redirects.
+//! One round of asking, as the several requests that it takes on the wire: URLs in order, challenges, redirects.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE,
-    LOCATION, RANGE,
+    LOCATION, RANGE, VIA,
 };
 use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout_at};
@@ -13,10 +14,12 @@ use url::Url;
 
 use super::auth::Subject;
 use super::client::Lane;
-use super::error::UpstreamError;
+use super::error::{UpstreamError, is_outage};
+use super::limits::Covers;
+use super::remote::{Live, Remote};
 use super::response::{self, UpstreamBody, UpstreamResponse};
 use super::trust::Origin;
-use super::{Kind, Live, Upstream, UpstreamRequest, retry_after};
+use super::{Hops, Kind, UpstreamRequest, retry_after};
 
 /// Every manifest type that we can keep, in one line, the same on HEAD and GET: with a narrower list some registries
 /// answer with another representation and so another digest. Schema 1 is left out (its digest is not over its bytes),
@@ -35,11 +38,14 @@ const SMALL_BODY_TIME: Duration = Duration::from_millis(500);
 
 /// What is asked for: the caller's request, or the GET in place of a HEAD.
 #[derive(Clone, Copy)]
-struct Ask<'a> {
-    request: &'a UpstreamRequest,
-    method: &'a Method,
-    range: Option<(u64, u64)>,
-    deadline: Instant,
+pub(super) struct Ask<'a> {
+    pub(super) request: &'a UpstreamRequest,
+    pub(super) method: &'a Method,
+    pub(super) range: Option<(u64, u64)>,
+    pub(super) hops: &'a Hops,
+    pub(super) deadline: Instant,
+    /// Whether the upstream itself has answered what it was asked last, whatever its storage or token server then do.
+    pub(super) heard: &'a AtomicBool,
 }
 
 /// The end of a chain of redirects.
@@ -49,36 +55,27 @@ struct Arrived {
     elsewhere: bool,
 }
 
-impl Upstream {
-    /// Asks the upstream and returns when the head of an answer is there: at `deadline` at the latest.
-    ///
-    /// `deadline` covers tokens, redirects and every URL of the upstream; each single step gets at most
-    /// `header_timeout` of it. The body that follows is not covered.
-    ///
-    /// # Errors
-    /// Everything but a usable 200, 206 or 304, see [`UpstreamError`].
-    pub async fn send(&self, request: UpstreamRequest, deadline: Instant) -> Result<UpstreamResponse, UpstreamError> {
-        let live = self.live().await?;
+impl Remote {
+    /// Asks one URL after the other, as long as the next one may do better, until the head of an answer is there. A silent
+    /// URL leaves those behind it their share of the time.
+    pub(super) async fn round(&self, live: &Live, ask: Ask<'_>) -> Result<UpstreamResponse, UpstreamError> {
         let mut failure = None;
-        // Retries with pauses and a circuit breaker belong around this loop: it is one round of asking.
-        for base in self.urls.iter().cycle().skip(request.skip_urls).take(self.urls.len()) {
-            match self.ask_at(live, base, &request, deadline).await {
-                Err(error) if error.is_worth_another_url() && Instant::now() < deadline => failure = Some(error),
+        let still_to_ask = (1..=u32::try_from(self.urls.len()).unwrap_or(u32::MAX)).rev();
+        let in_order = self.urls.iter().cycle().skip(ask.request.skip_urls);
+        for (base, still_to_ask) in in_order.zip(still_to_ask) {
+            let now = Instant::now();
+            let share = ask.deadline.saturating_duration_since(now) / still_to_ask;
+            match self.ask_at(live, base, Ask { deadline: now + share, ..ask }).await {
+                Err(error) if error.is_worth_another_url() && Instant::now() < ask.deadline => failure = Some(error),
                 answer => return answer,
             }
         }
         Err(failure.unwrap_or_else(|| UpstreamError::timeout(&self.name, "no time left to ask")))
     }
 
-    async fn ask_at(
-        &self,
-        live: &Live,
-        base: &Url,
-        request: &UpstreamRequest,
-        deadline: Instant,
-    ) -> Result<UpstreamResponse, UpstreamError> {
+    async fn ask_at(&self, live: &Live, base: &Url, ask: Ask<'_>) -> Result<UpstreamResponse, UpstreamError> {
+        let request = ask.request;
         let url = self.address(base, request)?;
-        let ask = Ask { request, method: &request.method, range: request.range, deadline };
         let arrived = self.follow(live, url.clone(), ask).await?;
         let refuses_head = request.kind == Kind::Blob
             && request.method == Method::HEAD
@@ -150,11 +147,18 @@ impl Upstream {
         });
         let mut renewed = false;
         loop {
+            if subject.own {
+                ask.heard.store(false, Ordering::Relaxed);
+            }
             let response = self.exchange(live, subject.url, ask, grant.as_ref().map(|grant| &grant.header)).await?;
+            if subject.own {
+                ask.heard.store(!is_outage(response.status()), Ordering::Relaxed);
+            }
             let (status, headers) = (response.status(), response.headers());
             grant = match &grant {
                 None if status == StatusCode::UNAUTHORIZED => {
-                    match auth.answer(wire, subject, headers, ask.deadline).await? {
+                    let answer = auth.answer(wire, subject, headers, ask.deadline).await;
+                    match answer.map_err(|error| self.limited(Covers::Everything, error))? {
                         Some(grant) => Some(grant),
                         None => return Ok(response),
                     }
@@ -183,6 +187,9 @@ impl Upstream {
         let headers = request.headers_mut();
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        if !ask.hops.is_empty() {
+            headers.insert(VIA, ask.hops.then(&self.setup.via));
         }
         if ask.request.kind == Kind::Manifest {
             headers.insert(ACCEPT, MANIFEST_TYPES);
@@ -237,8 +244,10 @@ impl Upstream {
             StatusCode::NOT_FOUND => UpstreamError::NotFound { upstream },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if decides => UpstreamError::Denied { upstream, status },
             StatusCode::TOO_MANY_REQUESTS => {
-                let retry_after = retry_after.or_else(|| retry_after::from_body(&body?));
-                UpstreamError::RateLimited { upstream, retry_after }
+                let body = body.unwrap_or_default();
+                let covers = Covers::of(ask.request.kind, ask.method, elsewhere, &body);
+                let retry_after = retry_after.or_else(|| retry_after::from_body(&body));
+                self.limited(covers, UpstreamError::RateLimited { upstream, retry_after })
             }
             _ if status.is_client_error() || status.is_server_error() => {
                 UpstreamError::Status { upstream, status, retry_after }
@@ -259,7 +268,7 @@ impl Upstream {
 
     /// Reads a body that nobody wants, if it is small and quick: an HTTP/1 connection that is left with bytes in it
     /// cannot be used again.
-    async fn discard(&self, mut response: reqwest::Response, deadline: Instant) -> Option<Bytes> {
+    pub(super) async fn discard(&self, mut response: reqwest::Response, deadline: Instant) -> Option<Bytes> {
         if response::content_length(response.headers()).is_some_and(|length| length > SMALL_BODY as u64) {
             return None;
         }
@@ -273,15 +282,33 @@ impl Upstream {
         address.map_err(|_| UpstreamError::bad(&self.name, "a URL that cannot be built from its own"))
     }
 
+    /// Remembers a 429, and fills in how long we stay away where it does not say.
+    fn limited(&self, covers: Covers, error: UpstreamError) -> UpstreamError {
+        let UpstreamError::RateLimited { upstream, retry_after: told } = error else { return error };
+        let hold = self.limits.lock().hold(covers, told, Instant::now());
+        tracing::warn!(
+            %upstream, ?covers, seconds = hold.as_secs_f64(),
+            "{upstream} limits our rate of requests: not asking for {:.1} s", hold.as_secs_f64()
+        );
+        UpstreamError::RateLimited { upstream, retry_after: told.or(Some(hold)) }
+    }
+
     /// Docker Hub's `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`.
     fn note_rate_limit(&self, headers: &HeaderMap) {
+        let text = |name| headers.get(HeaderName::from_static(name))?.to_str().ok();
         let read = |name| {
-            let value = headers.get(HeaderName::from_static(name))?.to_str().ok()?;
-            value.split(';').next()?.trim().parse().ok().filter(|number: &f64| number.is_finite())
+            let number = text(name)?.split(';').next()?.trim().parse().ok();
+            number.filter(|number: &f64| number.is_finite())
         };
         let (limit, remaining) = (read("ratelimit-limit"), read("ratelimit-remaining"));
         if limit.is_some() || remaining.is_some() {
             self.metrics.upstream_ratelimit(&self.name, limit, remaining);
+        }
+        if let (Some(limit), Some(remaining)) = (limit, remaining) {
+            let window = text("ratelimit-limit")
+                .and_then(|value| value.split(';').find_map(|part| part.trim().strip_prefix("w=")));
+            let window = window.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+            self.limits.lock().note_budget(limit, remaining, window, Instant::now());
         }
     }
 }

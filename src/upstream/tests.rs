@@ -2,7 +2,10 @@
 
 mod answers;
 mod auth;
+mod breaker;
+mod limits;
 mod redirects;
+mod rounds;
 mod server;
 mod tls;
 mod urls;
@@ -14,8 +17,9 @@ use http::Method;
 use tokio::time::Instant;
 use url::Url;
 
-use super::{Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
+use super::{Effort, Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 use crate::config::UpstreamConfig;
+use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use server::Server;
 
@@ -25,6 +29,7 @@ pub(super) const NAME: &str = "r.example";
 struct Fixture {
     upstream: Upstream,
     metrics: Arc<Metrics>,
+    tasks: Tasks,
 }
 
 // === impl Fixture ===
@@ -51,8 +56,9 @@ impl Fixture {
         config.idle_timeout = Duration::from_millis(200);
         change(&mut config);
         let metrics = Arc::new(Metrics::new(&[NAME]));
-        let upstream = Upstream::new(&config, "roadstead-test", metrics.clone()).unwrap();
-        Self { upstream, metrics }
+        let tasks = Tasks::new();
+        let upstream = Upstream::new(&config, "roadstead-test", metrics.clone(), tasks.clone()).unwrap();
+        Self { upstream, metrics, tasks }
     }
 
     async fn send(&self, request: UpstreamRequest) -> Result<UpstreamResponse, UpstreamError> {
@@ -102,6 +108,7 @@ fn request(kind: Kind, repository: &str, path: &str) -> UpstreamRequest {
         if_none_match: None,
         if_range: None,
         skip_urls: 0,
+        effort: Effort::Rounds,
     }
 }
 

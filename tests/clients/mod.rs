@@ -8,6 +8,7 @@
 mod bad_line;
 mod buildah;
 mod busybox;
+mod chains;
 mod containerd;
 mod containers;
 mod docker;

@@ -15,13 +15,22 @@ pub struct Registry {
 impl Registry {
     /// An empty registry that takes pushes from anybody.
     pub fn start() -> Self {
+        Self::configured("")
+    }
+
+    /// A pull-through cache of the registry at this URL.
+    pub fn mirror_of(url: &str) -> Self {
+        Self::configured(&format!("proxy: {{remoteurl: '{url}'}}\n"))
+    }
+
+    fn configured(more: &str) -> Self {
         let program = find("docker-registry", "docker-registry");
         let (folder, port) = (Folder::new(), free_port());
         let data = folder.at("data");
         let config = format!(
             "version: 0.1\n\
              storage: {{filesystem: {{rootdirectory: {data}}}}}\n\
-             http: {{addr: '127.0.0.1:{port}', secret: of-a-test}}\n"
+             http: {{addr: '127.0.0.1:{port}', secret: of-a-test}}\n{more}"
         );
         let config = folder.write("config.yml", &config);
         let config = config.to_str().expect("a plain path");
@@ -44,6 +53,11 @@ impl Registry {
 
     pub async fn push_index(&self, repository: &str, tag: &str, index: &Index) {
         Client::new().push_index(&self.url(), repository, tag, index).await;
+    }
+
+    /// How many GETs of this blob its access log holds.
+    pub fn blob_gets_of(&self, repository: &str, digest: &str) -> usize {
+        self.daemon.log().matches(&format!("\"GET /v2/{repository}/blobs/{digest}")).count()
     }
 
     /// How many GETs of a blob of this repository its access log holds.

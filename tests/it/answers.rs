@@ -139,7 +139,7 @@ async fn every_error_of_the_spec_has_its_status_and_its_code() {
     let session = open().await;
     let uploads = "/v2/team/app/blobs/uploads/";
     upstream.always("*", "/v2/org/busy/*", Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "7"));
-    upstream.always("*", "/v2/org/broken/*", Reply::error(503, "UNAVAILABLE"));
+    upstream.always("*", "/v2/org/broken/*", Reply::error(503, "UNAVAILABLE").header("Retry-After", "30"));
     let huge = "x".repeat((4 << 20) + 1);
     let missing = format!(r#"{{"schemaVersion":2,"layers":[{{"digest":"{}","size":1}}]}}"#, digest_of(b"no"));
     for (method, path, header, body, status, code) in [
@@ -176,8 +176,8 @@ async fn every_error_of_the_spec_has_its_status_and_its_code() {
         ("POST", "/v2/team/app/tags/list", "", "", 405, "UNSUPPORTED"),
         ("GET", "/v2/team/app/unknown", "", "", 404, "UNSUPPORTED"),
         ("PUT", &session, "", "", 400, "UNSUPPORTED"),
-        ("GET", "/v2/org/busy/manifests/v1", "", "", 429, "TOOMANYREQUESTS"),
         ("GET", "/v2/org/broken/manifests/v1", "", "", 503, "UNAVAILABLE"),
+        ("GET", "/v2/org/busy/manifests/v1", "", "", 429, "TOOMANYREQUESTS"),
         ("GET", "/v2/team/app/blobs/{layer}", "Range: bytes=1000-", "", 416, "RANGE_INVALID"),
         ("GET", "/v2/team/app/tags/list?n=-1", "", "", 400, "PAGINATION_NUMBER_INVALID"),
     ] {
@@ -189,7 +189,12 @@ async fn every_error_of_the_spec_has_its_status_and_its_code() {
         let errors = answer.json();
         assert_eq!(errors.as_object().unwrap().keys().collect::<Vec<_>>(), ["errors"]);
         assert!(errors["errors"][0]["message"].as_str().is_some_and(|message| !message.is_empty()), "{errors}");
-        assert_eq!(answer.header("retry-after"), if status == 429 { "7" } else { "" });
+        let retry_after = match status {
+            429 => "7",
+            503 => "30",
+            _ => "",
+        };
+        assert_eq!(answer.header("retry-after"), retry_after);
         if method == "GET" {
             let head = server.send("HEAD", &path, &header, "").await;
             // A HEAD has no range, and of what nobody knows it does not depend on an upstream: it begins a first push.

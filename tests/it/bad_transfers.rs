@@ -80,7 +80,7 @@ fn with_other_digest(reply: Reply) -> Reply {
     reply.header("Docker-Content-Digest", &digest_of(b"something else"))
 }
 
-const CASES: [Case; 23] = [
+const CASES: [Case; 25] = [
     Case { name: "cut", replies: |blob| vec![cut(blob)], ..TAKEN_UP },
     Case { name: "cut at once", replies: |_| vec![Reply::normal().cut_after(0)], ..TAKEN_UP },
     Case {
@@ -89,6 +89,8 @@ const CASES: [Case; 23] = [
         ..TAKEN_UP
     },
     Case { name: "reset", replies: |blob| vec![Reply::normal().reset_after(blob.half)], ..TAKEN_UP },
+    Case { name: "503 once", replies: |_| vec![Reply::error(503, "UNAVAILABLE")], resumes: 0..=0, ..TAKEN_UP },
+    Case { name: "hung up once", replies: |_| vec![Reply::hang_up()], resumes: 0..=0, ..TAKEN_UP },
     Case {
         name: "silence",
         replies: |blob| vec![Reply::normal().silent_after(blob.half)],

@@ -125,7 +125,7 @@ async fn a_failure_is_shared_and_remembered_for_a_moment_and_an_absence_for_long
     let scene = Scene::with_blob(MIB).await;
     let gate = Gate::new();
     let path = scene.path();
-    scene.upstream.script("GET", &path, [Reply::error(500, "UNKNOWN").wait_before_head(&gate)]);
+    scene.upstream.always("GET", &path, Reply::error(500, "UNKNOWN").wait_before_head(&gate));
     let clients: Vec<_> = (0..5).map(|_| scene.server.get(&path)).collect();
     let (answers, ()) = tokio::join!(futures_util::future::join_all(clients), async {
         gate.reached(1).await;
@@ -134,8 +134,9 @@ async fn a_failure_is_shared_and_remembered_for_a_moment_and_an_absence_for_long
     for answer in answers {
         assert_eq!((answer.status, answer.error_code().as_str()), (502, "UNAVAILABLE"));
     }
+    assert_eq!(scene.fetches(), 4, "the rounds of one request");
     assert_eq!(scene.server.get(&path).await.status, 502);
-    assert_eq!(scene.fetches(), 1);
+    assert_eq!(scene.fetches(), 4);
 
     let absent = blob_path(REPO, &blob(9, 10));
     for _ in 0..3 {

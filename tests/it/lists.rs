@@ -169,9 +169,9 @@ async fn a_mirrored_list_is_the_upstreams_and_in_an_outage_what_is_cached_of_it(
     }
     // Without ns the repository is known by now, so the default upstream is asked.
     assert_eq!(server.get("/v2/org/app/tags/list").await.json()["tags"], json!(["a", "b", "c", "d"]));
-    for trouble in [Reply::error(500, "UNKNOWN"), Reply::error(429, "TOOMANYREQUESTS"), Reply::normal().body("no list")]
-    {
-        upstream.script("GET", "/v2/org/app/tags/list", [trouble]);
+    let limited = Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "0");
+    for trouble in [Reply::error(500, "UNKNOWN"), limited, Reply::normal().body("no list")] {
+        upstream.always("GET", "/v2/org/app/tags/list", trouble);
         assert_eq!(server.get(list).await.json()["tags"], json!(["b", "d"]));
         upstream.end_scripts();
     }

@@ -91,7 +91,7 @@ async fn every_pull_is_counted_once_by_us_and_every_question_as_often_as_by_the_
         let replies = (0..600).map(|_| match rng.u32(..20) {
             0 => Reply::error(503, "UNAVAILABLE"),
             1 => Reply::error(500, "UNKNOWN"),
-            2 => Reply::error(429, "TOOMANYREQUESTS"),
+            2 => Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "0"),
             _ => Reply::normal(),
         });
         origin.upstream.script("*", "/v2/*", replies);

@@ -179,6 +179,6 @@ async fn a_server_that_is_its_own_upstream_does_not_wait_for_itself() {
         let path = format!("/v2/{REPO}/{path}");
         let answer =
             timeout(Duration::from_secs(60), server.get(&path)).await.expect("an answer before anybody gives up");
-        assert_eq!(answer.status, 502, "{path}: {}", answer.text());
+        assert_eq!(answer.status, 508, "{path}: {}", answer.text());
     }
 }

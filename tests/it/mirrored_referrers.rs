@@ -139,7 +139,8 @@ async fn a_list_is_asked_for_again_after_its_time_and_served_stale_in_trouble() 
     upstream.end_scripts();
     upstream.always("GET", &path(&subject), listing(&found));
     assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), false));
-    for trouble in [Reply::error(500, "UNKNOWN"), Reply::error(429, "TOOMANYREQUESTS"), Reply::status(200).body("no")] {
+    let limited = Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "0");
+    for trouble in [Reply::error(500, "UNKNOWN"), limited, Reply::status(200).body("no")] {
         upstream.end_scripts();
         upstream.always("GET", &path(&subject), trouble);
         assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), true));
@@ -151,6 +152,7 @@ async fn a_list_is_asked_for_again_after_its_time_and_served_stale_in_trouble() 
     assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"), "an outage is no empty list");
     upstream.end_scripts();
     upstream.come_back().await;
+    server.until_available("docker.io").await;
     upstream.always("GET", &path(&subject), listing(&found));
     assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), false));
 }

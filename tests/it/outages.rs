@@ -23,19 +23,20 @@ async fn a_cached_tag_outlives_every_kind_of_trouble_and_says_so() {
     let server = mirror(&upstream, EVERY_TIME).await;
     assert_eq!(server.get(TAG).await.header("warning"), "");
     let elsewhere = Reply::normal().header("Docker-Content-Digest", moved.digest());
-    for (what, replies) in [
-        ("500", vec![Reply::error(500, "UNKNOWN")]),
-        ("502", vec![Reply::status(502)]),
-        ("503", vec![Reply::error(503, "UNAVAILABLE")]),
-        ("429", vec![Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "60")]),
-        ("a teapot", vec![Reply::status(418)]),
-        ("a closed connection", vec![Reply::hang_up(), Reply::hang_up()]),
-        ("a redirect to nowhere", vec![Reply::redirect("http://")]),
-        ("a loop", vec![Reply::status(508)]),
+    for (what, reply) in [
+        ("500", Reply::error(500, "UNKNOWN")),
+        ("502", Reply::status(502)),
+        ("503", Reply::error(503, "UNAVAILABLE")),
+        ("429", Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "0")),
+        ("a teapot", Reply::status(418)),
+        ("a closed connection", Reply::hang_up()),
+        ("a redirect to nowhere", Reply::redirect("http://")),
+        ("a loop", Reply::status(508)),
     ] {
-        upstream.script("HEAD", TAG, replies);
+        upstream.always("HEAD", TAG, reply);
         assert_stale(&server.get(TAG).await, &image, what);
         upstream.end_scripts();
+        server.until_available("docker.io").await;
         assert_eq!(server.get(TAG).await.header("warning"), "", "after {what}");
     }
     // It has moved, and what it means now cannot be had.
@@ -52,6 +53,7 @@ async fn a_cached_tag_outlives_every_kind_of_trouble_and_says_so() {
     let head = server.head(TAG).await;
     assert!(head.status == 200 && head.header("warning").starts_with("299"));
     upstream.come_back().await;
+    server.until_available("docker.io").await;
     assert_eq!(server.get(TAG).await.header("warning"), "");
     let stale = [("type", "manifest"), ("result", "stale")];
     assert_eq!(server.metric("roadstead_cache_results_total", &stale).await, 12.0);
@@ -86,7 +88,6 @@ async fn trouble_with_nothing_cached_is_a_5xx_or_429_and_is_not_remembered_as_ab
     let other = Image::new(2, &[10]).manifest;
     upstream.add_manifest(REPO, &other);
     upstream.tag("org/other", "1", &other.digest);
-    let server = mirror(&upstream, "answer_within = \"1s\"").await;
     let digest = format!("/v2/{REPO}/manifests/{}", other.digest);
     for path in [TAG, &digest, "/v2/docker.io/org/other/tags/list"] {
         for (reply, status, retry_after) in [
@@ -96,14 +97,18 @@ async fn trouble_with_nothing_cached_is_a_5xx_or_429_and_is_not_remembered_as_ab
             (Reply::hang_up(), 502, ""),
             (Reply::never(), 504, ""),
         ] {
+            let server = mirror(&upstream, "answer_within = \"1s\"").await;
             upstream.always("*", "/v2/*", reply.clone());
             let answer = server.get(path).await;
             assert_eq!((answer.status, answer.header("retry-after")), (status, retry_after), "{path}: {reply:?}");
             let code = if status == 429 { "TOOMANYREQUESTS" } else { "UNAVAILABLE" };
             assert_eq!(answer.error_code(), code);
+            assert!(answer.text().contains("docker.io"), "{}", answer.text());
             upstream.end_scripts();
+            if status != 429 {
+                assert_eq!(server.get(path).await.status, 200, "{path}");
+            }
         }
-        assert_eq!(server.get(path).await.status, 200, "{path}");
     }
 }
 
@@ -126,11 +131,18 @@ async fn what_a_denial_means_depends_on_who_is_denied() {
         for status in [401, 403] {
             let tag = format!("/v2/{REPO}/manifests/{status}");
             server.get(&tag).await;
-            upstream.always("*", "/v2/*", Reply::error(status, "DENIED"));
+            upstream.always(
+                "*",
+                "/v2/*",
+                Reply::error(status, "DENIED").header("WWW-Authenticate", "Basic realm=\"x\""),
+            );
             let warm = server.get(&tag).await;
             assert_eq!((warm.status, !warm.header("warning").is_empty()), (warm_status, stale), "{what}, {status}");
             let cold = server.get(&format!("/v2/{REPO}/manifests/cold-{status}")).await;
             assert_eq!(cold.status, cold_status, "{what}, {status}");
+            for answer in [&warm, &cold] {
+                assert_eq!(answer.header("www-authenticate"), "", "nobody is asked for a password here");
+            }
             upstream.end_scripts();
         }
     }

@@ -50,7 +50,7 @@ async fn a_follower_of_another_source_tries_its_own_when_the_fill_it_joined_fail
     let third = blob_path("library/third", &scene.blob);
     scene.upstream.add_blob("library/third", &scene.blob);
     let gate = Gate::new();
-    scene.upstream.script("GET", &scene.path(), [Reply::error(500, "UNKNOWN").wait_before_head(&gate)]);
+    scene.upstream.always("GET", &scene.path(), Reply::error(500, "UNKNOWN").wait_before_head(&gate));
     let (own, joined, ()) = tokio::join!(
         async { scene.server.get(&scene.path()).await },
         async {

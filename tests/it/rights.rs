@@ -193,6 +193,7 @@ async fn what_was_pushed_is_readable_only_where_it_was_pushed() {
         upstream.go_down().await;
         assert_eq!(server.get(&format!("/v2/org/app/{content}")).await.status, 503, "{content} in an outage");
         upstream.come_back().await;
+        server.until_available("docker.io").await;
         assert_eq!(server.get(&format!("/v2/team/a/{content}")).await.status, 200, "{content}");
     }
     // The other way round: what is cached is of no local repository, and of no other mirrored one.

@@ -176,15 +176,17 @@ async fn a_first_push_does_not_depend_on_the_default_upstream() {
     for (trouble, honest) in [
         (Reply::error(500, "UNKNOWN"), 502),
         (Reply::error(503, "UNAVAILABLE"), 503),
-        (Reply::error(429, "TOOMANYREQUESTS"), 429),
+        (Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "0"), 429),
         (Reply::hang_up(), 502),
     ] {
+        server.until_available("docker.io").await;
         harbour.hub.always("*", "/v2/*", trouble);
         assert_eq!(server.head(manifest).await.status, 404);
         assert_eq!(server.get(manifest).await.status, honest);
         harbour.hub.end_scripts();
     }
     // A name that says which upstream is meant gets an honest answer, whatever the method.
+    server.until_available("docker.io").await;
     harbour.hub.always("*", "/v2/*", Reply::error(500, "UNKNOWN"));
     assert_eq!(server.head("/v2/docker.io/team/new/manifests/1").await.status, 502);
     harbour.hub.go_down().await;

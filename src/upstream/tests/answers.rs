@@ -162,7 +162,7 @@ async fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
 #[tokio::test]
 async fn waiting_ends_at_the_deadline_or_after_the_header_timeout() {
     let server = Server::start(|_| Reply::ok("").after(Duration::from_secs(60))).await;
-    for (header_timeout, deadline) in [(150, 50_000), (50_000, 150)] {
+    for (header_timeout, deadline, tries) in [(150, 50_000, 4), (50_000, 150, 1)] {
         let fixture = Fixture::configured(&[&server], |config| {
             config.header_timeout = Duration::from_millis(header_timeout);
         });
@@ -171,7 +171,7 @@ async fn waiting_ends_at_the_deadline_or_after_the_header_timeout() {
         assert!(matches!(error, UpstreamError::Timeout { .. }), "{error}");
         let waited = started.elapsed();
         assert!((Duration::from_millis(150)..Duration::from_secs(20)).contains(&waited), "{waited:?}");
-        assert_eq!(fixture.requests(""), 1);
+        assert_eq!(fixture.requests(""), tries);
     }
     let requests = server.seen().len();
     let past = Fixture::new(&[&server]).upstream.send(blob(), Instant::now()).await.unwrap_err();

@@ -91,6 +91,7 @@ async fn a_ca_file_is_trusted_and_blobs_are_kept_off_http2() {
 async fn a_certificate_that_nobody_vouches_for_is_refused() {
     let server = TlsServer::start();
     let error = server.upstream(None).get(manifest()).await.unwrap_err();
-    assert!(matches!(error, UpstreamError::Connect { .. }), "{error}");
+    assert!(matches!(error, UpstreamError::Certificate { .. }), "{error}");
     assert!(error.to_string().contains("certificate"), "{error}");
+    assert_eq!(server.offers.lock().len(), 1, "a second look makes it no better");
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::server::{Reply, Server};
 use super::{Fixture, NAME, UpstreamError, blob};
 use crate::config::UpstreamConfig;
+use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::upstream::client::{ClientSetup, Lane, Wire};
 use crate::upstream::trust::Trust;
@@ -82,7 +83,8 @@ async fn a_name_that_leads_into_our_network_is_not_dialled() {
 fn what_cannot_work_is_said_at_once() {
     let metrics = Arc::new(Metrics::new(&[]));
     let url = || vec!["https://r.example".parse().unwrap()];
-    let setup = |config: &UpstreamConfig, via: &str| Upstream::new(config, via, metrics.clone()).map(|_| ());
+    let setup =
+        |config: &UpstreamConfig, via: &str| Upstream::new(config, via, metrics.clone(), Tasks::new()).map(|_| ());
 
     let none = setup(&UpstreamConfig::new(NAME, Vec::new()), "x").unwrap_err();
     assert!(matches!(none, UpstreamSetupError::NoUrl { .. }), "{none}");

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use roadstead::config::Config;
@@ -144,6 +145,13 @@ impl TestServer {
     /// All metrics at this moment.
     pub async fn metrics(&self) -> Metrics {
         Metrics::parse(self.get("/metrics").await.text())
+    }
+
+    /// Waits until this upstream is asked again, after it was left alone.
+    pub async fn until_available(&self, upstream: &str) {
+        while self.metric("roadstead_upstream_available", &[("upstream", upstream)]).await != 1.0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// The sum of the series of that name which carry these labels; 0 when there are none.

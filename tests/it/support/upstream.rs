@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::io::BufReader;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::auth::{Auth, Bearer, TokenDesk};
@@ -23,6 +23,8 @@ pub struct Upstream {
     addr: SocketAddr,
     shared: Arc<Shared>,
     accepting: Mutex<Option<JoinHandle<()>>>,
+    /// While it is down: the port, so that nobody else gets it, without anybody listening there.
+    reserved: Mutex<Option<TcpSocket>>,
 }
 
 #[derive(Default)]
@@ -44,7 +46,7 @@ impl Upstream {
         let addr = listener.local_addr().expect("a bound listener has an address");
         let shared = Arc::default();
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Self { addr, shared, accepting: Mutex::new(Some(accepting)) }
+        Self { addr, shared, accepting: Mutex::new(Some(accepting)), reserved: Mutex::default() }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -63,12 +65,17 @@ impl Upstream {
             accepting.abort();
             // Its end has been awaited when the port is free again.
             drop(accepting.await);
+            let socket = TcpSocket::new_v4().expect("a socket");
+            socket.set_reuseaddr(true).expect("a socket's option");
+            socket.bind(self.addr).expect("the port is still free");
+            *self.reserved.lock() = Some(socket);
         }
     }
 
     /// Listens again, on the same port, with the same content and memory.
     pub async fn come_back(&self) {
-        let listener = TcpListener::bind(self.addr).await.expect("the port is still free");
+        let socket = self.reserved.lock().take().expect("it is down");
+        let listener = socket.listen(1024).expect("the port is ours");
         let accepting = tokio::spawn(accept(listener, Arc::clone(&self.shared)));
         *self.accepting.lock() = Some(accepting);
     }

@@ -1,0 +1,114 @@
+//! What all who ask one upstream share: how it is reached, and how it has fared.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::HeaderValue;
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+use url::Url;
+
+use super::auth::Authorizer;
+use super::breaker::Breaker;
+use super::client::{self, ClientSetup, Wire};
+use super::limits::Limits;
+use super::token::Tokens;
+use super::trust::Trust;
+use super::{Credentials, UpstreamError, UpstreamSetupError};
+use crate::config::{OnDenied, UpstreamConfig};
+use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
+
+/// One configured registry.
+///
+/// Costs next to nothing until it is first asked: the HTTP clients are built then, and the certificates of the system
+/// are read once for the process.
+pub(super) struct Remote {
+    pub(super) name: Arc<str>,
+    /// At least one, tried in order.
+    pub(super) urls: Vec<Url>,
+    pub(super) credentials: Option<Credentials>,
+    pub(super) on_denied: OnDenied,
+    pub(super) header_timeout: Duration,
+    pub(super) idle_timeout: Duration,
+    pub(super) min_rate: u64,
+    pub(super) max_fills: usize,
+    pub(super) trust: Arc<Trust>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) setup: Arc<ClientSetup>,
+    /// Written by whoever asks, and by the probe.
+    pub(super) breaker: Mutex<Breaker>,
+    pub(super) limits: Mutex<Limits>,
+    /// Owns the probe.
+    pub(super) tasks: Tasks,
+    live: OnceCell<Live>,
+}
+
+/// What an upstream has once it was asked.
+pub(super) struct Live {
+    pub(super) wire: Wire,
+    pub(super) auth: Authorizer,
+}
+
+impl Remote {
+    pub(super) fn new(
+        config: &UpstreamConfig,
+        via: &str,
+        metrics: Arc<Metrics>,
+        tasks: Tasks,
+    ) -> Result<Self, UpstreamSetupError> {
+        let upstream = || config.name.clone();
+        if config.urls.is_empty() {
+            return Err(UpstreamSetupError::NoUrl { upstream: upstream() });
+        }
+        let via = HeaderValue::try_from(format!("1.1 {via}"));
+        let via =
+            via.map_err(|_| UpstreamSetupError::Header { upstream: upstream(), what: "the name of this instance" })?;
+        let extra_roots = match &config.ca_file {
+            Some(path) => client::read_ca_file(path).map_err(|cause| UpstreamSetupError::CaFile {
+                upstream: upstream(),
+                path: path.clone(),
+                cause,
+            })?,
+            None => Vec::new(),
+        };
+        Ok(Self {
+            name: config.name.as_str().into(),
+            urls: config.urls.clone(),
+            credentials: Credentials::new(config)?,
+            on_denied: config.on_denied,
+            header_timeout: config.header_timeout,
+            idle_timeout: config.idle_timeout,
+            min_rate: config.min_rate,
+            max_fills: config.max_fills,
+            trust: Arc::new(Trust::new(config)),
+            metrics,
+            setup: Arc::new(ClientSetup {
+                via,
+                connect_timeout: config.connect_timeout,
+                extra_roots,
+                use_proxy: !config.urls.iter().all(client::is_loopback),
+            }),
+            breaker: Mutex::default(),
+            limits: Mutex::default(),
+            tasks,
+            live: OnceCell::new(),
+        })
+    }
+
+    pub(super) async fn live(&self) -> Result<&Live, UpstreamError> {
+        self.live.get_or_try_init(|| self.build()).await
+    }
+
+    async fn build(&self) -> Result<Live, UpstreamError> {
+        let (name, setup) = (self.name.clone(), self.setup.clone());
+        let (trust, metrics) = (self.trust.clone(), self.metrics.clone());
+        let built = tokio::task::spawn_blocking(move || Wire::build(&name, &setup, &trust, &metrics)).await;
+        let wire = built.unwrap_or_else(|error| {
+            Err(UpstreamError::Connect { upstream: self.name.clone(), cause: error.to_string().into() })
+        })?;
+        let tokens = Tokens::new(&self.name, self.header_timeout);
+        let auth = Authorizer::new(&self.name, &self.trust, self.credentials.clone(), tokens);
+        Ok(Live { wire, auth })
+    }
+}

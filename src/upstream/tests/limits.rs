@@ -1,0 +1,116 @@
+//! 429: for whom and for how long.
+
+use std::time::Duration;
+
+use super::server::{Reply, Server};
+use super::{Fixture, Kind, UpstreamError, blob, head, manifest, request};
+
+const HUB_PULLS: &str =
+    r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit. You may increase it"}]}"#;
+
+/// For how long this is not asked, by our own memory.
+async fn limited(fixture: &Fixture, request: super::UpstreamRequest) -> Option<Duration> {
+    match fixture.get(request).await {
+        Err(UpstreamError::RateLimited { retry_after, .. }) => {
+            Some(retry_after.expect("it is always said for how long"))
+        }
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_limit_on_pulls_lets_everything_else_flow() {
+    let server = Server::start(|seen| match seen.target.contains("/manifests/") && seen.method == "GET" {
+        true => Reply::new(429).body(HUB_PULLS).header("retry-after", "60"),
+        false => Reply::ok("content"),
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    assert_eq!(limited(&fixture, manifest()).await, Some(Duration::from_secs(60)));
+    for _ in 0..5 {
+        let left = limited(&fixture, manifest()).await.unwrap();
+        assert!(left > Duration::from_secs(30) && left < Duration::from_secs(60), "{left:?}");
+        assert_eq!(fixture.get(blob()).await.unwrap(), "content");
+        assert!(fixture.send(head(manifest())).await.is_ok());
+    }
+    assert_eq!(fixture.requests(r#"code="429""#), 1);
+    fixture.agrees_with(&[&server]);
+}
+
+#[tokio::test]
+async fn a_limit_on_all_requests_stops_them_all() {
+    let others = || [manifest(), head(manifest()), blob(), request(Kind::Tags, "a", "tags/list")];
+    for first in others() {
+        let server = Server::start(|_| Reply::new(429).body("Too Many Requests").header("retry-after", "60")).await;
+        let fixture = Fixture::new(&[&server]);
+        assert_eq!(limited(&fixture, first).await, Some(Duration::from_secs(60)));
+        for other in others() {
+            assert!(limited(&fixture, other).await.is_some());
+        }
+        assert_eq!(server.seen().len(), 1);
+        fixture.agrees_with(&[&server]);
+    }
+}
+
+#[tokio::test]
+async fn without_a_word_the_hold_is_short_and_a_year_is_not_believed() {
+    for (told, least, most) in [("", 5, 15), ("31536000", 600, 900)] {
+        let server = Server::start(move |_| match told {
+            "" => Reply::new(429),
+            told => Reply::new(429).header("retry-after", told),
+        })
+        .await;
+        let fixture = Fixture::new(&[&server]);
+        limited(&fixture, blob()).await.unwrap();
+        let left = limited(&fixture, blob()).await.unwrap().as_secs();
+        assert!((least..=most).contains(&left), "{told:?}: {left} s");
+        assert_eq!(server.seen().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_limit_of_milliseconds_is_waited_for_once() {
+    let server = Server::start(|_| Reply::new(429).body("retry-after: 1.16ms, allowed: 44000/minute")).await;
+    let fixture = Fixture::new(&[&server]);
+    assert!(limited(&fixture, manifest()).await.is_some());
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn a_limit_of_the_storage_is_about_blobs_and_one_of_the_token_server_about_all() {
+    let storage = Server::start(|_| Reply::new(429).header("retry-after", "60")).await;
+    let target = storage.at("/blob");
+    let server = Server::start(move |seen| match seen.target.contains("/blobs/") {
+        true => Reply::redirect(target.clone()),
+        false => Reply::ok("content"),
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    assert!(limited(&fixture, blob()).await.is_some() && limited(&fixture, blob()).await.is_some());
+    assert_eq!(storage.seen().len(), 1);
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+
+    let server = Server::start(|seen| match seen.target.starts_with("/token") {
+        true => Reply::new(429).header("retry-after", "60"),
+        false => Reply::bearer(&seen.here("/token"), r#"service="s""#),
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    assert!(limited(&fixture, manifest()).await.is_some() && limited(&fixture, blob()).await.is_some());
+    assert_eq!(server.seen().len(), 2, "the challenge and the token, once");
+}
+
+#[tokio::test]
+async fn few_pulls_left_are_known_from_the_last_answer() {
+    let server = Server::start(|seen| {
+        let left = if seen.target.contains("latest") { "9;w=21600" } else { "90;w=21600" };
+        Reply::ok("content").header("ratelimit-limit", "100;w=21600").header("ratelimit-remaining", left)
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    assert!(!fixture.upstream.is_scarce());
+    fixture.get(manifest()).await.unwrap();
+    assert!(fixture.upstream.is_scarce());
+    fixture.get(request(Kind::Manifest, "a", "manifests/other")).await.unwrap();
+    assert!(!fixture.upstream.is_scarce());
+}

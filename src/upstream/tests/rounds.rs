@@ -1,0 +1,112 @@
+//! Trouble before the first byte: what is asked again, and what is told at once.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use http::StatusCode;
+use tokio::time::Instant;
+
+use super::server::{Reply, Server};
+use super::{Effort, Fixture, UpstreamError, UpstreamRequest, blob, head, manifest};
+
+/// Answers like this `times` times, and then well.
+async fn failing(times: usize, bad: impl Fn() -> Reply + Send + Sync + 'static) -> Server {
+    let asked = AtomicUsize::new(0);
+    Server::start(move |_| if asked.fetch_add(1, Ordering::Relaxed) < times { bad() } else { Reply::ok("content") })
+        .await
+}
+
+#[tokio::test]
+async fn trouble_that_passes_is_not_noticed() {
+    let cases = [(500, 1), (502, 2), (503, 1), (503, 3), (504, 2), (520, 1)].map(|(status, times)| async move {
+        let server = failing(times, move || Reply::new(status)).await;
+        let fixture = Fixture::new(&[&server]);
+        assert_eq!(fixture.get(manifest()).await.unwrap(), "content", "{times} times {status}");
+        assert_eq!(server.seen().len(), times + 1);
+        fixture.agrees_with(&[&server]);
+    });
+    join_all(cases).await;
+}
+
+#[tokio::test]
+async fn trouble_that_stays_is_told_after_a_few_rounds_as_it_is() {
+    let server = Server::start(|_| Reply::new(502)).await;
+    let other = Server::start(|_| Reply::new(503)).await;
+    let fixture = Fixture::new(&[&server, &other]);
+    let error = fixture.get(blob()).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Status { status: StatusCode::SERVICE_UNAVAILABLE, .. }), "{error}");
+    assert_eq!((server.seen().len(), other.seen().len()), (4, 4), "all URLs are one round");
+    fixture.agrees_with(&[&server, &other]);
+}
+
+#[tokio::test]
+async fn what_says_something_about_the_content_is_not_asked_again() {
+    for status in [400, 401, 403, 404, 405, 416, 418, 429, 501, 505, 508] {
+        for request in [manifest(), head(manifest()), blob()] {
+            let server = Server::start(move |_| Reply::new(status)).await;
+            assert!(Fixture::new(&[&server]).get(request).await.is_err());
+            assert_eq!(server.seen().len(), 1, "{status}");
+        }
+    }
+    let server = Server::start(|_| Reply::ok("x").header("content-encoding", "gzip")).await;
+    assert!(Fixture::new(&[&server]).get(blob()).await.is_err());
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn who_asks_for_one_round_gets_one() {
+    for effort in [Effort::Once, Effort::Resume] {
+        let server = Server::start(|_| Reply::new(503)).await;
+        let once = UpstreamRequest { effort, ..blob() };
+        assert!(Fixture::new(&[&server]).get(once).await.is_err());
+        assert_eq!(server.seen().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_short_retry_after_is_kept_and_a_long_one_told_at_once() {
+    let server = failing(1, || Reply::new(503).header("retry-after", "1")).await;
+    let started = Instant::now();
+    assert_eq!(Fixture::new(&[&server]).get(manifest()).await.unwrap(), "content");
+    assert!(started.elapsed() >= Duration::from_secs(1));
+
+    let server = Server::start(|_| Reply::new(503).header("retry-after", "30")).await;
+    let error = Fixture::new(&[&server]).get(manifest()).await.unwrap_err();
+    assert_eq!((error.retry_after(), server.seen().len()), (Some(Duration::from_secs(30)), 1));
+}
+
+#[tokio::test]
+async fn the_answer_comes_by_the_deadline_whatever_happens() {
+    for (what, wait, least) in [("silence", 60, 1), ("quick failures", 0, 2)] {
+        let server = Server::start(move |_| Reply::new(503).after(Duration::from_secs(wait))).await;
+        let fixture = Fixture::configured(&[&server], |config| config.header_timeout = Duration::from_secs(60));
+        let deadline = Instant::now() + Duration::from_millis(700);
+        let asked =
+            tokio::time::timeout_at(deadline + Duration::from_secs(10), fixture.upstream.send(blob(), deadline));
+        assert!(asked.await.expect(what).is_err());
+        assert!(server.seen().len() >= least, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_url_leaves_time_for_the_next_one() {
+    let silent = Server::start(|_| Reply::ok("").after(Duration::from_secs(60))).await;
+    let well = Server::start(|_| Reply::ok("content")).await;
+    let fixture = Fixture::configured(&[&silent, &well], |config| config.header_timeout = Duration::from_secs(60));
+    let response = fixture.upstream.send(blob(), Instant::now() + Duration::from_secs(2)).await;
+    assert!(response.is_ok(), "{:?}", response.err());
+    assert_eq!((silent.seen().len(), well.seen().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn what_the_client_came_through_stands_before_ourselves() {
+    let server = Server::start(|_| Reply::ok("content")).await;
+    let fixture = Fixture::new(&[&server]);
+    let headers = [(http::header::VIA, "1.1 roadstead-other, 1.1 proxy".parse().unwrap())].into_iter().collect();
+    let behind = fixture.upstream.behind(super::super::Hops::of(&headers));
+    behind.send(blob(), super::soon()).await.unwrap();
+    fixture.send(blob()).await.unwrap();
+    let vias: Vec<_> = server.seen().iter().map(|seen| seen.header("via").unwrap().to_owned()).collect();
+    assert_eq!(vias, ["1.1 roadstead-other, 1.1 proxy, 1.1 roadstead-test", "1.1 roadstead-test"]);
+}
