@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Policy;
@@ -105,6 +106,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         store: store.clone(),
         config: Arc::new(config.clone()),
         metrics: metrics.clone(),
+        puller: puller.clone(),
+        since: Instant::now(),
         tasks: tasks.clone(),
     };
     // A socket would be written, and the next one who reads the folder would take it away.

@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod du;
 pub mod explain;
+mod gc;
 mod options;
 mod output;
 mod runtime;
@@ -42,6 +43,8 @@ enum Command {
     Explain(explain::Explain),
     /// Say what takes how much room, by upstream and repository.
     Du(du::Du),
+    /// Give back the room of what was deleted and of uploads that nothing refers to.
+    Gc(gc::Gc),
     /// Read everything and say what is not what it should be; 1 is the exit code if something is damaged.
     Scrub(scrub::Scrub),
     /// Keep content from being unlinked while a backup copies it.
@@ -92,6 +95,7 @@ impl Cli {
             Command::Check(options) => check::run(options)?,
             Command::Explain(explain) => explain.run()?,
             Command::Du(du) => du.run()?,
+            Command::Gc(gc) => gc.run()?,
             Command::Scrub(scrub) => return scrub.run(),
             Command::BackupLease(lease) => return lease.run(),
         }
@@ -131,6 +135,7 @@ mod tests {
             "check",
             "explain busybox --output json",
             "du --output json",
+            "gc --dry-run --output json",
             "scrub --repair",
             "backup-lease --for 2h",
         ] {

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::oci::{Digest, Manifest, Reference, RepoId, Scope, Tag};
 use crate::resolve::{Asked, Routes, Rule, Target};
 use crate::store::{StoreError, TagRecord, View};
+use crate::upstream::BreakerState;
 
 /// How deep indexes within indexes are followed.
 const DEPTH: usize = 3;
@@ -41,7 +42,7 @@ pub struct Facts {
     pub urls: Vec<String>,
     pub credentials: bool,
     /// Whether the upstream is being asked, or left alone after failures. Only a running server knows.
-    pub upstream_available: Option<bool>,
+    pub breaker: Option<BreakerState>,
     pub tag: Option<TagFacts>,
     pub manifest: Option<Node>,
     /// What a pull of everything that belongs to it would ask the upstream, now.
@@ -126,10 +127,7 @@ fn gather(known: &Known<'_>, target: Target, reference: Reference) -> Result<Fac
         repository: repo.name.to_string(),
         urls: upstream.map(|upstream| upstream.urls.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         credentials: upstream.is_some_and(|upstream| upstream.username.is_some()),
-        upstream_available: known
-            .server
-            .zip(upstream)
-            .map(|(server, upstream)| server.metrics.is_upstream_available(&upstream.name)),
+        breaker: known.server.zip(upstream).and_then(|(server, upstream)| server.puller.breaker_state(&upstream.name)),
         tag,
         manifest,
         upstream_requests: Vec::new(),

@@ -5,6 +5,7 @@
 //! command line runs the same one on a folder that nobody serves.
 
 pub mod explain;
+pub mod gc;
 pub mod lease;
 pub mod lines;
 mod routes;
@@ -15,7 +16,10 @@ pub mod usage;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::config::Config;
+use crate::pull::Puller;
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
@@ -27,6 +31,9 @@ pub struct Control {
     pub store: Store,
     pub config: Arc<Config>,
     pub metrics: Arc<Metrics>,
+    pub puller: Puller,
+    /// When the server began.
+    pub since: Instant,
     /// Own what an operation starts.
     pub tasks: Tasks,
 }

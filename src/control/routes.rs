@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::{Control, explain, lease, lines, scrub, usage};
+use super::{Control, explain, gc, lease, lines, scrub, usage};
 use crate::resolve::Routes;
 
 /// More than any question takes.
@@ -26,6 +26,7 @@ pub(super) fn router(control: Arc<Control>) -> Router {
     Router::new()
         .route("/v1/explain", post(explain_image))
         .route("/v1/du", post(du))
+        .route("/v1/gc", post(collect))
         .route("/v1/scrub", post(scrub_store))
         .route("/v1/lease", post(take_lease))
         .route("/v1/release", post(release_lease))
@@ -59,6 +60,18 @@ async fn scrub_store(State(control): State<Arc<Control>>, body: Body) -> Result<
         let sink = lines.clone();
         let summary = scrub::scrub(store, question.repair, Some(metrics), move |event| sink.write(&event)).await?;
         lines.send(&scrub::ScrubEvent::Done(summary)).await;
+        Ok(())
+    }))
+}
+
+async fn collect(State(control): State<Arc<Control>>, body: Body) -> Result<Response, Refused> {
+    let question: gc::Question = read(body).await?;
+    let remove = !question.dry_run && control.since.elapsed() >= control.config.gc.after_start;
+    let (store, config) = (control.store.clone(), control.config.clone());
+    Ok(lines::answer(&control.tasks, |lines| async move {
+        let sink = lines.clone();
+        let summary = gc::gc(store, &config, remove, move |event| sink.write(&event)).await?;
+        lines.send(&gc::GcEvent::Done(summary)).await;
         Ok(())
     }))
 }

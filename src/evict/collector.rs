@@ -33,7 +33,7 @@ pub(super) async fn run(store: Store, gc: GcConfig) {
 /// What has been marked by an earlier run of the server waits until this one has seen who still uses what.
 async fn pass(store: &Store, gc: &GcConfig, uptime: Duration) -> Result<(), StoreError> {
     let (store, rules) = (store.clone(), rules(gc, uptime >= gc.after_start));
-    let collected = until_dropped(move |stop: &AtomicBool| store.collect(rules, stop)).await?;
+    let collected = until_dropped(move |stop: &AtomicBool| store.collect(rules, stop, &|_| {})).await?;
     if rules.remove {
         report(&collected);
     }

@@ -34,7 +34,7 @@ use crate::oci::{Digest, Reference, Referrer, RepoId, Scope, Tag, UpstreamName};
 use crate::store::{Member, Store, StoreError};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
-use crate::upstream::{Effort, Hops, Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
+use crate::upstream::{BreakerState, Effort, Hops, Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 use fill::Source;
 use flight::Flights;
 use inflight::Fills;
@@ -135,6 +135,11 @@ impl Puller {
             return Ok(upstream.clone());
         }
         Ok(Arc::new(upstream.behind(self.hops.clone())))
+    }
+
+    /// Whether an upstream is asked at present, or left alone after failures; `None` for one that is not configured.
+    pub fn breaker_state(&self, upstream: &str) -> Option<BreakerState> {
+        self.inner.upstreams.get(upstream).map(|upstream| upstream.breaker_state())
     }
 
     /// Ends the fills that nobody waits for: the first step of a stop.

@@ -71,13 +71,18 @@ pub struct Collected {
 
 impl Store {
     /// Marks what is out of reach and removes what has been so for long enough. Blocks for as long as a walk of the local
-    /// names takes, or until `stop` is set. Does nothing while the index is not in step with the files.
-    pub fn collect(&self, rules: CollectRules, stop: &AtomicBool) -> Result<Collected, StoreError> {
+    /// names takes, or until `stop` is set; `progress` hears how many repositories were looked at. Does nothing while the index is not in step with the files.
+    pub fn collect(
+        &self,
+        rules: CollectRules,
+        stop: &AtomicBool,
+        progress: &dyn Fn(u64),
+    ) -> Result<Collected, StoreError> {
         let inner = &self.inner;
         if !inner.index.is_ready() {
             return Ok(Collected::default());
         }
-        let Some(found) = inner.find_out_of_reach(&rules, stop)? else { return Ok(Collected::default()) };
+        let Some(found) = inner.find_out_of_reach(&rules, stop, progress)? else { return Ok(Collected::default()) };
         let now = now();
         inner.marks.update(&inner.index, &found, now);
         let mut collected = Collected::default();
@@ -161,11 +166,15 @@ impl Inner {
         &self,
         rules: &CollectRules,
         stop: &AtomicBool,
+        progress: &dyn Fn(u64),
     ) -> Result<Option<HashSet<Candidate>>, StoreError> {
         let mut found = HashSet::new();
         // The beginnings of digests: two that begin alike keep each other, which is all that can go wrong.
         let mut named: HashSet<u64> = HashSet::new();
+        let mut repositories = 0;
         let whole = self.walk_repositories(&Scope::Local, &mut |repo| {
+            repositories += 1;
+            progress(repositories);
             self.look_for_unreached(&repo, rules, &mut named, &mut found)?;
             Ok(!stop.load(Ordering::Relaxed))
         })?;

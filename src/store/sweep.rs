@@ -14,7 +14,7 @@ use crate::oci::{Digest, Manifest, RepoId, Scope, Tag};
 const YOUNG: Duration = Duration::from_secs(60 * 60);
 
 /// What a sweep removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Swept {
     pub tags: u64,
     pub links: u64,

@@ -179,11 +179,6 @@ impl Metrics {
         self.last_no_room.lock().map(|last| last.elapsed())
     }
 
-    /// Whether an upstream is being asked, rather than left alone after failures.
-    pub fn is_upstream_available(&self, upstream: &str) -> bool {
-        self.upstreams.get(upstream).is_none_or(|series| series.available.get() != 0)
-    }
-
     /// Transfers of content under way: fills, and requests for blobs and uploads.
     pub fn transfers_in_flight(&self) -> i64 {
         let handlers = ["blob", "blob_upload", "blob_upload_chunk"];

@@ -105,7 +105,7 @@ impl Scene {
 
     async fn collect(&self, rules: CollectRules) -> Collected {
         let store = self.store.clone();
-        let pass = tokio::task::spawn_blocking(move || store.collect(rules, &AtomicBool::new(false)));
+        let pass = tokio::task::spawn_blocking(move || store.collect(rules, &AtomicBool::new(false), &|_| {}));
         pass.await.unwrap().unwrap()
     }
 

@@ -70,10 +70,10 @@ async fn explain_knows_what_the_running_server_remembers() {
 
     let args = ["explain", "docker.io/library/app:v1", "--output", "json"];
     let online = roadstead(server.data_dir(), &args).await.json();
-    assert_eq!((&online["tag"]["fresh"], &online["upstream_available"]), (&true.into(), &true.into()), "{online}");
+    assert_eq!((&online["tag"]["fresh"], &online["breaker"]["state"]), (&true.into(), &"closed".into()), "{online}");
     server.stop_running().await;
     let offline = roadstead(server.data_dir(), &args).await.json();
-    assert_eq!((&offline["tag"]["fresh"], &offline["upstream_available"]), (&false.into(), &().into()), "{offline}");
+    assert_eq!((&offline["tag"]["fresh"], &offline["breaker"]), (&false.into(), &().into()), "{offline}");
     assert_eq!(online["manifest"], offline["manifest"]);
 
     server.restart().await;

@@ -22,6 +22,7 @@ mod fills;
 mod followers;
 mod freshness;
 mod fuzz;
+mod gc;
 mod input;
 mod lists;
 mod metrics;

@@ -267,7 +267,7 @@ impl World {
             Step::Collect => {
                 // Rights first, and then what nobody has a right to.
                 for _ in 0..2 {
-                    store.collect(NOW, &AtomicBool::new(false)).unwrap();
+                    store.collect(NOW, &AtomicBool::new(false), &|_| {}).unwrap();
                 }
                 for repository in &mut self.local {
                     let needed: BTreeSet<usize> =

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::cli::output::bytes;
 use crate::control::explain::{Facts, Node};
+use crate::upstream::BreakerState;
 
 /// Requests that are listed one by one; of more, only the number is of use.
 const LISTED: usize = 8;
@@ -24,8 +25,15 @@ fn write_all(text: &mut String, facts: &Facts) -> std::fmt::Result {
         let credentials = if facts.credentials { "with credentials" } else { "anonymously" };
         writeln!(text, "scope       mirrored from {} ({credentials}), as {}", facts.urls.join(", "), facts.repository)?;
     }
-    if facts.upstream_available == Some(false) {
-        writeln!(text, "upstream    left alone at present, after failures")?;
+    match facts.breaker {
+        Some(BreakerState::Open { for_seconds, next_probe_in_seconds }) => {
+            let probe = format!("asked whether it is back in {next_probe_in_seconds} s");
+            writeln!(text, "upstream    left alone for {for_seconds} s, after failures; {probe}")?;
+        }
+        Some(BreakerState::Closed { failures }) if failures > 0 => {
+            writeln!(text, "upstream    failed {failures} times in a row")?;
+        }
+        Some(BreakerState::Closed { .. }) | None => {}
     }
     let missing = if facts.data_exists { "" } else { " (which does not exist)" };
     writeln!(text, "data        {}{missing}", facts.data)?;

@@ -1,0 +1,102 @@
+//! `roadstead gc`: give back the room of what nobody can reach.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::options::ConfigOptions;
+use super::output::{Output, ProgressLine, bytes, print};
+use super::session::Session;
+use super::{CliError, runtime};
+use crate::config::Config;
+use crate::control::gc::{GcEvent, GcSummary, Question, gc};
+
+#[derive(Args, Debug)]
+pub struct Gc {
+    /// Remove nothing, and say what would be.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// For people, or for machines: one JSON object a line as it goes.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+
+    #[command(flatten)]
+    options: ConfigOptions,
+}
+
+// === impl Gc ===
+
+impl Gc {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let config = self.options.load()?;
+        let progress = Arc::new(Mutex::new(ProgressLine::new(self.output)));
+        let summary = runtime::block_on(collect(&config, self.dry_run, progress.clone()))??;
+        progress.lock().clear();
+        print(&match self.output {
+            Output::Json => format!("{}\n", json!(GcEvent::Done(summary))),
+            Output::Text => text(&summary, self.dry_run),
+        })?;
+        if summary.complete { Ok(()) } else { Err(CliError::Unfinished) }
+    }
+}
+
+async fn collect(config: &Config, dry_run: bool, progress: Arc<Mutex<ProgressLine>>) -> Result<GcSummary, CliError> {
+    let draw = move |repositories| progress.lock().draw(|| format!("{repositories} repositories"));
+    match Session::open(config).await? {
+        Session::Server(mut server) => {
+            let mut summary = None;
+            let each = |event| {
+                match event {
+                    GcEvent::Progress { repositories } => draw(repositories),
+                    GcEvent::Done(done) => summary = Some(done),
+                }
+                Ok(())
+            };
+            server.lines("gc", &Question { dry_run }, each).await?;
+            summary.ok_or(CliError::Unfinished)
+        }
+        Session::Folder(store) => {
+            // The index has to be in step with the files before anything is removed for what it says.
+            let walked = store.clone();
+            let walk = tokio::task::spawn_blocking(move || {
+                if walked.needs_reconcile() {
+                    walked.reconcile(&AtomicBool::new(false));
+                }
+            });
+            walk.await.map_err(|error| CliError::Server(error.to_string()))?;
+            let collected = gc(store.clone(), config, !dry_run, move |event| {
+                if let GcEvent::Progress { repositories } = event {
+                    draw(repositories);
+                }
+                true
+            });
+            let collected = collected.await;
+            store.close().await;
+            Ok(collected?)
+        }
+    }
+}
+
+fn text(summary: &GcSummary, dry_run: bool) -> String {
+    let GcSummary { collected, swept, removed, .. } = summary;
+    let would = if *removed { "" } else { "would be " };
+    let size = bytes(collected.bytes);
+    let mut text = format!(
+        "{would}removed: {} files ({size}), {} rights to uploads that nothing refers to, {} untagged manifests; \
+         {} more are out of reach and wait\n",
+        collected.files, collected.members, collected.manifests, collected.waiting,
+    );
+    if *removed {
+        text.push_str(&format!(
+            "names of upstreams that stood for nothing: {} tags, {} links, {} repositories\n",
+            swept.tags, swept.links, swept.repositories,
+        ));
+    } else if !dry_run {
+        text.push_str("nothing was removed: the server has not run for long enough (gc.after_start)\n");
+    }
+    text
+}
