@@ -11,7 +11,6 @@ pub mod http;
 pub mod oci;
 pub mod pull;
 pub mod resolve;
-pub mod scrub;
 pub mod server;
 pub mod store;
 pub mod tasks;

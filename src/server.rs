@@ -21,7 +21,6 @@ use crate::http::{App, router};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
 use crate::resolve::Routes;
-use crate::scrub;
 use crate::store::{OpenError, Store, StoreError};
 use crate::tasks::{Tasks, every};
 use crate::telemetry::Metrics;
@@ -99,8 +98,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let stock = take_stock(&store, &metrics);
     if !read_only {
         keep_house(&store, &tasks);
-        evict::start(&store, &config, &tasks);
-        tasks.spawn(scrub::run(store.clone(), metrics.clone(), config.scrub.clone()));
+        evict::start(&store, &config, &metrics, &tasks);
     }
     let operator = Control {
         store: store.clone(),

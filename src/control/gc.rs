@@ -53,15 +53,14 @@ pub async fn gc(
     sink: impl Fn(GcEvent) -> bool + Send + 'static,
 ) -> Result<GcSummary, StoreError> {
     let (rules, unused) = (evict::rules(&config.gc, remove), config.cache.stale_if_error);
-    let work = move || {
-        let stop = AtomicBool::new(false);
-        let collected = store.collect(rules, &stop, &|repositories| {
+    let work = move |store: &Store, stop: &AtomicBool| {
+        let collected = store.collect(rules, stop, &|repositories| {
             if !sink(GcEvent::Progress { repositories }) {
                 stop.store(true, Ordering::Relaxed);
             }
         })?;
-        let swept = if remove { store.sweep(unused, &stop)? } else { Swept::default() };
+        let swept = if remove { store.sweep(unused, stop)? } else { Swept::default() };
         Ok(GcSummary { collected, swept, removed: remove, complete: !stop.load(Ordering::Relaxed) })
     };
-    tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Task)?
+    store.walk(work).await
 }

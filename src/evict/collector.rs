@@ -1,11 +1,9 @@
 //! When the collector runs, and how careful it is.
 
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::until_dropped;
 use crate::config::GcConfig;
 use crate::store::{CollectRules, Collected, Store, StoreError};
 use crate::tasks::every;
@@ -32,8 +30,8 @@ pub(super) async fn run(store: Store, gc: GcConfig) {
 
 /// What has been marked by an earlier run of the server waits until this one has seen who still uses what.
 async fn pass(store: &Store, gc: &GcConfig, uptime: Duration) -> Result<(), StoreError> {
-    let (store, rules) = (store.clone(), rules(gc, uptime >= gc.after_start));
-    let collected = until_dropped(move |stop: &AtomicBool| store.collect(rules, stop, &|_| {})).await?;
+    let rules = rules(gc, uptime >= gc.after_start);
+    let collected = store.walk(move |store, stop| store.collect(rules, stop, &|_| {})).await?;
     if rules.remove {
         report(&collected);
     }

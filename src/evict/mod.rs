@@ -1,15 +1,16 @@
-//! Keeping the store within its bounds, beside requests: what has to go is decided and done in `store`; when, and what is
-//! never to go, here.
+//! Keeping the store in order, beside requests: eviction, the collector, the slow scrub. What is done is in `store`; when, how
+//! carefully, and what is never to go, here.
 
 mod collector;
+mod scrub;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::config::{CacheConfig, Config, Pin};
 use crate::store::{Bounds, PinRule, Store, StoreError};
 use crate::tasks::{Tasks, every};
+use crate::telemetry::Metrics;
 
 /// Bounds are looked at this often; who needs room meanwhile makes it.
 const TEND: Duration = Duration::from_secs(1);
@@ -34,10 +35,11 @@ pub fn pin_rule(cache: &CacheConfig) -> Option<PinRule> {
     })
 }
 
-/// Starts what keeps the store within its bounds for as long as `tasks` run.
-pub fn start(store: &Store, config: &Config, tasks: &Tasks) {
+/// Starts what keeps the store in order for as long as `tasks` run.
+pub fn start(store: &Store, config: &Config, metrics: &Arc<Metrics>, tasks: &Tasks) {
     let [tended, swept] = [store.clone(), store.clone()];
     tasks.spawn(collector::run(store.clone(), config.gc.clone()));
+    tasks.spawn(scrub::run(store.clone(), metrics.clone(), config.scrub.clone()));
     tasks.spawn(async move { every(TEND, "keep the cache within its bounds", || tended.tend()).await });
     let unused = config.cache.stale_if_error;
     tasks.spawn(async move {
@@ -47,28 +49,10 @@ pub fn start(store: &Store, config: &Config, tasks: &Tasks) {
 }
 
 async fn sweep(store: &Store, unused: Duration) -> Result<(), StoreError> {
-    let store = store.clone();
-    let swept = until_dropped(move |stop: &AtomicBool| store.sweep(unused, stop)).await?;
+    let swept = store.walk(move |store, stop| store.sweep(unused, stop)).await?;
     if swept != Default::default() {
         let (tags, links, repositories) = (swept.tags, swept.links, swept.repositories);
         tracing::info!(tags, links, repositories, "removed names of mirrored repositories that stood for nothing");
     }
     Ok(())
-}
-
-/// Runs a walk on the blocking pool; it is told to stop when nobody waits for it any more.
-async fn until_dropped<T: Send + 'static>(
-    walk: impl FnOnce(&AtomicBool) -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let _stopped_with_us = StopOnDrop(stop.clone());
-    tokio::task::spawn_blocking(move || walk(&stop)).await.map_err(|_| StoreError::Task)?
-}
-
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -6,12 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::collect::Candidate;
+use super::clock::now;
 use super::error::{At, StoreError, optional};
 use super::index::Change;
 use super::layout::sync_folder;
 use super::reader::BlobReader;
-use super::recency::now;
+use super::records::Candidate;
 use super::records::{BlobRecord, Class};
 use super::settled::is_still_at;
 use super::{Inner, Store};

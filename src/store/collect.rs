@@ -13,25 +13,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::clock::{now, to_time};
 use super::error::{At, StoreError, optional};
 use super::index::{BATCH, Change};
 use super::layout::{Temporary, sync_folder};
-use super::recency::{now, to_time};
-use super::records::Class;
+use super::records::{Candidate, Class};
 use super::segments::Time;
 use super::{Inner, Store};
 use crate::oci::{Digest, Manifest, RepoId, Scope};
-
-/// What may be collected.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Candidate {
-    /// Content that no local repository names.
-    Content(Digest),
-    /// A local repository's right to a blob that none of its manifests refers to.
-    Member(RepoId, Digest),
-    /// A manifest that no tag leads to.
-    Manifest(RepoId, Digest),
-}
 
 /// Since when what is out of reach was found so.
 #[derive(Debug, Default)]

@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::fs;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::clock::now;
 use super::error::{At, StoreError, optional};
 use super::layout::Temporary;
-use super::recency::now;
 use super::records::Class;
 use super::space::Reservation;
 use super::{Inner, Store};
@@ -69,18 +70,15 @@ impl Store {
     }
 
     /// Puts uses in order, and evicts what the bounds ask for: all of it when they are exceeded, and some more after
-    /// somebody had to wait for room.
+    /// somebody had to wait for room. It takes half of the time that it could, so that nobody else notices.
     pub async fn tend(&self) -> Result<(), StoreError> {
-        self.run(|inner| {
-            inner.recency.settle();
-            inner.refresh_pins()?;
-            let short = inner.evictions.short.swap(false, Ordering::Relaxed);
-            if short || inner.space.excess() > 0 {
-                inner.make_room(&|| inner.space.above_low_mark())?;
+        loop {
+            let begun = Instant::now();
+            if !self.run(|inner| inner.tend()).await? {
+                return Ok(());
             }
-            Ok(())
-        })
-        .await
+            tokio::time::sleep(begun.elapsed()).await;
+        }
     }
 }
 
@@ -109,44 +107,57 @@ impl Inner {
         if lacking() == 0 || self.make_room(&lacking)? { Ok(()) } else { Err(StoreError::NoRoom { bytes }) }
     }
 
+    /// One turn of what is done in the background; whether there is more to do.
+    fn tend(&self) -> Result<bool, StoreError> {
+        self.recency.settle();
+        self.refresh_pins()?;
+        if self.space.excess() > 0 {
+            self.evictions.short.store(true, Ordering::Relaxed);
+        }
+        let more = self.evictions.short.load(Ordering::Relaxed) && self.evict_some(&|| self.space.above_low_mark())?;
+        if !more {
+            self.evictions.short.store(false, Ordering::Relaxed);
+        }
+        Ok(more)
+    }
+
     /// Evicts until nothing is `short` any more; whether that could be reached. Nothing goes if it cannot.
     fn make_room(&self, short: &dyn Fn() -> u64) -> Result<bool, StoreError> {
-        if !self.can_evict() || self.deletions_held() {
-            return Ok(false);
-        }
-        let _turn = self.evictions.turn.lock();
         self.recency.settle();
         self.refresh_pins()?;
         if short() > self.recency.segments.lock().evictable(now()) {
             return Ok(false);
         }
-        loop {
-            let bytes = short();
-            if bytes == 0 {
-                return Ok(true);
+        while self.evict_some(short)? {}
+        Ok(short() == 0)
+    }
+
+    /// Evicts the next few, as long as anything is `short`; whether it still is and others may go.
+    fn evict_some(&self, short: &dyn Fn() -> u64) -> Result<bool, StoreError> {
+        if !self.can_evict() || self.deletions_held() {
+            return Ok(false);
+        }
+        let _turn = self.evictions.turn.lock();
+        let bytes = short();
+        let reason = if self.space.lacking(0) > 0 { EvictionReason::Disk } else { EvictionReason::Size };
+        let victims = self.recency.segments.lock().victims(bytes, TURN, now());
+        let mut gone = 0;
+        for digest in victims {
+            if short() == 0 {
+                break;
             }
-            let reason = if self.space.lacking(0) > 0 { EvictionReason::Disk } else { EvictionReason::Size };
-            let victims = self.recency.segments.lock().victims(bytes, TURN, now());
-            let mut gone = 0;
-            for digest in victims {
-                let went = self.evict(&digest, reason).unwrap_or_else(|error| {
-                    tracing::error!(%digest, %error, "cannot evict {digest}: {error}");
-                    false
-                });
-                if went {
-                    gone += 1;
-                } else {
-                    // In use, or out of reach: others are tried first the next time.
-                    self.recency.segments.lock().touch(&digest, now());
-                }
-                if short() == 0 {
-                    return Ok(true);
-                }
-            }
-            if gone == 0 {
-                return Ok(false);
+            let went = self.evict(&digest, reason).unwrap_or_else(|error| {
+                tracing::error!(%digest, %error, "cannot evict {digest}: {error}");
+                false
+            });
+            if went {
+                gone += 1;
+            } else {
+                // In use, or out of reach: others are tried first the next time.
+                self.recency.segments.lock().touch(&digest, now());
             }
         }
+        Ok(gone > 0 && short() > 0)
     }
 
     /// Whether the content went: not if somebody reads it.

@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::collect::Candidate;
 use super::layout::Layout;
+use super::records::Candidate;
 use super::records::{self, BlobRecord, Class, Page, kind};
 use super::segments::{LastUse, Time};
 use crate::oci::{Digest, RepoId, Scope, Tag};

@@ -8,6 +8,7 @@
 //! Locks, in this order: a repository's, then a digest's. Neither is held across an await.
 
 mod blobs;
+mod clock;
 mod collect;
 mod error;
 mod evict;
@@ -42,6 +43,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -296,6 +298,19 @@ impl Store {
         }
     }
 
+    /// Runs a walk on the blocking pool. It is told to stop when nobody waits for it any more, and a stop of the store waits
+    /// until it has.
+    pub async fn walk<T: Send + 'static>(
+        &self,
+        walk: impl FnOnce(&Self, &AtomicBool) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let _stopped_with_us = StopOnDrop(stop.clone());
+        let store = self.clone();
+        let walk = self.inner.operations.spawn_blocking(move || walk(&store, &stop));
+        walk.await.map_err(|_| StoreError::Task)?
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         operation: impl FnOnce(&Arc<Inner>) -> Result<T, StoreError> + Send + 'static,
@@ -308,6 +323,14 @@ impl Store {
 impl WeakStore {
     pub fn upgrade(&self) -> Option<Store> {
         Some(Store { inner: self.0.upgrade()? })
+    }
+}
+
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

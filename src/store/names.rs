@@ -10,10 +10,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::collect::Candidate;
 use super::error::{At, StoreError, optional};
 use super::index::Change;
 use super::layout::{Temporary, create_folders, sync_folder};
+use super::records::Candidate;
 use super::records::{self, Class, Member, StoredManifest, TagRecord};
 use super::space::NAME_BYTES;
 use super::{Inner, Store};

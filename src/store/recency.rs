@@ -3,12 +3,12 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::clock::now;
 use super::index::{BATCH, Change};
 use super::records::StoredManifest;
 use super::segments::{LastUse, Segments, Time};
@@ -21,8 +21,6 @@ const WAITING: usize = 16 << 10;
 const SAVED_AT_ONCE: usize = 20 * BATCH;
 /// Records put in order without letting anybody else in.
 const RESTORED_AT_ONCE: usize = 4096;
-/// A manifest that is served all the time is used once in this many seconds.
-const MANIFEST_STEP: u32 = 60;
 
 #[derive(Debug)]
 pub(super) struct Recency {
@@ -38,10 +36,6 @@ enum Use {
     Content(Digest),
     Manifest(Arc<StoredManifest>),
 }
-
-/// When a manifest was last noted as used; a clone of it starts afresh.
-#[derive(Debug, Default)]
-pub(super) struct LastNoted(AtomicU32);
 
 impl Store {
     /// Notes that a manifest of a mirrored repository was served: what it refers to will be asked for next.
@@ -100,17 +94,6 @@ impl Recency {
     }
 }
 
-impl LastNoted {
-    fn is_due(&self) -> bool {
-        let (now, noted) = (now(), self.0.load(Ordering::Relaxed));
-        let due = now.saturating_sub(noted) >= MANIFEST_STEP;
-        if due {
-            self.0.store(now, Ordering::Relaxed);
-        }
-        due
-    }
-}
-
 impl Inner {
     /// Writes down the last uses that have moved; a crash loses some minutes of them.
     pub(super) fn save_recency(&self) {
@@ -141,14 +124,4 @@ impl Inner {
         self.space.set_cached(self.recency.segments.lock().bytes());
         self.recency.complete.store(true, Ordering::Release);
     }
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> Time {
-    to_time(SystemTime::now())
-}
-
-pub(super) fn to_time(at: SystemTime) -> Time {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    since.as_secs().try_into().unwrap_or(Time::MAX)
 }

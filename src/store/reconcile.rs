@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::blobs::{is_marked_pushed, mark_pushed};
+use super::clock::to_time;
 use super::error::{At, StoreError, optional};
 use super::index::{BATCH, Change};
-use super::recency::to_time;
 use super::records::{self, BlobRecord, Class};
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, RepoId};

@@ -5,8 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::collect::Candidate;
-use super::recency::LastNoted;
+use super::clock::LastNoted;
 use super::segments::{LastUse, Time};
 use crate::oci::{Algorithm, Digest, Manifest, RepoId, RepoName, Scope};
 
@@ -42,6 +41,17 @@ pub struct StoredManifest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
     pub size: Option<u64>,
+}
+
+/// What the collector may remove.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Candidate {
+    /// Content that no local repository names.
+    Content(Digest),
+    /// A local repository's right to a blob that none of its manifests refers to.
+    Member(RepoId, Digest),
+    /// A manifest that no tag leads to.
+    Manifest(RepoId, Digest),
 }
 
 /// One page of a list, in ASCII order.
