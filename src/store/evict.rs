@@ -15,7 +15,7 @@ use super::clock::now;
 use super::error::{At, StoreError, optional};
 use super::layout::Temporary;
 use super::records::Class;
-use super::space::Reservation;
+use super::space::{Reservation, Shortage};
 use super::{Inner, Store};
 use crate::oci::{Digest, Manifest, RepoId};
 
@@ -103,8 +103,8 @@ impl Inner {
 
     /// Sees to it that the disk has room for `bytes` of a push beside `min_free`: cached content makes way.
     pub(super) fn need_disk(&self, bytes: u64) -> Result<(), StoreError> {
-        let lacking = || self.space.lacking(bytes);
-        if lacking() == 0 || self.make_room(&lacking)? { Ok(()) } else { Err(StoreError::NoRoom { bytes }) }
+        let short = || self.space.disk_short_of(bytes);
+        if short().bytes == 0 || self.make_room(&short)? { Ok(()) } else { Err(StoreError::NoRoom { bytes }) }
     }
 
     /// One turn of what is done in the background; whether there is more to do.
@@ -122,28 +122,28 @@ impl Inner {
     }
 
     /// Evicts until nothing is `short` any more; whether that could be reached. Nothing goes if it cannot.
-    fn make_room(&self, short: &dyn Fn() -> u64) -> Result<bool, StoreError> {
+    fn make_room(&self, short: &dyn Fn() -> Shortage) -> Result<bool, StoreError> {
         self.recency.settle();
         self.refresh_pins()?;
-        if short() > self.recency.segments.lock().evictable(now()) {
+        if short().bytes > self.recency.segments.lock().evictable(now()) {
             return Ok(false);
         }
         while self.evict_some(short)? {}
-        Ok(short() == 0)
+        Ok(short().bytes == 0)
     }
 
     /// Evicts the next few, as long as anything is `short`; whether it still is and others may go.
-    fn evict_some(&self, short: &dyn Fn() -> u64) -> Result<bool, StoreError> {
+    fn evict_some(&self, short: &dyn Fn() -> Shortage) -> Result<bool, StoreError> {
         if !self.can_evict() || self.deletions_held() {
             return Ok(false);
         }
         let _turn = self.evictions.turn.lock();
-        let bytes = short();
-        let reason = if self.space.lacking(0) > 0 { EvictionReason::Disk } else { EvictionReason::Size };
+        let Shortage { bytes, of_disk } = short();
+        let reason = if of_disk { EvictionReason::Disk } else { EvictionReason::Size };
         let victims = self.recency.segments.lock().victims(bytes, TURN, now());
         let mut gone = 0;
         for digest in victims {
-            if short() == 0 {
+            if short().bytes == 0 {
                 break;
             }
             let went = self.evict(&digest, reason).unwrap_or_else(|error| {
@@ -157,7 +157,7 @@ impl Inner {
                 self.recency.segments.lock().touch(&digest, now());
             }
         }
-        Ok(gone > 0 && short() > 0)
+        Ok(gone > 0 && short().bytes > 0)
     }
 
     /// Whether the content went: not if somebody reads it.

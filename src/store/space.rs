@@ -47,6 +47,20 @@ pub(super) struct Reservation {
     unallocated: u64,
 }
 
+/// What has to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shortage {
+    pub(super) bytes: u64,
+    /// It is the disk that lacks most, and not the cache that is too large.
+    pub(super) of_disk: bool,
+}
+
+impl Shortage {
+    fn new(over: u64, lacking: u64) -> Self {
+        Self { bytes: over.max(lacking), of_disk: lacking > over }
+    }
+}
+
 impl Bounds {
     pub const NONE: Self = Self { max_size: u64::MAX, min_free: 0 };
 }
@@ -96,26 +110,31 @@ impl Space {
     /// Sets room for `bytes` aside, if it is there.
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         let mut reserved = self.reserved.lock();
-        (self.missing(&reserved, bytes) == 0).then(|| {
+        (self.missing(&reserved, bytes).bytes == 0).then(|| {
             reserved.bytes += bytes;
             reserved.unallocated += bytes;
             Reservation { space: self.clone(), bytes, unallocated: bytes }
         })
     }
 
-    /// Bytes that have to go for a reservation of `bytes` to fit.
-    pub(super) fn short_of(&self, bytes: u64) -> u64 {
+    /// What has to go for a reservation of `bytes` to fit.
+    pub(super) fn short_of(&self, bytes: u64) -> Shortage {
         self.missing(&self.reserved.lock(), bytes)
     }
 
-    fn missing(&self, reserved: &Reserved, bytes: u64) -> u64 {
+    fn missing(&self, reserved: &Reserved, bytes: u64) -> Shortage {
         let used = self.kept().saturating_add(reserved.bytes);
         let over = used.saturating_add(bytes).saturating_sub(self.bounds.max_size);
-        over.max(self.lacking(bytes.saturating_add(reserved.unallocated)))
+        Shortage::new(over, self.lacking(bytes.saturating_add(reserved.unallocated)))
+    }
+
+    /// What has to go for the disk to have room for `bytes` of a push beside `min_free`.
+    pub(super) fn disk_short_of(&self, bytes: u64) -> Shortage {
+        Shortage::new(0, self.lacking(bytes))
     }
 
     /// Bytes that the disk lacks for `bytes` more beside `min_free`. What cannot be asked lacks nothing.
-    pub(super) fn lacking(&self, bytes: u64) -> u64 {
+    fn lacking(&self, bytes: u64) -> u64 {
         match self.free() {
             Some(free) => self.bounds.min_free.saturating_add(bytes).saturating_sub(free),
             None => 0,
@@ -138,10 +157,10 @@ impl Space {
         (self.bounds.max_size / 20).min(MOST_SLACK)
     }
 
-    /// Bytes that have to go until there is slack again.
-    pub(super) fn above_low_mark(&self) -> u64 {
+    /// What has to go until there is slack again.
+    pub(super) fn above_low_mark(&self) -> Shortage {
         let low = self.bounds.max_size - self.slack();
-        self.used().saturating_sub(low).max(self.lacking(0))
+        Shortage::new(self.used().saturating_sub(low), self.lacking(0))
     }
 }
 
@@ -191,19 +210,19 @@ mod tests {
         let mut first = space.reserve(30 << 10).unwrap();
         assert_eq!(space.used(), 88 << 10);
         assert!(space.reserve(20 << 10).is_none());
-        assert_eq!(space.short_of(20 << 10), 8 << 10);
+        assert_eq!(space.short_of(20 << 10), Shortage { bytes: 8 << 10, of_disk: false });
         first.add(space.reserve(12 << 10).unwrap());
         assert_eq!((first.bytes(), space.used(), space.excess()), (42 << 10, 100 << 10, 0));
-        assert_eq!(space.above_low_mark(), 5 << 10);
+        assert_eq!(space.above_low_mark().bytes, 5 << 10);
         drop(first);
-        assert_eq!((space.used(), space.above_low_mark()), (58 << 10, 0));
+        assert_eq!((space.used(), space.above_low_mark().bytes), (58 << 10, 0));
     }
 
     #[test]
     fn the_disk_is_left_its_share() {
         let free = space(u64::MAX, 0).free().unwrap();
         let greedy = space(u64::MAX, free.saturating_mul(2));
-        assert!(greedy.reserve(0).is_none() && greedy.excess() > 0);
+        assert!(greedy.reserve(0).is_none() && greedy.short_of(0).of_disk && greedy.excess() > 0);
         assert!(space(u64::MAX, 0).reserve(1).is_some());
     }
 }

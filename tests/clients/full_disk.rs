@@ -100,3 +100,48 @@ async fn a_full_disk_serves_manifests_unkept_refuses_pushes_clearly_and_recovers
     }
     assert_eq!(upstream.total(), 1, "kept again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cached_content_makes_way_for_a_push_and_min_free_stays_free() {
+    let upstream = Upstream::start().await;
+    let disk = small_disk();
+    let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io");
+    let server = ServerProcess::start_in(disk.path(), settings.config("[cache]\nmin_free = \"4MiB\""));
+    let (client, base) = (Client::new(), server.url(""));
+    for seed in 0..30 {
+        let cached = blob(seed, MIB);
+        upstream.add_blob(REPO, &cached);
+        assert!(whole(&server, &blob_path(REPO, &cached)).await == cached.bytes);
+    }
+    until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
+    let evictions = server.metric("roadstead_evictions_total", &[("reason", "disk")]).await;
+    assert!(evictions >= 10.0, "{evictions}: 30 MiB came to where 20 have room");
+    assert!(free(disk.path()) >= 4 * MIB as u64);
+
+    let pushed = Image::new(50, &[12 * MIB]);
+    client.push_image(&base, "team/app", "v1", &pushed).await;
+    assert!(free(disk.path()) >= 4 * MIB as u64);
+    assert!(whole(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
+    assert!(server.metric("roadstead_evictions_total", &[("reason", "disk")]).await > evictions);
+
+    let larger = blob(51, 12 * MIB);
+    let upload = client.start_upload(&base, "team/app").await;
+    let refused =
+        client.try_send("PATCH", &upload, &[("Content-Type", "application/octet-stream")], larger.bytes).await;
+    // It may be refused before all of it was sent.
+    if let Ok(refused) = refused {
+        assert_eq!((refused.status, refused.error_code().as_str()), (507, "UNAVAILABLE"));
+    }
+    assert_eq!(client.send("DELETE", &upload, &[], "").await.status, 204);
+    assert_eq!(files_below(&server.data_dir().join("uploads")), 0);
+    assert!(whole(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
+    assert_eq!(client.get(&server.url("/readyz")).await.status, 200);
+}
+
+/// Bytes that are free on a disk.
+fn free(disk: &std::path::Path) -> u64 {
+    let text = Command::new("stat").args(["-f", "-c", "%a %S"]).arg(disk).output().expect("stat runs");
+    let text = String::from_utf8(text.stdout).expect("two numbers");
+    let (blocks, size) = text.trim().split_once(' ').expect("two numbers");
+    blocks.parse::<u64>().expect("a number") * size.parse::<u64>().expect("a number")
+}
