@@ -20,7 +20,9 @@ use super::{Inner, Store};
 use crate::oci::{Digest, Manifest, RepoId};
 
 /// What goes in one turn before anybody else may look at the order.
-const TURN: usize = 100;
+const TURN: usize = 25;
+/// Between turns that nobody waits for the evictor rests for this many times as long as one took.
+const REST: u32 = 4;
 /// A reservation may find that another has taken the room that was made for it.
 const TRIES: usize = 4;
 
@@ -70,14 +72,14 @@ impl Store {
     }
 
     /// Puts uses in order, and evicts what the bounds ask for: all of it when they are exceeded, and some more after
-    /// somebody had to wait for room. It takes half of the time that it could, so that nobody else notices.
+    /// somebody had to wait for room. It takes its time, so that nobody else notices.
     pub async fn tend(&self) -> Result<(), StoreError> {
         loop {
             let begun = Instant::now();
             if !self.run(|inner| inner.tend()).await? {
                 return Ok(());
             }
-            tokio::time::sleep(begun.elapsed()).await;
+            tokio::time::sleep(begun.elapsed() * REST).await;
         }
     }
 }

@@ -5,7 +5,7 @@
 //! *Pinned* content is in neither list. What a manifest that was just served refers to is *shielded*, as long as all that
 //! is shielded is at most half of the capacity: the oldest shields lapse first.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
@@ -18,6 +18,9 @@ pub const CORRELATED: u32 = 10 * 60;
 pub const SHIELD: u32 = 10 * 60;
 /// A last use is written down again when it has moved by this much.
 const SAVE_STEP: u32 = 10 * 60;
+
+/// More than are pulled in [`SHIELD`] by any cluster that such a cache could serve.
+const AWAITED: usize = 20_000;
 
 const NONE: u32 = u32::MAX;
 
@@ -71,6 +74,8 @@ pub struct Segments {
     shielded_most: u64,
     shields: VecDeque<(Time, u32)>,
     shielded: u64,
+    /// What a served manifest refers to and is not here yet, and until when it is shielded once it is.
+    awaited: HashMap<Digest, Time>,
     pinned: HashSet<Digest>,
     unsaved: VecDeque<u32>,
 }
@@ -88,6 +93,7 @@ impl Segments {
             shielded_most: capacity / 2,
             shields: VecDeque::new(),
             shielded: 0,
+            awaited: HashMap::new(),
             pinned: HashSet::new(),
             unsaved: VecDeque::new(),
         }
@@ -119,6 +125,9 @@ impl Segments {
                 let segment = self.segment_of(digest, false);
                 let place = self.add(digest.clone(), size, now, now);
                 self.link(place, segment);
+                if self.awaited.remove(digest).is_some_and(|until| until > now) {
+                    self.shield(digest, now);
+                }
             }
         }
     }
@@ -203,10 +212,10 @@ impl Segments {
         self.demote();
     }
 
-    /// Keeps what a manifest served at `now` refers to from going for [`SHIELD`].
+    /// Keeps what a manifest served at `now` refers to from going for [`SHIELD`], also if it is yet to come.
     pub fn shield(&mut self, digest: &Digest, now: Time) {
-        let Some(place) = self.find(digest) else { return };
         let until = now.saturating_add(SHIELD);
+        let Some(place) = self.find(digest) else { return self.wait_for(digest, until, now) };
         let node = &mut self.nodes[place as usize];
         if node.segment == Segment::Pinned || node.shielded_until >= until {
             return;
@@ -217,6 +226,15 @@ impl Segments {
         node.shielded_until = until;
         self.shields.push_back((until, place));
         self.lapse(now);
+    }
+
+    fn wait_for(&mut self, digest: &Digest, until: Time, now: Time) {
+        if self.awaited.len() >= AWAITED {
+            self.awaited.retain(|_, until| *until > now);
+        }
+        if self.awaited.len() < AWAITED {
+            self.awaited.insert(digest.clone(), until);
+        }
     }
 
     /// The content that is kept whatever happens, here or not.
@@ -455,6 +473,17 @@ mod tests {
         assert_eq!((segments.shielded, segments.evictable(1010)), (0, 30));
         segments.insert(&digest(50), 10, 1020);
         assert_eq!(order(&mut segments, 1020), digests([0, 1, 2, 50]), "a place given anew has no shield");
+    }
+
+    #[test]
+    fn what_comes_after_the_manifest_that_refers_to_it_is_shielded_too() {
+        let mut segments = with(100, 0..2);
+        segments.shield(&digest(8), 5);
+        segments.shield(&digest(9), 5);
+        segments.insert(&digest(8), 10, 100);
+        segments.insert(&digest(9), 10, 5 + SHIELD);
+        assert_eq!(order(&mut segments, 101), digests([0, 1, 9]), "9 came too late");
+        assert_eq!(order(&mut segments, 100 + SHIELD), digests([0, 1, 8, 9]));
     }
 
     #[test]
