@@ -20,11 +20,13 @@ use super::{Inner, Store};
 use crate::oci::{Digest, Manifest, RepoId};
 
 /// What goes in one turn before anybody else may look at the order.
-const TURN: usize = 25;
+const AT_ONCE: usize = 25;
 /// Between turns that nobody waits for the evictor rests for this many times as long as one took.
 const REST: u32 = 4;
 /// A reservation may find that another has taken the room that was made for it.
-const TRIES: usize = 4;
+const TRIES: usize = 16;
+/// Turns in which everything that should go was in use, after which nothing is expected to go.
+const FRUITLESS: usize = 64;
 
 /// Why something was evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +51,17 @@ pub(super) struct Evictions {
     /// Room was short since the last look: some more is made ahead of the next who needs it.
     pub(super) short: std::sync::atomic::AtomicBool,
     counted: Mutex<HashMap<EvictionReason, Evicted>>,
+}
+
+/// How a turn of eviction ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Enough,
+    /// Some went, and more has to.
+    More,
+    /// All that should have gone was in use; others are next.
+    InUse,
+    Nothing,
 }
 
 impl EvictionReason {
@@ -116,7 +129,8 @@ impl Inner {
         if self.space.excess() > 0 {
             self.evictions.short.store(true, Ordering::Relaxed);
         }
-        let more = self.evictions.short.load(Ordering::Relaxed) && self.evict_some(&|| self.space.above_low_mark())?;
+        let more = self.evictions.short.load(Ordering::Relaxed)
+            && self.evict_some(&|| self.space.above_low_mark())? == Turn::More;
         if !more {
             self.evictions.short.store(false, Ordering::Relaxed);
         }
@@ -130,36 +144,47 @@ impl Inner {
         if short().bytes > self.recency.segments.lock().evictable(now()) {
             return Ok(false);
         }
-        while self.evict_some(short)? {}
+        let mut fruitless = 0;
+        while fruitless < FRUITLESS {
+            match self.evict_some(short)? {
+                Turn::Enough => return Ok(true),
+                Turn::More => fruitless = 0,
+                Turn::InUse => fruitless += 1,
+                Turn::Nothing => break,
+            }
+        }
         Ok(short().bytes == 0)
     }
 
-    /// Evicts the next few, as long as anything is `short`; whether it still is and others may go.
-    fn evict_some(&self, short: &dyn Fn() -> Shortage) -> Result<bool, StoreError> {
+    /// Evicts the next few, as long as anything is `short`.
+    fn evict_some(&self, short: &dyn Fn() -> Shortage) -> Result<Turn, StoreError> {
         if !self.can_evict() || self.deletions_held() {
-            return Ok(false);
+            return Ok(Turn::Nothing);
         }
         let _turn = self.evictions.turn.lock();
         let Shortage { bytes, of_disk } = short();
         let reason = if of_disk { EvictionReason::Disk } else { EvictionReason::Size };
-        let victims = self.recency.segments.lock().victims(bytes, TURN, now());
-        let mut gone = 0;
+        if bytes == 0 {
+            return Ok(Turn::Enough);
+        }
+        let victims = self.recency.segments.lock().victims(bytes, AT_ONCE, now());
+        let mut turn = if victims.is_empty() { Turn::Nothing } else { Turn::InUse };
         for digest in victims {
             if short().bytes == 0 {
-                break;
+                return Ok(Turn::Enough);
             }
             let went = self.evict(&digest, reason).unwrap_or_else(|error| {
                 tracing::error!(%digest, %error, "cannot evict {digest}: {error}");
                 false
             });
             if went {
-                gone += 1;
+                turn = Turn::More;
             } else {
                 // In use, or out of reach: others are tried first the next time.
                 self.recency.segments.lock().touch(&digest, now());
             }
         }
-        Ok(gone > 0 && short().bytes > 0)
+        Ok(if short().bytes == 0 { Turn::Enough } else { turn })
     }
 
     /// Whether the content went: not if somebody reads it.
