@@ -1,6 +1,6 @@
 # What people and CI run here. `make test` is all that a fresh Debian machine with Rust needs.
 
-.PHONY: build check deny eviction figures million test
+.PHONY: build check deny eviction figures million soak test
 
 build:
 	cargo build --release
@@ -24,6 +24,10 @@ eviction:
 # What docs/figures.md says of a store of a million blobs: as many inodes, and some minutes.
 million:
 	cargo bench --quiet --bench million
+
+# The program, killed two hundred times while clients push and pull: three minutes. It prints the seed of the run.
+soak:
+	CRASH_ROUNDS=200 cargo test --quiet --test it -- --nocapture crash::whatever
 
 # The tests named clients:: start dockerd and run containers, and that takes root.
 ifeq ($(shell id -u),0)
