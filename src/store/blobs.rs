@@ -1,6 +1,5 @@
 //! Content by digest: `blobs/<alg>/ab/<hex>`, immutable, there by rename or not at all.
 
-use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -8,6 +7,7 @@ use std::sync::Arc;
 
 use super::clock::now;
 use super::error::{At, StoreError, optional};
+use super::fs::{self, File, Metadata, Permissions};
 use super::index::Change;
 use super::layout::sync_folder;
 use super::reader::BlobReader;
@@ -46,6 +46,7 @@ impl Store {
     pub async fn adopt(&self, repo: &crate::oci::RepoId, digest: &Digest) -> Result<bool, StoreError> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
+            let _held = inner.coming.hold(&digest);
             // What cannot be trusted is found here, and moved aside; under the lock it must still be the same file.
             let Some((file, length)) = inner.open_file(&digest)? else { return Ok(false) };
             {
@@ -55,9 +56,14 @@ impl Store {
                     return Ok(false);
                 }
                 inner.unmark(&[Candidate::Content(digest.clone())]);
-                mark_pushed(&file).and_then(|()| file.sync_all()).at("sync", &path)?;
-                inner.sync_blob_folder(&path)?;
+                mark_pushed(&file).at("change", &path)?;
                 inner.record_blob(&digest, length, Class::Pushed);
+                if let Err(error) = fs::sync_all(&file) {
+                    // What a sync has failed for may be lost, and the next sync does not say so again.
+                    inner.set_blob_aside(&digest, &path)?;
+                    return Err(error).at("sync", &path);
+                }
+                inner.sync_blob_folder(&path)?;
             }
             inner.link_blob(&repo, &digest, Some(length))?;
             Ok(true)
@@ -80,7 +86,7 @@ impl Inner {
             let shared = self.open_files.get(digest);
             let opened = match &shared {
                 Some(file) => Some(file.clone()),
-                None => optional(File::open(&path)).at("open", &path)?.map(Arc::new),
+                None => optional(fs::open(&path)).at("open", &path)?.map(Arc::new),
             };
             let Some(file) = opened else { return Ok(None) };
             let metadata = file.metadata().at("stat", &path)?;
@@ -126,20 +132,23 @@ impl Inner {
         }
     }
 
-    /// Whether a file holds pushed content, by the file itself, or, where the disk keeps no permissions, by the links.
-    pub(super) fn is_pushed(&self, digest: &Digest, metadata: &Metadata) -> bool {
-        if self.keeps_modes {
-            return is_marked_pushed(metadata);
-        }
-        self.is_named_locally(digest)
+    /// Whether a file holds pushed content: it says so itself, or a local repository has a link to it. A copy of the data
+    /// folder, or who changes the permissions of all that is in it, takes away what the files say.
+    pub(super) fn is_pushed(&self, digest: &Digest, metadata: &Metadata) -> Result<bool, StoreError> {
+        Ok((self.keeps_modes && is_marked_pushed(metadata)) || self.is_named_locally(digest)?)
     }
 
     /// Whether a local repository has a link to it.
-    pub(super) fn is_named_locally(&self, digest: &Digest) -> bool {
+    pub(super) fn is_named_locally(&self, digest: &Digest) -> Result<bool, StoreError> {
         let locals: Vec<RepoName> = self.locals.read().iter().cloned().collect();
-        locals.into_iter().map(RepoId::local).any(|repo| {
-            self.layout.blob_link(&repo, digest).exists() || self.layout.manifest_link(&repo, digest).exists()
-        })
+        for repo in locals.into_iter().map(RepoId::local) {
+            for link in [self.layout.blob_link(&repo, digest), self.layout.manifest_link(&repo, digest)] {
+                if optional(fs::metadata(&link)).at("stat", &link)?.is_some() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Moves a finished file to its digest. Pushed content is on the disk, name included, before this returns.
@@ -157,15 +166,16 @@ impl Inner {
         let known = self.index.blob(digest).map(|blob| blob.class);
         let class = if known == Some(Class::Pushed) { Class::Pushed } else { class };
         if class == Class::Pushed {
-            File::open(from).and_then(|file| mark_pushed(&file).and_then(|()| file.sync_all())).at("sync", from)?;
+            fs::open(from).and_then(|file| mark_pushed(&file).and_then(|()| fs::sync_all(&file))).at("sync", from)?;
         }
         let _locked = self.digests.lock(digest);
         let present = optional(fs::metadata(&to)).at("stat", &to)?.filter(|there| there.len() == length);
         match (class, present) {
             (Class::Cached, Some(there)) => {
                 fs::remove_file(from).at("remove", from)?;
-                if known.is_none() {
-                    let class = if self.is_pushed(digest, &there) { Class::Pushed } else { Class::Cached };
+                // The walk may have come to know it since.
+                if self.index.blob(digest).is_none() {
+                    let class = if self.is_pushed(digest, &there)? { Class::Pushed } else { Class::Cached };
                     self.record_blob(digest, length, class);
                 }
             }
@@ -179,8 +189,9 @@ impl Inner {
                 fs::rename(from, &to).at("rename", &to)?;
                 // Who read what stood here goes on; who comes reads the file that is synced.
                 self.open_files.forget(digest);
-                self.sync_blob_folder(&to)?;
+                // Before what may fail: the file is there, and if nobody comes to name it, the collector has to know it.
                 self.record_blob(digest, length, Class::Pushed);
+                self.sync_blob_folder(&to)?;
             }
         }
         Ok(())
@@ -195,7 +206,7 @@ impl Inner {
 /// Takes the permission to write away: from now on the file says that it is pushed content.
 pub(super) fn mark_pushed(file: &File) -> io::Result<()> {
     let mode = file.metadata()?.permissions().mode();
-    if mode & WRITABLE == 0 { Ok(()) } else { file.set_permissions(Permissions::from_mode(mode & !0o222)) }
+    if mode & WRITABLE == 0 { Ok(()) } else { fs::set_permissions(file, Permissions::from_mode(mode & !0o222)) }
 }
 
 pub(super) fn is_marked_pushed(metadata: &Metadata) -> bool {

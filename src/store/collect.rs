@@ -5,7 +5,6 @@
 //! locked: so either the removal sees that somebody relies on it, or he sees that it is gone.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::clock::{now, to_time};
 use super::error::{At, StoreError, optional};
+use super::fs;
 use super::index::{BATCH, Change};
 use super::layout::{Temporary, sync_folder};
 use super::records::{Candidate, Class};
@@ -279,7 +279,8 @@ impl Inner {
         let _locked = self.digests.lock(digest);
         let path = self.layout.blob(digest);
         let Some(metadata) = optional(fs::metadata(&path)).at("stat", &path)? else { return Ok(None) };
-        if self.is_named_locally(digest) {
+        // In this order: who has it held links it before he lets go.
+        if self.coming.contains(digest) || self.is_named_locally(digest)? {
             return Ok(None);
         }
         let moved = self.if_marked(candidate, || if remove { fs::rename(&path, aside.path()) } else { Ok(()) });
@@ -301,7 +302,8 @@ impl Inner {
     ) -> Result<bool, StoreError> {
         let removed = self.if_marked(candidate, || {
             if remove {
-                fs::remove_file(link)?;
+                // Somebody may have deleted it since it was found.
+                optional(fs::remove_file(link))?;
                 invalidate();
             }
             Ok(())

@@ -24,16 +24,16 @@ impl StoreError {
     /// request or the file.
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Io { source, .. } => {
-                matches!(
-                    source.kind(),
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-                )
-            }
+            Self::Io { source, .. } => is_full(source),
             Self::NoRoom { .. } | Self::ReadOnly => true,
             Self::DigestMismatch { .. } | Self::Task => false,
         }
     }
+}
+
+/// Whether the disk or a quota has no room for it.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
 
 /// Names the action and the path of an I/O error.

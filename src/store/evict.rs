@@ -5,14 +5,15 @@
 //! with the files and the order of last use is complete.
 
 use std::collections::HashMap;
-use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::blobs::is_marked_pushed;
 use super::clock::now;
 use super::error::{At, StoreError, optional};
+use super::fs;
 use super::layout::Temporary;
 use super::records::Class;
 use super::space::{Reservation, Shortage};
@@ -194,6 +195,11 @@ impl Inner {
         if self.open_files.get(digest).is_some() {
             return Ok(false);
         }
+        // The index says that it is cached, and so does the file, below; but both may have been copied or set to rights by
+        // somebody. Who links it after this look marks the file first.
+        if self.is_named_locally(digest)? {
+            return self.is_pushed_after_all(digest);
+        }
         self.forget_manifest_everywhere(digest)?;
         let aside = Temporary::new(self.layout.temporary());
         {
@@ -203,8 +209,8 @@ impl Inner {
                 self.record_gone(digest);
                 return Ok(true);
             };
-            if self.is_pushed(digest, &metadata) {
-                tracing::error!(%digest, "the index took pushed content for cached: {digest} stays");
+            let known = self.index.blob(digest).map(|blob| blob.class);
+            if known == Some(Class::Pushed) || (self.keeps_modes && is_marked_pushed(&metadata)) {
                 self.record_blob(digest, metadata.len(), Class::Pushed);
                 return Ok(false);
             }
@@ -221,6 +227,14 @@ impl Inner {
         }
         tracing::debug!(%digest, reason = reason.as_str(), "evicted {digest}");
         Ok(true)
+    }
+
+    /// Content that a local repository names, and that was taken for cached: from now on index and file say that it is
+    /// pushed. It does not go.
+    fn is_pushed_after_all(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.index_pushed(digest)?;
+        tracing::warn!(%digest, "{digest} was taken for cached content, and a local repository has it: it stays");
+        Ok(false)
     }
 
     /// Takes a cached manifest out of the mirrored repositories that name it. Content that is no manifest is in none.

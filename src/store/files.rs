@@ -1,6 +1,5 @@
 //! Reading names and content from the files alone: what the store decides by, and all that a look from outside needs.
 
-use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
@@ -8,6 +7,7 @@ use bytes::Bytes;
 
 use super::Store;
 use super::error::{At, StoreError, optional};
+use super::fs::{self, File};
 use super::layout::Layout;
 use super::reconcile::digest_of_file;
 use super::records::{self, Member, TagRecord};
@@ -107,7 +107,7 @@ impl Layout {
     /// The same with the file that was read.
     pub(super) fn open_content(&self, digest: &Digest, limit: u64) -> Result<Option<(File, Bytes)>, StoreError> {
         let path = self.blob(digest);
-        let Some(mut file) = optional(File::open(&path)).at("open", &path)? else { return Ok(None) };
+        let Some(mut file) = optional(fs::open(&path)).at("open", &path)? else { return Ok(None) };
         let metadata = file.metadata().at("stat", &path)?;
         if !metadata.is_file() || metadata.len() > limit {
             return Ok(None);

@@ -1,14 +1,14 @@
 //! A file that grows and the running hash of what is in it: the body of a fill's spool and of an upload.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::fs::{self, File, Permissions};
 use crate::oci::{Algorithm, Digest, Hasher};
 
 /// Chunks of one append beyond which they are joined.
@@ -35,14 +35,14 @@ struct Progress {
 impl GrowingFile {
     /// A new file; an existing one of that name is an error.
     pub(super) fn create(path: &Path, algorithm: Algorithm) -> io::Result<Self> {
-        let file = OpenOptions::new().create_new(true).read(true).write(true).open(path)?;
+        let file = fs::create_new(path)?;
         let progress = Mutex::new(Progress { hasher: algorithm.hasher(), length: 0 });
         Ok(Self { path: path.to_owned(), open: Some(Arc::new(file)), progress })
     }
 
     /// Goes on with a file of an earlier process, hashing what is there.
     pub(super) fn resume(path: &Path, algorithm: Algorithm) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let file = open_again(path)?;
         let (hasher, length) = hash(&file, algorithm)?;
         let progress = Mutex::new(Progress { hasher, length });
         Ok(Self { path: path.to_owned(), open: Some(Arc::new(file)), progress })
@@ -56,7 +56,7 @@ impl GrowingFile {
     pub(super) fn file(&self) -> io::Result<Arc<File>> {
         match &self.open {
             Some(file) => Ok(file.clone()),
-            None => Ok(Arc::new(OpenOptions::new().read(true).write(true).open(&self.path)?)),
+            None => Ok(Arc::new(fs::open_to_write(&self.path)?)),
         }
     }
 
@@ -73,9 +73,9 @@ impl GrowingFile {
         let joined = (chunks.len() > MANY).then(|| [Bytes::from(chunks.concat())]);
         let chunks = joined.as_ref().map_or(chunks, |joined| joined.as_slice());
         for chunk in chunks {
-            if let Err(error) = file.write_all_at(chunk, length) {
+            if let Err(error) = fs::write_all_at(&file, chunk, length) {
                 // What was written of it is no part of the content.
-                let _ = file.set_len(progress.length);
+                let _ = fs::set_len(&file, progress.length);
                 return Err(error);
             }
             length += chunk.len() as u64;
@@ -91,7 +91,7 @@ impl GrowingFile {
     /// Ends the file where its content ends.
     pub(super) fn cut_to_length(&self) -> io::Result<()> {
         let progress = self.progress.lock();
-        self.file()?.set_len(progress.length)
+        fs::set_len(&*self.file()?, progress.length)
     }
 
     /// Length and digest of what is there, under the running algorithm or, with a second read, under another.
@@ -104,6 +104,16 @@ impl GrowingFile {
         let (hasher, length) = hash(&*self.file()?, algorithm)?;
         Ok((length, hasher.finish()))
     }
+}
+
+/// A file whose end was begun may be marked as pushed content already, and so not be writable any more.
+fn open_again(path: &Path) -> io::Result<File> {
+    let file = fs::open(path)?;
+    let mode = file.metadata()?.permissions().mode();
+    if mode & 0o200 == 0 {
+        fs::set_permissions(&file, Permissions::from_mode(mode | 0o200))?;
+    }
+    fs::open_to_write(path)
 }
 
 /// Hashes a file from its beginning to its end.

@@ -1,6 +1,5 @@
 //! Where everything is in the data folder. The only place that builds paths.
 
-use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +7,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::error::{At, StoreError};
+use super::fs;
 use crate::oci::{Algorithm, Digest, RepoId, Tag};
 
 /// The folders of the store, all on one file system so that a rename commits.
@@ -215,7 +215,7 @@ fn remove_empty_below(folder: &Path, depth: usize) -> bool {
 
 /// Makes a folder's entries durable.
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    fs::sync_all(&fs::open(path)?)
 }
 
 /// One at a time: who finds a folder that another has just made must not get ahead of that one's sync.
@@ -245,7 +245,8 @@ fn create_missing(path: &Path, durable: bool) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     match path.parent() {
-        Some(parent) if durable => sync_folder(parent),
+        // Left where it is, the next to find it would take it for durable.
+        Some(parent) if durable => sync_folder(parent).inspect_err(|_| drop(fs::remove_dir(path))),
         _ => Ok(()),
     }
 }

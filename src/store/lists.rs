@@ -1,8 +1,7 @@
 //! Pages of tags and repositories: from the index while it is in service, else from the folders.
 
-use std::fs;
-
 use super::error::{At, StoreError, optional};
+use super::fs;
 use super::records::{Class, Page};
 use super::{Inner, Store};
 use crate::oci::{Digest, RepoId, RepoName, Scope};

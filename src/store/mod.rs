@@ -10,10 +10,14 @@
 mod blobs;
 mod clock;
 mod collect;
+mod coming;
 mod error;
 mod evict;
+#[cfg(test)]
+mod faults;
 mod files;
 mod front;
+mod fs;
 mod growing;
 mod index;
 mod layout;
@@ -40,7 +44,6 @@ mod uploads;
 mod usage;
 
 use std::collections::HashSet;
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,6 +57,7 @@ use uuid::Uuid;
 
 use crate::oci::{RepoName, Scope};
 use collect::Marks;
+use coming::Coming;
 use error::{At, optional};
 use evict::Evictions;
 use front::Front;
@@ -114,6 +118,7 @@ struct Inner {
     evictions: Evictions,
     pins: Pins,
     marks: Marks,
+    coming: Coming,
     /// The data folder's file system keeps permissions.
     keeps_modes: bool,
     /// What runs on the blocking pool. It goes on when who asked for it has left, and the folder is ours until it ends.
@@ -193,6 +198,7 @@ impl Store {
             evictions: Evictions::default(),
             pins: Pins::new(pins),
             marks: Marks::default(),
+            coming: Coming::default(),
             open_files: OpenFiles::default(),
             keeps_modes,
             layout,
@@ -362,7 +368,7 @@ fn read_or_make_id(layout: &Layout) -> Result<Uuid, StoreError> {
 /// Whether it keeps permissions.
 fn check_file_system(layout: &Layout) -> Result<bool, OpenError> {
     let temporary = layout.temporary();
-    let file = fs::File::create(&temporary).at("create", &temporary)?;
+    let file = fs::create_new(&temporary).at("create", &temporary)?;
     let keeps_modes = blobs::mark_pushed(&file)
         .and_then(|()| Ok(blobs::is_marked_pushed(&file.metadata()?)))
         .inspect_err(|error| tracing::debug!(%error, "the data folder keeps no permissions"));

@@ -2,8 +2,7 @@
 //!
 //! A local repository's names are on the disk before a call returns; a mirrored one's are not waited for.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::error::{At, StoreError, optional};
+use super::fs;
 use super::index::Change;
 use super::layout::{Temporary, create_folders, sync_folder};
 use super::records::Candidate;
@@ -237,11 +237,11 @@ impl Inner {
     /// carry none: their content is always here, and an empty file needs no sync of its own.
     fn write_member(&self, repo: &RepoId, digest: &Digest, member: Member) -> Result<(), StoreError> {
         let member = if repo.scope.is_local() { Member { size: None } } else { member };
+        let path = self.layout.blob_link(repo, digest);
         match self.layout.read_member(repo, digest)? {
-            Some(there) if there.size.is_some() || member.size.is_none() => return Ok(()),
+            Some(there) if there.size.is_some() || member.size.is_none() => return self.sync_name(repo, &path),
             _ => {}
         }
-        let path = self.layout.blob_link(repo, digest);
         self.write_name(&path, &member.to_text(), repo.scope.is_local())?;
         self.front.members.insert((repo.clone(), digest.clone()), member);
         Ok(())
@@ -264,6 +264,7 @@ impl Inner {
         let temporary = Temporary::new(self.layout.temporary());
         let path = temporary.path();
         fs::write(path, &bytes).at("write", path)?;
+        let _held = durable.then(|| self.coming.hold(&digest));
         self.commit_file(path, &digest, bytes.len() as u64, class)?;
 
         let _locked = self.repositories.write(repo);
@@ -284,6 +285,8 @@ impl Inner {
             if !durable {
                 self.index.apply(&[Change::Link(repo, &digest)]);
             }
+        } else {
+            self.sync_name(repo, &link)?;
         }
         let record = TagRecord { digest: digest.clone(), media_type: media_type.clone(), confirmed: SystemTime::now() };
         for tag in tags {
@@ -324,11 +327,11 @@ impl Inner {
                 self.remove_tag(repo, &tag)?;
             }
         }
+        self.front.manifests.invalidate(&(repo.clone(), digest.clone()));
         self.remove_name(repo, &self.layout.manifest_link(repo, digest))?;
         if let Some(subject) = subject {
             self.remove_name(repo, &self.layout.referrer_link(repo, subject, digest))?;
         }
-        self.front.manifests.invalidate(&(repo.clone(), digest.clone()));
         if !repo.scope.is_local() {
             self.index.apply(&[Change::NoLink(repo, digest)]);
         }
@@ -337,38 +340,45 @@ impl Inner {
 
     /// With the repository's write lock held; whether it was there.
     pub(super) fn remove_member(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
-        let removed = self.remove_name(repo, &self.layout.blob_link(repo, digest))?;
         self.front.members.invalidate(&(repo.clone(), digest.clone()));
-        Ok(removed)
+        self.remove_name(repo, &self.layout.blob_link(repo, digest))
     }
 
     fn write_tag(&self, repo: &RepoId, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
-        self.write_name(&self.layout.tag(repo, tag), &record.to_text(), repo.scope.is_local())?;
-        self.index.apply(&[Change::Tag(repo, tag)]);
+        let path = self.layout.tag(repo, tag);
+        self.front.tags.invalidate(&(repo.clone(), tag.clone()));
+        let written = self.write_name(&path, &record.to_text(), repo.scope.is_local());
+        // Also after a failure: it may be in place, and only not be known to be on the disk.
+        if written.is_ok() || path.exists() {
+            self.index.apply(&[Change::Tag(repo, tag)]);
+        }
         self.tag_changed(repo, tag);
-        Ok(())
+        written
     }
 
     /// With the repository's write lock held.
     pub(super) fn remove_tag(&self, repo: &RepoId, tag: &Tag) -> Result<(), StoreError> {
-        self.remove_name(repo, &self.layout.tag(repo, tag))?;
-        self.index.apply(&[Change::NoTag(repo, tag)]);
-        self.tag_changed(repo, tag);
+        let path = self.layout.tag(repo, tag);
         self.front.tags.invalidate(&(repo.clone(), tag.clone()));
-        Ok(())
+        let removed = self.remove_name(repo, &path).map(drop);
+        if removed.is_ok() || !path.exists() {
+            self.index.apply(&[Change::NoTag(repo, tag)]);
+        }
+        self.tag_changed(repo, tag);
+        removed
     }
 
     /// Puts a small file in place by rename, creating the folders above it; with `durable`, on the disk before it returns.
     pub(super) fn write_name(&self, path: &Path, text: &str, durable: bool) -> Result<(), StoreError> {
         self.check_writes()?;
         let temporary = Temporary::new(self.layout.temporary());
-        let written = File::create_new(temporary.path()).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            if durable && !text.is_empty() { file.sync_all() } else { Ok(()) }
+        let written = fs::create_new(temporary.path()).and_then(|mut file| {
+            fs::write_all(&mut file, text.as_bytes())?;
+            if durable && !text.is_empty() { fs::sync_all(&file) } else { Ok(()) }
         });
         written.at("write", temporary.path())?;
         let folder = path.parent().unwrap_or(self.layout.root());
-        let is_new = !durable && fs::symlink_metadata(path).is_err();
+        let is_new = !durable && fs::metadata(path).is_err();
         let renamed = match fs::rename(temporary.path(), path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 create_folders(folder, durable).at("create", folder)?;
@@ -381,6 +391,12 @@ impl Inner {
             self.space.add_names(1);
         }
         if durable { sync_folder(folder).at("sync", folder) } else { Ok(()) }
+    }
+
+    /// A local name that is there already may not be on the disk yet: who put it there was stopped before.
+    fn sync_name(&self, repo: &RepoId, path: &Path) -> Result<(), StoreError> {
+        let folder = path.parent().unwrap_or(self.layout.root());
+        if repo.scope.is_local() { sync_folder(folder).at("sync", folder) } else { Ok(()) }
     }
 
     /// Whether there was such a name; the end of a local one is on the disk before this returns.

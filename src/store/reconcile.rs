@@ -1,7 +1,6 @@
 //! Bringing the index into step with the files, beside requests: first everything that is in the files goes in, then
 //! everything in it that is not in the files goes out.
 
-use std::fs::{self, File};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -9,6 +8,7 @@ use std::time::Instant;
 use super::blobs::{is_marked_pushed, mark_pushed};
 use super::clock::to_time;
 use super::error::{At, StoreError, optional};
+use super::fs;
 use super::index::{BATCH, Change};
 use super::records::{self, BlobRecord, Class};
 use super::{Inner, Store};
@@ -113,12 +113,12 @@ impl Inner {
     }
 
     /// A local repository names it: whatever its file said, from now on it says that it is pushed.
-    fn index_pushed(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(super) fn index_pushed(&self, digest: &Digest) -> Result<(), StoreError> {
         let _locked = self.digests.lock(digest);
         let Some(BlobRecord { class: Class::Cached, size, .. }) = self.index.blob(digest) else { return Ok(()) };
         let path = self.layout.blob(digest);
-        if let Some(file) = optional(File::open(&path)).at("open", &path)? {
-            mark_pushed(&file).and_then(|()| file.sync_all()).at("sync", &path)?;
+        if let Some(file) = optional(fs::open(&path)).at("open", &path)? {
+            mark_pushed(&file).and_then(|()| fs::sync_all(&file)).at("sync", &path)?;
             self.record_blob(digest, size, Class::Pushed);
         }
         Ok(())

@@ -3,9 +3,8 @@
 //! The link is written before the manifest's own and removed after it, so a listing believes only links whose manifest
 //! belongs to the repository.
 
-use std::fs;
-
 use super::error::{At, StoreError, optional};
+use super::fs;
 use super::layout::Layout;
 use super::{Inner, Store};
 use crate::oci::{Digest, Manifest, RepoId};

@@ -6,8 +6,7 @@
 //! before it is first served, and by the walk that follows every unclean stop; no new mark is set before that walk has ended.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +15,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 
 use super::error::{At, StoreError, optional};
+use super::fs::{self, File};
 use super::growing::hash;
 use super::layout::{Layout, Temporary, sync_folder};
+use super::records::Class;
 use super::{Inner, Store};
 use crate::oci::Digest;
 
@@ -52,7 +53,7 @@ impl Store {
 
 impl Settling {
     pub(super) fn open(layout: &Layout) -> Result<Self, StoreError> {
-        let boot = fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_default();
+        let boot = fs::read_to_string(Path::new(BOOT_ID)).map(|id| id.trim().to_owned()).unwrap_or_default();
         let path = layout.settled();
         let mark = optional(fs::read_to_string(&path)).at("read", &path)?.and_then(|text| Mark::parse(&text));
         let suspect_since = mark.filter(|mark| mark.boot != boot).map(|mark| mark.at);
@@ -107,8 +108,15 @@ impl Inner {
     fn sync_all(&self, digests: &[Digest]) -> Result<(), StoreError> {
         for digest in digests {
             let path = self.layout.blob(digest);
-            if let Some(file) = optional(File::open(&path)).at("open", &path)? {
-                file.sync_data().at("sync", &path)?;
+            // What has become pushed content since was synced then.
+            if self.index.blob(digest).is_some_and(|blob| blob.class == Class::Pushed) {
+                continue;
+            }
+            let Some(file) = optional(fs::open(&path)).at("open", &path)? else { continue };
+            if let Err(error) = fs::sync_data(&file) {
+                // It may be lost, and the next sync would not say so again. It can be fetched again.
+                tracing::error!(%digest, %error, "cannot sync {digest}: {error}");
+                self.quarantine(digest, &file)?;
             }
         }
         Ok(())
@@ -117,9 +125,9 @@ impl Inner {
     fn mark_settled(&self, at: SystemTime) -> Result<(), StoreError> {
         let mark = Mark { boot: self.settling.boot.clone(), at };
         let (path, temporary) = (self.layout.settled(), Temporary::new(self.layout.temporary()));
-        let written = File::create_new(temporary.path()).and_then(|mut file| {
-            file.write_all(mark.to_text().as_bytes())?;
-            file.sync_all()
+        let written = fs::create_new(temporary.path()).and_then(|mut file| {
+            fs::write_all(&mut file, mark.to_text().as_bytes())?;
+            fs::sync_all(&file)
         });
         written.at("write", temporary.path())?;
         fs::rename(temporary.path(), &path).at("rename", &path)?;
@@ -155,14 +163,16 @@ impl Inner {
             return Ok(());
         }
         let _locked = self.digests.lock(digest);
-        let (path, aside) = (self.layout.blob(digest), self.layout.quarantined(digest));
-        if !is_still_at(&path, seen).at("stat", &path)? {
-            return Ok(());
-        }
-        fs::rename(&path, &aside).at("rename", &path)?;
+        let path = self.layout.blob(digest);
+        if is_still_at(&path, seen).at("stat", &path)? { self.set_blob_aside(digest, &path) } else { Ok(()) }
+    }
+
+    /// The same of whatever stands there. With the lock of the digest held.
+    pub(super) fn set_blob_aside(&self, digest: &Digest, path: &Path) -> Result<(), StoreError> {
+        fs::rename(path, &self.layout.quarantined(digest)).at("rename", path)?;
         self.open_files.forget(digest);
         self.record_gone(digest);
-        tracing::error!(%digest, "the file of {digest} holds something else; it is moved to quarantine/");
+        tracing::error!(%digest, "the file of {digest} is not to be trusted; it is moved to quarantine/");
         Ok(())
     }
 }

@@ -1,6 +1,5 @@
 //! A spool: content on its way into the store, readable while it grows.
 
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::error::{At, StoreError};
+use super::error::{At, StoreError, is_full};
+use super::fs;
 use super::growing::GrowingFile;
 use super::reader::BlobReader;
 use super::records::Class;
@@ -35,6 +34,8 @@ pub struct Spool {
     algorithm: Algorithm,
     written_back: AtomicU64,
     syncing: Arc<AtomicBool>,
+    /// A sync failed: some of it may be lost, and no later sync says so again.
+    spoilt: Arc<AtomicBool>,
     /// The room that is kept for it, given back when it is gone or counted as cached.
     room: Arc<Mutex<Reservation>>,
     committed: bool,
@@ -64,6 +65,7 @@ impl Store {
                 algorithm,
                 written_back: AtomicU64::new(0),
                 syncing: Arc::default(),
+                spoilt: Arc::default(),
                 room: Arc::new(Mutex::new(room)),
                 committed: false,
             })
@@ -90,10 +92,11 @@ impl Spool {
         let unsynced = length - self.written_back.load(Ordering::Relaxed);
         if unsynced >= WRITE_BACK && !self.syncing.swap(true, Ordering::AcqRel) {
             self.written_back.store(length, Ordering::Relaxed);
-            let (file, syncing) = (self.file.clone(), self.syncing.clone());
+            let (file, syncing, spoilt) = (self.file.clone(), self.syncing.clone(), self.spoilt.clone());
             tokio::task::spawn_blocking(move || {
-                // A failure shows again at the sync that matters.
-                let _ = file.file().and_then(|file| file.sync_data());
+                if file.file().and_then(|file| fs::sync_data(&file)).is_err() {
+                    spoilt.store(true, Ordering::Release);
+                }
                 syncing.store(false, Ordering::Release);
             });
         }
@@ -125,6 +128,9 @@ impl Spool {
             let (length, found) = self.file.digest(digest.algorithm()).at("read", &self.path)?;
             if found != digest {
                 return Err(StoreError::DigestMismatch { digest: found, found: length });
+            }
+            if self.spoilt.load(Ordering::Acquire) {
+                return Err(io::Error::from(Errno::IO)).at("sync", &self.path);
             }
             self.store.commit_file(&self.path, &digest, length, Class::Cached)?;
             self.committed = true;
@@ -163,8 +169,8 @@ fn reserve(file: &fs::File, bytes: u64) -> io::Result<()> {
     if bytes == 0 {
         return Ok(());
     }
-    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
-        Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),
+    match fs::fallocate(file, bytes) {
+        Err(error) if is_full(&error) => Err(error),
         _ => Ok(()),
     }
 }

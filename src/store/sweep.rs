@@ -2,11 +2,11 @@
 //! do not grow for ever.
 
 use std::collections::HashSet;
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::error::{At, StoreError, optional};
+use super::fs;
 use super::{Inner, Store};
 use crate::oci::{Digest, Manifest, RepoId, Scope, Tag};
 

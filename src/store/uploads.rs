@@ -1,7 +1,6 @@
 //! Push sessions: `uploads/<uuid>/`, open until they are finished, cancelled or abandoned; they survive a restart.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +11,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::error::{At, StoreError, optional};
+use super::fs;
 use super::growing::GrowingFile;
 use super::records::Class;
 use super::{Inner, Store, blocking};
@@ -144,7 +144,12 @@ impl Upload {
             if on_disk != length {
                 self.session.file.cut_to_length().at("truncate", &data)?;
             }
-            self.store.commit_file(&data, &digest, length, Class::Pushed)?;
+            let _held = self.store.coming.hold(&digest);
+            if let Err(error) = self.store.commit_file(&data, &digest, length, Class::Pushed) {
+                // What a sync has failed for may be lost, and the next sync does not say so again: it has to be sent again.
+                let _ = self.remove();
+                return Err(error);
+            }
             self.store.link_blob(&repo, &digest, Some(length))?;
             self.remove()
         });
@@ -213,7 +218,7 @@ impl Inner {
                 .filter_map(|path| fs::metadata(path).and_then(|found| found.modified()).ok())
                 .max();
             // One that nothing was ever sent to costs its client nothing to open again.
-            let empty = fs::metadata(data_path(&folder)).is_ok_and(|data| data.len() == 0);
+            let empty = fs::metadata(&data_path(&folder)).is_ok_and(|data| data.len() == 0);
             let age = if empty { age.min(EMPTY_AGE) } else { age };
             let idle = touched.and_then(|touched| now.duration_since(touched).ok()).unwrap_or_default();
             let id = folder.file_name().and_then(|name| name.to_str()).and_then(|name| Uuid::parse_str(name).ok());

@@ -118,7 +118,7 @@ impl Inner {
     fn finding(&self, digest: &Digest, problem: Problem) -> Result<Finding, StoreError> {
         let repositories = self.holders(digest)?;
         let metadata = fs::metadata(self.layout.blob(digest));
-        let pushed = metadata.is_ok_and(|metadata| self.is_pushed(digest, &metadata));
+        let pushed = metadata.is_ok_and(|metadata| self.is_pushed(digest, &metadata).unwrap_or(false));
         let class = if pushed || !repositories.is_empty() { Class::Pushed } else { Class::Cached };
         Ok(Finding { problem, class, digest: Some(digest.to_string()), tag: None, repositories, quarantined: false })
     }

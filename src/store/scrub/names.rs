@@ -4,13 +4,13 @@
 //! name need not have its content here: that is fetched when somebody asks for it.
 
 use std::collections::HashSet;
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use super::{Finding, Inner, Problem, ScrubWatch};
 use crate::oci::{Digest, Manifest, RepoId, Tag};
 use crate::store::error::{At, StoreError, optional};
+use crate::store::fs;
 use crate::store::index::Change;
 use crate::store::records::{self, Class, TagRecord};
 

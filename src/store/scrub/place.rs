@@ -1,12 +1,12 @@
 //! How far the slow scrub of a running server is: `scrub`, kept over restarts.
 
-use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Inner;
 use crate::oci::Digest;
 use crate::store::Store;
 use crate::store::error::{At, StoreError, optional};
+use crate::store::fs;
 use crate::store::layout::Temporary;
 
 /// The present pass, or the last one. Times are whole seconds.

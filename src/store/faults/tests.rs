@@ -1,0 +1,397 @@
+//! Every file operation of a push, a fill, an eviction, a collection and a delete fails in turn, and in turn everything
+//! from it on. Whatever the operation says then: what was acknowledged is there, nothing is half there, what is counted is
+//! what the files say, now and after a restart, and a second try succeeds.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use super::{Failing, Fault, Plan, follow};
+use crate::oci::{Algorithm, Digest, Manifest, RepoId, Scope, Tag};
+use crate::store::{Bounds, Class, CollectRules, NAME_BYTES, NewManifest, Store, StoreError};
+
+const MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+const ROOM: Bounds = Bounds { max_size: 400 << 10, min_free: 0 };
+const BLOB: usize = 16 << 10;
+
+/// A name and what it should mean.
+type Names = BTreeMap<(RepoId, Tag), Option<Digest>>;
+
+struct Scene {
+    folder: TempDir,
+    plan: Arc<Plan>,
+    runtime: Runtime,
+    store: Option<Store>,
+    /// What was acknowledged.
+    blobs: BTreeMap<(RepoId, Digest), Bytes>,
+    tags: Names,
+    number: u32,
+}
+
+/// One blob and a manifest that refers to it.
+#[derive(Clone)]
+struct Image {
+    blob: Bytes,
+    manifest: Bytes,
+}
+
+impl Image {
+    /// Another one for each number.
+    fn new(number: u32) -> Self {
+        let mut blob = vec![0; BLOB];
+        fastrand::Rng::with_seed(number.into()).fill(&mut blob);
+        let digest = digest_of(&blob);
+        let descriptor = |digest: &Digest| format!(r#"{{"mediaType":"x/y","size":{BLOB},"digest":"{digest}"}}"#);
+        let manifest = format!(r#"{{"schemaVersion":2,"config":{0},"layers":[{0}]}}"#, descriptor(&digest));
+        Self { blob: blob.into(), manifest: manifest.into() }
+    }
+
+    fn parts(&self) -> Vec<Bytes> {
+        vec![self.blob.slice(..BLOB / 3), self.blob.slice(BLOB / 3..)]
+    }
+
+    fn new_manifest(&self) -> NewManifest {
+        NewManifest {
+            digest: digest_of(&self.manifest),
+            media_type: MEDIA_TYPE.to_owned(),
+            bytes: self.manifest.clone(),
+            manifest: Manifest::parse(&self.manifest).unwrap(),
+        }
+    }
+}
+
+fn digest_of(bytes: &[u8]) -> Digest {
+    Digest::of(Algorithm::Sha256, bytes)
+}
+
+fn tag(name: &str) -> Tag {
+    name.parse().unwrap()
+}
+
+fn local(name: &str) -> RepoId {
+    RepoId::local(name.parse().unwrap())
+}
+
+fn mirrored(name: &str) -> RepoId {
+    RepoId::new(Scope::Upstream("docker.io".into()), name.parse().unwrap())
+}
+
+impl Scene {
+    fn new() -> Self {
+        let plan = Arc::new(Plan::default());
+        follow(&plan);
+        let threads = plan.clone();
+        // One thread does what blocks, so that what was asked for last is done last.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .on_thread_start(move || follow(&threads))
+            .build()
+            .unwrap();
+        // In memory where that can be: what is asked of the disk counts here, not the disk.
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let mut scene =
+            Self { folder, plan, runtime, store: None, blobs: BTreeMap::new(), tags: BTreeMap::new(), number: 0 };
+        scene.open();
+        scene
+    }
+
+    fn store(&self) -> Store {
+        self.store.clone().unwrap()
+    }
+
+    fn open(&mut self) {
+        let store = Store::open_within(self.folder.path(), ROOM, None).unwrap();
+        if store.needs_reconcile() {
+            store.reconcile(&AtomicBool::new(false));
+        }
+        assert!(!store.needs_reconcile());
+        store.restore_recency();
+        self.store = Some(store);
+    }
+
+    fn reopen(&mut self, clean: bool) {
+        if clean {
+            let store = self.store();
+            self.run(async move { store.close().await });
+        }
+        self.store = None;
+        self.open();
+        assert!(self.files("spool").is_empty());
+    }
+
+    fn run<T>(&self, task: impl Future<Output = T>) -> T {
+        self.runtime.block_on(async {
+            let done = task.await;
+            tokio::task::spawn_blocking(|| ()).await.unwrap();
+            done
+        })
+    }
+
+    fn files(&self, folder: &str) -> Vec<PathBuf> {
+        files_below(&self.folder.path().join(folder))
+    }
+
+    // === what holds at any time ===
+
+    fn check(&self) {
+        let (mut cached, mut pushed) = (0, 0);
+        for path in self.files("blobs") {
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(digest_of(&bytes).hex() == path.file_name().unwrap().to_str().unwrap(), "half a file at a digest");
+            let writable = path.metadata().unwrap().permissions().mode() & 0o200 != 0;
+            *(if writable { &mut cached } else { &mut pushed }) += bytes.len() as u64;
+        }
+        let store = self.store();
+        assert_eq!((store.bytes(Class::Cached), store.bytes(Class::Pushed)), (cached, pushed), "cached and pushed");
+        let names = self.mirrored_names() as u64;
+        assert_eq!(store.inner.space.names(), names, "names of mirrored repositories");
+        assert_eq!(store.inner.space.used(), cached + names * NAME_BYTES, "nothing is reserved");
+        for ((repo, digest), bytes) in &self.blobs {
+            let (there, member) = self.run(async { (store.blob(digest).await, store.member(repo, digest).await) });
+            assert!(member.unwrap().is_some(), "{repo} has lost {digest}");
+            let blob = there.unwrap().unwrap_or_else(|| panic!("{digest} of {repo} is gone"));
+            assert_eq!(blob.length, bytes.len() as u64);
+        }
+        for ((repo, tag), digest) in &self.tags {
+            assert_eq!(self.meaning(repo, tag), *digest, "{repo}:{tag}");
+            let listed = self.run(store.tags(repo, "", 100)).unwrap().items.contains(&tag.to_string());
+            assert_eq!(listed, digest.is_some(), "{repo}:{tag} in the list of tags");
+        }
+    }
+
+    fn mirrored_names(&self) -> usize {
+        let repositories = self.folder.path().join("repositories/docker.io");
+        if repositories.is_dir() { files_below(&repositories).len() } else { 0 }
+    }
+
+    fn meaning(&self, repo: &RepoId, tag: &Tag) -> Option<Digest> {
+        let store = self.store();
+        let record = self.run(store.tag(repo, tag)).unwrap()?;
+        let manifest = self.run(store.manifest(repo, &record.digest)).unwrap();
+        assert!(manifest.is_some(), "{repo}:{tag} means a manifest that is not there");
+        Some(record.digest)
+    }
+
+    /// The tag is what it was or what it was to become.
+    fn learn(&mut self, repo: &RepoId, tag: &Tag, becomes: Option<&Digest>) {
+        let (found, key) = (self.meaning(repo, tag), (repo.clone(), tag.clone()));
+        let before = self.tags.get(&key).cloned().flatten();
+        assert!(found == before || found.as_ref() == becomes, "{repo}:{tag}: {found:?}");
+        self.tags.insert(key, found);
+    }
+
+    fn fails_now(&self) -> Option<Failing> {
+        self.plan.0.lock().failing
+    }
+
+    /// Looks at the store without a fault, and without counting what that takes.
+    fn aside<T>(&mut self, look: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::take(&mut *self.plan.0.lock());
+        let seen = look(self);
+        *self.plan.0.lock() = before;
+        seen
+    }
+}
+
+/// Tries `step` with each of its file operations failing, on what `set_up` makes; `step` notes what was acknowledged.
+fn with_every_fault(set_up: impl Fn() -> Scene, step: impl Fn(&mut Scene) -> Result<(), StoreError>) {
+    for (fault, lasting) in [(Fault::Error, false), (Fault::Error, true), (Fault::Short, false), (Fault::Short, true)] {
+        let mut scene = set_up();
+        for first in 0.. {
+            scene.number += 1;
+            let failing = Failing { fault, first, lasting };
+            eprintln!("{failing:?}");
+            scene.plan.set(Some(failing));
+            let done = step(&mut scene);
+            let calls = scene.plan.calls();
+            scene.plan.set(None);
+            if calls <= first {
+                assert!(first > 5, "{calls} operations are too few");
+                done.unwrap();
+                break;
+            }
+            scene.check();
+            // In good order only where all that went wrong is over: what is counted then is not counted again.
+            scene.reopen(!lasting);
+            scene.check();
+            step(&mut scene).unwrap();
+            scene.check();
+        }
+        scene.run(scene.store().expire_uploads(Duration::ZERO)).unwrap();
+        assert!(scene.files("uploads").is_empty());
+        scene.reopen(true);
+        scene.check();
+    }
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+// === the operations ===
+
+async fn upload(store: &Store, repo: &RepoId, image: &Image) -> Result<(), StoreError> {
+    store.create_local(repo).await?;
+    let mut upload = store.create_upload(repo, Algorithm::Sha256).await?;
+    upload.keep();
+    for part in image.parts() {
+        upload.append(vec![part]).await?;
+    }
+    upload.finish(repo, &digest_of(&image.blob)).await
+}
+
+async fn fill(store: &Store, repo: &RepoId, image: &Image) -> Result<(), StoreError> {
+    let spool = store.begin(Algorithm::Sha256, Some(BLOB as u64)).await?;
+    for part in image.parts() {
+        spool.append(vec![part]).await?;
+    }
+    spool.commit(&digest_of(&image.blob), repo).await
+}
+
+fn push(scene: &mut Scene, repo: &RepoId, image: &Image, tagged: &Tag) -> Result<(), StoreError> {
+    let (store, manifest) = (scene.store(), digest_of(&image.manifest));
+    scene.run(upload(&store, repo, image))?;
+    scene.blobs.insert((repo.clone(), digest_of(&image.blob)), image.blob.clone());
+    let put = scene.run(store.put_manifest(repo, image.new_manifest(), vec![tagged.clone()])).map(drop);
+    scene.aside(|scene| {
+        scene.learn(repo, tagged, Some(&manifest));
+        assert!(put.is_err() || scene.tags[&(repo.clone(), tagged.clone())] == Some(manifest));
+    });
+    put
+}
+
+#[test]
+fn a_push_into_a_new_repository() {
+    with_every_fault(Scene::new, |scene| {
+        let image = Image::new(scene.number);
+        push(scene, &local(&format!("team/app{}", scene.number)), &image, &tag("v1"))
+    });
+}
+
+#[test]
+fn a_push_that_moves_a_tag() {
+    with_every_fault(Scene::new, |scene| {
+        let image = Image::new(scene.number);
+        push(scene, &local("team/app"), &image, &tag("latest"))
+    });
+}
+
+#[test]
+fn a_mount_of_what_was_cached() {
+    with_every_fault(Scene::new, |scene| {
+        let (store, image) = (scene.store(), Image::new(scene.number));
+        let (from, to, digest) = (mirrored("library/app"), local("team/app"), digest_of(&image.blob));
+        scene.aside(|scene| scene.run(fill(&store, &from, &image))).unwrap();
+        assert!(scene.run(store.adopt(&to, &digest))?);
+        scene.blobs.insert((to, digest), image.blob);
+        Ok(())
+    });
+}
+
+/// With something pushed that is to stay.
+fn with_an_image() -> Scene {
+    let mut scene = Scene::new();
+    push(&mut scene, &local("team/app"), &Image::new(0), &tag("kept")).unwrap();
+    scene
+}
+
+#[test]
+fn a_delete() {
+    let repo = local("team/app");
+    with_every_fault(with_an_image, |scene| {
+        let (store, image, going) = (scene.store(), Image::new(scene.number), tag("going"));
+        let (blob, manifest) = (digest_of(&image.blob), digest_of(&image.manifest));
+        scene.aside(|scene| push(scene, &repo, &image, &going)).unwrap();
+        scene.blobs.remove(&(repo.clone(), blob.clone()));
+        let deleted = scene.run(async {
+            store.delete_tag(&repo, &going).await?;
+            store.delete_manifest(&repo, &manifest).await?;
+            store.unlink_blob(&repo, &blob).await
+        });
+        scene.aside(|scene| {
+            scene.learn(&repo, &going, None);
+            let member = scene.run(store.member(&repo, &blob)).unwrap();
+            assert!(deleted.is_err() || (member.is_none() && scene.tags[&(repo.clone(), going.clone())].is_none()));
+        });
+        deleted.map(drop)
+    });
+}
+
+#[test]
+fn a_fill_and_the_manifest_that_refers_to_it() {
+    with_every_fault(with_an_image, |scene| {
+        let (store, image) = (scene.store(), Image::new(scene.number));
+        let repo = mirrored(&format!("library/app{}", scene.number));
+        scene.run(async {
+            store.put_manifest(&repo, image.new_manifest(), vec![tag("v1")]).await?;
+            fill(&store, &repo, &image).await
+        })?;
+        let there = scene.aside(|scene| scene.run(store.blob(&digest_of(&image.blob)))).unwrap();
+        assert!(there.is_some());
+        Ok(())
+    });
+}
+
+fn fill_one(scene: &Scene, number: u32) -> Result<(), StoreError> {
+    let (store, image, repo) = (scene.store(), Image::new(number), mirrored(&format!("library/app{number}")));
+    scene.run(async {
+        store.put_manifest(&repo, image.new_manifest(), vec![tag("v1")]).await?;
+        fill(&store, &repo, &image).await
+    })
+}
+
+fn with_a_full_cache() -> Scene {
+    let scene = with_an_image();
+    for number in 1000..1030 {
+        fill_one(&scene, number).unwrap();
+    }
+    assert!(!scene.store().take_evicted().is_empty());
+    scene
+}
+
+#[test]
+fn an_eviction() {
+    with_every_fault(with_a_full_cache, |scene| {
+        let number = 2 * scene.number + u32::from(scene.fails_now().is_none());
+        let done = fill_one(scene, number);
+        assert!(scene.store().inner.space.used() <= ROOM.max_size);
+        done
+    });
+}
+
+#[test]
+fn a_collection() {
+    let repo = local("team/app");
+    let rules = CollectRules {
+        grace: Duration::ZERO,
+        unreferenced_after: Duration::ZERO,
+        untagged_after: Some(Duration::ZERO),
+        remove: true,
+    };
+    with_every_fault(with_an_image, |scene| {
+        let (store, image, going) = (scene.store(), Image::new(scene.number), tag("going"));
+        scene.aside(|scene| {
+            push(scene, &repo, &image, &going).unwrap();
+            scene.blobs.remove(&(repo.clone(), digest_of(&image.blob)));
+            assert!(scene.run(store.delete_tag(&repo, &going)).unwrap());
+            scene.tags.insert((repo.clone(), going), None);
+        });
+        // The manifest, then the blob's right, then the content of both.
+        for _ in 0..4 {
+            store.collect(rules, &AtomicBool::new(false), &|_| ())?;
+        }
+        if scene.fails_now().is_none() {
+            assert_eq!(scene.files("blobs").len(), 2, "the kept image is all that is left");
+        }
+        Ok(())
+    });
+}
