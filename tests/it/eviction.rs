@@ -25,7 +25,7 @@ fn bytes_stored(data: &Path) -> u64 {
     bytes
 }
 
-fn blobs(upstream: &Upstream, seeds: std::ops::Range<u64>, size: usize) -> Vec<Content> {
+pub fn blobs(upstream: &Upstream, seeds: std::ops::Range<u64>, size: usize) -> Vec<Content> {
     let blobs: Vec<Content> = seeds.map(|seed| blob(seed, size)).collect();
     for blob in &blobs {
         upstream.add_blob(REPO, blob);
@@ -33,7 +33,7 @@ fn blobs(upstream: &Upstream, seeds: std::ops::Range<u64>, size: usize) -> Vec<C
     blobs
 }
 
-async fn pull(server: &TestServer, blob: &Content) {
+pub async fn pull(server: &TestServer, blob: &Content) {
     let answer = server.get(&blob_path(REPO, blob)).await;
     assert!(answer.status == 200 && answer.body == blob.bytes, "{} comes whole", blob.digest);
     settle(server).await;
@@ -46,7 +46,7 @@ async fn pull_image(server: &TestServer, tag: &str, image: &Image) {
     }
 }
 
-async fn with_bounds(upstream: &Upstream, cache: &str) -> TestServer {
+pub async fn with_bounds(upstream: &Upstream, cache: &str) -> TestServer {
     let builder = TestServer::builder().upstream("docker.io", upstream).default_upstream("docker.io");
     let server = builder.config(&format!("[cache]\nmin_free = \"0B\"\n{cache}")).start().await;
     is_settled(&server).await;
@@ -54,11 +54,11 @@ async fn with_bounds(upstream: &Upstream, cache: &str) -> TestServer {
 }
 
 /// Nothing is evicted before the order of last use is known.
-async fn is_settled(server: &TestServer) {
+pub async fn is_settled(server: &TestServer) {
     until("the index is ready", async || server.metric("roadstead_index_ready", &[]).await == 1.0).await;
 }
 
-async fn evictions(server: &TestServer) -> f64 {
+pub async fn evictions(server: &TestServer) -> f64 {
     server.metric("roadstead_evictions_total", &[("reason", "size")]).await
 }
 

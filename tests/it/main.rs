@@ -14,6 +14,7 @@ mod cli;
 mod clients;
 mod collector;
 mod control;
+mod copies;
 mod crash;
 mod deadlines;
 mod deletes;

@@ -3,6 +3,7 @@
 //! `CRASH_ROUNDS` says how often, `CRASH_SEED` repeats a run as far as the machine's own timing lets it be repeated.
 
 mod clients;
+mod full;
 mod ledger;
 mod stock;
 
