@@ -171,6 +171,15 @@ async fn what_a_served_manifest_refers_to_is_shielded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_manifest_go_its_link_and_its_tags() {
+    names_go_with_their_manifest(|_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_manifest_go_its_link_and_its_tags_also_when_the_index_was_lost() {
+    names_go_with_their_manifest(|data| fs::remove_dir_all(data.join("index")).unwrap()).await;
+}
+
+async fn names_go_with_their_manifest(while_stopped: fn(&Path)) {
     let upstream = Upstream::start().await;
     let mut server = with_bounds(&upstream, "max_size = \"2MiB\"").await;
     let image = Image::new(3, &[300 * KIB]);
@@ -182,6 +191,8 @@ async fn with_a_manifest_go_its_link_and_its_tags() {
     let repositories = server.data_dir().join("repositories/docker.io");
     assert!(repositories.join("org/deep/app/_tags/v1").exists());
     // What is shielded is known in memory only.
+    server.stop_running().await;
+    while_stopped(server.data_dir());
     server.restart().await;
     is_settled(&server).await;
     for blob in &blobs(&upstream, 10..30, 256 * KIB) {

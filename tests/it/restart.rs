@@ -1,6 +1,6 @@
 //! What the data folder survives: a second server, a spoilt index, a stop without a warning.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use roadstead::config::Config;
@@ -42,9 +42,22 @@ fn write_mark(index: &Path, mark: &[u8]) {
     db.flush().unwrap();
 }
 
-fn spoil_largest(folder: &Path) {
+fn largest(folder: &Path) -> PathBuf {
     let largest = files_below(folder).into_iter().max_by_key(|file| std::fs::metadata(file).unwrap().len());
-    let largest = largest.expect("the index has files");
+    largest.expect("the index has files")
+}
+
+fn halve_largest(folder: &Path) {
+    let file = largest(folder);
+    let mut bytes = std::fs::read(&file).unwrap();
+    // Half of what was written to it: the rest was set aside and is empty.
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes.truncate(written / 2);
+    std::fs::write(file, bytes).unwrap();
+}
+
+fn spoil_largest(folder: &Path) {
+    let largest = largest(folder);
     let mut bytes = std::fs::read(&largest).unwrap();
     for byte in bytes.iter_mut().take(4096) {
         *byte ^= 0x55;
@@ -55,7 +68,7 @@ fn spoil_largest(folder: &Path) {
 /// What happens to an index, and whether somebody may want to look at what is left of it.
 type Mishap = (&'static str, fn(&Path), bool);
 
-const MISHAPS: [Mishap; 7] = [
+const MISHAPS: [Mishap; 8] = [
     ("deleted", |index| std::fs::remove_dir_all(index).unwrap(), false),
     (
         "emptied",
@@ -77,6 +90,7 @@ const MISHAPS: [Mishap; 7] = [
     ("from the future", |index| write_mark(index, &[9; 26]), true),
     ("of another folder", |index| write_mark(index, &[[1, 1].as_slice(), &[7; 16], &[0; 8]].concat()), true),
     ("spoilt on the disk", spoil_largest, true),
+    ("half a file", halve_largest, true),
 ];
 
 #[tokio::test]
