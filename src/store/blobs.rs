@@ -56,11 +56,15 @@ impl Store {
                     return Ok(false);
                 }
                 inner.unmark(&[Candidate::Content(digest.clone())]);
+                let was_pushed = inner.index.blob(&digest).is_some_and(|blob| blob.class == Class::Pushed);
                 mark_pushed(&file).at("change", &path)?;
                 inner.record_blob(&digest, length, Class::Pushed);
                 if let Err(error) = fs::sync_all(&file) {
-                    // What a sync has failed for may be lost, and the next sync does not say so again.
-                    inner.set_blob_aside(&digest, &path)?;
+                    // What a sync has failed for may be lost, and the next sync does not say so again. What was pushed
+                    // before was synced then, and others have it.
+                    if !was_pushed {
+                        inner.set_blob_aside(&digest, &path)?;
+                    }
                     return Err(error).at("sync", &path);
                 }
                 inner.sync_blob_folder(&path)?;
