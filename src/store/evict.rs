@@ -4,7 +4,7 @@
 //! Never pushed content, never what somebody reads, never what is pinned; and nothing at all before the index is in step
 //! with the files and the order of last use is complete.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -26,6 +26,8 @@ const AT_ONCE: usize = 25;
 const REST: u32 = 4;
 /// A reservation may find that another has taken the room that was made for it.
 const TRIES: usize = 16;
+/// Manifests of one repository that are read when one of them goes.
+const LOOKED_THROUGH: usize = 100;
 /// Turns in which everything that should go was in use, after which nothing is expected to go.
 const FRUITLESS: usize = 64;
 
@@ -251,13 +253,35 @@ impl Inner {
         Ok(())
     }
 
-    /// Its link, the tags that mean it, and the links of what it refers to, as far as that is not here. A blob that is,
-    /// or another manifest refers to as well, costs one more question to the upstream if it is asked for; see `sweep`.
+    /// What the manifests of a repository refer to; `None` if they are too many to be looked through for one that goes.
+    fn needed_by_others(&self, repo: &RepoId) -> Result<Option<HashSet<Digest>>, StoreError> {
+        let mut manifests = Vec::new();
+        self.layout.for_each_link(&self.layout.manifests(repo), &mut |digest| {
+            manifests.push(digest);
+            Ok(())
+        })?;
+        if manifests.len() > LOOKED_THROUGH {
+            return Ok(None);
+        }
+        let mut needed = HashSet::new();
+        for digest in manifests {
+            if let Some(bytes) = self.layout.read_content(&digest, Manifest::MAX_LENGTH)? {
+                needed
+                    .extend(Manifest::parse(&bytes).unwrap_or_default().children.into_iter().map(|child| child.digest));
+            }
+        }
+        Ok(Some(needed))
+    }
+
+    /// Its link, the tags that mean it, and the links of what it alone refers to. Where there are very many other manifests,
+    /// links of what is here are left to `sweep`.
     fn forget_manifest(&self, repo: &RepoId, digest: &Digest, manifest: &Manifest) -> Result<(), StoreError> {
         let _locked = self.repositories.write(repo);
         self.remove_manifest(repo, digest, manifest.subject.as_ref())?;
+        let needed = self.needed_by_others(repo)?;
         for child in &manifest.children {
-            if !self.is_file(&child.digest)? {
+            let alone = needed.as_ref().is_some_and(|needed| !needed.contains(&child.digest));
+            if alone || !self.is_file(&child.digest)? {
                 self.remove_member(repo, &child.digest)?;
             }
         }
