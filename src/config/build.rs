@@ -1,12 +1,16 @@
 //! From the layers, laid over each other, to a [`Config`]: defaults, and the rules between keys.
 
+use std::path::PathBuf;
+
 use super::build_upstream::merge;
 use super::error::Site;
-use super::layer::{CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, LogKeys, PushKeys, ScrubKeys, ServerKeys, Sited};
+use super::layer::{
+    CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, LogKeys, PushKeys, ScrubKeys, ServerKeys, ServerTlsKeys, Sited,
+};
 use super::value::Positive;
 use super::{
     CacheConfig, Config, ConfigError, DOCKER_IO, DeleteConfig, GcConfig, LocalConfig, LogConfig, PushConfig,
-    ScrubConfig, ServerConfig, StorageConfig, UpstreamConfig, builtin_upstreams, canonical_name,
+    ScrubConfig, ServerConfig, StorageConfig, TlsConfig, UpstreamConfig, builtin_upstreams, canonical_name,
 };
 
 /// `storage` is where data goes unless a layer says otherwise.
@@ -30,7 +34,7 @@ pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>)
     }
     upstreams.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(Config {
-        server: server(layer.server)?,
+        server: server(layer.server, layer.server_tls)?,
         storage: StorageConfig {
             path: value(layer.storage.path, storage.path),
             read_only: value(layer.storage.read_only, storage.read_only),
@@ -57,7 +61,7 @@ pub(super) fn positive<T>(sited: Option<Sited<Positive<T>>>, default: T) -> T {
     sited.map_or(default, |sited| sited.value.0)
 }
 
-fn server(keys: ServerKeys) -> Result<ServerConfig, ConfigError> {
+fn server(keys: ServerKeys, tls_keys: ServerTlsKeys) -> Result<ServerConfig, ConfigError> {
     let default = ServerConfig::default();
     let names = match keys.names {
         Some(names) => hosts(names.value.0, &names.site, "server.names")?,
@@ -71,7 +75,25 @@ fn server(keys: ServerKeys) -> Result<ServerConfig, ConfigError> {
         keep_alive: positive(keys.keep_alive, default.keep_alive),
         progress_timeout: positive(keys.progress_timeout, default.progress_timeout),
         drain_timeout: value(keys.drain_timeout, default.drain_timeout),
+        tls: tls(tls_keys)?,
     })
+}
+
+/// A certificate and its key are given together, and nothing else without them.
+fn tls(keys: ServerTlsKeys) -> Result<Option<TlsConfig>, ConfigError> {
+    let lacks = |given: Sited<PathBuf>, key: &str, lacking: &str| {
+        let message = format!("there is no {lacking} for it; write {lacking} too");
+        Err(ConfigError::new(&given.site, format!("server.tls.{key}"), message))
+    };
+    match (keys.cert, keys.key, keys.client_ca) {
+        (Some(cert), Some(key), client_ca) => {
+            Ok(Some(TlsConfig { cert: cert.value, key: key.value, client_ca: client_ca.map(|file| file.value) }))
+        }
+        (Some(cert), None, _) => lacks(cert, "cert", "key"),
+        (None, Some(key), _) => lacks(key, "key", "cert"),
+        (None, None, Some(client_ca)) => lacks(client_ca, "client_ca", "cert"),
+        (None, None, None) => Ok(None),
+    }
 }
 
 /// Hosts are compared in lower case.

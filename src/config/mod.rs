@@ -45,7 +45,7 @@ pub use log::{LogConfig, LogFormat};
 pub use pin::Pin;
 pub use scrub::ScrubConfig;
 pub use secret::Secret;
-pub use server::ServerConfig;
+pub use server::{ServerConfig, TlsConfig};
 pub use storage::StorageConfig;
 pub use upstream::{BUILTIN_UPSTREAMS, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name};
 

@@ -1,5 +1,6 @@
 //! `[server]`: the port, and how long we wait for whoever connects to it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::ListenAddr;
@@ -19,6 +20,18 @@ pub struct ServerConfig {
     pub progress_timeout: Duration,
     /// For transfers to end after a stop was asked for.
     pub drain_timeout: Duration,
+    /// Without it the port speaks plain HTTP.
+    pub tls: Option<TlsConfig>,
+}
+
+/// `[server.tls]`: PEM files, read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Our certificate, and those that lead to its root.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Only clients with a certificate of these authorities may connect.
+    pub client_ca: Option<PathBuf>,
 }
 
 impl Default for ServerConfig {
@@ -31,6 +44,7 @@ impl Default for ServerConfig {
             keep_alive: Duration::from_secs(120),
             progress_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(20),
+            tls: None,
         }
     }
 }

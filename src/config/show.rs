@@ -28,6 +28,15 @@ impl Config {
         document.key("progress_timeout", format_duration(self.server.progress_timeout));
         document.key("drain_timeout", format_duration(self.server.drain_timeout));
 
+        if let Some(tls) = &self.server.tls {
+            document.table("server.tls");
+            document.key("cert", tls.cert.display().to_string());
+            document.key("key", tls.key.display().to_string());
+            if let Some(file) = &tls.client_ca {
+                document.key("client_ca", file.display().to_string());
+            }
+        }
+
         document.table("storage");
         document.key("path", self.storage.path.display().to_string());
         document.key("read_only", self.storage.read_only);
@@ -129,6 +138,10 @@ mod tests {
             [server]
             listen = ":5000"
             names = ["cache.example.com"]
+            [server.tls]
+            cert = "/etc/roadstead/tls.crt"
+            key = "/etc/roadstead/tls.key"
+            client_ca = "/etc/roadstead/clients.pem"
             [storage]
             path = "/data/\"quoted\""
             [cache]

@@ -293,7 +293,8 @@ fn the_reference_shows_every_key_at_its_default() {
     let document: toml::Table = toml::from_str(&everything).unwrap();
     let shown = |table: &toml::Table, keys: &[&str]| keys.iter().all(|key| table.contains_key(*key));
     for (section, key) in layer::fixed_keys() {
-        let table = if section.is_empty() { &document } else { document[section].as_table().unwrap() };
+        let names = section.split('.').filter(|name| !name.is_empty());
+        let table = names.fold(&document, |table, name| table[name].as_table().unwrap());
         assert!(shown(table, &[key]), "{section}.{key} is missing");
     }
     let upstream = document["upstream"][DOCKER_IO].as_table().unwrap();

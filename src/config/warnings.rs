@@ -33,7 +33,8 @@ impl Config {
 
     /// What a network may do to a server that asks nobody who they are.
     fn open_to_anybody(&self) -> Option<String> {
-        if self.server.listen.is_loopback() {
+        let clients_have_certificates = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        if self.server.listen.is_loopback() || clients_have_certificates {
             return None;
         }
         let mut may = vec!["pull every image that is here or at an upstream"];
