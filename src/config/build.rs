@@ -7,7 +7,7 @@ use super::error::Site;
 use super::layer::{
     CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, LogKeys, PushKeys, ScrubKeys, ServerKeys, ServerTlsKeys, Sited,
 };
-use super::value::Positive;
+use super::value::{OneOrMore, Positive};
 use super::{
     CacheConfig, Config, ConfigError, DOCKER_IO, DeleteConfig, GcConfig, LocalConfig, LogConfig, PushConfig,
     ScrubConfig, ServerConfig, StorageConfig, TlsConfig, UpstreamConfig, builtin_upstreams, canonical_name,
@@ -70,6 +70,7 @@ fn server(keys: ServerKeys, tls_keys: ServerTlsKeys) -> Result<ServerConfig, Con
     Ok(ServerConfig {
         listen: value(keys.listen, default.listen),
         names,
+        host_routes: keys.host_routes.map(domains).transpose()?.unwrap_or(default.host_routes),
         max_connections: positive(keys.max_connections, default.max_connections),
         head_timeout: positive(keys.head_timeout, default.head_timeout),
         keep_alive: positive(keys.keep_alive, default.keep_alive),
@@ -77,6 +78,19 @@ fn server(keys: ServerKeys, tls_keys: ServerTlsKeys) -> Result<ServerConfig, Con
         drain_timeout: value(keys.drain_timeout, default.drain_timeout),
         tls: tls(tls_keys)?,
     })
+}
+
+/// Hosts without a port: what comes with a request is compared without its own.
+fn domains(names: Sited<OneOrMore<String>>) -> Result<Vec<String>, ConfigError> {
+    let path = "server.host_routes";
+    match names.value.0.iter().find(|name| name.contains(':') || name.starts_with('.')) {
+        Some(name) => {
+            let message =
+                format!("\"{name}\" is not a domain; write for example \"cache.example.com\", without a port");
+            Err(ConfigError::new(&names.site, path, message))
+        }
+        None => hosts(names.value.0, &names.site, path),
+    }
 }
 
 /// A certificate and its key are given together, and nothing else without them.

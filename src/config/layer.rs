@@ -73,6 +73,7 @@ section! {
     ServerKeys {
         listen: ListenAddr,
         names: OneOrMore<String>,
+        host_routes: OneOrMore<String>,
         max_connections: Positive<usize>,
         head_timeout: Positive<Duration>,
         keep_alive: Positive<Duration>,

@@ -10,6 +10,8 @@ pub struct ServerConfig {
     pub listen: ListenAddr,
     /// What clients call this server, as `host` or `host:port`.
     pub names: Vec<String>,
+    /// Domains below which each upstream has a host: `docker-io.<domain>` is docker.io.
+    pub host_routes: Vec<String>,
     /// Connections served at once; the next one waits.
     pub max_connections: usize,
     /// For a request's head to arrive.
@@ -39,6 +41,7 @@ impl Default for ServerConfig {
         Self {
             listen: ListenAddr::default(),
             names: Vec::new(),
+            host_routes: Vec::new(),
             max_connections: 4096,
             head_timeout: Duration::from_secs(15),
             keep_alive: Duration::from_secs(120),

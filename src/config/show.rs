@@ -22,6 +22,7 @@ impl Config {
         document.table("server");
         document.key("listen", self.server.listen.to_string());
         document.key("names", self.server.names.clone());
+        document.key("host_routes", self.server.host_routes.clone());
         document.key("max_connections", count(self.server.max_connections));
         document.key("head_timeout", format_duration(self.server.head_timeout));
         document.key("keep_alive", format_duration(self.server.keep_alive));

@@ -42,6 +42,16 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
             "[server]\nnames = [\"http://a\"]",
             r#"roadstead.toml:2: server.names: "http://a" is not a host; write for example "registry.example.com""#,
         ),
+        (
+            "[server]\nhost_routes = \"cache.example:5000\"",
+            r#"roadstead.toml:2: server.host_routes: "cache.example:5000" is not a domain; write for example "cache.example.com", without a port"#,
+        ),
+        ("[server.tls]\ncert = \"a.pem\"", "roadstead.toml:2: server.tls.cert: there is no key for it; write key too"),
+        (
+            "[server.tls]\nclient_ca = \"a.pem\"",
+            "roadstead.toml:2: server.tls.client_ca: there is no cert for it; write cert too",
+        ),
+        ("[server.tls]\ncerts = \"a.pem\"", r#"roadstead.toml:2: server.tls.certs: unknown key; did you mean "cert"?"#),
         ("[push]\nenabled = \"yes\"", r#"roadstead.toml:2: push.enabled: "yes" is not true or false"#),
         ("[storage]\npath = \"\"", "roadstead.toml:2: storage.path: must not be empty"),
         (

@@ -17,7 +17,7 @@ impl Podman {
         Self { folder: containers::folder(registries) }
     }
 
-    fn run(&self, args: &[&str]) -> String {
+    pub fn run(&self, args: &[&str]) -> String {
         containers::run_in(&self.folder, &find("podman", "podman"), args)
     }
 
