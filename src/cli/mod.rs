@@ -36,9 +36,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve images: this is the registry itself.
-    Serve(options::ConfigOptions),
+    Serve(options::ServerOptions),
     /// Say what is wrong with the configuration, or what is in force.
-    Check(options::ConfigOptions),
+    Check(options::ServerOptions),
     /// Say what an image name means here, and where it would come from. A running server answers; without one, give it the
     /// options and variables that `serve` has.
     Explain(explain::Explain),
@@ -136,6 +136,7 @@ mod tests {
                    --default-upstream none --log-format json";
         for command in [
             "serve",
+            "serve /etc/docker/registry/config.yml",
             "check",
             "explain busybox --output json",
             "client-config podman --url http://cache:5000",

@@ -49,7 +49,7 @@ pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>)
         default_upstream: default_upstream(layer.root.default_upstream, layer.root.builtin_upstreams, &upstreams)?,
         upstreams,
         builtin_upstreams: builtin,
-        ignored_variables: ignored,
+        ignored_settings: ignored,
     })
 }
 

@@ -25,8 +25,9 @@ impl Config {
                 "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every tag is asked for every time";
             warnings.push(what.to_owned());
         }
-        if !self.ignored_variables.is_empty() {
-            warnings.push(format!("variables without a meaning here: {}", self.ignored_variables.join(", ")));
+        if !self.ignored_settings.is_empty() {
+            warnings
+                .push(format!("settings of registry:2 without a meaning here: {}", self.ignored_settings.join(", ")));
         }
         warnings
     }
