@@ -44,6 +44,7 @@ mod read_only;
 mod readers;
 mod referrers;
 mod refreshing;
+mod replays;
 mod restart;
 mod resumes;
 mod retries;
