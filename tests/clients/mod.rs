@@ -5,6 +5,7 @@
 //! finds a closed door. A program that is missing fails the test; `make test` installs it.
 //! All of it needs root, as `dockerd` and `podman run` do.
 
+mod attested;
 mod bad_line;
 mod buildah;
 mod busybox;

@@ -68,6 +68,9 @@ async fn a_new_certificate_is_taken_while_serving_and_a_broken_one_is_not() {
 async fn a_broken_certificate_is_said_once() {
     let authority = Authority::new();
     let process = ServerProcess::start(Settings::new().config(&authority.config("one")));
+    // Its port is open before it has read anything.
+    let addr = ([127, 0, 0, 1], process.port()).into();
+    tls(addr, &authority.ca, &[]).await.expect("a handshake");
     authority.write("tls.crt", "nothing");
     let said = || process.log().matches("the certificate stays as it is").count();
     until("it is said", async || said() == 1).await;
