@@ -9,6 +9,9 @@ use std::sync::Arc;
 use crate::config::{self, Config, ListenAddr, LocalConfig};
 use crate::oci::{NameError, RepoId, RepoName, Scope, UpstreamName};
 
+/// Of a host that is asked for with TLS.
+const HTTPS_PORT: &str = ":443";
+
 /// What a request says about the repository it means.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Asked<'a> {
@@ -43,6 +46,8 @@ pub enum Rule {
     Namespace,
     /// `ns` names this server.
     OwnNamespace,
+    /// The request's host names a configured upstream (`[server] host_routes`).
+    Host,
     /// The path names a configured upstream, before or after `/v2`.
     Path,
     /// A local repository, or a name that is local by configuration.
@@ -80,6 +85,8 @@ pub struct Routes {
     upstreams: HashSet<UpstreamName>,
     default: Option<UpstreamName>,
     own: Vec<String>,
+    /// Domains below which every upstream has a host.
+    host_routes: Vec<String>,
     listen: ListenAddr,
     local: LocalConfig,
 }
@@ -90,6 +97,7 @@ impl Routes {
             upstreams: config.upstreams.iter().map(|upstream| Arc::from(upstream.name.as_str())).collect(),
             default: config.default_upstream.as_deref().map(Arc::from),
             own: config.server.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            host_routes: config.server.host_routes.iter().map(|domain| domain.to_ascii_lowercase()).collect(),
             listen: config.server.listen.clone(),
             local: config.local.clone(),
         }
@@ -97,7 +105,28 @@ impl Routes {
 
     /// The configured upstream that a host means, aliases included.
     pub fn upstream(&self, host: &str) -> Option<&UpstreamName> {
-        self.upstreams.get(host).or_else(|| self.upstreams.get(config::canonical_name(host)))
+        let lower = host.to_ascii_lowercase();
+        let host = lower.as_str();
+        let known = |host: &str| self.upstreams.get(host).or_else(|| self.upstreams.get(config::canonical_name(host)));
+        known(host).or_else(|| known(host.strip_suffix(HTTPS_PORT)?))
+    }
+
+    /// The upstream that a host below one of the `host_routes` means, such as `docker-io.cache.example:5000`. `None` for
+    /// any other host; an error for one that means an upstream which is not there.
+    fn host_route(&self, host: &str) -> Result<Option<&UpstreamName>, ResolveError> {
+        let lower = host.to_ascii_lowercase();
+        let bare = without_port(&lower);
+        if self.own.iter().any(|name| *name == lower || name == bare) {
+            return Ok(None);
+        }
+        let below = |domain: &String| bare.strip_suffix(domain.as_str())?.strip_suffix('.');
+        let Some(label) = self.host_routes.iter().find_map(below) else { return Ok(None) };
+        let dashed = |name: &str| name.replace(['.', ':'], "-");
+        let mut meant = self.upstreams.iter().filter(|name| dashed(name) == label);
+        match (self.upstream(label).or_else(|| meant.next()), meant.next()) {
+            (Some(upstream), None) => Ok(Some(upstream)),
+            _ => Err(ResolveError::UnknownRegistry(host.to_owned())),
+        }
     }
 
     /// The repository a read means. `is_local` says whether a local repository exists.
@@ -108,6 +137,9 @@ impl Routes {
                 let name = self.without_upstream(asked.name, upstream);
                 return target(mirrored(upstream, name)?, Rule::Namespace);
             }
+            if let Some(upstream) = self.host_route(ns)? {
+                return target(mirrored(upstream, asked.name)?, Rule::Namespace);
+            }
             if self.is_own(ns, asked.host) {
                 return target(RepoId::local(asked.name.parse()?), Rule::OwnNamespace);
             }
@@ -116,6 +148,11 @@ impl Routes {
         if let Some(prefix) = asked.prefix {
             let upstream = self.upstream(prefix).ok_or_else(|| ResolveError::UnknownRegistry(prefix.to_owned()))?;
             return target(mirrored(upstream, asked.name)?, Rule::Path);
+        }
+        if let Some(host) = asked.host
+            && let Some(upstream) = self.host_route(host)?
+        {
+            return target(mirrored(upstream, asked.name)?, Rule::Host);
         }
         let (first, rest) = asked.name.split_once('/').unwrap_or((asked.name, ""));
         if let Some(upstream) = self.upstream(first).filter(|_| !rest.is_empty()) {
@@ -142,6 +179,11 @@ impl Routes {
     /// The local repository a write means. Whether the default upstream's scope holds the name already is for the caller
     /// to ask: see [`Routes::default_repository`].
     pub fn resolve_push(&self, asked: Asked<'_>) -> Result<RepoId, PushRefused> {
+        for host in [asked.ns, asked.host].into_iter().flatten() {
+            if let Some(upstream) = self.host_route(host)? {
+                return Err(PushRefused::Mirrored(upstream.clone()));
+            }
+        }
         if let Some(ns) = asked.ns.filter(|ns| !self.is_own(ns, asked.host)) {
             let upstream = self.upstream(ns).ok_or_else(|| ResolveError::UnknownRegistry(ns.to_owned()))?;
             return Err(PushRefused::Mirrored(upstream.clone()));
@@ -265,6 +307,9 @@ mod tests {
             ("cache.example", "", "x", "OwnNamespace local:x"),
             ("cache.example:5000", "", "x", "OwnNamespace local:x"),
             ("10.0.0.9:5000", "", "x", "OwnNamespace local:x"),
+            ("GHCR.io", "", "team/app", "Namespace ghcr.io:team/app"),
+            ("ghcr.io:443", "", "team/app", "Namespace ghcr.io:team/app"),
+            ("ghcr.io:5000", "", "team/app", "UnknownRegistry"),
             ("evil.example", "", "team/app", "UnknownRegistry"),
             ("10.0.0.9:5001", "", "team/app", "UnknownRegistry"),
             ("", "", "library/alpine", "Default docker.io:library/alpine"),
@@ -291,6 +336,76 @@ mod tests {
             ("docker.io", "", "", "Name(Length)"),
         ] {
             assert_eq!(resolved(&routes, ns, prefix, name), expected, "{ns} {prefix} {name}");
+        }
+    }
+
+    #[test]
+    fn a_host_below_a_routed_domain_names_its_upstream() {
+        let routes = routes(
+            r#"
+            [server]
+            names = ["registry.cache.example"]
+            host_routes = ["cache.example", "Mirror.example"]
+            [upstream."127.0.0.1:7000"]
+            url = "http://127.0.0.1:7000"
+            [upstream."a.b-c.example"]
+            url = "http://127.0.0.1:7001"
+            [upstream."a-b.c.example"]
+            url = "http://127.0.0.1:7001"
+            "#,
+        );
+        let resolved = |host: &str, ns: Option<&str>, name: &str| match routes
+            .resolve(Asked { ns, prefix: None, host: Some(host), name }, |name| name.as_str() == "org/app")
+        {
+            Ok(target) => format!("{:?} {}:{}", target.rule, target.repo.scope.as_str(), target.repo.name),
+            Err(error) => error.to_string(),
+        };
+        for (host, ns, name, expected) in [
+            ("docker-io.cache.example:5000", None, "library/alpine", "Host docker.io:library/alpine"),
+            ("docker-io.cache.example", None, "alpine", "Host docker.io:library/alpine"),
+            ("Docker-IO.Cache.Example", None, "alpine", "Host docker.io:library/alpine"),
+            ("docker.io.cache.example:5000", None, "alpine", "Host docker.io:library/alpine"),
+            ("ghcr-io.mirror.example", None, "org/app", "Host ghcr.io:org/app"),
+            ("registry-k8s-io.cache.example", None, "pause", "Host registry.k8s.io:pause"),
+            ("127-0-0-1-7000.cache.example", None, "a", "Host 127.0.0.1:7000:a"),
+            // Everything below such a host is of that registry.
+            ("ghcr-io.cache.example", None, "docker.io/app", "Host ghcr.io:docker.io/app"),
+            ("ghcr-io.cache.example", Some("docker.io"), "alpine", "Namespace docker.io:library/alpine"),
+            ("10.0.0.9:5000", Some("ghcr-io.cache.example:5000"), "org/app", "Namespace ghcr.io:org/app"),
+            (
+                "10.0.0.9:5000",
+                Some("none.cache.example:5000"),
+                "a",
+                "no upstream is configured for none.cache.example:5000",
+            ),
+            ("quay-oi.cache.example", None, "org/app", "no upstream is configured for quay-oi.cache.example"),
+            // Two upstreams have this name: it means neither.
+            ("a-b-c-example.cache.example", None, "x", "no upstream is configured for a-b-c-example.cache.example"),
+            // Ourselves.
+            ("cache.example:5000", None, "org/app", "Local local:org/app"),
+            ("registry.cache.example:5000", None, "org/app", "Local local:org/app"),
+            ("notcache.example", None, "org/app", "Local local:org/app"),
+        ] {
+            assert_eq!(resolved(host, ns, name), expected, "{host} {ns:?} {name}");
+        }
+        let push = |host, name| routes.resolve_push(Asked { ns: None, prefix: None, host: Some(host), name });
+        assert_eq!(push("ghcr-io.cache.example", "a"), Err(PushRefused::Mirrored("ghcr.io".into())));
+        assert!(matches!(push("quay-oi.cache.example", "a"), Err(PushRefused::Resolve(_))));
+        assert!(push("cache.example", "a").is_ok());
+    }
+
+    #[test]
+    fn a_name_may_be_as_long_below_an_upstream_as_alone() {
+        let (routes, longest) = (routes(UPSTREAMS), "a".repeat(255));
+        for (ns, name) in [
+            ("ghcr.io", longest.clone()),
+            ("", longest[..243].to_owned()),
+            ("", format!("ghcr.io/{longest}")),
+            ("", format!("ghcr.io/v2/{longest}")),
+        ] {
+            assert!(resolved(&routes, ns, "", &name).ends_with(&name[name.len() - 200..]), "{ns} {name}");
+            let longer = format!("{name}{}", "a".repeat(256));
+            assert_eq!(resolved(&routes, ns, "", &longer), "Name(Length)", "{ns} {longer}");
         }
     }
 

@@ -13,10 +13,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Policy;
-use crate::config::Config;
+use crate::config::{Config, TlsConfig};
 use crate::control::{Control, ControlSocket};
 use crate::evict;
 use crate::http::serve::{Listeners, Server};
+use crate::http::tls::{Certificates, TlsError};
 use crate::http::{App, router};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
@@ -42,6 +43,8 @@ pub enum StartError {
     Listen { listen: String, error: io::Error },
     #[error(transparent)]
     Upstream(#[from] UpstreamSetupError),
+    #[error("cannot use the certificate of [server.tls]: {0}")]
+    Tls(#[from] TlsError),
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
     #[error("a task of the start panicked")]
@@ -73,6 +76,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let listen_error = |error| StartError::Listen { listen: config.server.listen.to_string(), error };
     let listeners = Listeners::bind(&config.server.listen).map_err(listen_error)?;
     let address = listeners.local_addr().map_err(listen_error)?;
+    let certificates = certificates(config.server.tls.clone()).await?;
 
     let (path, read_only) = (config.storage.path.clone(), config.storage.read_only);
     let (bounds, pins) = (evict::bounds(&config.cache), evict::pin_rule(&config.cache));
@@ -123,7 +127,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         progress_timeout: config.server.progress_timeout,
     };
     let stop = CancellationToken::new();
-    let server = Server::new(config.server.clone(), router(Arc::new(app)), tasks.clone());
+    if let Some(certificates) = &certificates {
+        tasks.spawn(certificates.clone().follow());
+    }
+    let server = Server::new(config.server.clone(), router(Arc::new(app)), certificates, tasks.clone());
     let accepting = tokio::spawn(server.run(listeners, stop.clone().cancelled_owned()));
     Ok(Running { address, stop, accepting, puller, control, store, tasks, stock })
 }
@@ -137,9 +144,10 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     }
     let (data, upstreams) = (config.storage.path.display().to_string(), config.upstreams.len());
     let default = config.default_upstream.clone().unwrap_or_else(|| "none".to_owned());
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let running = start(config).await?;
     let address = running.addr();
-    tracing::info!(%address, data, upstreams, default, "listening on {address}");
+    tracing::info!(%address, scheme, data, upstreams, default, "listening on {address}");
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -170,6 +178,12 @@ impl Running {
         self.store.close().await;
         tracing::info!("stopped");
     }
+}
+
+async fn certificates(files: Option<TlsConfig>) -> Result<Option<Certificates>, StartError> {
+    let Some(files) = files else { return Ok(None) };
+    let loaded = tokio::task::spawn_blocking(move || Certificates::load(&files)).await;
+    Ok(Some(loaded.map_err(|_| StartError::Task)??))
 }
 
 fn take_stock(store: &Store, metrics: &Metrics) -> StockTaking {

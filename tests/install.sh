@@ -14,6 +14,7 @@ needs=(
     skopeo:skopeo
     buildah:buildah
     docker-registry:docker-registry
+    curl:curl
 )
 PATH="$PATH:/usr/sbin:/sbin"
 
@@ -30,7 +31,7 @@ if grep -qs Y /sys/module/apparmor/parameters/enabled && ! command -v apparmor_p
     packages+=(apparmor)
 fi
 if [ ${#packages[@]} -eq 0 ]; then
-    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, busybox: all here."
+    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, curl, busybox: all here."
     exit 0
 fi
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)

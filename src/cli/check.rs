@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 
 use super::CliError;
-use super::options::ConfigOptions;
+use super::options::ServerOptions;
 
-pub fn run(options: ConfigOptions) -> Result<(), CliError> {
+pub fn run(options: ServerOptions) -> Result<(), CliError> {
     let config = options.load()?;
     io::stdout().write_all(config.to_toml().as_bytes()).map_err(CliError::Output)?;
     let mut stderr = io::stderr();

@@ -3,6 +3,7 @@
 mod backup;
 mod check;
 mod client;
+mod client_config;
 mod du;
 pub mod explain;
 mod gc;
@@ -35,12 +36,14 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve images: this is the registry itself.
-    Serve(options::ConfigOptions),
+    Serve(options::ServerOptions),
     /// Say what is wrong with the configuration, or what is in force.
-    Check(options::ConfigOptions),
+    Check(options::ServerOptions),
     /// Say what an image name means here, and where it would come from. A running server answers; without one, give it the
     /// options and variables that `serve` has.
     Explain(explain::Explain),
+    /// Print the file that makes a client pull through this server: Docker, containerd, k3s, k3d, kind, podman, buildkit.
+    ClientConfig(client_config::ClientConfig),
     /// Say what takes how much room, by upstream and repository.
     Du(du::Du),
     /// Give back the room of what was deleted and of uploads that nothing refers to.
@@ -94,6 +97,7 @@ impl Cli {
             Command::Serve(options) => serve::run(options)?,
             Command::Check(options) => check::run(options)?,
             Command::Explain(explain) => explain.run()?,
+            Command::ClientConfig(client_config) => client_config.run()?,
             Command::Du(du) => du.run()?,
             Command::Gc(gc) => gc.run()?,
             Command::Scrub(scrub) => return scrub.run(),
@@ -132,8 +136,10 @@ mod tests {
                    --default-upstream none --log-format json";
         for command in [
             "serve",
+            "serve /etc/docker/registry/config.yml",
             "check",
             "explain busybox --output json",
+            "client-config podman --url http://cache:5000",
             "du --output json",
             "gc --dry-run --output json",
             "scrub --repair",

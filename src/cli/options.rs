@@ -34,13 +34,37 @@ pub struct ConfigOptions {
     log_format: Option<String>,
 }
 
+/// The same for a server, which may be started as the image of `registry:2` starts its own.
+#[derive(Args, Clone, Debug)]
+pub struct ServerOptions {
+    /// A configuration file of registry:2, such as /etc/docker/registry/config.yml: what means the same here is taken.
+    #[arg(value_name = "REGISTRY_YAML")]
+    registry_config: Option<PathBuf>,
+
+    #[command(flatten)]
+    options: ConfigOptions,
+}
+
+// === impl ServerOptions ===
+
+impl ServerOptions {
+    pub fn load(self) -> Result<Config, ConfigError> {
+        self.options.load_with(self.registry_config)
+    }
+}
+
 // === impl ConfigOptions ===
 
 impl ConfigOptions {
     /// The configuration that these options, the environment and the file make.
     pub fn load(self) -> Result<Config, ConfigError> {
+        self.load_with(None)
+    }
+
+    fn load_with(self, registry_config: Option<PathBuf>) -> Result<Config, ConfigError> {
         let options = LoadOptions {
             config: self.config,
+            registry_config,
             listen: self.listen,
             data: self.data,
             upstreams: self.upstreams,

@@ -1,12 +1,16 @@
 //! From the layers, laid over each other, to a [`Config`]: defaults, and the rules between keys.
 
+use std::path::PathBuf;
+
 use super::build_upstream::merge;
 use super::error::Site;
-use super::layer::{CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, LogKeys, PushKeys, ScrubKeys, ServerKeys, Sited};
-use super::value::Positive;
+use super::layer::{
+    CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, LogKeys, PushKeys, ScrubKeys, ServerKeys, ServerTlsKeys, Sited,
+};
+use super::value::{OneOrMore, Positive};
 use super::{
     CacheConfig, Config, ConfigError, DOCKER_IO, DeleteConfig, GcConfig, LocalConfig, LogConfig, PushConfig,
-    ScrubConfig, ServerConfig, StorageConfig, UpstreamConfig, builtin_upstreams, canonical_name,
+    ScrubConfig, ServerConfig, StorageConfig, TlsConfig, UpstreamConfig, builtin_upstreams, canonical_name,
 };
 
 /// `storage` is where data goes unless a layer says otherwise.
@@ -30,7 +34,7 @@ pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>)
     }
     upstreams.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(Config {
-        server: server(layer.server)?,
+        server: server(layer.server, layer.server_tls)?,
         storage: StorageConfig {
             path: value(layer.storage.path, storage.path),
             read_only: value(layer.storage.read_only, storage.read_only),
@@ -45,7 +49,7 @@ pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>)
         default_upstream: default_upstream(layer.root.default_upstream, layer.root.builtin_upstreams, &upstreams)?,
         upstreams,
         builtin_upstreams: builtin,
-        ignored_variables: ignored,
+        ignored_settings: ignored,
     })
 }
 
@@ -57,7 +61,7 @@ pub(super) fn positive<T>(sited: Option<Sited<Positive<T>>>, default: T) -> T {
     sited.map_or(default, |sited| sited.value.0)
 }
 
-fn server(keys: ServerKeys) -> Result<ServerConfig, ConfigError> {
+fn server(keys: ServerKeys, tls_keys: ServerTlsKeys) -> Result<ServerConfig, ConfigError> {
     let default = ServerConfig::default();
     let names = match keys.names {
         Some(names) => hosts(names.value.0, &names.site, "server.names")?,
@@ -66,12 +70,44 @@ fn server(keys: ServerKeys) -> Result<ServerConfig, ConfigError> {
     Ok(ServerConfig {
         listen: value(keys.listen, default.listen),
         names,
+        host_routes: keys.host_routes.map(domains).transpose()?.unwrap_or(default.host_routes),
         max_connections: positive(keys.max_connections, default.max_connections),
         head_timeout: positive(keys.head_timeout, default.head_timeout),
         keep_alive: positive(keys.keep_alive, default.keep_alive),
         progress_timeout: positive(keys.progress_timeout, default.progress_timeout),
         drain_timeout: value(keys.drain_timeout, default.drain_timeout),
+        tls: tls(tls_keys)?,
     })
+}
+
+/// Hosts without a port: what comes with a request is compared without its own.
+fn domains(names: Sited<OneOrMore<String>>) -> Result<Vec<String>, ConfigError> {
+    let path = "server.host_routes";
+    match names.value.0.iter().find(|name| name.contains(':') || name.starts_with('.')) {
+        Some(name) => {
+            let message =
+                format!("\"{name}\" is not a domain; write for example \"cache.example.com\", without a port");
+            Err(ConfigError::new(&names.site, path, message))
+        }
+        None => hosts(names.value.0, &names.site, path),
+    }
+}
+
+/// A certificate and its key are given together, and nothing else without them.
+fn tls(keys: ServerTlsKeys) -> Result<Option<TlsConfig>, ConfigError> {
+    let lacks = |given: Sited<PathBuf>, key: &str, lacking: &str| {
+        let message = format!("there is no {lacking} for it; write {lacking} too");
+        Err(ConfigError::new(&given.site, format!("server.tls.{key}"), message))
+    };
+    match (keys.cert, keys.key, keys.client_ca) {
+        (Some(cert), Some(key), client_ca) => {
+            Ok(Some(TlsConfig { cert: cert.value, key: key.value, client_ca: client_ca.map(|file| file.value) }))
+        }
+        (Some(cert), None, _) => lacks(cert, "cert", "key"),
+        (None, Some(key), _) => lacks(key, "key", "cert"),
+        (None, None, Some(client_ca)) => lacks(client_ca, "client_ca", "cert"),
+        (None, None, None) => Ok(None),
+    }
 }
 
 /// Hosts are compared in lower case.

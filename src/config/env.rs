@@ -46,7 +46,8 @@ pub(super) fn read(variables: &BTreeMap<String, String>, names: &BTreeSet<String
 
 fn variable(table: &str, key: &str) -> String {
     let separator = if table.is_empty() { "" } else { "__" };
-    format!("{PREFIX}{}{separator}{}", table.to_ascii_uppercase(), key.to_ascii_uppercase())
+    let table = table.replace('.', "__").to_ascii_uppercase();
+    format!("{PREFIX}{table}{separator}{}", key.to_ascii_uppercase())
 }
 
 fn normalised(name: &str) -> String {

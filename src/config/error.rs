@@ -21,6 +21,11 @@ pub(super) enum Site {
     },
     /// The whole file: it cannot be read.
     WholeFile(Arc<str>),
+    /// A key of a file of another program.
+    Key {
+        origin: Arc<str>,
+        key: String,
+    },
     Variable(String),
     Flag(&'static str),
 }
@@ -44,6 +49,7 @@ impl fmt::Display for Site {
         match self {
             Self::File { origin, line } => write!(f, "{origin}:{line}"),
             Self::WholeFile(origin) => f.write_str(origin),
+            Self::Key { origin, key } => write!(f, "{origin}: {key}"),
             Self::Variable(name) => f.write_str(name),
             Self::Flag(name) => f.write_str(name),
         }
@@ -56,7 +62,7 @@ impl fmt::Display for KeyAfter<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             // A variable or a flag is its own key.
-            Self(Site::Variable(_) | Site::Flag(_) | Site::WholeFile(_), _) | Self(_, "") => Ok(()),
+            Self(Site::Variable(_) | Site::Key { .. } | Site::Flag(_) | Site::WholeFile(_), _) | Self(_, "") => Ok(()),
             Self(_, key) => write!(f, ": {key}"),
         }
     }

@@ -35,11 +35,8 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Layer, ConfigError> {
         let site = file.site(key.span().start);
         match key.get_ref().as_ref() {
             UPSTREAM => file.upstreams(table(value, UPSTREAM, &site)?, &mut layer)?,
-            name if SECTIONS.contains(&name) => {
-                let entries = table(value, name, &site)?;
-                if let Some(section) = layer.section(name) {
-                    file.section(entries, section, name)?;
-                }
+            name if is_section(name) && !name.contains('.') => {
+                file.fixed_section(table(value, name, &site)?, &mut layer, name)?
             }
             name => {
                 let raw = Raw::Toml(value.get_ref());
@@ -60,14 +57,29 @@ impl File<'_> {
         Site::File { origin: self.origin.clone(), line: 1 + before.filter(|b| **b == b'\n').count() }
     }
 
-    fn section(&self, entries: &DeTable<'_>, section: &mut dyn Section, path: &str) -> Result<(), ConfigError> {
+    /// A table with a fixed name, and those within it.
+    fn fixed_section(&self, entries: &DeTable<'_>, layer: &mut Layer, path: &str) -> Result<(), ConfigError> {
         for (key, value) in in_order(entries) {
-            let (name, known) = (key.get_ref(), section.keys());
-            let site = self.site(key.span().start);
-            let dotted = format!("{path}.{name}");
-            layer::set(section, name, &Raw::Toml(value.get_ref()), &site, &dotted, || unknown(path, name, known))?;
+            let dotted = format!("{path}.{}", key.get_ref());
+            if is_section(&dotted) {
+                let within = table(value, &dotted, &self.site(key.span().start))?;
+                self.fixed_section(within, layer, &dotted)?;
+            } else if let Some(section) = layer.section(path) {
+                self.entry((key, value), section, path)?;
+            }
         }
         Ok(())
+    }
+
+    fn section(&self, entries: &DeTable<'_>, section: &mut dyn Section, path: &str) -> Result<(), ConfigError> {
+        in_order(entries).into_iter().try_for_each(|entry| self.entry(entry, section, path))
+    }
+
+    fn entry(&self, (key, value): Entry<'_>, section: &mut dyn Section, path: &str) -> Result<(), ConfigError> {
+        let (name, known) = (key.get_ref(), section.keys());
+        let site = self.site(key.span().start);
+        let dotted = format!("{path}.{name}");
+        layer::set(section, name, &Raw::Toml(value.get_ref()), &site, &dotted, || unknown(path, name, known))
     }
 
     fn upstreams(&self, entries: &DeTable<'_>, layer: &mut Layer) -> Result<(), ConfigError> {
@@ -83,6 +95,10 @@ impl File<'_> {
         }
         Ok(())
     }
+}
+
+fn is_section(path: &str) -> bool {
+    SECTIONS.contains(&path)
 }
 
 /// Entries as the file has them, so that the first mistake is the one reported.

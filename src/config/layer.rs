@@ -73,11 +73,20 @@ section! {
     ServerKeys {
         listen: ListenAddr,
         names: OneOrMore<String>,
+        host_routes: OneOrMore<String>,
         max_connections: Positive<usize>,
         head_timeout: Positive<Duration>,
         keep_alive: Positive<Duration>,
         progress_timeout: Positive<Duration>,
         drain_timeout: Duration,
+    }
+}
+
+section! {
+    ServerTlsKeys {
+        cert: PathBuf,
+        key: PathBuf,
+        client_ca: PathBuf,
     }
 }
 
@@ -165,6 +174,7 @@ section! {
 pub(super) struct Layer {
     pub(super) root: RootKeys,
     pub(super) server: ServerKeys,
+    pub(super) server_tls: ServerTlsKeys,
     pub(super) storage: StorageKeys,
     pub(super) cache: CacheKeys,
     pub(super) gc: GcKeys,
@@ -177,8 +187,9 @@ pub(super) struct Layer {
     pub(super) upstreams: BTreeMap<String, Sited<UpstreamKeys>>,
 }
 
-/// The tables with a fixed name.
-pub(super) const SECTIONS: [&str; 9] = ["server", "storage", "cache", "gc", "local", "push", "delete", "scrub", "log"];
+/// The tables with a fixed name; one within another has both names.
+pub(super) const SECTIONS: [&str; 10] =
+    ["server", "server.tls", "storage", "cache", "gc", "local", "push", "delete", "scrub", "log"];
 
 /// The table that holds one table for each upstream.
 pub(super) const UPSTREAM: &str = "upstream";
@@ -201,6 +212,7 @@ impl Layer {
         Some(match name {
             "" => &mut self.root,
             "server" => &mut self.server,
+            "server.tls" => &mut self.server_tls,
             "storage" => &mut self.storage,
             "cache" => &mut self.cache,
             "gc" => &mut self.gc,
@@ -231,6 +243,7 @@ impl Layer {
         Self {
             root: self.root.over(lower.root),
             server: self.server.over(lower.server),
+            server_tls: self.server_tls.over(lower.server_tls),
             storage: self.storage.over(lower.storage),
             cache: self.cache.over(lower.cache),
             gc: self.gc.over(lower.gc),

@@ -7,12 +7,14 @@ use super::error::Site;
 use super::layer::{Layer, Sited};
 use super::upstream_url::check_name;
 use super::value::{OneOrMore, Raw, Setting};
-use super::{BUILTIN_UPSTREAMS, Config, ConfigError, StorageConfig, build, env, file, registry_env};
+use super::{BUILTIN_UPSTREAMS, Config, ConfigError, StorageConfig, build, env, file, registry_env, registry_file};
 
 /// What the command line says about configuration, as it was typed.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     pub config: Option<PathBuf>,
+    /// A file of `registry:2`.
+    pub registry_config: Option<PathBuf>,
     pub listen: Option<String>,
     pub data: Option<PathBuf>,
     /// Each `NAME=URL`; a name that comes twice has two URLs, tried in order.
@@ -39,14 +41,19 @@ impl Config {
         let path = options.config.clone().or_else(|| variable(env::CONFIG).map(PathBuf::from));
 
         let file = path.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        let (registry, ignored) = registry_env::read(&variables)?;
+        let theirs = options.registry_config.as_deref().map(registry_file::read).transpose()?;
+        let mut theirs = theirs.unwrap_or_default();
+        theirs.extend(registry_env::variables(&variables));
+        let (registry, ignored) = registry_env::read(&theirs)?;
         let flags = flags(options)?;
         let layers = [&file, &registry, &flags].into_iter().flat_map(|layer| layer.upstreams.keys().cloned());
         let names: BTreeSet<_> = layers.chain(BUILTIN_UPSTREAMS.map(|(name, _)| name.to_owned())).collect();
         let ours = env::read(&variables, &names)?;
 
         let root = rustix::process::geteuid().is_root();
-        let storage = StorageConfig::of_user(root, |name| variable(name).cloned());
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let storage = StorageConfig::of_user(root, |name| variable(name).cloned()).or_mounted(&mounts);
+        let ignored = ignored.iter().map(ToString::to_string).collect();
         build::config(flags.over(ours).over(registry).over(file), storage, ignored)
     }
 }

@@ -20,6 +20,7 @@ mod load;
 mod log;
 mod pin;
 mod registry_env;
+mod registry_file;
 mod scrub;
 mod secret;
 mod server;
@@ -45,7 +46,7 @@ pub use log::{LogConfig, LogFormat};
 pub use pin::Pin;
 pub use scrub::ScrubConfig;
 pub use secret::Secret;
-pub use server::ServerConfig;
+pub use server::{ServerConfig, TlsConfig};
 pub use storage::StorageConfig;
 pub use upstream::{BUILTIN_UPSTREAMS, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name};
 
@@ -67,8 +68,8 @@ pub struct Config {
     pub default_upstream: Option<String>,
     /// Whether [`BUILTIN_UPSTREAMS`] are among `upstreams`.
     pub builtin_upstreams: bool,
-    /// `REGISTRY_…` variables that were set and mean nothing here.
-    pub ignored_variables: Vec<String>,
+    /// What was set for `registry:2` and means nothing here: variables, and keys of its file.
+    pub ignored_settings: Vec<String>,
 }
 
 // === impl Config ===
@@ -99,7 +100,7 @@ impl Default for Config {
             upstreams: builtin_upstreams(),
             default_upstream: Some(DOCKER_IO.to_owned()),
             builtin_upstreams: true,
-            ignored_variables: Vec::new(),
+            ignored_settings: Vec::new(),
         }
     }
 }

@@ -1,4 +1,6 @@
-//! The variables of `registry:2` that mean the same here, as a layer, for those who replace one by the other.
+//! The settings of `registry:2` that mean the same here, as a layer, for those who replace one by the other.
+//!
+//! It gives each key of its file a variable, `http.addr` is `REGISTRY_HTTP_ADDR`, and so do we: see [`super::registry_file`].
 
 use std::collections::BTreeMap;
 
@@ -12,55 +14,77 @@ use super::upstream::{BUILTIN_UPSTREAMS, DOCKER_IO, canonical_name};
 use super::upstream_url::{UpstreamUrl, check_name};
 use super::value::Raw;
 
-const PREFIX: &str = "REGISTRY_";
+pub(super) const PREFIX: &str = "REGISTRY_";
 const LISTEN: &str = "REGISTRY_HTTP_ADDR";
+const CERTIFICATE: &str = "REGISTRY_HTTP_TLS_CERTIFICATE";
+const KEY: &str = "REGISTRY_HTTP_TLS_KEY";
+const CLIENT_CA: &str = "REGISTRY_HTTP_TLS_CLIENTCAS_0";
+const FORMATTER: &str = "REGISTRY_LOG_FORMATTER";
 const DATA: &str = "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY";
 const DELETE: &str = "REGISTRY_STORAGE_DELETE_ENABLED";
 const REMOTE_URL: &str = "REGISTRY_PROXY_REMOTEURL";
 const REMOTE_USERNAME: &str = "REGISTRY_PROXY_USERNAME";
 const REMOTE_PASSWORD: &str = "REGISTRY_PROXY_PASSWORD";
 
-/// The layer, and the variables that mean nothing here. As there, credentials without a remote URL mean nothing.
-pub(super) fn read(variables: &BTreeMap<String, String>) -> Result<(Layer, Vec<String>), ConfigError> {
+/// A setting of `registry:2`, under the name of its variable.
+pub(super) struct Given {
+    pub(super) text: String,
+    pub(super) site: Site,
+}
+
+/// The layer, and what means nothing here. As there, credentials without a remote URL mean nothing.
+pub(super) fn read(settings: &BTreeMap<String, Given>) -> Result<(Layer, Vec<Site>), ConfigError> {
     let mut layer = Layer::default();
     let mut ignored = Vec::new();
-    let remote = variables.get(REMOTE_URL).filter(|url| !url.is_empty()).map(|url| remote(url)).transpose()?;
-    if let Some((name, url)) = &remote {
-        let site = Site::Variable(REMOTE_URL.to_owned());
+    let remote = settings.get(REMOTE_URL).map(remote).transpose()?;
+    if let (Some((name, url)), Some(Given { site, .. })) = (&remote, settings.get(REMOTE_URL)) {
         layer.root.default_upstream = Some(Sited { value: name.clone(), site: site.clone() });
-        layer.upstream(name, &site).url = Some(Sited::from_text(url, &site)?);
+        layer.upstream(name, site).url = Some(Sited::from_text(url, site)?);
     }
-    for (variable, text) in variables.iter().filter(|(variable, text)| variable.starts_with(PREFIX) && !text.is_empty())
-    {
-        let site = Site::Variable(variable.clone());
+    for (variable, Given { text, site }) in settings {
         match (variable.as_str(), &remote) {
-            (LISTEN, _) => layer.server.listen = Some(Sited::from_text(text, &site)?),
-            (DATA, _) => layer.storage.path = Some(Sited::from_text(text, &site)?),
-            (DELETE, _) => layer.delete.enabled = Some(Sited::from_text(text, &site)?),
+            (LISTEN, _) => layer.server.listen = Some(Sited::from_text(text, site)?),
+            (CERTIFICATE, _) => layer.server_tls.cert = Some(Sited::from_text(text, site)?),
+            (KEY, _) => layer.server_tls.key = Some(Sited::from_text(text, site)?),
+            (CLIENT_CA, _) => layer.server_tls.client_ca = Some(Sited::from_text(text, site)?),
+            (DATA, _) => layer.storage.path = Some(Sited::from_text(text, site)?),
+            (DELETE, _) => layer.delete.enabled = Some(Sited::from_text(text, site)?),
+            // Its third format is JSON too.
+            (FORMATTER, _) if text == "logstash" => layer.log.format = Some(Sited::from_text("json", site)?),
+            (FORMATTER, _) => layer.log.format = Some(Sited::from_text(text, site)?),
             (REMOTE_URL, _) => {}
             (REMOTE_USERNAME, Some((name, _))) => {
-                layer.upstream(name, &site).username = Some(Sited::from_text(text, &site)?)
+                layer.upstream(name, site).username = Some(Sited::from_text(text, site)?)
             }
             (REMOTE_PASSWORD, Some((name, _))) => {
-                layer.upstream(name, &site).password = Some(Sited::from_text(text, &site)?)
+                layer.upstream(name, site).password = Some(Sited::from_text(text, site)?)
             }
-            _ if is_service_link(variable, text) => {}
-            _ => ignored.push(variable.clone()),
+            _ => ignored.push(site.clone()),
         }
     }
     Ok((layer, ignored))
 }
 
+/// The variables that are `registry:2`'s; one that is set to nothing counts as not set.
+pub(super) fn variables(all: &BTreeMap<String, String>) -> BTreeMap<String, Given> {
+    let theirs = |(name, text): &(&String, &String)| {
+        name.starts_with(PREFIX) && !text.is_empty() && !is_service_link(name, text)
+    };
+    let given = |(name, text): (&String, &String)| {
+        (name.clone(), Given { text: text.clone(), site: Site::Variable(name.clone()) })
+    };
+    all.iter().filter(theirs).map(given).collect()
+}
+
 /// The upstream that a remote URL means, and its URL here: Docker Hub by any of its names, else the host and port.
-fn remote(text: &str) -> Result<(String, String), ConfigError> {
-    let site = Site::Variable(REMOTE_URL.to_owned());
-    let wrong = |message: String| ConfigError::new(&site, "", message);
-    let UpstreamUrl(url) = Raw::Text(text).read().map_err(wrong)?;
+fn remote(given: &Given) -> Result<(String, String), ConfigError> {
+    let wrong = |message: String| ConfigError::new(&given.site, "", message);
+    let UpstreamUrl(url) = Raw::Text(&given.text).read().map_err(wrong)?;
     let name = name_of(&url);
     check_name(&name).map_err(|message| wrong(format!("\"{name}\" {message}")))?;
     match BUILTIN_UPSTREAMS.iter().find(|(builtin, _)| *builtin == DOCKER_IO && *builtin == name) {
         Some((_, url)) => Ok((name, (*url).to_owned())),
-        None => Ok((name, text.to_owned())),
+        None => Ok((name, given.text.clone())),
     }
 }
 
@@ -78,8 +102,9 @@ mod tests {
     use super::*;
 
     fn read_all(variables: &[(&str, &str)]) -> Result<(Layer, Vec<String>), String> {
-        let variables = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
-        read(&variables).map_err(|error| error.to_string())
+        let all = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let (layer, ignored) = read(&super::variables(&all)).map_err(|error| error.to_string())?;
+        Ok((layer, ignored.iter().map(ToString::to_string).collect()))
     }
 
     #[test]

@@ -22,11 +22,21 @@ impl Config {
         document.table("server");
         document.key("listen", self.server.listen.to_string());
         document.key("names", self.server.names.clone());
+        document.key("host_routes", self.server.host_routes.clone());
         document.key("max_connections", count(self.server.max_connections));
         document.key("head_timeout", format_duration(self.server.head_timeout));
         document.key("keep_alive", format_duration(self.server.keep_alive));
         document.key("progress_timeout", format_duration(self.server.progress_timeout));
         document.key("drain_timeout", format_duration(self.server.drain_timeout));
+
+        if let Some(tls) = &self.server.tls {
+            document.table("server.tls");
+            document.key("cert", tls.cert.display().to_string());
+            document.key("key", tls.key.display().to_string());
+            if let Some(file) = &tls.client_ca {
+                document.key("client_ca", file.display().to_string());
+            }
+        }
 
         document.table("storage");
         document.key("path", self.storage.path.display().to_string());
@@ -129,6 +139,10 @@ mod tests {
             [server]
             listen = ":5000"
             names = ["cache.example.com"]
+            [server.tls]
+            cert = "/etc/roadstead/tls.crt"
+            key = "/etc/roadstead/tls.key"
+            client_ca = "/etc/roadstead/clients.pem"
             [storage]
             path = "/data/\"quoted\""
             [cache]

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 /// Where a server that belongs to the system keeps its data.
 const SYSTEM_PATH: &str = "/var/lib/roadstead";
 
+/// Where the image of `registry:2` has its volume: who mounts something there means it as the data folder.
+const REGISTRY_PATH: &str = "/var/lib/registry";
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct StorageConfig {
     pub path: PathBuf,
@@ -26,6 +29,17 @@ impl StorageConfig {
         };
         Self { path: path.unwrap_or_else(|| Path::new(SYSTEM_PATH).to_owned()), read_only: false }
     }
+
+    /// The same, or `/var/lib/registry` where that is mounted and this is not. `mounts` is of the form of
+    /// `/proc/self/mountinfo`.
+    pub(super) fn or_mounted(self, mounts: &str) -> Self {
+        let is_mounted = |path: &Path| mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(path));
+        let registry = Path::new(REGISTRY_PATH);
+        match is_mounted(registry) && !is_mounted(&self.path) {
+            true => Self { path: registry.to_owned(), ..self },
+            false => self,
+        }
+    }
 }
 
 impl Default for StorageConfig {
@@ -37,6 +51,21 @@ impl Default for StorageConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_mounted_for_another_registry_is_taken_unless_something_is_mounted_for_us() {
+        let mount = |path: &str| format!("36 25 0:31 / {path} rw,relatime - ext4 /dev/sda1 rw\n");
+        let (root, theirs, ours) = (mount("/"), mount("/var/lib/registry"), mount("/var/lib/roadstead"));
+        for (mounts, expected) in [
+            (root.clone(), "/var/lib/roadstead"),
+            (format!("{root}{theirs}"), "/var/lib/registry"),
+            (format!("{root}{theirs}{ours}"), "/var/lib/roadstead"),
+            (mount("/var/lib/registry/more"), "/var/lib/roadstead"),
+            (String::new(), "/var/lib/roadstead"),
+        ] {
+            assert_eq!(StorageConfig::default().or_mounted(&mounts).path, Path::new(expected), "{mounts}");
+        }
+    }
 
     #[test]
     fn the_data_folder_follows_the_user() {

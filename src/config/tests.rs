@@ -42,6 +42,16 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
             "[server]\nnames = [\"http://a\"]",
             r#"roadstead.toml:2: server.names: "http://a" is not a host; write for example "registry.example.com""#,
         ),
+        (
+            "[server]\nhost_routes = \"cache.example:5000\"",
+            r#"roadstead.toml:2: server.host_routes: "cache.example:5000" is not a domain; write for example "cache.example.com", without a port"#,
+        ),
+        ("[server.tls]\ncert = \"a.pem\"", "roadstead.toml:2: server.tls.cert: there is no key for it; write key too"),
+        (
+            "[server.tls]\nclient_ca = \"a.pem\"",
+            "roadstead.toml:2: server.tls.client_ca: there is no cert for it; write cert too",
+        ),
+        ("[server.tls]\ncerts = \"a.pem\"", r#"roadstead.toml:2: server.tls.certs: unknown key; did you mean "cert"?"#),
         ("[push]\nenabled = \"yes\"", r#"roadstead.toml:2: push.enabled: "yes" is not true or false"#),
         ("[storage]\npath = \"\"", "roadstead.toml:2: storage.path: must not be empty"),
         (
@@ -271,7 +281,81 @@ fn what_k3d_sets_makes_a_mirror_of_docker_hub() {
     assert_eq!(config.upstream(DOCKER_IO).unwrap().username.as_deref(), Some("ann"));
     assert_eq!(config.storage.path.to_str(), Some("/var/lib/registry"));
     assert!(config.deletes_enabled());
-    assert_eq!(config.ignored_variables, ["REGISTRY_LOG_LEVEL"]);
+    assert_eq!(config.ignored_settings, ["REGISTRY_LOG_LEVEL"]);
+}
+
+/// The file that the image of `registry:2` has, and more.
+const REGISTRY_YAML: &str = r#"
+version: 0.1
+log:
+  level: debug
+  formatter: logstash
+  fields:
+    service: registry
+storage:
+  cache:
+    blobdescriptor: inmemory
+  filesystem:
+    rootdirectory: /var/lib/registry
+  delete:
+    enabled: true
+http:
+  addr: :5000
+  tls:
+    certificate: /certs/tls.crt
+    key: /certs/tls.key
+    clientcas:
+      - /certs/ca.pem
+  headers:
+    X-Content-Type-Options: [nosniff]
+proxy:
+  remoteurl: https://registry-1.docker.io
+  username: ann
+  password: 'hunter2'
+"#;
+
+#[test]
+fn the_file_of_registry_2_is_understood_and_its_variables_win_over_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    let load_file = |text: &str, variables: &[(&str, &str)]| {
+        fs::write(&path, text).unwrap();
+        load(LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() }, variables)
+    };
+    let config =
+        load_file(REGISTRY_YAML, &[("REGISTRY_PROXY_USERNAME", "bob"), ("REGISTRY_HTTP_SECRET", "x")]).unwrap();
+    assert_eq!(config.server.listen.to_string(), ":5000");
+    let tls = config.server.tls.as_ref().unwrap();
+    assert_eq!(tls.cert.to_str(), Some("/certs/tls.crt"));
+    assert_eq!(tls.client_ca.as_ref().and_then(|path| path.to_str()), Some("/certs/ca.pem"));
+    assert_eq!(config.storage.path.to_str(), Some("/var/lib/registry"));
+    assert_eq!(config.default_upstream.as_deref(), Some(DOCKER_IO));
+    let hub = config.upstream(DOCKER_IO).unwrap();
+    assert_eq!((hub.username.as_deref(), hub.password.as_ref().unwrap().expose()), (Some("bob"), "hunter2"));
+    assert!(config.deletes_enabled());
+    assert_eq!(config.log.format, LogFormat::Json);
+    let file = path.display();
+    let ignored = ["http.headers.X-Content-Type-Options.0", "log.fields.service", "log.level"];
+    let mut ignored: Vec<String> = ignored.iter().map(|key| format!("{file}: {key}")).collect();
+    ignored.insert(1, "REGISTRY_HTTP_SECRET".to_owned());
+    ignored.push(format!("{file}: storage.cache.blobdescriptor"));
+    assert_eq!(config.ignored_settings, ignored);
+
+    for (text, expected) in [
+        (
+            "http: {addr: 5000}",
+            r#": http.addr: "5000" is not an address to listen on; write for example "127.0.0.1:5000""#,
+        ),
+        ("proxy: {remoteurl: docker.io}", r#": proxy.remoteurl: "docker.io" has no scheme; write "https://docker.io""#),
+        ("- a", ": is not a configuration of registry:2"),
+    ] {
+        assert_eq!(load_file(text, &[]), Err(format!("{file}{expected}")));
+    }
+    let error = load_file("http: {addr: ':5000'", &[]).unwrap_err();
+    assert!(error.starts_with(&format!("{file}: ")) && !error.contains('\n'), "{error}");
+    fs::remove_file(&path).unwrap();
+    let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+    assert!(load(options, &[]).unwrap_err().contains("cannot be read"));
 }
 
 /// The reference with its marks removed: `keys` decides which.
@@ -293,7 +377,8 @@ fn the_reference_shows_every_key_at_its_default() {
     let document: toml::Table = toml::from_str(&everything).unwrap();
     let shown = |table: &toml::Table, keys: &[&str]| keys.iter().all(|key| table.contains_key(*key));
     for (section, key) in layer::fixed_keys() {
-        let table = if section.is_empty() { &document } else { document[section].as_table().unwrap() };
+        let names = section.split('.').filter(|name| !name.is_empty());
+        let table = names.fold(&document, |table, name| table[name].as_table().unwrap());
         assert!(shown(table, &[key]), "{section}.{key} is missing");
     }
     let upstream = document["upstream"][DOCKER_IO].as_table().unwrap();

@@ -25,15 +25,17 @@ impl Config {
                 "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every tag is asked for every time";
             warnings.push(what.to_owned());
         }
-        if !self.ignored_variables.is_empty() {
-            warnings.push(format!("variables without a meaning here: {}", self.ignored_variables.join(", ")));
+        if !self.ignored_settings.is_empty() {
+            warnings
+                .push(format!("settings of registry:2 without a meaning here: {}", self.ignored_settings.join(", ")));
         }
         warnings
     }
 
     /// What a network may do to a server that asks nobody who they are.
     fn open_to_anybody(&self) -> Option<String> {
-        if self.server.listen.is_loopback() {
+        let clients_have_certificates = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        if self.server.listen.is_loopback() || clients_have_certificates {
             return None;
         }
         let mut may = vec!["pull every image that is here or at an upstream"];

@@ -149,6 +149,7 @@ fn in_words(rule: Rule) -> &'static str {
     match rule {
         Rule::Namespace => "the request names a configured upstream (ns)",
         Rule::OwnNamespace => "the request names this server (ns)",
+        Rule::Host => "the request's host names a configured upstream",
         Rule::Path => "the name begins with a configured upstream",
         Rule::Local => "a local repository, or a name that is local by configuration",
         Rule::Default => "no upstream in the name and no local repository: the default upstream",

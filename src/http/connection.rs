@@ -1,8 +1,9 @@
 //! A connection that watches its own clock.
 //!
-//! hyper knows one deadline for a request's head and none for the rest, so the socket itself keeps them: the head of a
-//! request must be there `head` after its first byte (or after the connection was made), a connection without a request
-//! lives `idle`, and a write that makes no progress for `progress` ends it. Reading a body is the handler's to watch.
+//! hyper knows one deadline for a request's head and none for the rest, so the socket itself keeps them. Of HTTP/1, the
+//! head of a request must be there `head` after its first byte (or after the connection was made), and a connection
+//! without a request lives `idle`: [`TimedReads`], above TLS where there is TLS. A write that makes no progress for
+//! `progress` ends any connection: [`TimedWrites`], below it. Reading a body is the handler's to watch.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -35,13 +36,20 @@ pub(super) struct Requests {
 /// A request of a connection; dropped when its answer has been sent or given up.
 pub(super) struct RequestGuard(Arc<Requests>);
 
-pub(super) struct TimedStream {
-    stream: TcpStream,
+/// Waits for requests of HTTP/1, one after the other, and for no longer than is allowed.
+pub(super) struct TimedReads<S> {
+    stream: S,
     deadlines: Deadlines,
     requests: Arc<Requests>,
     reading: Reading,
     /// Runs between requests.
     read_by: Pin<Box<Sleep>>,
+}
+
+/// A socket whose peer must take what is sent to it.
+pub(super) struct TimedWrites {
+    stream: TcpStream,
+    progress: Duration,
     /// Runs while a write makes no progress.
     write_by: Option<Pin<Box<Sleep>>>,
 }
@@ -65,6 +73,20 @@ impl Requests {
         RequestGuard(self.clone())
     }
 
+    /// Resolves when there was no request for a while: none at all after `first`, or none for at least `idle`, and at
+    /// most twice that, since the last has ended.
+    pub(super) async fn unused_for(&self, first: Duration, idle: Duration) {
+        let mut patience = first;
+        loop {
+            let before = self.quiet();
+            sleep(patience).await;
+            if before.is_some() && self.quiet() == before {
+                return;
+            }
+            patience = idle;
+        }
+    }
+
     /// How many have begun, if all of those have ended.
     fn quiet(&self) -> Option<u64> {
         let ended = self.ended.load(Ordering::Acquire);
@@ -80,18 +102,12 @@ impl Drop for RequestGuard {
     }
 }
 
-// === impl TimedStream ===
+// === impl TimedReads ===
 
-impl TimedStream {
-    pub(super) fn new(stream: TcpStream, deadlines: Deadlines, requests: Arc<Requests>) -> Self {
-        Self {
-            stream,
-            deadlines,
-            requests,
-            reading: Reading::Head { begun: 0 },
-            read_by: Box::pin(sleep(deadlines.head)),
-            write_by: None,
-        }
+impl<S> TimedReads<S> {
+    pub(super) fn new(stream: S, deadlines: Deadlines, requests: Arc<Requests>) -> Self {
+        let read_by = Box::pin(sleep(deadlines.head));
+        Self { stream, deadlines, requests, reading: Reading::Head { begun: 0 }, read_by }
     }
 
     /// Where the read side is now, after `read` more bytes; its clock starts anew where that has changed.
@@ -111,22 +127,9 @@ impl TimedStream {
         };
         self.read_by.as_mut().reset(Instant::now() + patience);
     }
-
-    fn watch_write<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.write_by = None;
-            return written;
-        }
-        let progress = self.deadlines.progress;
-        let clock = self.write_by.get_or_insert_with(|| Box::pin(sleep(progress)));
-        match clock.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    }
 }
 
-impl AsyncRead for TimedStream {
+impl<S: AsyncRead + Unpin> AsyncRead for TimedReads<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -142,11 +145,64 @@ impl AsyncRead for TimedStream {
     }
 }
 
-impl AsyncWrite for TimedStream {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimedReads<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+// === impl TimedWrites ===
+
+impl TimedWrites {
+    pub(super) fn new(stream: TcpStream, progress: Duration) -> Self {
+        Self { stream, progress, write_by: None }
+    }
+
+    fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_by = None;
+            return written;
+        }
+        let progress = self.progress;
+        let clock = self.write_by.get_or_insert_with(|| Box::pin(sleep(progress)));
+        match clock.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for TimedWrites {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TimedWrites {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.watch_write(cx, written)
+        this.watch(cx, written)
     }
 
     fn poll_write_vectored(
@@ -156,7 +212,7 @@ impl AsyncWrite for TimedStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.watch_write(cx, written)
+        this.watch(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

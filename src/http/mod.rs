@@ -11,10 +11,13 @@ mod catalog;
 mod connection;
 mod error;
 mod manifests;
+mod peer;
 mod query;
 mod referrers;
 pub mod serve;
+mod streams;
 mod tags;
+pub mod tls;
 mod uploads;
 
 use std::panic::AssertUnwindSafe;

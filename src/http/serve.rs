@@ -3,30 +3,22 @@
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use http::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tower_service::Service;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::body::Guarded;
-use super::connection::{Deadlines, Requests, TimedStream};
+use super::connection::Deadlines;
+use super::peer::Peers;
+use super::tls::Certificates;
 use crate::config::{ListenAddr, ServerConfig};
 use crate::tasks::Tasks;
 
-/// What one connection may hold on its way in and, beside one frame, on its way out.
-const BUFFER: usize = 128 << 10;
 const BACKLOG: i32 = 1024;
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -39,8 +31,12 @@ pub struct Listeners {
 /// Connections of all listeners.
 pub struct Server {
     config: ServerConfig,
-    router: Router,
+    peers: Peers,
     tasks: Tasks,
+    /// Cancelled when connections are to end with the requests they have.
+    draining: CancellationToken,
+    /// The connections there are.
+    open: TaskTracker,
 }
 
 // === impl Listeners ===
@@ -93,35 +89,38 @@ fn bind(address: SocketAddr) -> io::Result<StdListener> {
 // === impl Server ===
 
 impl Server {
-    pub fn new(config: ServerConfig, router: Router, tasks: Tasks) -> Self {
-        Self { config, router, tasks }
+    /// With `certificates`, every connection begins with TLS.
+    pub fn new(config: ServerConfig, router: Router, certificates: Option<Certificates>, tasks: Tasks) -> Self {
+        let deadlines =
+            Deadlines { head: config.head_timeout, idle: config.keep_alive, progress: config.progress_timeout };
+        let peers = Peers::new(router, deadlines, certificates, tasks.clone());
+        Self { config, peers, tasks, draining: CancellationToken::new(), open: TaskTracker::new() }
     }
 
     /// Accepts until `stop` resolves, then lets running requests end for up to `drain_timeout`.
     pub async fn run(self, listeners: Listeners, stop: impl Future<Output = ()>) {
         let server = Arc::new(self);
-        let graceful = Arc::new(GracefulShutdown::new());
         let accepting = Tasks::new();
         let slots = Arc::new(Semaphore::new(server.config.max_connections));
         for socket in listeners.sockets {
-            let (server, graceful, slots) = (server.clone(), graceful.clone(), slots.clone());
-            accepting.spawn(async move { server.accept(socket, slots, &graceful).await });
+            let (server, slots) = (server.clone(), slots.clone());
+            accepting.spawn(async move { server.accept(socket, slots).await });
         }
         stop.await;
         // The listeners close with their tasks: a client that comes now is refused and can go elsewhere.
         accepting.stop().await;
-        if let Some(graceful) = Arc::into_inner(graceful)
-            && tokio::time::timeout(server.config.drain_timeout, graceful.shutdown()).await.is_err()
-        {
+        server.draining.cancel();
+        server.open.close();
+        if tokio::time::timeout(server.config.drain_timeout, server.open.wait()).await.is_err() {
             tracing::warn!("some transfers did not end in time and are cut");
         }
     }
 
-    async fn accept(self: &Arc<Self>, socket: TcpListener, slots: Arc<Semaphore>, graceful: &GracefulShutdown) {
+    async fn accept(self: &Arc<Self>, socket: TcpListener, slots: Arc<Semaphore>) {
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
             match socket.accept().await {
-                Ok((stream, _peer)) => self.connect(stream, slot, graceful),
+                Ok((stream, _peer)) => self.connect(stream, slot),
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
                     tracing::error!(%error, "cannot accept connections: {error}");
@@ -131,31 +130,11 @@ impl Server {
         }
     }
 
-    fn connect(self: &Arc<Self>, stream: TcpStream, slot: OwnedSemaphorePermit, graceful: &GracefulShutdown) {
-        // Without it a small answer may wait 40 ms for the client's acknowledgement.
-        let _ = stream.set_nodelay(true);
-        let requests = Arc::new(Requests::default());
-        let deadlines = Deadlines {
-            head: self.config.head_timeout,
-            idle: self.config.keep_alive,
-            progress: self.config.progress_timeout,
-        };
-        let io = TokioIo::new(TimedStream::new(stream, deadlines, requests.clone()));
-        let router = self.router.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
-            let guard = requests.begin();
-            let answer = router.clone().call(request.map(Body::new));
-            async move { answer.await.map(|response| response.map(|body| Guarded::wrap(body, guard))) }
-        });
-        // HTTP/1.1 only: HTTP/2 comes with TLS, where clients speak it, and has to be bounded by stream then.
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(BUFFER).timer(TokioTimer::new()).header_read_timeout(None);
-        let connection = graceful.watch(builder.serve_connection(io, service));
+    fn connect(self: &Arc<Self>, stream: TcpStream, slot: OwnedSemaphorePermit) {
+        let (server, open) = (self.clone(), self.open.token());
         self.tasks.spawn(async move {
-            let _slot = slot;
-            if let Err(error) = pin!(connection).await {
-                tracing::debug!(%error, "a connection ended: {error}");
-            }
+            let _held = (slot, open);
+            server.peers.serve(stream, server.draining.cancelled()).await;
         });
     }
 }

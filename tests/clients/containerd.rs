@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::folder::Folder;
 use super::program::{NOWHERE, Turn, find, run};
-use super::readme::recipe;
+use super::readme::{generated, recipe};
 use super::registry::Registry;
 use super::{busybox, roadstead};
 use crate::support::daemon::Daemon;
@@ -68,6 +68,15 @@ impl Containerd {
         self.folder.at("certs.d")
     }
 
+    /// What `client-config` prints, in its places below a folder of ours.
+    pub fn set_up(&self, printed: &str) -> String {
+        for file in printed.split("# /etc/containerd/certs.d/").skip(1) {
+            let (path, text) = file.split_once('\n').expect("a path and a file");
+            self.folder.write(&format!("certs.d/{path}"), text);
+        }
+        self.folder.at("certs.d")
+    }
+
     pub fn pull(&self, hosts_dir: &str, image: &str) {
         self.ctr(&["images", "pull", "--snapshotter", "native", "--hosts-dir", hosts_dir, image]);
     }
@@ -100,6 +109,52 @@ async fn containerd_pulls_from_two_registries_through_one_mirror() {
         containerd.pull(&hosts, image);
         assert_eq!(containerd.digest_of(image), wanted.digest());
         assert_eq!(containerd.greeting_in(image), greeting);
+    }
+}
+
+#[tokio::test]
+async fn containerd_pulls_and_pushes_with_what_client_config_prints() {
+    let (hub, github) = (Registry::start(), Registry::start());
+    let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
+    hub.push("team/tool", "v1", &from_hub).await;
+    github.push("team/tool", "v1", &from_github).await;
+    let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
+    let _turn = Turn::take("daemon");
+    let containerd = Containerd::start();
+    let hosts = containerd.set_up(&generated("containerd", &roadstead.url("")));
+    for (image, wanted) in [("docker.io/team/tool:v1", &from_hub), ("ghcr.io/team/tool:v1", &from_github)] {
+        containerd.pull(&hosts, image);
+        assert_eq!(containerd.digest_of(image), wanted.digest());
+    }
+    let own = format!("{}/team/app:v1", roadstead.host());
+    containerd.ctr(&["images", "tag", "docker.io/team/tool:v1", &own]);
+    containerd.ctr(&["images", "push", "--hosts-dir", &hosts, &own]);
+    containerd.ctr(&["images", "rm", &own]);
+    containerd.pull(&hosts, &own);
+    assert_eq!(containerd.digest_of(&own), from_hub.digest());
+}
+
+#[tokio::test]
+async fn containerd_pulls_through_a_mirror_with_a_path() {
+    let hub = Registry::start();
+    let images = ["before", "after", "override"].map(busybox::image);
+    for (image, name) in images.iter().zip(["before", "after", "override"]) {
+        hub.push(&format!("team/{name}"), "v1", image).await;
+    }
+    let roadstead = roadstead(&[("docker.io", &hub)]);
+    let _turn = Turn::take("daemon");
+    let containerd = Containerd::start();
+    for (name, path, more, image) in [
+        ("before", "docker.io", "", &images[0]),
+        ("after", "v2/docker.io", "", &images[1]),
+        ("override", "v2/docker.io", "override_path = true\n", &images[2]),
+    ] {
+        let url = roadstead.url(&format!("/{path}"));
+        let hosts = format!("[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n{more}");
+        containerd.folder.write("paths.d/docker.io/hosts.toml", &hosts);
+        let pulled = format!("docker.io/team/{name}:v1");
+        containerd.pull(&containerd.folder.at("paths.d"), &pulled);
+        assert_eq!(containerd.digest_of(&pulled), image.digest());
     }
 }
 

@@ -23,10 +23,15 @@ pub struct Docker {
 impl Docker {
     /// Set up as the README says.
     pub fn start(roadstead: &ServerProcess) -> Self {
+        Self::start_with(&recipe("### Docker", "json", &roadstead.host()))
+    }
+
+    /// With this `daemon.json`.
+    pub fn start_with(daemon_json: &str) -> Self {
         let program = find("dockerd", "docker.io");
         let turn = Turn::take("daemon");
         let (containerd, folder) = (Containerd::start(), Folder::new());
-        folder.write("daemon.json", &recipe("### Docker", "json", &roadstead.host()));
+        folder.write("daemon.json", daemon_json);
         let (socket, containerd_socket) = (format!("unix://{}", folder.at("sock")), containerd.socket());
         let args = [
             ["--config-file", &folder.at("daemon.json")],

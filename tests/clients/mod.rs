@@ -5,6 +5,7 @@
 //! finds a closed door. A program that is missing fails the test; `make test` installs it.
 //! All of it needs root, as `dockerd` and `podman run` do.
 
+mod attested;
 mod bad_line;
 mod buildah;
 mod busybox;
@@ -21,6 +22,7 @@ mod readme;
 mod registry;
 mod shapes;
 mod skopeo;
+mod tls;
 
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
@@ -28,7 +30,12 @@ use registry::Registry;
 
 /// Roadstead with these registries behind it, the first of them the default.
 fn roadstead(upstreams: &[(&str, &Registry)]) -> ServerProcess {
-    let mut settings = Settings::new();
+    roadstead_with(upstreams, "")
+}
+
+/// The same with more TOML in its configuration.
+fn roadstead_with(upstreams: &[(&str, &Registry)], more: &str) -> ServerProcess {
+    let mut settings = Settings::new().config(more);
     for (name, registry) in upstreams {
         settings = settings.upstream_url(name, &registry.url());
     }

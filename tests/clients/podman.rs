@@ -17,7 +17,7 @@ impl Podman {
         Self { folder: containers::folder(registries) }
     }
 
-    fn run(&self, args: &[&str]) -> String {
+    pub fn run(&self, args: &[&str]) -> String {
         containers::run_in(&self.folder, &find("podman", "podman"), args)
     }
 
@@ -100,5 +100,34 @@ async fn podman_pulls_with_the_readmes_recipe() {
     for (image, wanted) in [("docker.io/library/busybox:latest", &from_hub), ("ghcr.io/team/tool:v1", &from_github)] {
         podman.pull(image);
         assert_eq!(podman.digest_of(image), wanted.digest());
+    }
+}
+
+/// A mirror for digests only, or for tags only: the rest goes to the registry itself.
+#[tokio::test]
+async fn podman_asks_a_mirror_for_what_it_is_for() {
+    let (hub, image) = (Registry::start(), busybox::image("by half"));
+    hub.push("team/tool", "v1", &image).await;
+    let (by_tag, by_digest) = ("hub.test/team/tool:v1".to_owned(), format!("hub.test/team/tool@{}", image.digest()));
+    for (mode, through, around) in [("digest-only", &by_digest, &by_tag), ("tag-only", &by_tag, &by_digest)] {
+        let roadstead = roadstead(&[("docker.io", &hub)]);
+        let (host, port) = (roadstead.host(), hub.port());
+        let registries = format!(
+            r#"
+            [[registry]]
+            prefix = "hub.test"
+            location = "127.0.0.1:{port}"
+            insecure = true
+            [[registry.mirror]]
+            location = "{host}/docker.io"
+            insecure = true
+            pull-from-mirror = "{mode}"
+            "#
+        );
+        let manifests = [("handler", "manifest")];
+        Podman::new(&registries).pull(around);
+        assert_eq!(roadstead.metric("registry_http_requests_total", &manifests).await, 0.0, "{mode}");
+        Podman::new(&registries).pull(through);
+        assert!(roadstead.metric("registry_http_requests_total", &manifests).await > 0.0, "{mode}");
     }
 }

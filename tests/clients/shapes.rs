@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::support::artifact::about;
-use crate::support::image::OCI_MANIFEST;
-use crate::support::{Client, Content, Image, random_bytes};
+use crate::support::image::{OCI_INDEX, OCI_MANIFEST};
+use crate::support::{Client, Content, Image, Index, random_bytes};
 
 /// The image with one more layer, of no bytes: a tar that ends before it begins.
 pub fn with_empty_layer(image: &Image) -> Image {
@@ -35,6 +35,20 @@ pub fn signature(subject: &Content) -> Image {
     let config = crate::support::artifact::empty();
     let manifest = about(subject, "application/vnd.example.signature", &json!({"by": "a test"}));
     Image { platform: String::new(), manifest, layers: vec![config.clone()], config }
+}
+
+/// The image in an index as `buildx` makes it: beside the image what attests it, for the platform unknown/unknown.
+pub fn attested(image: &Image) -> Index {
+    let statement =
+        Content::json("application/vnd.in-toto+json", &json!({"predicateType": "https://slsa.dev/provenance/v1"}));
+    let attestation = Image::with_diff_ids("unknown/unknown", vec![statement.clone()], &[statement.digest]);
+    let mut index = Index::of(vec![image.clone(), attestation]);
+    let mut manifest: Value = serde_json::from_slice(&index.manifest.bytes).expect("an index");
+    let about =
+        json!({"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": image.digest()});
+    manifest["manifests"][1]["annotations"] = about;
+    index.manifest = Content::json(OCI_INDEX, &manifest);
+    index
 }
 
 /// Everything of the image is there, byte for byte. `base` ends with the repository.

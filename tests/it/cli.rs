@@ -39,6 +39,46 @@ fn assert_one_line(output: &Output, what: &str, parts: &[&str]) {
 }
 
 #[test]
+fn what_is_mounted_at_the_folder_of_registry_2_is_the_data_folder() {
+    // In a mount namespace of its own, where nothing of this machine is changed.
+    let script = "mount -t tmpfs none /var/lib && mkdir /var/lib/registry && mount -t tmpfs none /var/lib/registry && \
+                  exec \"$0\" check";
+    let mut command = Command::new("unshare");
+    let output =
+        command.args(["--mount", "sh", "-c", script, PROGRAM]).env_clear().env("PATH", "/usr/bin:/bin").output();
+    let output = output.expect("unshare, of util-linux, can be started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("\npath = \"/var/lib/registry\"\n"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn it_starts_as_the_image_of_registry_2_does() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[1000]);
+    upstream.add_image("team/app", "1", &image);
+    let folder = tempfile::tempdir().unwrap();
+    let (port, data) = (free_port(), folder.path().join("data"));
+    let yaml = format!(
+        "version: 0.1\nlog: {{level: info, formatter: json}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+         http: {{addr: '127.0.0.1:{port}', secret: x}}\nproxy: {{remoteurl: '{}'}}\n",
+        data.display(),
+        upstream.url("")
+    );
+    let config = folder.path().join("config.yml");
+    std::fs::write(&config, yaml).unwrap();
+    let args = ["serve", config.to_str().unwrap()];
+    let mut daemon = Daemon::spawn("roadstead", folder.path(), Path::new(PROGRAM), &args);
+    daemon.wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let blob = &image.layers[0];
+    let url = format!("http://127.0.0.1:{port}/v2/team/app/blobs/{}", blob.digest);
+    assert_eq!(Client::new().get(&url).await.body, blob.bytes);
+    assert!(data.join("blobs").is_dir());
+    let log = daemon.log();
+    assert_eq!(log.matches("http.secret").count(), 1, "{log}");
+    assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{log}");
+}
+
+#[test]
 fn a_configuration_that_is_wrong_is_one_clear_line() {
     let folder = tempfile::tempdir().unwrap();
     for (what, config, parts) in [

@@ -38,6 +38,29 @@ fn assert_refused(answer: &Answer, status: u16, code: &str, what: &str) {
 }
 
 #[tokio::test]
+async fn a_host_below_a_routed_domain_is_its_upstreams() {
+    let harbour = Harbour::configured("[server]\nhost_routes = \"cache.test\"").await;
+    for (host, repository, image) in [
+        ("docker-io.cache.test:5000", "alpine", &harbour.alpine),
+        ("quay-io.cache.test", "org/app", &harbour.quay_app),
+        ("cache.test", "org/app", &harbour.hub_app),
+    ] {
+        let path = format!("/v2/{repository}/manifests/1");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let mut conn = Conn::ask(harbour.server.addr(), &request).await.unwrap();
+        assert_eq!(
+            (conn.status, conn.take(image.manifest.bytes.len()).await),
+            (200, image.manifest.bytes.clone()),
+            "{host}"
+        );
+    }
+    let asked = harbour.asked();
+    let request = "GET /v2/org/app/manifests/1 HTTP/1.1\r\nHost: none.cache.test\r\n\r\n";
+    assert_eq!(Conn::ask(harbour.server.addr(), request).await.unwrap().status, 404);
+    assert_eq!(harbour.asked(), asked, "nobody is asked");
+}
+
+#[tokio::test]
 async fn every_way_to_name_an_upstream_means_the_same_repository() {
     let harbour = Harbour::start().await;
     let (alpine, hub_app, quay_app) = (&harbour.alpine, &harbour.hub_app, &harbour.quay_app);

@@ -26,13 +26,27 @@ pub struct Answer {
 impl Client {
     /// One per test: its connections belong to the test's runtime.
     pub fn new() -> Self {
+        Self::built(|builder| builder)
+    }
+
+    /// One that takes only certificates of this authority, and shows this one (certificate and key) if there is one.
+    pub fn trusting(ca: &str, own: Option<&str>) -> Self {
+        let ca = reqwest::Certificate::from_pem(ca.as_bytes()).expect("a certificate");
+        let own = own.map(|pem| reqwest::Identity::from_pem(pem.as_bytes()).expect("a certificate and its key"));
+        Self::built(|builder| {
+            let builder = builder.tls_certs_only([ca]);
+            own.into_iter().fold(builder, reqwest::ClientBuilder::identity)
+        })
+    }
+
+    fn built(settings: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Self {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
             // An error means that somebody has installed one already.
             drop(rustls::crypto::ring::default_provider().install_default());
         });
-        let http =
-            reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().timeout(PATIENCE).build();
+        let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy();
+        let http = settings(builder.timeout(PATIENCE)).build();
         Self { http: http.expect("a plain client can be built") }
     }
 

@@ -7,8 +7,10 @@
 
 pub mod artifact;
 pub mod auth;
+pub mod authority;
 pub mod client;
 pub mod daemon;
+pub mod http2;
 pub mod image;
 pub mod metrics;
 pub mod mutants;
@@ -25,6 +27,7 @@ pub mod upstream;
 pub mod wire;
 
 pub use auth::Bearer;
+pub use authority::Authority;
 pub use client::{Answer, Client};
 pub use image::{Content, Image, Index, digest_of, random_bytes};
 pub use raw::{Conn, Ended};

@@ -1,0 +1,98 @@
+//! `roadstead client-config`: the file that makes a client pull through this server, with all of its upstreams.
+
+mod buildkit;
+mod containerd;
+mod docker;
+mod k3s;
+mod podman;
+mod server_url;
+
+use std::io::{self, Write};
+
+use clap::{Args, ValueEnum};
+
+use super::CliError;
+use super::options::ConfigOptions;
+use super::output::print;
+use crate::config::Config;
+use server_url::ServerUrl;
+
+#[derive(Args, Debug)]
+pub struct ClientConfig {
+    /// Whose configuration.
+    client: Client,
+
+    /// Where the clients reach this server, such as http://cache.example.com:5000.
+    #[arg(long, value_name = "URL")]
+    url: ServerUrl,
+
+    #[command(flatten)]
+    options: ConfigOptions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Client {
+    /// Docker's daemon.json.
+    Docker,
+    /// containerd's hosts.toml.
+    Containerd,
+    /// registries.yaml of k3s and RKE2.
+    K3s,
+    /// The same file for k3d.
+    K3d,
+    /// A script that sets up the nodes of a kind cluster.
+    Kind,
+    /// registries.conf of podman, buildah, skopeo and CRI-O.
+    Podman,
+    /// buildkitd.toml.
+    Buildkit,
+}
+
+/// What a client needs.
+struct Recipe {
+    /// The file; where there are several, each begins with its path.
+    file: String,
+    /// What cannot be said in the file, because it knows no comments.
+    notes: String,
+}
+
+// === impl ClientConfig ===
+
+impl ClientConfig {
+    /// The file to the standard output, so that it can be redirected to its place; what it cannot hold to the standard
+    /// error stream.
+    pub fn run(self) -> Result<(), CliError> {
+        let recipe = self.client.recipe(&self.url, &self.options.load()?);
+        print(&recipe.file)?;
+        io::stderr().write_all(recipe.notes.as_bytes()).map_err(CliError::Output)
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    fn recipe(self, url: &ServerUrl, config: &Config) -> Recipe {
+        let file = match self {
+            Self::Docker => return docker::recipe(url, config),
+            Self::Containerd => containerd::files(url, config),
+            Self::Kind => containerd::kind_script(url, config),
+            Self::K3s => k3s::file(url, config),
+            Self::K3d => k3s::k3d_file(url, config),
+            Self::Podman => podman::file(url, config),
+            Self::Buildkit => buildkit::file(url, config),
+        };
+        Recipe { file, notes: String::new() }
+    }
+}
+
+/// The upstreams by name, the default first: what a reader looks for stands at the top.
+fn upstreams(config: &Config) -> Vec<&str> {
+    let mut names: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+    names.sort_by_key(|name| config.default_upstream.as_deref() != Some(name));
+    names
+}
+
+/// Comment lines that name the upstreams.
+fn list_of_upstreams(config: &Config) -> String {
+    format!("# Roadstead answers for {}.\n", upstreams(config).join(", "))
+}

@@ -1,0 +1,99 @@
+//! Where clients reach this server, as they will write it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use url::Url;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServerUrl {
+    https: bool,
+    /// Host and port as they were given: image names will carry them.
+    host: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the URL of a server; write for example http://cache.example.com:5000")]
+pub(super) struct NotAServer;
+
+// === impl ServerUrl ===
+
+impl ServerUrl {
+    /// `host` or `host:port`: what image names begin with.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(super) fn is_https(&self) -> bool {
+        self.https
+    }
+
+    /// Docker and buildkit take plain HTTP from these without being told.
+    pub(super) fn is_loopback(&self) -> bool {
+        let url = Url::parse(&self.to_string()).ok();
+        let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
+        let ip = host.trim_matches(['[', ']']).parse();
+        host == "localhost" || ip.is_ok_and(|ip: IpAddr| ip.is_loopback())
+    }
+}
+
+impl FromStr for ServerUrl {
+    type Err = NotAServer;
+
+    fn from_str(text: &str) -> Result<Self, NotAServer> {
+        let (scheme, rest) = text.split_once("://").ok_or(NotAServer)?;
+        let host = rest.strip_suffix('/').unwrap_or(rest);
+        let https = match scheme {
+            "https" => true,
+            "http" => false,
+            _ => return Err(NotAServer),
+        };
+        // The name ends up in files of several kinds: what would have to be quoted in one of them is no host.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+        let url = Url::parse(text).map_err(|_| NotAServer)?;
+        if host.is_empty() || !host.chars().all(plain) || !url.has_host() {
+            return Err(NotAServer);
+        }
+        Ok(Self { https, host: host.to_owned() })
+    }
+}
+
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", if self.https { "https" } else { "http" }, self.host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_a_scheme_and_a_host_and_perhaps_a_port() {
+        for (text, host, loopback) in [
+            ("http://HOST:5000", "HOST:5000", false),
+            ("https://cache.example.com/", "cache.example.com", false),
+            ("http://127.0.0.1:5000", "127.0.0.1:5000", true),
+            ("http://localhost:5000", "localhost:5000", true),
+            ("http://[::1]:5000", "[::1]:5000", true),
+        ] {
+            let url: ServerUrl = text.parse().unwrap();
+            assert_eq!((url.host(), url.is_loopback()), (host, loopback), "{text}");
+            assert_eq!(url.to_string(), text.trim_end_matches('/'));
+        }
+        for text in [
+            "",
+            "cache:5000",
+            "ftp://a",
+            "http://",
+            "http://a/b",
+            "http://u@a",
+            "http://a?b",
+            "http://a\"b",
+            "http://a:99999",
+        ] {
+            assert_eq!(text.parse::<ServerUrl>(), Err(NotAServer), "{text}");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! TLS of our own: the certificate, read again when its files change, and the handshake.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use rustls::crypto::ring;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::config::TlsConfig;
+
+const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// To who speaks plain HTTP here.
+const NOT_TLS: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+                       This port speaks HTTPS, and got plain HTTP.\n";
+
+/// A file of `[server.tls]` that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{}: {error}", path.display())]
+    Read { path: PathBuf, error: io::Error },
+    #[error("{}: {error}", path.display())]
+    Pem { path: PathBuf, error: rustls_pki_types::pem::Error },
+    #[error("{} has no certificate", .0.display())]
+    Empty(PathBuf),
+    #[error("{}: {error}", path.display())]
+    Unusable { path: PathBuf, error: rustls::Error },
+    #[error("{}: {error}", path.display())]
+    ClientCa { path: PathBuf, error: rustls::server::VerifierBuilderError },
+}
+
+/// The certificate in force. Clones share it.
+#[derive(Clone)]
+pub struct Certificates {
+    files: Arc<TlsConfig>,
+    current: Arc<RwLock<Arc<ServerConfig>>>,
+    /// How the files were before they were read.
+    loaded: Stamp,
+}
+
+/// A connection that is encrypted, and what it speaks.
+pub(super) enum Handshake<S> {
+    Http1(TlsStream<S>),
+    Http2(TlsStream<S>),
+}
+
+/// What changes when a file is written or replaced.
+type Stamp = Vec<Option<(u64, u64, i64, i64, u64)>>;
+
+// === impl Certificates ===
+
+impl Certificates {
+    /// Reads the files, which blocks.
+    pub fn load(files: &TlsConfig) -> Result<Self, TlsError> {
+        let loaded = stamp(files);
+        let current = Arc::new(RwLock::new(Arc::new(read(files)?)));
+        Ok(Self { files: Arc::new(files.clone()), current, loaded })
+    }
+
+    /// Follows the files until it is dropped. Files that cannot be used change nothing and are said once.
+    pub async fn follow(self) {
+        let mut seen = self.loaded.clone();
+        let mut turns = tokio::time::interval(LOOK);
+        loop {
+            turns.tick().await;
+            let (certificates, before) = (self.clone(), seen.clone());
+            let looked = tokio::task::spawn_blocking(move || certificates.reload(before));
+            if let Ok(stamp) = looked.await {
+                seen = stamp;
+            }
+        }
+    }
+
+    /// Takes the files if they are not as they were.
+    fn reload(&self, seen: Stamp) -> Stamp {
+        let stamp = stamp(&self.files);
+        if stamp == seen {
+            return stamp;
+        }
+        match read(&self.files) {
+            Ok(config) => {
+                *self.current.write() = Arc::new(config);
+                tracing::info!("took the new certificate of {}", self.files.cert.display());
+            }
+            Err(error) => tracing::error!(%error, "the certificate stays as it is: {error}"),
+        }
+        stamp
+    }
+
+    /// Shakes hands; `wrap` is what becomes of the socket before. Whoever speaks HTTP is told so in HTTP.
+    pub(super) async fn accept<S>(
+        &self,
+        mut stream: TcpStream,
+        wrap: impl FnOnce(TcpStream) -> S,
+    ) -> io::Result<Handshake<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut first = [0];
+        if stream.peek(&mut first).await? > 0 && first.iter().all(u8::is_ascii_uppercase) {
+            stream.write_all(NOT_TLS.as_bytes()).await?;
+            stream.shutdown().await?;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the client speaks plain HTTP"));
+        }
+        let config = self.current.read().clone();
+        let stream = TlsAcceptor::from(config).accept(wrap(stream)).await?;
+        Ok(match stream.get_ref().1.alpn_protocol() {
+            Some(HTTP2) => Handshake::Http2(stream),
+            _ => Handshake::Http1(stream),
+        })
+    }
+}
+
+fn read(files: &TlsConfig) -> Result<ServerConfig, TlsError> {
+    let (chain, path) = (certificates(&files.cert)?, &files.key);
+    let key = PrivateKeyDer::from_pem_slice(&content(path)?);
+    let key = key.map_err(|error| TlsError::Pem { path: path.clone(), error })?;
+    let unusable = |error| TlsError::Unusable { path: files.cert.clone(), error };
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone());
+    let builder = builder.with_safe_default_protocol_versions().map_err(unusable)?;
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for root in certificates(path)? {
+                roots.add(root).map_err(|error| TlsError::Unusable { path: path.clone(), error })?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder
+                .with_client_cert_verifier(verifier.map_err(|error| TlsError::ClientCa { path: path.clone(), error })?)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
+    config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
+    Ok(config)
+}
+
+fn content(path: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|error| TlsError::Read { path: path.to_owned(), error })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let content = content(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(TlsError::Empty(path.to_owned())),
+        Ok(found) => Ok(found),
+        Err(error) => Err(TlsError::Pem { path: path.to_owned(), error }),
+    }
+}
+
+fn stamp(files: &TlsConfig) -> Stamp {
+    let stamp =
+        |metadata: Metadata| (metadata.dev(), metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size());
+    let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
+    paths.into_iter().flatten().map(|path| fs::metadata(path).ok().map(stamp)).collect()
+}

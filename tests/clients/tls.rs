@@ -1,0 +1,87 @@
+//! The same programs over TLS, with a certificate that only they are told to trust.
+
+use super::containerd::Containerd;
+use super::docker::Docker;
+use super::folder::Folder;
+use super::podman::Podman;
+use super::program::{Turn, find, run};
+use super::readme::generated;
+use super::registry::Registry;
+use super::{busybox, roadstead_with};
+use crate::support::Authority;
+use crate::support::process::ServerProcess;
+
+fn encrypted(authority: &Authority, hub: &Registry) -> ServerProcess {
+    roadstead_with(&[("docker.io", hub)], &authority.config("roadstead"))
+}
+
+/// As the programs of containers/image want it: a folder with `ca.crt`.
+fn certificates(authority: &Authority) -> Folder {
+    let folder = Folder::new();
+    folder.write("ca.crt", &authority.ca);
+    folder
+}
+
+#[tokio::test]
+async fn containerd_pulls_over_tls() {
+    let (authority, hub, image) = (Authority::new(), Registry::start(), busybox::image("encrypted"));
+    hub.push("library/busybox", "latest", &image).await;
+    let roadstead = encrypted(&authority, &hub);
+    let _turn = Turn::take("daemon");
+    let containerd = Containerd::start();
+    let ca = authority.write("ca.pem", &authority.ca);
+    let printed = generated("containerd", &format!("https://{}", roadstead.host()));
+    let told = printed.replace("  capabilities", &format!("  ca = {ca:?}\n  capabilities"));
+    let hosts = containerd.set_up(&told);
+    containerd.pull(&hosts, "docker.io/library/busybox:latest");
+    assert_eq!(containerd.digest_of("docker.io/library/busybox:latest"), image.digest());
+    assert_eq!(containerd.greeting_in("docker.io/library/busybox:latest"), "encrypted");
+}
+
+#[tokio::test]
+async fn docker_pulls_and_pushes_over_tls() {
+    let (authority, hub, image) = (Authority::new(), Registry::start(), busybox::image("encrypted"));
+    hub.push("library/busybox", "latest", &image).await;
+    let roadstead = encrypted(&authority, &hub);
+    let docker = Docker::start_with(&generated("docker", &format!("https://{}", roadstead.host())));
+    docker.run(&["pull", "--quiet", "busybox"]);
+    assert_eq!(docker.greeting_in("busybox"), "encrypted");
+    let app = format!("{}/team/app:v1", roadstead.host());
+    docker.run(&["tag", "busybox", &app]);
+    docker.run(&["push", "--quiet", &app]);
+    docker.run(&["rmi", "--force", "busybox", &app]);
+    docker.run(&["pull", "--quiet", &app]);
+    assert_eq!(docker.greeting_in(&app), "encrypted");
+}
+
+#[tokio::test]
+async fn podman_and_skopeo_pull_and_push_over_tls() {
+    let (authority, hub, image) = (Authority::new(), Registry::start(), busybox::image("encrypted"));
+    hub.push("library/busybox", "latest", &image).await;
+    let roadstead = encrypted(&authority, &hub);
+    let certificates = certificates(&authority);
+    let podman = Podman::new(&generated("podman", &format!("https://{}", roadstead.host())));
+    podman.run(&["pull", "--quiet", "--cert-dir", &certificates.at(""), "docker.io/library/busybox:latest"]);
+    assert_eq!(podman.greeting_in("docker.io/library/busybox:latest"), "encrypted");
+
+    let skopeo = |args: &[&str]| run(&find("skopeo", "skopeo"), args, &[]);
+    let (from, to) = (
+        format!("docker://{}/docker.io/library/busybox:latest", roadstead.host()),
+        format!("docker://{}/team/app:v1", roadstead.host()),
+    );
+    let folder = certificates.at("");
+    skopeo(&["copy", "--src-cert-dir", &folder, "--dest-cert-dir", &folder, &from, &to]);
+    let raw = skopeo(&["inspect", "--raw", "--cert-dir", &folder, &to]);
+    assert_eq!(crate::support::digest_of(raw.as_bytes()), image.digest());
+}
+
+#[tokio::test]
+async fn curl_speaks_http2_and_http1() {
+    let (authority, hub) = (Authority::new(), Registry::start());
+    let roadstead = encrypted(&authority, &hub);
+    let (ca, url) = (authority.write("ca.pem", &authority.ca), format!("https://{}/v2/", roadstead.host()));
+    for (version, said) in [("--http2", "2 200"), ("--http1.1", "1.1 200")] {
+        let args = ["--silent", "--show-error", "--output", "/dev/null", "--write-out", "%{http_version} %{http_code}"];
+        assert_eq!(run(&find("curl", "curl"), &[&args[..], &[version, "--cacert", &ca, &url]].concat(), &[]), said);
+    }
+}
