@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
 use super::error::Site;
-use super::layer::{self, Layer, SECTIONS, Section, UPSTREAM};
+use super::layer::{self, CREDENTIALS, CredentialKeys, Layer, SECTIONS, Section, Sited, UPSTREAM};
 use super::suggest::nearest;
 use super::upstream_url::check_name;
 use super::value::Raw;
@@ -61,11 +61,26 @@ impl File<'_> {
     }
 
     fn section(&self, entries: &DeTable<'_>, section: &mut dyn Section, path: &str) -> Result<(), ConfigError> {
+        self.section_with(entries, section, path, &[])
+    }
+
+    /// `tables` are read elsewhere.
+    fn section_with(
+        &self,
+        entries: &DeTable<'_>,
+        section: &mut dyn Section,
+        path: &str,
+        tables: &[&str],
+    ) -> Result<(), ConfigError> {
+        let known = [section.keys(), tables].concat();
         for (key, value) in in_order(entries) {
-            let (name, known) = (key.get_ref(), section.keys());
+            let name = key.get_ref();
+            if tables.contains(&name.as_ref()) {
+                continue;
+            }
             let site = self.site(key.span().start);
             let dotted = format!("{path}.{name}");
-            layer::set(section, name, &Raw::Toml(value.get_ref()), &site, &dotted, || unknown(path, name, known))?;
+            layer::set(section, name, &Raw::Toml(value.get_ref()), &site, &dotted, || unknown(path, name, &known))?;
         }
         Ok(())
     }
@@ -79,9 +94,36 @@ impl File<'_> {
             }
             let path = format!("{UPSTREAM}.\"{name}\"");
             check_name(name).map_err(|wrong| ConfigError::new(&site, &path, format!("\"{name}\" {wrong}")))?;
-            self.section(table(value, &path, &site)?, layer.upstream(name, &site), &path)?;
+            let entries = table(value, &path, &site)?;
+            self.section_with(entries, layer.upstream(name, &site), &path, &[CREDENTIALS])?;
+            if let Some((key, value)) = entries.get_key_value(CREDENTIALS) {
+                let path = format!("{path}.{CREDENTIALS}");
+                let rules = self.credentials(value, &path, &self.site(key.span().start))?;
+                layer.credentials.insert(name.to_string(), rules);
+            }
         }
         Ok(())
+    }
+
+    fn credentials(
+        &self,
+        value: &Spanned<DeValue<'_>>,
+        path: &str,
+        site: &Site,
+    ) -> Result<Vec<Sited<CredentialKeys>>, ConfigError> {
+        let wrong = |site: &Site| {
+            let message = format!("is a list of tables; write [[{path}]], and the keys of one below");
+            ConfigError::new(site, path, message)
+        };
+        let rules = value.get_ref().as_array().ok_or_else(|| wrong(site))?;
+        let read = |rule: &Spanned<DeValue<'_>>| {
+            let site = self.site(rule.span().start);
+            let entries = rule.get_ref().as_table().ok_or_else(|| wrong(&site))?;
+            let mut keys = CredentialKeys::default();
+            self.section(entries, &mut keys, path)?;
+            Ok(Sited { value: keys, site })
+        };
+        rules.iter().map(read).collect()
     }
 }
 

@@ -126,7 +126,7 @@ fn gather(known: &Known<'_>, target: Target, reference: Reference) -> Result<Fac
         scope: repo.scope.as_str().to_owned(),
         repository: repo.name.to_string(),
         urls: upstream.map(|upstream| upstream.urls.iter().map(ToString::to_string).collect()).unwrap_or_default(),
-        credentials: upstream.is_some_and(|upstream| upstream.username.is_some()),
+        credentials: upstream.is_some_and(|upstream| upstream.has_credentials_for(repo.name.as_str())),
         breaker: known.server.zip(upstream).and_then(|(server, upstream)| server.puller.breaker_state(&upstream.name)),
         tag,
         manifest,

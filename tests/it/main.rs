@@ -16,6 +16,7 @@ mod collector;
 mod control;
 mod copies;
 mod crash;
+mod credentials;
 mod deadlines;
 mod deletes;
 mod disk;
