@@ -36,6 +36,7 @@ mod mounts;
 mod operator;
 mod outages;
 mod power;
+mod proxies;
 mod push;
 mod pushed_manifests;
 mod ranges;
