@@ -1,5 +1,6 @@
 //! Where the credentials for an upstream come from, and for which of its repositories.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ pub struct CredentialConfig {
     pub source: CredentialSource,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum CredentialSource {
     Password {
         username: String,
@@ -62,5 +63,17 @@ impl CredentialSource {
     /// Whether there are credentials for sure: Docker's file may have none for a host.
     pub fn is_certain(&self) -> bool {
         !matches!(self, Self::Docker { .. })
+    }
+}
+
+/// Without the arguments of a program, which may be secrets.
+impl fmt::Debug for CredentialSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Password { username, .. } => write!(f, "password of {username}"),
+            Self::File { username, path } => write!(f, "password of {username} in {}", path.display()),
+            Self::Exec { command, .. } => write!(f, "output of {}", command.first().map_or("", String::as_str)),
+            Self::Docker { path } => write!(f, "logins in {}", path.display()),
+        }
     }
 }

@@ -281,6 +281,9 @@ impl UpstreamKeys {
         if from.contains(&true) || self.docker_config.is_some() {
             (lower.password, lower.password_file, lower.docker_config) = (None, None, None);
             (lower.exec, lower.exec_lifetime) = (None, None);
+            if self.docker_config.is_some() {
+                lower.username = None;
+            }
         }
         self.over(lower)
     }

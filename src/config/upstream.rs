@@ -100,10 +100,12 @@ impl UpstreamConfig {
         self.credentials.iter().any(|rule| rule.source.is_certain())
     }
 
-    /// Whether pulls of this repository do.
-    pub fn has_credentials_for(&self, repository: &str) -> bool {
-        let rule = self.credentials.iter().find(|rule| rule.is_for(repository));
-        rule.is_some_and(|rule| rule.source.is_certain())
+    /// Whether pulls of this repository do; `None` if a file that others write decides.
+    pub fn has_credentials_for(&self, repository: &str) -> Option<bool> {
+        match self.credentials.iter().find(|rule| rule.is_for(repository)) {
+            Some(rule) => rule.source.is_certain().then_some(true),
+            None => Some(false),
+        }
     }
 }
 

@@ -38,7 +38,7 @@ impl Config {
             return None;
         }
         let mut may = vec!["pull every image that is here or at an upstream"];
-        if self.upstreams.iter().any(|upstream| upstream.has_credentials()) {
+        if self.upstreams.iter().any(|upstream| !upstream.credentials.is_empty()) {
             may.push("pull with the credentials of upstreams that have some");
         }
         let read_only = self.storage.read_only;

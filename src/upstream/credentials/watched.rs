@@ -88,11 +88,10 @@ impl<T: Send + Sync + 'static> Watched<T> {
                 state.value.clone().ok_or_else(|| "it was never read".into())
             }
             Err(why) => {
-                if let (Some(value), false) = (&state.value, state.complaint.as_ref() == Some(&why)) {
-                    tracing::warn!("going on with what was read before: {why}");
-                    let value = value.clone();
-                    state.complaint = Some(why);
-                    return Ok(value);
+                if state.complaint.as_ref() != Some(&why) {
+                    let goes_on = if state.value.is_some() { "; going on with what was read before" } else { "" };
+                    tracing::warn!("no new credentials: {why}{goes_on}");
+                    state.complaint = Some(why.clone());
                 }
                 state.value.clone().ok_or(why)
             }
