@@ -2,34 +2,43 @@
 
 use std::path::PathBuf;
 
-use super::build_upstream::merge;
+use super::build_upstream::{merge, readable};
 use super::error::Site;
 use super::layer::{
     CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, LogKeys, PushKeys, ScrubKeys, ServerKeys, ServerTlsKeys, Sited,
 };
 use super::value::{OneOrMore, Positive};
 use super::{
-    CacheConfig, Config, ConfigError, DOCKER_IO, DeleteConfig, GcConfig, LocalConfig, LogConfig, PushConfig,
-    ScrubConfig, ServerConfig, StorageConfig, TlsConfig, UpstreamConfig, builtin_upstreams, canonical_name,
+    CacheConfig, Config, ConfigError, CredentialConfig, CredentialSource, DOCKER_IO, DeleteConfig, GcConfig,
+    LocalConfig, LogConfig, PushConfig, ScrubConfig, ServerConfig, StorageConfig, TlsConfig, UpstreamConfig,
+    builtin_upstreams, canonical_name,
 };
 
 /// `storage` is where data goes unless a layer says otherwise.
-pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>) -> Result<Config, ConfigError> {
+pub(super) fn config(mut layer: Layer, storage: StorageConfig, ignored: Vec<String>) -> Result<Config, ConfigError> {
     let builtin = layer.root.builtin_upstreams.as_ref().is_none_or(|builtin| builtin.value);
     let mut upstreams = if builtin { builtin_upstreams() } else { Vec::new() };
     for (name, keys) in layer.upstreams {
+        let rules = layer.credentials.remove(&name).unwrap_or_default();
         let path = format!("upstream.\"{name}\"");
         match upstreams.iter_mut().find(|upstream| upstream.name == name) {
-            Some(upstream) => merge(upstream, keys.value, &path)?,
+            Some(upstream) => merge(upstream, keys.value, rules, &path)?,
             None => {
                 let mut upstream = UpstreamConfig::new(name, Vec::new());
-                merge(&mut upstream, keys.value, &path)?;
+                merge(&mut upstream, keys.value, rules, &path)?;
                 if upstream.urls.is_empty() {
                     let right = format!("has no url; write for example url = \"https://{}\"", upstream.name);
                     return Err(ConfigError::new(&keys.site, path, right));
                 }
                 upstreams.push(upstream);
             }
+        }
+    }
+    let docker_config = layer.root.docker_config.map(|file| readable(file, "docker_config")).transpose()?;
+    if let Some(path) = &docker_config {
+        let bare = |upstream: &&mut UpstreamConfig| upstream.credentials.iter().all(|rule| rule.repository.is_some());
+        for upstream in upstreams.iter_mut().filter(bare) {
+            upstream.credentials.push(CredentialConfig::new(CredentialSource::Docker { path: path.clone() }));
         }
     }
     upstreams.sort_by(|one, other| one.name.cmp(&other.name));
@@ -46,6 +55,7 @@ pub(super) fn config(layer: Layer, storage: StorageConfig, ignored: Vec<String>)
         delete: delete(layer.delete),
         scrub: scrub(layer.scrub),
         log: log(layer.log),
+        docker_config,
         default_upstream: default_upstream(layer.root.default_upstream, layer.root.builtin_upstreams, &upstreams)?,
         upstreams,
         builtin_upstreams: builtin,

@@ -1,15 +1,24 @@
 //! One upstream from its keys: its defaults, its credentials, and the rules between them.
 
 use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::build::{hosts, positive, value};
-use super::layer::{Sited, UpstreamKeys};
-use super::{ConfigError, OnDenied, Secret, UpstreamConfig};
+use super::build_credentials::{of_all, of_repositories};
+use super::layer::{CREDENTIALS, CredentialKeys, Sited, UpstreamKeys};
+use super::{ClientCertificate, ConfigError, UpstreamConfig};
 
 /// Lays what is configured over an upstream that has its defaults.
-pub(super) fn merge(upstream: &mut UpstreamConfig, keys: UpstreamKeys, path: &str) -> Result<(), ConfigError> {
+pub(super) fn merge(
+    upstream: &mut UpstreamConfig,
+    mut keys: UpstreamKeys,
+    credentials: Vec<Sited<CredentialKeys>>,
+    path: &str,
+) -> Result<(), ConfigError> {
+    for rule in credentials {
+        upstream.credentials.push(of_repositories(rule, &format!("{path}.{CREDENTIALS}"))?);
+    }
+    upstream.credentials.extend(of_all(&mut keys, path)?);
     if let Some(urls) = keys.url {
         if urls.value.0.is_empty() {
             return Err(ConfigError::new(
@@ -20,9 +29,10 @@ pub(super) fn merge(upstream: &mut UpstreamConfig, keys: UpstreamKeys, path: &st
         }
         upstream.urls = urls.value.0.into_iter().map(|url| url.0).collect();
     }
-    (upstream.username, upstream.password) = credentials(keys.username, keys.password, keys.password_file, path)?;
     upstream.ca_file = keys.ca_file.map(|file| readable(file, &format!("{path}.ca_file"))).transpose()?;
-    upstream.on_denied = value(keys.on_denied, OnDenied::default_for(upstream.username.is_some()));
+    upstream.client_certificate = client_certificate(keys.client_cert, keys.client_key, path)?;
+    upstream.insecure_skip_verify = value(keys.insecure_skip_verify, upstream.insecure_skip_verify);
+    upstream.on_denied = keys.on_denied.map(|on_denied| on_denied.value);
     upstream.connect_timeout = positive(keys.connect_timeout, upstream.connect_timeout);
     upstream.header_timeout = positive(keys.header_timeout, upstream.header_timeout);
     upstream.idle_timeout = positive(keys.idle_timeout, upstream.idle_timeout);
@@ -36,52 +46,30 @@ pub(super) fn merge(upstream: &mut UpstreamConfig, keys: UpstreamKeys, path: &st
 }
 
 /// Both or none.
-fn credentials(
-    username: Option<Sited<String>>,
-    password: Option<Sited<Secret>>,
-    file: Option<Sited<PathBuf>>,
+fn client_certificate(
+    certificate: Option<Sited<PathBuf>>,
+    key: Option<Sited<PathBuf>>,
     path: &str,
-) -> Result<(Option<String>, Option<Secret>), ConfigError> {
-    let key = |name: &str| format!("{path}.{name}");
-    let password = match (password, file) {
-        (Some(_), Some(file)) => {
-            let message = "there is a password as well; write one of the two";
-            return Err(ConfigError::new(&file.site, key("password_file"), message));
+) -> Result<Option<ClientCertificate>, ConfigError> {
+    let dotted = |name: &str| format!("{path}.{name}");
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some(ClientCertificate {
+            certificate: readable(certificate, &dotted("client_cert"))?,
+            key: readable(key, &dotted("client_key"))?,
+        })),
+        (None, None) => Ok(None),
+        (Some(certificate), None) => {
+            let message = "there is no key for it; write client_key too";
+            Err(ConfigError::new(&certificate.site, dotted("client_cert"), message))
         }
-        (None, Some(file)) => {
-            let secret = read_secret(&file.value).map_err(|why| {
-                ConfigError::new(&file.site, key("password_file"), format!("\"{}\" {why}", file.value.display()))
-            })?;
-            Some(Sited { value: secret, site: file.site })
-        }
-        (password, None) => password,
-    };
-    match (username, password) {
-        (Some(username), Some(password)) => Ok((Some(username.value), Some(password.value))),
-        (None, None) => Ok((None, None)),
-        (Some(username), None) => {
-            let message = "there is no password for it; write password or password_file too";
-            Err(ConfigError::new(&username.site, key("username"), message))
-        }
-        (None, Some(password)) => {
-            Err(ConfigError::new(&password.site, key("password"), "there is no username for it; write username too"))
+        (None, Some(key)) => {
+            let message = "there is no certificate for it; write client_cert too";
+            Err(ConfigError::new(&key.site, dotted("client_key"), message))
         }
     }
 }
 
-/// The first line, as secrets are mounted with and without a line break at their end.
-fn read_secret(path: &Path) -> Result<Secret, String> {
-    const MOST: u64 = 64 << 10;
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MOST).read_to_string(&mut text));
-    read.map_err(|error| format!("cannot be read: {error}"))?;
-    match text.lines().next() {
-        Some(line) if !line.is_empty() => Ok(Secret::from(line.to_owned())),
-        _ => Err("is empty".to_owned()),
-    }
-}
-
-fn readable(file: Sited<PathBuf>, key: &str) -> Result<PathBuf, ConfigError> {
+pub(super) fn readable(file: Sited<PathBuf>, key: &str) -> Result<PathBuf, ConfigError> {
     match File::open(&file.value) {
         Ok(_) => Ok(file.value),
         Err(error) => {

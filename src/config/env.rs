@@ -129,9 +129,9 @@ mod tests {
                 "ROADSTEAD_CACHE_TAG_TTL: unknown variable; did you mean ROADSTEAD_CACHE__TAG_TTL?",
             ),
             (
-                "ROADSTEAD_UPSTREAM__DOCKER_IO__USER",
+                "ROADSTEAD_UPSTREAM__DOCKER_IO__USERNAM",
                 "ann",
-                "ROADSTEAD_UPSTREAM__DOCKER_IO__USER: unknown variable; did you mean ROADSTEAD_UPSTREAM__DOCKER_IO__URL?",
+                "ROADSTEAD_UPSTREAM__DOCKER_IO__USERNAM: unknown variable; did you mean ROADSTEAD_UPSTREAM__DOCKER_IO__USERNAME?",
             ),
             (
                 "ROADSTEAD_FROBNICATION",

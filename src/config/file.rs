@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
 use super::error::Site;
-use super::layer::{self, Layer, SECTIONS, Section, UPSTREAM};
+use super::layer::{self, CREDENTIALS, CredentialKeys, Layer, SECTIONS, Section, Sited, UPSTREAM};
 use super::suggest::nearest;
 use super::upstream_url::check_name;
 use super::value::Raw;
@@ -65,21 +65,40 @@ impl File<'_> {
                 let within = table(value, &dotted, &self.site(key.span().start))?;
                 self.fixed_section(within, layer, &dotted)?;
             } else if let Some(section) = layer.section(path) {
-                self.entry((key, value), section, path)?;
+                self.entry((key, value), section, path, &[])?;
             }
         }
         Ok(())
     }
 
     fn section(&self, entries: &DeTable<'_>, section: &mut dyn Section, path: &str) -> Result<(), ConfigError> {
-        in_order(entries).into_iter().try_for_each(|entry| self.entry(entry, section, path))
+        self.section_with(entries, section, path, &[])
     }
 
-    fn entry(&self, (key, value): Entry<'_>, section: &mut dyn Section, path: &str) -> Result<(), ConfigError> {
-        let (name, known) = (key.get_ref(), section.keys());
+    /// `tables` are read elsewhere.
+    fn section_with(
+        &self,
+        entries: &DeTable<'_>,
+        section: &mut dyn Section,
+        path: &str,
+        tables: &[&str],
+    ) -> Result<(), ConfigError> {
+        let entries = in_order(entries).into_iter().filter(|(key, _)| !tables.contains(&key.get_ref().as_ref()));
+        entries.into_iter().try_for_each(|entry| self.entry(entry, section, path, tables))
+    }
+
+    /// `tables` may stand beside it.
+    fn entry(
+        &self,
+        (key, value): Entry<'_>,
+        section: &mut dyn Section,
+        path: &str,
+        tables: &[&str],
+    ) -> Result<(), ConfigError> {
+        let (name, known) = (key.get_ref(), [section.keys(), tables].concat());
         let site = self.site(key.span().start);
         let dotted = format!("{path}.{name}");
-        layer::set(section, name, &Raw::Toml(value.get_ref()), &site, &dotted, || unknown(path, name, known))
+        layer::set(section, name, &Raw::Toml(value.get_ref()), &site, &dotted, || unknown(path, name, &known))
     }
 
     fn upstreams(&self, entries: &DeTable<'_>, layer: &mut Layer) -> Result<(), ConfigError> {
@@ -91,9 +110,36 @@ impl File<'_> {
             }
             let path = format!("{UPSTREAM}.\"{name}\"");
             check_name(name).map_err(|wrong| ConfigError::new(&site, &path, format!("\"{name}\" {wrong}")))?;
-            self.section(table(value, &path, &site)?, layer.upstream(name, &site), &path)?;
+            let entries = table(value, &path, &site)?;
+            self.section_with(entries, layer.upstream(name, &site), &path, &[CREDENTIALS])?;
+            if let Some((key, value)) = entries.get_key_value(CREDENTIALS) {
+                let path = format!("{path}.{CREDENTIALS}");
+                let rules = self.credentials(value, &path, &self.site(key.span().start))?;
+                layer.credentials.insert(name.to_string(), rules);
+            }
         }
         Ok(())
+    }
+
+    fn credentials(
+        &self,
+        value: &Spanned<DeValue<'_>>,
+        path: &str,
+        site: &Site,
+    ) -> Result<Vec<Sited<CredentialKeys>>, ConfigError> {
+        let wrong = |site: &Site| {
+            let message = format!("is a list of tables; write [[{path}]], and the keys of one below");
+            ConfigError::new(site, path, message)
+        };
+        let rules = value.get_ref().as_array().ok_or_else(|| wrong(site))?;
+        let read = |rule: &Spanned<DeValue<'_>>| {
+            let site = self.site(rule.span().start);
+            let entries = rule.get_ref().as_table().ok_or_else(|| wrong(&site))?;
+            let mut keys = CredentialKeys::default();
+            self.section(entries, &mut keys, path)?;
+            Ok(Sited { value: keys, site })
+        };
+        rules.iter().map(read).collect()
     }
 }
 

@@ -27,6 +27,11 @@ pub(super) trait Section {
 
     /// Sets one of [`Section::keys`]; the error says what is wrong with the value. `None` for any other key.
     fn set(&mut self, key: &str, raw: &Raw<'_>, site: &Site) -> Option<Result<(), String>>;
+
+    /// What is set here, and beneath it what is set in `lower`.
+    fn over(self, lower: Self) -> Self
+    where
+        Self: Sized;
 }
 
 macro_rules! section {
@@ -50,10 +55,7 @@ macro_rules! section {
                     _ => None,
                 }
             }
-        }
 
-        impl $name {
-            /// What is set here, and beneath it what is set in `lower`.
             fn over(self, lower: Self) -> Self {
                 Self { $($key: self.$key.or(lower.$key),)* }
             }
@@ -66,6 +68,7 @@ section! {
     RootKeys {
         builtin_upstreams: bool,
         default_upstream: String,
+        docker_config: PathBuf,
     }
 }
 
@@ -158,7 +161,13 @@ section! {
         username: String,
         password: Secret,
         password_file: PathBuf,
+        exec: OneOrMore<String>,
+        exec_lifetime: Positive<Duration>,
+        docker_config: PathBuf,
         ca_file: PathBuf,
+        client_cert: PathBuf,
+        client_key: PathBuf,
+        insecure_skip_verify: bool,
         on_denied: OnDenied,
         connect_timeout: Positive<Duration>,
         header_timeout: Positive<Duration>,
@@ -167,6 +176,19 @@ section! {
         max_fills: Positive<usize>,
         token_realms: OneOrMore<String>,
         private_redirects: bool,
+    }
+}
+
+section! {
+    /// `[[upstream."host".credentials]]`
+    CredentialKeys {
+        repository: Namespace,
+        username: String,
+        password: Secret,
+        password_file: PathBuf,
+        exec: OneOrMore<String>,
+        exec_lifetime: Positive<Duration>,
+        docker_config: PathBuf,
     }
 }
 
@@ -185,6 +207,8 @@ pub(super) struct Layer {
     pub(super) log: LogKeys,
     /// By valid name, each with where it is first spoken of.
     pub(super) upstreams: BTreeMap<String, Sited<UpstreamKeys>>,
+    /// Those for some repositories of an upstream, in their order. Only a file can have them.
+    pub(super) credentials: BTreeMap<String, Vec<Sited<CredentialKeys>>>,
 }
 
 /// The tables with a fixed name; one within another has both names.
@@ -193,6 +217,9 @@ pub(super) const SECTIONS: [&str; 10] =
 
 /// The table that holds one table for each upstream.
 pub(super) const UPSTREAM: &str = "upstream";
+
+/// The list of tables that an upstream's table may hold.
+pub(super) const CREDENTIALS: &str = "credentials";
 
 // === impl Sited ===
 
@@ -253,6 +280,7 @@ impl Layer {
             scrub: self.scrub.over(lower.scrub),
             log: self.log.over(lower.log),
             upstreams: lower.upstreams,
+            credentials: if self.credentials.is_empty() { lower.credentials } else { self.credentials },
         }
     }
 }
@@ -260,11 +288,15 @@ impl Layer {
 // === impl UpstreamKeys ===
 
 impl UpstreamKeys {
-    /// Like `over`, but a password here also replaces a password file below, and the other way round.
+    /// Like `over`, but where a password comes from here also replaces every other place below.
     fn over_credentials(self, mut lower: Self) -> Self {
-        if self.password.is_some() || self.password_file.is_some() {
-            lower.password = None;
-            lower.password_file = None;
+        let from = [self.password.is_some(), self.password_file.is_some(), self.exec.is_some()];
+        if from.contains(&true) || self.docker_config.is_some() {
+            (lower.password, lower.password_file, lower.docker_config) = (None, None, None);
+            (lower.exec, lower.exec_lifetime) = (None, None);
+            if self.docker_config.is_some() {
+                lower.username = None;
+            }
         }
         self.over(lower)
     }

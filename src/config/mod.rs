@@ -8,8 +8,10 @@
 
 mod access;
 mod build;
+mod build_credentials;
 mod build_upstream;
 mod cache;
+mod credentials;
 mod env;
 mod error;
 mod file;
@@ -36,8 +38,11 @@ mod warnings;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
+
 pub use access::{DeleteConfig, LocalConfig, Namespace, PushConfig};
 pub use cache::CacheConfig;
+pub use credentials::{CredentialConfig, CredentialSource};
 pub use error::ConfigError;
 pub use gc::GcConfig;
 pub use listen::{ListenAddr, NotAnAddress};
@@ -48,7 +53,9 @@ pub use scrub::ScrubConfig;
 pub use secret::Secret;
 pub use server::{ServerConfig, TlsConfig};
 pub use storage::StorageConfig;
-pub use upstream::{BUILTIN_UPSTREAMS, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name};
+pub use upstream::{
+    BUILTIN_UPSTREAMS, ClientCertificate, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name,
+};
 
 /// The whole effective configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +69,8 @@ pub struct Config {
     pub delete: DeleteConfig,
     pub scrub: ScrubConfig,
     pub log: LogConfig,
+    /// Docker's file of logins, for upstreams that have no credentials of their own.
+    pub docker_config: Option<PathBuf>,
     /// Every upstream, built-in ones included, sorted by name.
     pub upstreams: Vec<UpstreamConfig>,
     /// Name of the upstream that a name without a host means; `None` is `"none"` in the file.
@@ -97,6 +106,7 @@ impl Default for Config {
             delete: DeleteConfig::default(),
             scrub: ScrubConfig::default(),
             log: LogConfig::default(),
+            docker_config: None,
             upstreams: builtin_upstreams(),
             default_upstream: Some(DOCKER_IO.to_owned()),
             builtin_upstreams: true,

@@ -1,11 +1,12 @@
 //! The effective configuration as a file that would give the same, with secrets hidden.
 
 use std::fmt::{Display, Write};
+use std::path::PathBuf;
 
 use toml::Value;
 
 use super::units::{format_duration, format_size};
-use super::{Config, Secret, UpstreamConfig};
+use super::{Config, CredentialConfig, CredentialSource, Secret, UpstreamConfig};
 
 #[derive(Default)]
 struct Document(String);
@@ -18,6 +19,9 @@ impl Config {
         let mut document = Document::default();
         document.key("builtin_upstreams", self.builtin_upstreams);
         document.key("default_upstream", self.default_upstream.as_deref().unwrap_or("none"));
+        if let Some(path) = &self.docker_config {
+            document.key("docker_config", path.display().to_string());
+        }
 
         document.table("server");
         document.key("listen", self.server.listen.to_string());
@@ -78,7 +82,7 @@ impl Config {
         document.table("log");
         document.key("format", self.log.format.to_string());
 
-        self.upstreams.iter().for_each(|upstream| document.upstream(upstream));
+        self.upstreams.iter().for_each(|upstream| document.upstream(upstream, self.docker_config.as_ref()));
         document.0
     }
 }
@@ -94,20 +98,30 @@ impl Document {
         self.line(format_args!("{name} = {}", value.into()));
     }
 
-    fn upstream(&mut self, upstream: &UpstreamConfig) {
+    fn upstream(&mut self, upstream: &UpstreamConfig, docker_config: Option<&PathBuf>) {
         self.table(format_args!("upstream.\"{}\"", upstream.name));
         match upstream.urls.as_slice() {
             [url] => self.key("url", url.to_string()),
             urls => self.key("url", urls.iter().map(ToString::to_string).collect::<Vec<_>>()),
         }
-        if let Some(username) = &upstream.username {
-            self.key("username", username.as_str());
-            self.key("password", Secret::HIDDEN);
-        }
+        let (of_all, of_some): (Vec<_>, Vec<_>) =
+            upstream.credentials.iter().partition(|rule| rule.repository.is_none());
+        let shown_above = |source: &CredentialSource| match source {
+            CredentialSource::Docker { path } => Some(path) == docker_config,
+            _ => false,
+        };
+        of_all.iter().filter(|rule| !shown_above(&rule.source)).for_each(|rule| self.credentials(rule));
         if let Some(file) = &upstream.ca_file {
             self.key("ca_file", file.display().to_string());
         }
-        self.key("on_denied", upstream.on_denied.as_str());
+        if let Some(pair) = &upstream.client_certificate {
+            self.key("client_cert", pair.certificate.display().to_string());
+            self.key("client_key", pair.key.display().to_string());
+        }
+        self.key("insecure_skip_verify", upstream.insecure_skip_verify);
+        if let Some(on_denied) = upstream.on_denied {
+            self.key("on_denied", on_denied.as_str());
+        }
         self.key("connect_timeout", format_duration(upstream.connect_timeout));
         self.key("header_timeout", format_duration(upstream.header_timeout));
         self.key("idle_timeout", format_duration(upstream.idle_timeout));
@@ -115,6 +129,37 @@ impl Document {
         self.key("max_fills", count(upstream.max_fills));
         self.key("token_realms", upstream.token_realms.clone());
         self.key("private_redirects", upstream.private_redirects);
+        for rule in of_some {
+            self.line(format_args!("\n[[upstream.\"{}\".credentials]]", upstream.name));
+            self.credentials(rule);
+        }
+    }
+
+    fn credentials(&mut self, rule: &CredentialConfig) {
+        if let Some(repository) = &rule.repository {
+            self.key("repository", repository.as_str());
+        }
+        match &rule.source {
+            CredentialSource::Password { username, .. } => {
+                self.key("username", username.as_str());
+                self.key("password", Secret::HIDDEN);
+            }
+            CredentialSource::File { username, path } => {
+                self.key("username", username.as_str());
+                self.key("password_file", path.display().to_string());
+            }
+            CredentialSource::Exec { command, username, lifetime } => {
+                if let Some(username) = username {
+                    self.key("username", username.as_str());
+                }
+                // What stands behind the program may be a secret.
+                let hidden = command.iter().skip(1).map(|_| Secret::HIDDEN);
+                let shown = command.first().map(String::as_str).into_iter().chain(hidden);
+                self.key("exec", shown.map(str::to_owned).collect::<Vec<_>>());
+                self.key("exec_lifetime", format_duration(*lifetime));
+            }
+            CredentialSource::Docker { path } => self.key("docker_config", path.display().to_string()),
+        }
     }
 
     fn line(&mut self, line: impl Display) {
@@ -136,6 +181,7 @@ mod tests {
         let text = r#"
             builtin_upstreams = false
             default_upstream = "localhost:5001"
+            docker_config = "/dev/zero"
             [server]
             listen = ":5000"
             names = ["cache.example.com"]
@@ -155,7 +201,21 @@ mod tests {
             enabled = true
             [log]
             format = "json"
+            [upstream."docker.io"]
+            url = "https://registry-1.docker.io"
+            docker_config = "/dev/null"
+            [[upstream."docker.io".credentials]]
+            repository = "org/**"
+            username = "ann"
+            exec = ["print-password"]
+            exec_lifetime = "5m"
+            [[upstream."docker.io".credentials]]
+            repository = "corp/*"
+            exec = ["print-both"]
             [upstream."localhost:5001"]
+            client_cert = "/dev/null"
+            client_key = "/dev/null"
+            insecure_skip_verify = true
             url = ["http://localhost:5001", "http://localhost:5002/base"]
             on_denied = "stale"
             min_rate = "64KiB"
@@ -172,5 +232,8 @@ mod tests {
         let shown = Config::from_toml(text, "test").unwrap().to_toml();
         assert!(shown.contains("username = \"ann\"\npassword = \"***\"\n"), "{shown}");
         assert!(!shown.contains("hunter2"));
+        let text = "[upstream.\"docker.io\"]\nusername = \"ann\"\nexec = [\"echo\", \"hunter2\"]";
+        let shown = Config::from_toml(text, "test").unwrap().to_toml();
+        assert!(shown.contains("exec = [\"echo\", \"***\"]\n") && !shown.contains("hunter2"), "{shown}");
     }
 }

@@ -77,8 +77,9 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
         (
             "[upstream.\"docker.io\"]\nuser = \"ann\"\n",
             "roadstead.toml:2: upstream.\"docker.io\".user: unknown key; there are url, username, password, \
-             password_file, ca_file, on_denied, connect_timeout, header_timeout, idle_timeout, min_rate, \
-             max_fills, token_realms, private_redirects",
+             password_file, exec, exec_lifetime, docker_config, ca_file, client_cert, client_key, \
+             insecure_skip_verify, on_denied, connect_timeout, header_timeout, idle_timeout, min_rate, \
+             max_fills, token_realms, private_redirects, credentials",
         ),
         (
             "[upstream.docker.io]\nusername = \"ann\"",
@@ -109,8 +110,8 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
         ),
         (
             "[upstream.\"a.b\"]\nusername = \"ann\"",
-            "roadstead.toml:2: upstream.\"a.b\".username: there is no password for it; write password or \
-             password_file too",
+            "roadstead.toml:2: upstream.\"a.b\".username: there is no password for it; write password, \
+             password_file or exec too",
         ),
         (
             "[upstream.\"a.b\"]\npassword = \"x\"",
@@ -129,6 +130,48 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
             "[upstream.\"a.b\"]\nca_file = \"/nonexistent\"",
             "roadstead.toml:2: upstream.\"a.b\".ca_file: \"/nonexistent\" cannot be read: No such file or directory \
              (os error 2)",
+        ),
+        (
+            "[upstream.\"a.b\"]\nusername = \"ann\"\nexec = []",
+            r#"roadstead.toml:3: upstream."a.b".exec: is empty; write the program and its arguments"#,
+        ),
+        (
+            "[upstream.\"a.b\"]\nexec_lifetime = \"1h\"",
+            r#"roadstead.toml:2: upstream."a.b".exec_lifetime: there is no exec that it is for"#,
+        ),
+        (
+            "[upstream.\"a.b\"]\nusername = \"ann\"\nexec = [\"x\"]\npassword = \"y\"",
+            r#"roadstead.toml:3: upstream."a.b".exec: there is a password as well; write one of the two"#,
+        ),
+        (
+            "[upstream.\"a.b\"]\nusername = \"ann\"\ndocker_config = \"/x\"",
+            r#"roadstead.toml:2: upstream."a.b".username: docker_config brings its own"#,
+        ),
+        (
+            "docker_config = \"/nonexistent\"",
+            "roadstead.toml:1: docker_config: \"/nonexistent\" cannot be read: No such file or directory (os error 2)",
+        ),
+        (
+            "[upstream.\"a.b\"]\ncredentials = \"x\"",
+            "roadstead.toml:2: upstream.\"a.b\".credentials: is a list of tables; write \
+             [[upstream.\"a.b\".credentials]], and the keys of one below",
+        ),
+        (
+            "[[upstream.\"a.b\".credentials]]\nusername = \"ann\"\npassword = \"x\"",
+            r#"roadstead.toml:1: upstream."a.b".credentials: has no repository; write for example repository = "org/**""#,
+        ),
+        (
+            "[[upstream.\"a.b\".credentials]]\nrepository = \"org/**\"",
+            "roadstead.toml:1: upstream.\"a.b\".credentials: has no credentials; write username and password, \
+             password_file or exec, or docker_config",
+        ),
+        (
+            "[[upstream.\"a.b\".credentials]]\nrepository = \"Org\"",
+            r#"roadstead.toml:2: upstream."a.b".credentials.repository: "Org" is not a pattern of repository names; write for example "team/**""#,
+        ),
+        (
+            "[upstream.\"a.b\"]\nurl = \"https://a.b\"\nclient_cert = \"/dev/null\"",
+            r#"roadstead.toml:3: upstream."a.b".client_cert: there is no key for it; write client_key too"#,
         ),
         (
             "\n[upstream.\"a.b\"]",
@@ -177,18 +220,21 @@ fn a_table_changes_a_builtin_upstream_and_leaves_the_others() {
     assert_eq!(docker.urls[0].as_str(), "https://registry-1.docker.io/");
     assert_eq!(docker.idle_timeout, Duration::from_secs(5));
     assert_eq!(docker.connect_timeout, Duration::from_secs(3));
-    assert_eq!(docker.on_denied, OnDenied::Stale);
-    assert_eq!(config.upstream("quay.io").unwrap().on_denied, OnDenied::Deny);
+    assert!(docker.has_credentials());
+    assert!(!config.upstream("quay.io").unwrap().has_credentials());
 }
 
 #[test]
-fn a_password_file_gives_its_first_line() {
+fn a_password_file_is_named_and_must_hold_a_password() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("password");
     fs::write(&file, "hunter2\n").unwrap();
     let text = format!("[upstream.\"docker.io\"]\nusername = \"ann\"\npassword_file = \"{}\"", file.display());
     let config = Config::from_toml(&text, "test").unwrap();
-    assert_eq!(config.upstream(DOCKER_IO).unwrap().password.as_ref().unwrap().expose(), "hunter2");
+    let source = CredentialSource::File { username: "ann".to_owned(), path: file.clone() };
+    assert_eq!(config.upstream(DOCKER_IO).unwrap().credentials, [CredentialConfig::new(source)]);
+    fs::write(&file, "\nhunter2\n").unwrap();
+    assert!(error(&text).ends_with("is empty"), "{}", error(&text));
 }
 
 #[test]
@@ -233,7 +279,7 @@ fn flags_bring_upstreams_that_variables_can_then_address() {
     let config = load(options, &variables).unwrap();
     let upstream = config.upstream("a.b:5000").unwrap();
     assert_eq!(upstream.urls.iter().map(|url| url.as_str()).collect::<Vec<_>>(), ["http://one/", "http://two/"]);
-    assert_eq!(upstream.username.as_deref(), Some("ann"));
+    assert_eq!(upstream.credentials, [CredentialConfig::new(CredentialSource::password("ann", "x"))]);
     assert_eq!(config.default_upstream.as_deref(), Some("a.b:5000"));
     assert_eq!(config.storage.path.to_str(), Some("/data"));
     assert_eq!(config.log.format, LogFormat::Json);
@@ -278,7 +324,8 @@ fn what_k3d_sets_makes_a_mirror_of_docker_hub() {
     let config = load(LoadOptions::default(), &variables).unwrap();
     assert_eq!(config.server.listen.to_string(), "0.0.0.0:5000");
     assert_eq!(config.default_upstream.as_deref(), Some(DOCKER_IO));
-    assert_eq!(config.upstream(DOCKER_IO).unwrap().username.as_deref(), Some("ann"));
+    let credentials = &config.upstream(DOCKER_IO).unwrap().credentials;
+    assert_eq!(*credentials, [CredentialConfig::new(CredentialSource::password("ann", "hunter2"))]);
     assert_eq!(config.storage.path.to_str(), Some("/var/lib/registry"));
     assert!(config.deletes_enabled());
     assert_eq!(config.ignored_settings, ["REGISTRY_LOG_LEVEL"]);
@@ -331,7 +378,11 @@ fn the_file_of_registry_2_is_understood_and_its_variables_win_over_it() {
     assert_eq!(config.storage.path.to_str(), Some("/var/lib/registry"));
     assert_eq!(config.default_upstream.as_deref(), Some(DOCKER_IO));
     let hub = config.upstream(DOCKER_IO).unwrap();
-    assert_eq!((hub.username.as_deref(), hub.password.as_ref().unwrap().expose()), (Some("bob"), "hunter2"));
+    let [CredentialConfig { source: CredentialSource::Password { username, password }, .. }] = &hub.credentials[..]
+    else {
+        panic!("one login: {:?}", hub.credentials);
+    };
+    assert_eq!((username.as_str(), password.expose()), ("bob", "hunter2"));
     assert!(config.deletes_enabled());
     assert_eq!(config.log.format, LogFormat::Json);
     let file = path.display();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::Secret;
+use super::CredentialConfig;
 
 /// The name under which Docker Hub is known here, whatever its servers are called.
 pub const DOCKER_IO: &str = "docker.io";
@@ -32,12 +32,15 @@ pub struct UpstreamConfig {
     pub name: String,
     /// At least one, tried in order.
     pub urls: Vec<Url>,
-    /// Present exactly when `password` is.
-    pub username: Option<String>,
-    pub password: Option<Secret>,
+    /// The first that is for a repository counts.
+    pub credentials: Vec<CredentialConfig>,
     /// PEM certificates to trust beside the system's.
     pub ca_file: Option<PathBuf>,
-    pub on_denied: OnDenied,
+    pub client_certificate: Option<ClientCertificate>,
+    /// Whether any certificate will do.
+    pub insecure_skip_verify: bool,
+    /// `None`: as there are credentials for what is refused, see [`OnDenied::default_for`].
+    pub on_denied: Option<OnDenied>,
     pub connect_timeout: Duration,
     /// For the head of one answer.
     pub header_timeout: Duration,
@@ -51,6 +54,13 @@ pub struct UpstreamConfig {
     pub token_realms: Vec<String>,
     /// Whether redirects to private addresses are followed.
     pub private_redirects: bool,
+}
+
+/// What we show an upstream that asks who we are in TLS: PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 /// What a 401 or 403 for something in the cache means.
@@ -70,10 +80,11 @@ impl UpstreamConfig {
         Self {
             name: name.into(),
             urls,
-            username: None,
-            password: None,
+            credentials: Vec::new(),
             ca_file: None,
-            on_denied: OnDenied::default_for(false),
+            client_certificate: None,
+            insecure_skip_verify: false,
+            on_denied: None,
             connect_timeout: Duration::from_secs(3),
             header_timeout: Duration::from_secs(8),
             idle_timeout: Duration::from_secs(30),
@@ -81,6 +92,19 @@ impl UpstreamConfig {
             max_fills: 16,
             token_realms: Vec::new(),
             private_redirects: false,
+        }
+    }
+
+    /// Whether pulls of some repository certainly use credentials.
+    pub fn has_credentials(&self) -> bool {
+        self.credentials.iter().any(|rule| rule.source.is_certain())
+    }
+
+    /// Whether pulls of this repository do; `None` if a file that others write decides.
+    pub fn has_credentials_for(&self, repository: &str) -> Option<bool> {
+        match self.credentials.iter().find(|rule| rule.is_for(repository)) {
+            Some(rule) => rule.source.is_certain().then_some(true),
+            None => Some(false),
         }
     }
 }

@@ -14,6 +14,7 @@ impl Config {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings: Vec<String> = self.open_to_anybody().into_iter().collect();
         warnings.extend(self.upstreams.iter().filter_map(password_in_the_clear));
+        warnings.extend(self.upstreams.iter().filter_map(anybodys_certificate));
         if self.cache.answer_within >= CLIENTS_GIVE_UP_AFTER {
             let within = humantime::format_duration(self.cache.answer_within);
             warnings.push(format!(
@@ -39,7 +40,7 @@ impl Config {
             return None;
         }
         let mut may = vec!["pull every image that is here or at an upstream"];
-        if self.upstreams.iter().any(|upstream| upstream.username.is_some()) {
+        if self.upstreams.iter().any(|upstream| !upstream.credentials.is_empty()) {
             may.push("pull with the credentials of upstreams that have some");
         }
         let read_only = self.storage.read_only;
@@ -62,10 +63,23 @@ impl Config {
 }
 
 fn password_in_the_clear(upstream: &UpstreamConfig) -> Option<String> {
-    upstream.password.as_ref()?;
+    if !upstream.has_credentials() {
+        return None;
+    }
     let url = upstream.urls.iter().find(|url| url.scheme() == "http")?;
     let name = &upstream.name;
-    Some(format!("upstream.\"{name}\" has a password and the URL {url}: it is sent unencrypted; use https"))
+    Some(format!("upstream.\"{name}\" has credentials and the URL {url}: they are sent unencrypted; use https"))
+}
+
+fn anybodys_certificate(upstream: &UpstreamConfig) -> Option<String> {
+    let over_tls = upstream.urls.iter().any(|url| url.scheme() == "https");
+    (upstream.insecure_skip_verify && over_tls).then(|| {
+        let name = &upstream.name;
+        format!(
+            "upstream.\"{name}\" has insecure_skip_verify: whoever is on the way to it can read its passwords and \
+             change its tags; use ca_file"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -107,7 +121,12 @@ mod tests {
             ),
             (
                 "[upstream.\"a.b\"]\nurl = \"http://a.b\"\nusername = \"ann\"\npassword = \"x\"".to_owned(),
-                "upstream.\"a.b\" has a password and the URL http://a.b/: it is sent unencrypted; use https",
+                "upstream.\"a.b\" has credentials and the URL http://a.b/: they are sent unencrypted; use https",
+            ),
+            (
+                "[upstream.\"a.b\"]\nurl = \"https://a.b\"\ninsecure_skip_verify = true".to_owned(),
+                "upstream.\"a.b\" has insecure_skip_verify: whoever is on the way to it can read its passwords and \
+                 change its tags; use ca_file",
             ),
         ];
         for (text, warning) in cases {

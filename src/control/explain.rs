@@ -40,7 +40,8 @@ pub struct Facts {
     pub repository: String,
     /// Where the upstream is asked, in order.
     pub urls: Vec<String>,
-    pub credentials: bool,
+    /// `None`: if Docker's file of logins has some for it.
+    pub credentials: Option<bool>,
     /// Whether the upstream is being asked, or left alone after failures. Only a running server knows.
     pub breaker: Option<BreakerState>,
     pub tag: Option<TagFacts>,
@@ -126,7 +127,7 @@ fn gather(known: &Known<'_>, target: Target, reference: Reference) -> Result<Fac
         scope: repo.scope.as_str().to_owned(),
         repository: repo.name.to_string(),
         urls: upstream.map(|upstream| upstream.urls.iter().map(ToString::to_string).collect()).unwrap_or_default(),
-        credentials: upstream.is_some_and(|upstream| upstream.username.is_some()),
+        credentials: upstream.map_or(Some(false), |upstream| upstream.has_credentials_for(repo.name.as_str())),
         breaker: known.server.zip(upstream).and_then(|(server, upstream)| server.puller.breaker_state(&upstream.name)),
         tag,
         manifest,

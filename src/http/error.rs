@@ -129,6 +129,9 @@ impl ApiError {
             Self::Upload(UploadError::Store(error))
             | Self::Store(error)
             | Self::Pull { error: PullError::Store(error), .. } => store_message(error),
+            Self::Pull { error: PullError::Upstream(UpstreamError::Credentials { upstream, .. }), .. } => {
+                format!("no credentials for {upstream}")
+            }
             error => error.to_string(),
         }
     }
@@ -169,6 +172,7 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             UpstreamError::Status { .. }
             | UpstreamError::Interrupted { .. }
             | UpstreamError::Certificate { .. }
+            | UpstreamError::Credentials { .. }
             | UpstreamError::BadResponse { .. } => (Status::BAD_GATEWAY, Code::Unavailable),
         },
         PullError::WrongContent { .. } | PullError::Changed { .. } | PullError::BadManifest { .. } => {

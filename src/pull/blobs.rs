@@ -89,7 +89,7 @@ impl Inner {
     ) -> Result<Content, PullError> {
         let deadline = self.deadline();
         let mut asker = Asker {
-            source: Source { repo: repo.clone(), credential: upstream.credential() },
+            source: Source { repo: repo.clone(), credential: upstream.credential(&repo.name) },
             upstream: upstream.clone(),
             proven: member.is_some(),
             new_repository: member.is_none() && !self.store.repository_exists(repo).await?,

@@ -174,8 +174,11 @@ impl Inner {
         request: UpstreamRequest,
         deadline: Instant,
     ) -> Result<UpstreamResponse, PullError> {
+        let repository = request.repository.clone();
         upstream.send(request, deadline).await.map_err(|error| match error {
-            UpstreamError::Denied { .. } if !upstream.has_credentials() && upstream.on_denied() == OnDenied::Deny => {
+            UpstreamError::Denied { .. }
+                if !upstream.has_credentials(&repository) && upstream.on_denied(&repository) == OnDenied::Deny =>
+            {
                 PullError::NotFound
             }
             error => error.into(),

@@ -113,7 +113,7 @@ impl Inner {
                 self.remember_absent(repo, Reference::Tag(tag.clone()));
                 Err(error)
             }
-            Err(error) => match stale.filter(|_| may_serve_stale(upstream, &error)) {
+            Err(error) => match stale.filter(|_| may_serve_stale(upstream, repo, &error)) {
                 Some(manifest) => {
                     tracing::warn!(%repo, %tag, digest = %manifest.digest, %error, "serving {image} as it was: {error}");
                     Ok(Served::new(manifest, CacheResult::Stale))
@@ -246,9 +246,9 @@ fn age(record: &TagRecord) -> Option<Duration> {
     SystemTime::now().duration_since(record.confirmed).ok()
 }
 
-fn may_serve_stale(upstream: &Upstream, error: &PullError) -> bool {
+fn may_serve_stale(upstream: &Upstream, repo: &RepoId, error: &PullError) -> bool {
     match error {
-        PullError::Upstream(UpstreamError::Denied { .. }) => upstream.on_denied() == OnDenied::Stale,
+        PullError::Upstream(UpstreamError::Denied { .. }) => upstream.on_denied(&repo.name) == OnDenied::Stale,
         error => error.is_trouble(),
     }
 }

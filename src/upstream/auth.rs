@@ -16,10 +16,10 @@ use url::Url;
 
 use super::challenge::{self, Bearer, Challenge};
 use super::client::Wire;
+use super::credentials::{Account, Credentials, Keyring};
 use super::error::UpstreamError;
 use super::token::{Token, TokenKey, Tokens};
 use super::trust::{Origin, Trust};
-use super::{CredentialId, Credentials};
 
 const MOST_CHALLENGES: u64 = 10_000;
 
@@ -27,7 +27,7 @@ const MOST_CHALLENGES: u64 = 10_000;
 pub(super) struct Authorizer {
     upstream: Arc<str>,
     trust: Arc<Trust>,
-    credentials: Option<Credentials>,
+    keyring: Arc<Keyring>,
     tokens: Tokens,
     /// By origin; and by repository too where the challenge is good for one repository only.
     challenges: Cache<(Origin, Option<String>), Arc<Known>>,
@@ -64,23 +64,18 @@ pub(super) struct Grant {
 }
 
 enum GrantSource {
-    Basic,
+    Own(Arc<Credentials>),
     Token(TokenKey, Arc<Token>),
 }
 
 // === impl Authorizer ===
 
 impl Authorizer {
-    pub(super) fn new(
-        upstream: &Arc<str>,
-        trust: &Arc<Trust>,
-        credentials: Option<Credentials>,
-        tokens: Tokens,
-    ) -> Self {
+    pub(super) fn new(upstream: &Arc<str>, trust: &Arc<Trust>, keyring: Arc<Keyring>, tokens: Tokens) -> Self {
         Self {
             upstream: upstream.clone(),
             trust: trust.clone(),
-            credentials,
+            keyring,
             tokens,
             challenges: Cache::new(MOST_CHALLENGES),
             warned: AtomicBool::new(false),
@@ -97,7 +92,10 @@ impl Authorizer {
         let origin = Origin::of(subject.url);
         let narrow = self.challenges.get(&(origin.clone(), Some(subject.repository.to_owned())));
         match narrow.or_else(|| self.challenges.get(&(origin, None))) {
-            Some(known) => self.grant(wire, subject, &known, deadline).await,
+            Some(known) => {
+                let own = self.own(subject, deadline).await?;
+                self.grant(wire, subject, own, &known, deadline).await
+            }
             None => Ok(None),
         }
     }
@@ -111,7 +109,8 @@ impl Authorizer {
         headers: &HeaderMap,
         deadline: Instant,
     ) -> Result<Option<Grant>, UpstreamError> {
-        let Some((known, narrow)) = self.choose(subject, challenge::parse(headers)) else {
+        let own = self.own(subject, deadline).await?;
+        let Some((known, narrow)) = choose(subject, own.is_some(), challenge::parse(headers)) else {
             return Ok(None);
         };
         if let Known::Bearer { realm, .. } = &known {
@@ -121,7 +120,7 @@ impl Authorizer {
         let known = Arc::new(known);
         let key = (Origin::of(subject.url), narrow.then(|| subject.repository.to_owned()));
         self.challenges.insert(key, known.clone());
-        self.grant(wire, subject, &known, deadline).await
+        self.grant(wire, subject, own, &known, deadline).await
     }
 
     /// Whether a refused request is worth asking again from scratch; if so, what it was refused for is forgotten.
@@ -130,16 +129,17 @@ impl Authorizer {
         subject: Subject<'_>,
         grant: &Grant,
         asked: Instant,
+        deadline: Instant,
         status: StatusCode,
         headers: &HeaderMap,
     ) -> bool {
         match &grant.source {
+            GrantSource::Own(refused)
+                if self.keyring.renew(subject.url, subject.repository, refused, deadline).await => {}
             // The same password again would only count as another wrong attempt.
-            GrantSource::Basic if challenge::parse(headers).contains(&Challenge::Basic) => {
-                return false;
-            }
-            GrantSource::Basic if status != StatusCode::UNAUTHORIZED => return false,
-            GrantSource::Basic => {}
+            GrantSource::Own(_) if status != StatusCode::UNAUTHORIZED => return false,
+            GrantSource::Own(_) if challenge::parse(headers).contains(&Challenge::Basic) => return false,
+            GrantSource::Own(_) => {}
             // A token that is younger than this request is as good as tokens get.
             GrantSource::Token(_, token) if token.obtained >= asked => return false,
             GrantSource::Token(key, token) => self.tokens.reject(key, token).await,
@@ -150,35 +150,60 @@ impl Authorizer {
         true
     }
 
-    /// Bearer before Basic, as far as we can answer; and whether it is good for this repository only.
-    fn choose(&self, subject: Subject<'_>, challenges: Vec<Challenge>) -> Option<(Known, bool)> {
-        let bearer = challenges.iter().find_map(|challenge| match challenge {
-            Challenge::Bearer(bearer) => Known::bearer(subject, bearer),
-            Challenge::Basic => None,
-        });
-        let basic = || challenges.contains(&Challenge::Basic) && subject.own && self.credentials.is_some();
-        bearer.or_else(|| basic().then_some((Known::Basic, false)))
+    /// Only the upstream itself sees credentials.
+    async fn own(&self, subject: Subject<'_>, deadline: Instant) -> Result<Option<Arc<Credentials>>, UpstreamError> {
+        if !subject.own {
+            return Ok(None);
+        }
+        self.keyring.get(subject.url, subject.repository, deadline).await
     }
 
     async fn grant(
         &self,
         wire: &Wire,
         subject: Subject<'_>,
+        own: Option<Arc<Credentials>>,
         known: &Known,
         deadline: Instant,
     ) -> Result<Option<Grant>, UpstreamError> {
-        let own = self.credentials.as_ref().filter(|_| subject.own);
-        let Known::Bearer { realm, service, scope } = known else {
-            let basic = |own: &Credentials| Grant { header: own.basic.clone(), source: GrantSource::Basic };
-            return Ok(own.map(basic));
+        let (realm, own) = match (known, own) {
+            (Known::Bearer { realm, .. }, own) if own.as_ref().is_none_or(|own| !own.is_bearer) => (realm, own),
+            (_, own) => {
+                let header =
+                    |own: Arc<Credentials>| Grant { header: own.authorization.clone(), source: GrantSource::Own(own) };
+                return Ok(own.map(header));
+            }
         };
         let shown = own.filter(|_| self.may_see_credentials(subject.url, realm));
+        let Some(refused) = shown else {
+            return self.token(wire, subject, known, None, deadline).await;
+        };
+        match self.token(wire, subject, known, Some(&refused), deadline).await {
+            Err(UpstreamError::Denied { .. })
+                if self.keyring.renew(subject.url, subject.repository, &refused, deadline).await =>
+            {
+                let newer = self.own(subject, deadline).await?;
+                self.token(wire, subject, known, newer.as_deref(), deadline).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn token(
+        &self,
+        wire: &Wire,
+        subject: Subject<'_>,
+        known: &Known,
+        shown: Option<&Credentials>,
+        deadline: Instant,
+    ) -> Result<Option<Grant>, UpstreamError> {
+        let Known::Bearer { realm, service, scope } = known else { return Ok(None) };
         let key = TokenKey {
             origin: Origin::of(subject.url),
             realm: realm.clone(),
             service: service.clone(),
             scope: scope.of(subject.repository),
-            credential: shown.map_or(CredentialId::ANONYMOUS, |credentials| credentials.id),
+            account: shown.map_or(Account::ANONYMOUS, |credentials| credentials.account),
         };
         let token = self.tokens.get(wire, &key, shown, deadline).await?;
         Ok(Some(Grant { header: token.authorization.clone(), source: GrantSource::Token(key, token) }))
@@ -196,6 +221,16 @@ impl Authorizer {
         }
         may
     }
+}
+
+/// Bearer before Basic, as far as we can answer; and whether it is good for this repository only.
+fn choose(subject: Subject<'_>, has_own: bool, challenges: Vec<Challenge>) -> Option<(Known, bool)> {
+    let bearer = challenges.iter().find_map(|challenge| match challenge {
+        Challenge::Bearer(bearer) => Known::bearer(subject, bearer),
+        Challenge::Basic => None,
+    });
+    let basic = || challenges.contains(&Challenge::Basic) && has_own;
+    bearer.or_else(|| basic().then_some((Known::Basic, false)))
 }
 
 // === impl Known ===

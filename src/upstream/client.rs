@@ -6,20 +6,17 @@
 //! Neither has a total timeout (it would cover the body of a 10 GiB blob), follows redirects or decompresses.
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderValue, VIA};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use rustls::crypto::ring;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
+use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::error::UpstreamError;
+use super::tls::TlsSetup;
 use super::trust::Trust;
 use crate::telemetry::Metrics;
 
@@ -37,8 +34,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) struct ClientSetup {
     pub(super) via: HeaderValue,
     pub(super) connect_timeout: Duration,
-    /// Certificates to trust beside the system's.
-    pub(super) extra_roots: Vec<CertificateDer<'static>>,
+    pub(super) tls: TlsSetup,
     /// Whether the proxies of the environment are asked: never for a loopback upstream.
     pub(super) use_proxy: bool,
 }
@@ -83,11 +79,9 @@ impl Wire {
         trust: &Arc<Trust>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, UpstreamError> {
-        let roots = roots(&setup.extra_roots);
-        let client = |lane| {
-            client(lane, setup, trust, roots.clone())
-                .map_err(|cause| UpstreamError::Connect { upstream: upstream.clone(), cause: cause.into() })
-        };
+        let refused = |cause: String| UpstreamError::Connect { upstream: upstream.clone(), cause: cause.into() };
+        let tls = setup.tls.client_config().map_err(refused)?;
+        let client = |lane| client(lane, setup, trust, tls.clone()).map_err(refused);
         Ok(Self {
             upstream: upstream.clone(),
             metrics: metrics.clone(),
@@ -176,13 +170,8 @@ fn client(
     lane: Lane,
     setup: &ClientSetup,
     trust: &Arc<Trust>,
-    roots: Arc<RootCertStore>,
+    mut tls: ClientConfig,
 ) -> Result<reqwest::Client, String> {
-    let mut tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
     tls.alpn_protocols = match lane {
         Lane::Control => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         Lane::Blobs => vec![b"http/1.1".to_vec()],
@@ -208,27 +197,6 @@ fn client(
     builder.build().map_err(|error| format!("no HTTP client: {error}"))
 }
 
-/// The system's certificates with `extra` ones. A machine without any is no error: plain http still works.
-fn roots(extra: &[CertificateDer<'static>]) -> Arc<RootCertStore> {
-    static NATIVE: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let native = NATIVE.get_or_init(|| {
-        let mut store = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        store.add_parsable_certificates(found.certs);
-        if store.is_empty() {
-            let errors = found.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            tracing::warn!(errors, "no CA certificates on this system: no https upstream can be verified");
-        }
-        Arc::new(store)
-    });
-    if extra.is_empty() {
-        return native.clone();
-    }
-    let mut store = RootCertStore::clone(native);
-    store.add_parsable_certificates(extra.iter().cloned());
-    Arc::new(store)
-}
-
 /// The names of the proxies that reqwest takes from the environment.
 fn proxies(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let variables = ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"];
@@ -238,20 +206,6 @@ fn proxies(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
         Some(Url::parse(&url).ok()?.host_str()?.to_ascii_lowercase())
     };
     values.filter_map(host).collect()
-}
-
-/// The certificates in a PEM file; at least one, each usable as a root.
-pub(super) fn read_ca_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let certificates: Vec<CertificateDer<'static>> = read.map_err(|error| error.to_string())?;
-    if certificates.is_empty() {
-        return Err("no certificate in it".to_owned());
-    }
-    let mut store = RootCertStore::empty();
-    for certificate in &certificates {
-        store.add(certificate.clone()).map_err(|error| error.to_string())?;
-    }
-    Ok(certificates)
 }
 
 /// Whether this is our own machine, where no proxy is ever asked (as in Go's and curl's own rules).

@@ -44,6 +44,10 @@ pub enum UpstreamError {
     #[error("{upstream} is in trouble and is left alone for a moment")]
     LeftAlone { upstream: Arc<str>, retry_after: Duration },
 
+    /// A file or program that should give them does not. Nothing was sent.
+    #[error("no credentials for {upstream}: {cause}")]
+    Credentials { upstream: Arc<str>, cause: Arc<str> },
+
     #[error("{upstream} took too long: {what}")]
     Timeout { upstream: Arc<str>, what: &'static str },
 
@@ -61,8 +65,8 @@ pub enum UpstreamError {
 pub enum UpstreamSetupError {
     #[error("upstream {upstream}: no url")]
     NoUrl { upstream: String },
-    #[error("upstream {upstream}: ca_file {}: {cause}", path.display())]
-    CaFile { upstream: String, path: PathBuf, cause: String },
+    #[error("upstream {upstream}: {key} {}: {cause}", path.display())]
+    TlsFile { upstream: String, key: &'static str, path: PathBuf, cause: String },
     #[error("upstream {upstream}: {what} cannot be sent in an HTTP header")]
     Header { upstream: String, what: &'static str },
 }

@@ -16,6 +16,7 @@ mod auth;
 mod breaker;
 mod challenge;
 mod client;
+mod credentials;
 mod error;
 mod hops;
 mod limits;
@@ -27,21 +28,18 @@ mod rounds;
 mod send;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod token;
 mod trust;
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use http::Method;
-use http::header::HeaderValue;
 use tokio::time::Instant;
 
-use crate::config::{OnDenied, Secret, UpstreamConfig};
+use crate::config::{OnDenied, UpstreamConfig};
 use crate::oci::RepoName;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
@@ -101,20 +99,9 @@ pub enum Kind {
     Referrers,
 }
 
-/// Which credentials are used, without saying what they are. Anonymous equals only anonymous.
-///
-/// Meaningful within one run of the process.
+/// Which of an upstream's credentials are used, without saying what they are. Anonymous equals only anonymous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct CredentialId(Option<u64>);
-
-#[derive(Clone)]
-struct Credentials {
-    id: CredentialId,
-    username: String,
-    password: Secret,
-    /// `Basic …`, marked sensitive.
-    basic: HeaderValue,
-}
+pub struct CredentialId(Option<usize>);
 
 // === impl Upstream ===
 
@@ -124,7 +111,7 @@ impl Upstream {
     /// `via` is how we call ourselves to others (RFC 9110, 7.6.3): `roadstead-<instance>`.
     ///
     /// # Errors
-    /// When `ca_file` cannot be read or holds no certificate, and for what cannot be put into a header.
+    /// When a file for TLS cannot be read or holds nothing of its kind, and for what cannot be put into a header.
     pub fn new(
         config: &UpstreamConfig,
         via: &str,
@@ -147,17 +134,19 @@ impl Upstream {
     }
 
     /// Part of what makes two requests for one digest the same: others' rights are not ours.
-    pub fn credential(&self) -> CredentialId {
-        self.remote.credentials.as_ref().map_or(CredentialId::ANONYMOUS, |credentials| credentials.id)
+    pub fn credential(&self, repository: &RepoName) -> CredentialId {
+        self.remote.keyring.id(repository.as_str())
     }
 
-    pub fn has_credentials(&self) -> bool {
-        self.remote.credentials.is_some()
+    /// Whether requests for a repository use credentials. True after the first one; before it, a file or program that
+    /// may have some has not been asked.
+    pub fn has_credentials(&self, repository: &RepoName) -> bool {
+        self.remote.keyring.has(repository.as_str())
     }
 
     /// What a denial means for content that is cached.
-    pub fn on_denied(&self) -> OnDenied {
-        self.remote.on_denied
+    pub fn on_denied(&self, repository: &RepoName) -> OnDenied {
+        self.remote.on_denied.unwrap_or_else(|| OnDenied::default_for(self.has_credentials(repository)))
     }
 
     /// Of silence in a body.
@@ -210,28 +199,4 @@ impl Kind {
 
 impl CredentialId {
     pub const ANONYMOUS: Self = Self(None);
-
-    fn of(username: &str, password: &str) -> Self {
-        /// Keyed afresh by every process, so that an id says nothing about a password.
-        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        Self(Some(KEY.hash_one((username, password))))
-    }
-}
-
-// === impl Credentials ===
-
-impl Credentials {
-    fn new(config: &UpstreamConfig) -> Result<Option<Self>, UpstreamSetupError> {
-        let (Some(username), Some(password)) = (&config.username, &config.password) else {
-            return Ok(None);
-        };
-        let secret = password.expose();
-        let encoded = BASE64_STANDARD.encode(format!("{username}:{secret}"));
-        let basic = HeaderValue::try_from(format!("Basic {encoded}"));
-        let mut basic =
-            basic.map_err(|_| UpstreamSetupError::Header { upstream: config.name.clone(), what: "the password" })?;
-        basic.set_sensitive(true);
-        let id = CredentialId::of(username, secret);
-        Ok(Some(Self { id, username: username.clone(), password: password.clone(), basic }))
-    }
 }

@@ -11,10 +11,12 @@ use url::Url;
 use super::auth::Authorizer;
 use super::breaker::Breaker;
 use super::client::{self, ClientSetup, Wire};
+use super::credentials::Keyring;
 use super::limits::Limits;
+use super::tls::TlsSetup;
 use super::token::Tokens;
 use super::trust::Trust;
-use super::{Credentials, UpstreamError, UpstreamSetupError};
+use super::{UpstreamError, UpstreamSetupError};
 use crate::config::{OnDenied, UpstreamConfig};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
@@ -27,8 +29,8 @@ pub(super) struct Remote {
     pub(super) name: Arc<str>,
     /// At least one, tried in order.
     pub(super) urls: Vec<Url>,
-    pub(super) credentials: Option<Credentials>,
-    pub(super) on_denied: OnDenied,
+    pub(super) keyring: Arc<Keyring>,
+    pub(super) on_denied: Option<OnDenied>,
     pub(super) header_timeout: Duration,
     pub(super) idle_timeout: Duration,
     pub(super) min_rate: u64,
@@ -64,18 +66,10 @@ impl Remote {
         let via = HeaderValue::try_from(format!("1.1 {via}"));
         let via =
             via.map_err(|_| UpstreamSetupError::Header { upstream: upstream(), what: "the name of this instance" })?;
-        let extra_roots = match &config.ca_file {
-            Some(path) => client::read_ca_file(path).map_err(|cause| UpstreamSetupError::CaFile {
-                upstream: upstream(),
-                path: path.clone(),
-                cause,
-            })?,
-            None => Vec::new(),
-        };
         Ok(Self {
             name: config.name.as_str().into(),
             urls: config.urls.clone(),
-            credentials: Credentials::new(config)?,
+            keyring: Arc::new(Keyring::new(config, &tasks)?),
             on_denied: config.on_denied,
             header_timeout: config.header_timeout,
             idle_timeout: config.idle_timeout,
@@ -86,7 +80,7 @@ impl Remote {
             setup: Arc::new(ClientSetup {
                 via,
                 connect_timeout: config.connect_timeout,
-                extra_roots,
+                tls: TlsSetup::new(config)?,
                 use_proxy: !config.urls.iter().all(client::is_loopback),
             }),
             breaker: Mutex::default(),
@@ -108,7 +102,7 @@ impl Remote {
             Err(UpstreamError::Connect { upstream: self.name.clone(), cause: error.to_string().into() })
         })?;
         let tokens = Tokens::new(&self.name, self.header_timeout);
-        let auth = Authorizer::new(&self.name, &self.trust, self.credentials.clone(), tokens);
+        let auth = Authorizer::new(&self.name, &self.trust, self.keyring.clone(), tokens);
         Ok(Live { wire, auth })
     }
 }

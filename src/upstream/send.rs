@@ -165,7 +165,7 @@ impl Remote {
                 }
                 Some(refused) if may_mean_old_token(status) && !renewed => {
                     renewed = true;
-                    if !auth.renew(subject, refused, asked, status, headers).await {
+                    if !auth.renew(subject, refused, asked, ask.deadline, status, headers).await {
                         return Ok(response);
                     }
                     None

@@ -3,6 +3,7 @@
 mod answers;
 mod auth;
 mod breaker;
+mod credentials;
 mod limits;
 mod redirects;
 mod rounds;
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::{Effort, Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
-use crate::config::UpstreamConfig;
+use crate::config::{CredentialConfig, CredentialSource, UpstreamConfig};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use server::Server;
@@ -41,8 +42,7 @@ impl Fixture {
 
     fn with_password(server: &Server) -> Self {
         Self::configured(&[server], |config| {
-            config.username = Some("user".to_owned());
-            config.password = Some("hunter2".to_owned().into());
+            config.credentials = with_password("user", "hunter2");
         })
     }
 
@@ -88,6 +88,10 @@ impl Fixture {
         let theirs: usize = servers.iter().map(|server| server.seen().len()).sum();
         assert_eq!(self.requests(""), theirs, "{}", self.metrics.render());
     }
+}
+
+fn with_password(username: &str, password: &str) -> Vec<CredentialConfig> {
+    vec![CredentialConfig::new(CredentialSource::password(username, password))]
 }
 
 fn blob() -> UpstreamRequest {

@@ -14,14 +14,13 @@ use tokio::time::{Instant, timeout_at};
 use url::{Url, form_urlencoded};
 
 use super::client::{Lane, Wire};
+use super::credentials::{Account, Credentials};
 use super::error::UpstreamError;
 use super::response::read_limited;
+use super::retry_after;
 use super::trust::Origin;
-use super::{CredentialId, Credentials, retry_after};
 
 const CLIENT_ID: &str = "roadstead";
-/// The user name by which Docker's own credential files say that the password is a refresh token.
-const IDENTITY_TOKEN_USER: &str = "<token>";
 const BODY_LIMIT: usize = 64 * 1024;
 /// What a token server means when it does not say, and the least that it may mean (token specification).
 const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
@@ -38,7 +37,7 @@ pub(super) struct TokenKey {
     pub(super) realm: Url,
     pub(super) service: Option<String>,
     pub(super) scope: String,
-    pub(super) credential: CredentialId,
+    pub(super) account: Account,
 }
 
 pub(super) struct Token {
@@ -111,7 +110,7 @@ impl Tokens {
         let Some(credentials) = credentials else {
             return self.exchange(wire, get(key, None)).await;
         };
-        if credentials.username == IDENTITY_TOKEN_USER {
+        if credentials.is_identity_token() {
             return self.exchange(wire, post(key, credentials)).await;
         }
         match self.exchange(wire, get(key, Some(credentials))).await {
@@ -209,7 +208,7 @@ fn get(key: &TokenKey, credentials: Option<&Credentials>) -> reqwest::Request {
     }
     let mut request = reqwest::Request::new(Method::GET, url);
     if let Some(credentials) = credentials {
-        request.headers_mut().insert(AUTHORIZATION, credentials.basic.clone());
+        request.headers_mut().insert(AUTHORIZATION, credentials.authorization.clone());
     }
     request
 }
@@ -217,7 +216,7 @@ fn get(key: &TokenKey, credentials: Option<&Credentials>) -> reqwest::Request {
 fn post(key: &TokenKey, credentials: &Credentials) -> reqwest::Request {
     let secret = credentials.password.expose();
     let mut form = form_urlencoded::Serializer::new(String::new());
-    if credentials.username == IDENTITY_TOKEN_USER {
+    if credentials.is_identity_token() {
         form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", secret);
     } else {
         form.append_pair("grant_type", "password").append_pair("access_type", "offline");

@@ -22,7 +22,11 @@ fn write_all(text: &mut String, facts: &Facts) -> std::fmt::Result {
     if facts.scope == "local" {
         writeln!(text, "scope       local: what is pushed here")?;
     } else {
-        let credentials = if facts.credentials { "with credentials" } else { "anonymously" };
+        let credentials = match facts.credentials {
+            Some(true) => "with credentials",
+            Some(false) => "anonymously",
+            None => "with Docker's login, if there is one",
+        };
         writeln!(text, "scope       mirrored from {} ({credentials}), as {}", facts.urls.join(", "), facts.repository)?;
     }
     match facts.breaker {

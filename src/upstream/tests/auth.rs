@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::server::{Reply, Seen, Server};
-use super::{Fixture, Kind, UpstreamError, blob, manifest, request};
+use super::{Fixture, Kind, UpstreamError, blob, manifest, request, with_password};
 
 const BASIC: &str = "Basic dXNlcjpodW50ZXIy";
 
@@ -94,8 +94,10 @@ async fn credentials_go_to_the_token_server_and_not_to_the_registry() {
     let query = "service=s&scope=repository%3Ateam%2Fapp%3Apull&client_id=roadstead&account=user";
     assert_eq!(log[1], (format!("/token?{query}"), Some(BASIC.to_owned())));
     assert_eq!(log[2].1.as_deref(), Some("Bearer t"));
-    assert_ne!(fixture.upstream.credential(), Fixture::new(&[&server]).upstream.credential());
-    assert_eq!(fixture.upstream.credential(), Fixture::with_password(&server).upstream.credential());
+    let repository = &manifest().repository;
+    let anonymous = Fixture::new(&[&server]).upstream;
+    assert_ne!(fixture.upstream.credential(repository), anonymous.credential(repository));
+    assert!(fixture.upstream.has_credentials(repository) && !anonymous.has_credentials(repository));
 }
 
 #[tokio::test]
@@ -126,8 +128,7 @@ async fn a_token_server_that_wants_no_get_is_asked_by_post() {
 async fn a_refresh_token_is_exchanged_by_post() {
     let server = Server::start(guarded("t")).await;
     let fixture = Fixture::configured(&[&server], |config| {
-        config.username = Some("<token>".to_owned());
-        config.password = Some("refresh".to_owned().into());
+        config.credentials = with_password("<token>", "refresh");
     });
     assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
     assert!(server.seen()[1].body.starts_with("grant_type=refresh_token&refresh_token=refresh&"));
@@ -273,8 +274,7 @@ async fn a_token_server_on_another_domain_never_sees_the_credentials() {
     assert_eq!(tokens.log(), [("/token?service=s&scope=repository%3Ateam%2Fapp%3Apull".to_owned(), None)]);
 
     let trusting = Fixture::configured(&[&server], |config| {
-        config.username = Some("user".to_owned());
-        config.password = Some("hunter2".to_owned().into());
+        config.credentials = with_password("user", "hunter2");
         config.token_realms = vec!["localhost".to_owned()];
     });
     assert_eq!(trusting.get(blob()).await.unwrap(), "public content");

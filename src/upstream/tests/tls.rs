@@ -2,17 +2,22 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustls::crypto::ring;
-use rustls::{ServerConfig, ServerConnection, Stream};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, Stream};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use url::Url;
 
-use super::{Fixture, UpstreamError, blob, manifest};
+use super::{Fixture, NAME, UpstreamError, blob, manifest};
+use crate::config::{ClientCertificate, UpstreamConfig};
+use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
+use crate::upstream::Upstream;
 
 const TESTDATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/upstream/testdata");
 
@@ -24,15 +29,25 @@ struct TlsServer {
 
 impl TlsServer {
     fn start() -> Self {
-        let file = |name: &str| Path::new(TESTDATA).join(name);
+        Self::start_asking(false)
+    }
+
+    /// `for_certificate`: only who shows the client's is let in.
+    fn start_asking(for_certificate: bool) -> Self {
         let chain = vec![CertificateDer::from_pem_file(file("server.pem")).unwrap()];
         let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .unwrap();
+        let provider = Arc::new(ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let config = config.unwrap();
+        let config = if for_certificate {
+            let mut roots = RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_file(file("client-ca.pem")).unwrap()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            config.with_client_cert_verifier(verifier.unwrap())
+        } else {
+            config.with_no_client_auth()
+        };
+        let config = config.with_single_cert(chain, key).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("https://{}/", listener.local_addr().unwrap()).parse().unwrap();
         let offers = Arc::new(Mutex::new(Vec::new()));
@@ -61,9 +76,13 @@ impl TlsServer {
 
     fn upstream(&self, ca_file: Option<&str>) -> Fixture {
         Fixture::at(vec![self.url.clone()], |config| {
-            config.ca_file = ca_file.map(|name| Path::new(TESTDATA).join(name));
+            config.ca_file = ca_file.map(file);
         })
     }
+}
+
+fn file(name: &str) -> PathBuf {
+    Path::new(TESTDATA).join(name)
 }
 
 fn answer(tls: &mut ServerConnection, socket: &mut std::net::TcpStream) -> std::io::Result<()> {
@@ -94,4 +113,40 @@ async fn a_certificate_that_nobody_vouches_for_is_refused() {
     assert!(matches!(error, UpstreamError::Certificate { .. }), "{error}");
     assert!(error.to_string().contains("certificate"), "{error}");
     assert_eq!(server.offers.lock().len(), 1, "a second look makes it no better");
+}
+
+#[tokio::test]
+async fn any_certificate_will_do_only_where_that_is_configured() {
+    let server = TlsServer::start();
+    let careless = Fixture::at(vec![server.url.clone()], |config| config.insecure_skip_verify = true);
+    assert_eq!(careless.get(manifest()).await.unwrap(), "content");
+    assert_eq!(careless.get(blob()).await.unwrap(), "content");
+}
+
+#[tokio::test]
+async fn an_upstream_that_asks_for_a_certificate_is_shown_it() {
+    let server = TlsServer::start_asking(true);
+    let identified = Fixture::at(vec![server.url.clone()], |config| {
+        config.ca_file = Some(file("ca.pem"));
+        config.client_certificate =
+            Some(ClientCertificate { certificate: file("client.pem"), key: file("client.key") });
+    });
+    assert_eq!(identified.get(manifest()).await.unwrap(), "content");
+    assert_eq!(identified.get(blob()).await.unwrap(), "content");
+    assert!(server.upstream(Some("ca.pem")).get(manifest()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_certificate_and_a_key_that_do_not_go_together_are_told_at_the_start() {
+    for (certificate, key, told) in [
+        ("client.pem", "server.key", "client_key"),
+        ("client.pem", "client.pem", "client_key"),
+        ("client.key", "client.key", "client_cert"),
+    ] {
+        let mut config = UpstreamConfig::new(NAME, vec!["https://r.example".parse().unwrap()]);
+        config.client_certificate = Some(ClientCertificate { certificate: file(certificate), key: file(key) });
+        let metrics = Arc::new(Metrics::new(&[NAME]));
+        let error = Upstream::new(&config, "roadstead-test", metrics, Tasks::new()).err().unwrap().to_string();
+        assert!(error.starts_with(&format!("upstream {NAME}: {told} /")), "{error}");
+    }
 }

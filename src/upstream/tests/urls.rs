@@ -10,6 +10,7 @@ use crate::config::UpstreamConfig;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::upstream::client::{ClientSetup, Lane, Wire};
+use crate::upstream::tls::TlsSetup;
 use crate::upstream::trust::Trust;
 use crate::upstream::{Upstream, UpstreamSetupError};
 
@@ -65,7 +66,7 @@ async fn a_name_that_leads_into_our_network_is_not_dialled() {
     let setup = ClientSetup {
         via: http::HeaderValue::from_static("1.1 x"),
         connect_timeout: Duration::from_secs(1),
-        extra_roots: Vec::new(),
+        tls: TlsSetup::new(&UpstreamConfig::new("r.example", Vec::new())).unwrap(),
         use_proxy: false,
     };
     let (trust, metrics) = (Arc::new(Trust::new(&config)), Arc::new(Metrics::new(&[])));

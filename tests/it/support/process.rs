@@ -15,6 +15,7 @@ pub struct ServerProcess {
     port: u16,
     folder: TempDir,
     settings: Settings,
+    environment: Vec<(String, String)>,
 }
 
 impl ServerProcess {
@@ -25,11 +26,17 @@ impl ServerProcess {
 
     /// The same with its folder in this one.
     pub fn start_in(parent: &Path, settings: Settings) -> Self {
+        Self::start_with(parent, settings, &[])
+    }
+
+    /// The same with environment variables added.
+    pub fn start_with(parent: &Path, settings: Settings, environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir_in(parent).expect("a temporary folder");
         let port = free_port();
         let settings = settings.listen(&format!("127.0.0.1:{port}"));
         let settings = settings.data_dir(&folder.path().join("data"));
-        let mut process = Self { daemon: None, port, folder, settings };
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut process = Self { daemon: None, port, folder, settings, environment };
         process.configure("");
         process.begin();
         process
@@ -41,7 +48,9 @@ impl ServerProcess {
         let config = config.to_str().expect("a plain path");
         let program = Path::new(env!("CARGO_BIN_EXE_roadstead"));
         let args = ["serve", "--config", config];
-        let mut daemon = Daemon::spawn("roadstead", self.folder.path(), program, &args);
+        let environment: Vec<_> =
+            self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let mut daemon = Daemon::spawn_with("roadstead", self.folder.path(), program, &args, &environment);
         let port = self.port;
         daemon.wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
         self.daemon = Some(daemon);
@@ -92,6 +101,10 @@ impl ServerProcess {
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let answer = Client::new().get(&self.url("/metrics")).await;
         Metrics::parse(answer.text()).sum(name, labels)
+    }
+
+    pub fn config_file(&self) -> std::path::PathBuf {
+        self.folder.path().join("roadstead.toml")
     }
 
     pub fn data_dir(&self) -> std::path::PathBuf {

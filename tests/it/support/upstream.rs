@@ -27,6 +27,9 @@ pub struct Upstream {
     reserved: Mutex<Option<TcpSocket>>,
 }
 
+/// What is said to a request before anything else is thought of.
+type Manners = Arc<dyn Fn(&Seen) -> Option<Reply> + Send + Sync>;
+
 #[derive(Default)]
 struct Shared {
     repositories: Mutex<Repositories>,
@@ -34,6 +37,7 @@ struct Shared {
     auth: Mutex<Auth>,
     desk: Mutex<Option<Arc<TokenDesk>>>,
     seen: Mutex<Vec<Seen>>,
+    manners: Mutex<Option<Manners>>,
     bytes_sent: AtomicU64,
     abandoned: AtomicUsize,
 }
@@ -162,6 +166,12 @@ impl Upstream {
         self.shared.scripts.add(method, path, Vec::new(), Some(reply));
     }
 
+    /// Comes before authentication and scripts: a reply with a status is the answer, one without changes the usual one,
+    /// and `None` leaves all as it is.
+    pub fn behave(&self, manners: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) {
+        *self.shared.manners.lock() = Some(Arc::new(manners));
+    }
+
     /// From now on only the usual answers.
     pub fn end_scripts(&self) {
         self.shared.scripts.clear();
@@ -273,6 +283,12 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
 
 impl Shared {
     fn answer(&self, seen: &Seen) -> (Answer, Reply) {
+        let manners = self.manners.lock().clone();
+        if let Some(reply) = manners.and_then(|manners| manners(seen)) {
+            let answers = reply.status.is_none();
+            let usual = || registry::answer(seen, &self.repositories.lock(), reply.ignores_range);
+            return (if answers { usual() } else { Answer::default() }, reply);
+        }
         if seen.path == "/token"
             && let Some(desk) = &*self.desk.lock()
         {

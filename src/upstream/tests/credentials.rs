@@ -1,0 +1,285 @@
+//! Where credentials come from: files that change, programs that are run, and rules for repositories.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
+use super::server::{Reply, Seen, Server};
+use super::{Fixture, Kind, UpstreamError, blob, manifest, request};
+use crate::config::{CredentialConfig, CredentialSource, Namespace};
+
+/// A program in a folder of its own: it prints the file `says` and notes each run in `runs`.
+struct Program {
+    folder: TempDir,
+}
+
+impl Program {
+    fn new(says: &str) -> Self {
+        Self::running(says, "cat \"$folder/says\"")
+    }
+
+    fn running(says: &str, then: &str) -> Self {
+        let program = Self { folder: tempfile::tempdir().unwrap() };
+        program.says(says);
+        let script = format!("#!/bin/sh\nfolder='{}'\necho >> \"$folder/runs\"\n{then}\n", program.path("").display());
+        fs::write(program.path("program"), script).unwrap();
+        fs::set_permissions(program.path("program"), fs::Permissions::from_mode(0o700)).unwrap();
+        program
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn says(&self, text: &str) {
+        write(&self.path("says"), text);
+    }
+
+    fn runs(&self) -> usize {
+        fs::read_to_string(self.path("runs")).map_or(0, |runs| runs.lines().count())
+    }
+
+    fn source(&self, username: Option<&str>, lifetime: Duration) -> CredentialSource {
+        let command = vec![self.path("program").to_str().unwrap().to_owned()];
+        CredentialSource::Exec { command, username: username.map(str::to_owned), lifetime }
+    }
+}
+
+/// By rename, as secrets are exchanged.
+fn write(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, text).unwrap();
+    fs::rename(new, path).unwrap();
+}
+
+fn basic(username: &str, password: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{username}:{password}")))
+}
+
+fn fixture(server: &Server, source: CredentialSource) -> Fixture {
+    Fixture::configured(&[server], |config| config.credentials = vec![CredentialConfig::new(source)])
+}
+
+/// A registry whose password can be changed, and which says `refusal` to another one.
+async fn with_password(password: &Arc<Mutex<&'static str>>, refusal: u16) -> Server {
+    let password = password.clone();
+    Server::start(move |seen| match seen.authorization() {
+        Some(shown) if shown == basic("AWS", *password.lock()) => Reply::ok("content"),
+        Some(_) if refusal == 403 => Reply::new(403),
+        _ => Reply::new(401).header("www-authenticate", r#"Basic realm="ecr",service="ecr.amazonaws.com""#),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_password_file_is_read_again_when_its_password_is_refused() {
+    for refusal in [401, 403] {
+        let password = Arc::new(Mutex::new("one"));
+        let server = with_password(&password, refusal).await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        write(&path, "one\n");
+        let fixture = fixture(&server, CredentialSource::File { username: "AWS".to_owned(), path: path.clone() });
+        assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+        *password.lock() = "two";
+        assert!(matches!(fixture.get(manifest()).await, Err(UpstreamError::Denied { .. })));
+        write(&path, "two\n");
+        assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+        // Gone, or empty while it is being written: what was read last is used.
+        fs::write(&path, "").unwrap();
+        assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+        fs::remove_file(&path).unwrap();
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+        assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_password_file_counts_without_a_refusal_too() {
+    let server = Server::start(|seen| match seen.authorization() {
+        Some(shown) => Reply::ok(shown),
+        None => Reply::new(401).header("www-authenticate", "Basic realm=x"),
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key.json");
+    write(&path, "{\n \"key\": 1\n}\n");
+    let fixture = fixture(&server, CredentialSource::File { username: "_json_key".to_owned(), path: path.clone() });
+    assert_eq!(fixture.get(manifest()).await.unwrap(), basic("_json_key", "{\n \"key\": 1\n}"), "all of a JSON key");
+    write(&path, "{}");
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    assert_eq!(fixture.get(manifest()).await.unwrap(), basic("_json_key", "{}"));
+}
+
+#[tokio::test]
+async fn a_program_runs_once_for_many_and_again_when_what_it_gave_is_refused() {
+    let password = Arc::new(Mutex::new("one"));
+    let server = with_password(&password, 403).await;
+    let program = Program::new("one\n");
+    let fixture = fixture(&server, program.source(Some("AWS"), Duration::from_secs(3)));
+    let all = join_all((0..16).map(|_| fixture.get(blob()))).await;
+    assert!(all.into_iter().all(|body| body.unwrap() == "content"));
+    assert_eq!(program.runs(), 1);
+
+    *password.lock() = "two";
+    program.says("two\n");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let all = join_all((0..16).map(|_| fixture.get(blob()))).await;
+    assert!(all.into_iter().all(|body| body.unwrap() == "content"), "ECR says 403 to an expired password");
+    assert!(program.runs() <= 3, "{}", program.runs());
+}
+
+#[tokio::test]
+async fn a_refused_program_is_not_run_for_every_request() {
+    let password = Arc::new(Mutex::new("never"));
+    let server = with_password(&password, 401).await;
+    let program = Program::new("wrong\n");
+    let fixture = fixture(&server, program.source(Some("AWS"), Duration::from_secs(3600)));
+    for _ in 0..5 {
+        assert!(matches!(fixture.get(blob()).await, Err(UpstreamError::Denied { .. })));
+    }
+    assert_eq!(program.runs(), 1);
+}
+
+#[tokio::test]
+async fn what_a_program_gave_lives_to_its_end_when_the_program_fails() {
+    let password = Arc::new(Mutex::new("one"));
+    let server = with_password(&password, 401).await;
+    let program = Program::running(
+        r#"{"Username":"AWS","Secret":"one"}"#,
+        r#"if [ -e "$folder/broken" ]; then cat "$folder/says"; cat "$folder/says" >&2; exit 7; fi; cat "$folder/says""#,
+    );
+    let fixture = fixture(&server, program.source(None, Duration::from_secs(2)));
+    assert_eq!(fixture.get(blob()).await.unwrap(), "content");
+    fs::write(program.path("broken"), "").unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(fixture.get(blob()).await.unwrap(), "content", "it is asked for a new one, and the old one is used");
+    while program.runs() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    let error = fixture.get(blob()).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Credentials { .. }) && error.is_trouble(), "{error}");
+    let text = format!("{error} {error:?}");
+    assert!(text.contains("program failed") && !text.contains("one\""), "{text}");
+    assert_eq!(program.runs(), 2, "a program that has just failed is left alone");
+}
+
+#[tokio::test]
+async fn a_token_server_that_refuses_gets_the_newer_password() {
+    let password = Arc::new(Mutex::new("one"));
+    let current = password.clone();
+    let server = Server::start(move |seen| {
+        if !seen.target.starts_with("/token") {
+            let granted = seen.authorization() == Some(&format!("Bearer {}", current.lock()));
+            return if granted { Reply::ok("content") } else { Reply::bearer(&seen.here("/token"), "") };
+        }
+        let password = *current.lock();
+        match seen.authorization() {
+            Some(shown) if shown == basic("oauth2accesstoken", password) => Reply::token(password),
+            _ => Reply::new(401),
+        }
+    })
+    .await;
+    let program = Program::new("one");
+    let fixture = fixture(&server, program.source(Some("oauth2accesstoken"), Duration::from_secs(3)));
+    assert_eq!(fixture.get(blob()).await.unwrap(), "content");
+    *password.lock() = "two";
+    program.says("two");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(fixture.get(blob()).await.unwrap(), "content");
+}
+
+/// Hands out tokens that name the account, for a scope that names no repository.
+fn naming(seen: &Seen) -> Reply {
+    if seen.target.starts_with("/token") {
+        let account = seen.authorization().unwrap_or("nobody").replace(' ', "-");
+        return Reply::token(&account);
+    }
+    match seen.authorization() {
+        Some(shown) => Reply::ok(shown),
+        None => Reply::bearer(&seen.here("/token"), r#"scope="*""#),
+    }
+}
+
+#[tokio::test]
+async fn each_repository_is_pulled_with_the_first_credentials_that_are_for_it() {
+    let server = Server::start(naming).await;
+    let rule = |pattern: Option<&str>, username: &str| CredentialConfig {
+        repository: pattern.map(|pattern| Namespace::parse(pattern).unwrap()),
+        source: CredentialSource::password(username, "hunter2"),
+    };
+    let rules = vec![rule(Some("org/secret/*"), "one"), rule(Some("org/**"), "two")];
+    let mut with_rest = rules.clone();
+    with_rest.push(rule(None, "rest"));
+    for (rules, rest) in [(rules, None), (with_rest, Some("rest"))] {
+        let fixture = Fixture::configured(&[&server], |config| config.credentials = rules);
+        for (repository, username) in
+            [("org/app", Some("two")), ("org/secret/app", Some("one")), ("other/app", rest), ("org/app", Some("two"))]
+        {
+            let account = username.map_or("nobody".to_owned(), |username| basic(username, "hunter2"));
+            let shown = fixture.get(request(Kind::Tags, repository, "tags/list")).await.unwrap();
+            assert_eq!(shown, format!("Bearer {}", account.replace(' ', "-")), "{repository}");
+            let repository = repository.parse().unwrap();
+            assert_eq!(fixture.upstream.has_credentials(&repository), username.is_some(), "{repository}");
+        }
+        let id = |repository: &str| fixture.upstream.credential(&repository.parse().unwrap());
+        assert_ne!(id("org/app"), id("org/secret/app"));
+        assert_ne!(id("org/app"), id("other/app"));
+        assert_eq!(id("org/app"), id("org/other"));
+    }
+}
+
+#[tokio::test]
+async fn docker_logins_are_used_for_the_host_that_is_asked_and_read_again() {
+    let server = Server::start(naming).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let host = format!("127.0.0.1:{}", server.port());
+    let logins = |host: &str, password: &str| {
+        let auth = BASE64_STANDARD.encode(format!("ann:{password}"));
+        write(&path, &format!(r#"{{"auths":{{"http://{host}":{{"auth":"{auth}"}}}}}}"#));
+    };
+    logins("other.example", "one");
+    let fixture = fixture(&server, CredentialSource::Docker { path: path.clone() });
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "Bearer nobody");
+    assert!(!fixture.upstream.has_credentials(&manifest().repository));
+    logins(&host, "two");
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    let shown = format!("Bearer {}", basic("ann", "two").replace(' ', "-"));
+    assert_eq!(fixture.get(manifest()).await.unwrap(), shown);
+    assert!(fixture.upstream.has_credentials(&manifest().repository));
+
+    let token = format!(r#"{{"auths":{{"{host}":{{"registrytoken":"registry"}}}}}}"#);
+    write(&path, &token);
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "Bearer registry", "no token server is asked");
+}
+
+#[tokio::test]
+async fn neither_an_upstream_nor_its_errors_show_a_secret() {
+    let canary = "hunter2";
+    let server = Server::start(|_| Reply::new(401).header("www-authenticate", "Basic realm=x")).await;
+    let program = Program::running(canary, "cat \"$folder/says\"; cat \"$folder/says\" >&2; exit 1");
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("config.json");
+    write(&broken, &format!("{{\"auths\":{{\"{canary}\":{canary}}}}}"));
+    for source in [
+        CredentialSource::password("ann", canary),
+        program.source(Some("ann"), Duration::from_secs(60)),
+        CredentialSource::Docker { path: broken },
+    ] {
+        let fixture = fixture(&server, source.clone());
+        let error = fixture.get(blob()).await.unwrap_err();
+        let text = format!("{error} {error:?} {:?} {source:?}", fixture.upstream);
+        assert!(!text.contains(canary), "{text}");
+    }
+}
