@@ -3,6 +3,7 @@
 //! With a command it runs that one under a lease of its own, renews it, and ends it with the command. On a folder that
 //! nobody serves the lock is the lease.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use clap::Args;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::client::Client;
 use super::options::ConfigOptions;
 use super::output::print;
 use super::session::Session;
@@ -53,7 +55,7 @@ impl BackupLease {
         let session = Session::open(config).await?;
         let mut command = self.command.into_iter();
         match (session, command.next()) {
-            (Session::Server(server), Some(program)) => under_lease(server, &program, command.collect()).await,
+            (Session::Server(_), Some(program)) => under_lease(&config.storage.path, &program, command.collect()).await,
             (Session::Folder(store), Some(program)) => {
                 let ended = run(&program, command.collect()).await;
                 store.close().await;
@@ -79,13 +81,9 @@ impl BackupLease {
     }
 }
 
-async fn under_lease(
-    mut server: super::client::Client,
-    program: &str,
-    arguments: Vec<String>,
-) -> Result<ExitCode, CliError> {
+async fn under_lease(data: &Path, program: &str, arguments: Vec<String>) -> Result<ExitCode, CliError> {
     let name = uuid::Uuid::new_v4().to_string();
-    let _: Lease = server.call("lease", &question(&name, RENEWED, false)).await?;
+    let _: Lease = connect(data).await?.call("lease", &question(&name, RENEWED, false)).await?;
     let mut running = std::pin::pin!(run(program, arguments));
     let mut turns = tokio::time::interval(RENEW_EVERY);
     turns.tick().await;
@@ -94,15 +92,28 @@ async fn under_lease(
         tokio::select! {
             ended = &mut running => break ended,
             _ = turns.tick() => {
-                let renewed: Result<Lease, _> = server.call("lease", &question(&name, RENEWED, true)).await;
-                unbroken &= renewed.is_ok_and(|lease| lease.unbroken);
+                unbroken &= renew(data, &name).await.is_ok_and(|lease| lease.unbroken);
             }
         }
     };
-    let released: Result<Released, _> = server.call("release", &Release { name }).await;
+    let released = release(data, name).await;
     // Renewed or not, it must have been held at the end: a server that was started anew knows nothing of it.
     let held = unbroken && released.is_ok_and(|released| released.was_held);
     ended.and_then(|code| if held { Ok(code) } else { Err(CliError::LeaseLost) })
+}
+
+// Each over a connection of its own: the server keeps none that is idle for as long as a backup takes.
+
+async fn renew(data: &Path, name: &str) -> Result<Lease, CliError> {
+    connect(data).await?.call("lease", &question(name, RENEWED, true)).await
+}
+
+async fn release(data: &Path, name: String) -> Result<Released, CliError> {
+    connect(data).await?.call("release", &Release { name }).await
+}
+
+async fn connect(data: &Path) -> Result<Client, CliError> {
+    Client::connect(data).await?.ok_or(CliError::LeaseLost)
 }
 
 fn question(name: &str, time: Duration, renew: bool) -> Question {

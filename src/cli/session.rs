@@ -17,7 +17,7 @@ impl Session {
             return Ok(Self::Server(server));
         }
         // Opening a folder makes it.
-        if !path.is_dir() {
+        if !path.join("blobs").is_dir() {
             return Err(CliError::NoFolder(path));
         }
         let (opening, read_only) = (path.clone(), config.storage.read_only);

@@ -42,13 +42,9 @@ pub(super) async fn start(app: &Arc<App>, call: &Call, body: Body) -> Result<Res
         upload.keep();
         return Ok(session(StatusCode::ACCEPTED, &repo.name, &upload));
     };
-    match receive(app, &upload, body).await {
-        Ok(_) => close(upload, &repo, &digest).await,
-        Err(error) => {
-            upload.cancel().await?;
-            Err(error)
-        }
-    }
+    // Nobody was told of it, so nobody can go on with it.
+    let upload = receive(app, upload, body, |_| true).await?;
+    close(upload, &repo, &digest).await
 }
 
 /// Whether the blob could be taken over from a repository that the asker may read and that has it: the one that is named,
@@ -81,7 +77,7 @@ pub(super) async fn append(app: &Arc<App>, call: &Call, id: &str, body: Body) ->
     let repo = call.writable(app).await?;
     let upload = app.store.upload(&repo, id).await?;
     check_range(call, &repo.name, &upload, &body)?;
-    receive(app, &upload, body).await?;
+    let upload = receive(app, upload, body, found_no_room).await?;
     Ok(session(StatusCode::ACCEPTED, &repo.name, &upload))
 }
 
@@ -92,7 +88,7 @@ pub(super) async fn finish(app: &Arc<App>, call: &Call, id: &str, body: Body) ->
     let digest: Digest = digest.parse()?;
     let upload = app.store.upload(&repo, id).await?;
     check_range(call, &repo.name, &upload, &body)?;
-    receive(app, &upload, body).await?;
+    let upload = receive(app, upload, body, found_no_room).await?;
     close(upload, &repo, &digest).await
 }
 
@@ -140,10 +136,30 @@ fn check_range(call: &Call, name: &RepoName, upload: &Upload, body: &Body) -> Re
     Ok(())
 }
 
-async fn receive(app: &App, upload: &Upload, body: Body) -> Result<(), ApiError> {
-    let frames = data_frames(body, app.progress_timeout);
-    store::pump(frames, |chunks| upload.append(chunks), |_| Ok(())).await?;
-    Ok(())
+/// A session for which the disk has no room is over: what it has so far would only keep others out.
+fn found_no_room(error: &ApiError) -> bool {
+    matches!(error, ApiError::Store(error) if error.is_full())
+}
+
+/// Takes what is sent. The session is over after a failure that `ends` it.
+async fn receive(app: &App, upload: Upload, body: Body, ends: impl Fn(&ApiError) -> bool) -> Result<Upload, ApiError> {
+    let coming = body.size_hint().lower();
+    let received = match app.store.room_for_push(coming).await {
+        Ok(()) => {
+            let frames = data_frames(body, app.progress_timeout);
+            store::pump(frames, |chunks| upload.append(chunks), |_| Ok(())).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    match received {
+        Ok(_) => Ok(upload),
+        Err(error) => {
+            if ends(&error) {
+                upload.cancel().await?;
+            }
+            Err(error)
+        }
+    }
 }
 
 /// The data of a body; one that stands still for `patience` has failed.

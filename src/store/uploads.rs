@@ -93,6 +93,14 @@ impl Store {
         Ok(upload)
     }
 
+    /// Sees to it that the disk has room for `bytes` of a push: cached content makes way.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`] if it has not; nothing is set aside if it has.
+    pub async fn room_for_push(&self, bytes: u64) -> Result<(), StoreError> {
+        self.run(move |inner| inner.need_disk(bytes)).await
+    }
+
     /// Removes sessions that nobody has written to for `age`; how many.
     pub async fn expire_uploads(&self, age: Duration) -> Result<usize, StoreError> {
         self.run(move |inner| inner.expire_uploads(age)).await

@@ -132,9 +132,15 @@ async fn cached_content_makes_way_for_a_push_and_min_free_stays_free() {
     if let Ok(refused) = refused {
         assert_eq!((refused.status, refused.error_code().as_str()), (507, "UNAVAILABLE"));
     }
+    until("nothing is left of it", async || files_below(&server.data_dir().join("uploads")) == 0).await;
     // On a connection of its own: the one that was refused may be closed by now.
-    assert_eq!(Client::new().send("DELETE", &upload, &[], "").await.status, 204);
-    assert_eq!(files_below(&server.data_dir().join("uploads")), 0);
+    assert_eq!(Client::new().get(&upload).await.status, 404);
+    let evicted = server.metric("roadstead_evictions_total", &[("reason", "disk")]).await;
+    let hopeless = [("Content-Type", "application/octet-stream")];
+    let upload = client.start_upload(&base, "team/app").await;
+    drop(Client::new().try_send("PATCH", &upload, &hopeless, vec![0; 2 * DISK]).await);
+    until("nothing is left of that either", async || files_below(&server.data_dir().join("uploads")) == 0).await;
+    assert_eq!(server.metric("roadstead_evictions_total", &[("reason", "disk")]).await, evicted, "nothing goes for it");
     assert!(whole(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
     assert_eq!(Client::new().get(&server.url("/readyz")).await.status, 200);
 }
