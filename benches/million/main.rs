@@ -76,8 +76,7 @@ fn main() -> ExitCode {
         &format!("{:.1} s, RssAnon at most {:.0} MiB", restore.took.as_secs_f64(), restore.memory),
     );
 
-    let until = Instant::now() + QUIET;
-    let quiet = watch(&stage, &hot, || Instant::now() > until);
+    let quiet = undisturbed(&stage, &hot);
     table.note("hits while nothing else goes on", &describe(&quiet.times));
     stage.server.stop();
     // The low mark, to which it evicts, is a twentieth below the size.
@@ -91,8 +90,7 @@ fn main() -> ExitCode {
     let rate = EVICTED as f64 / evicting.took.as_secs_f64();
     table.note(&format!("eviction of {EVICTED} blobs"), &format!("{rate:.0} blobs/s"));
     table.note("hits meanwhile", &describe(&evicting.times));
-    let until = Instant::now() + QUIET;
-    let after = watch(&stage, &hot, || Instant::now() > until);
+    let after = undisturbed(&stage, &hot);
     table.note("hits when it is over", &describe(&after.times));
     let [before, during, after] =
         [quiet, evicting, after].map(|watched| percentile(&watched.times, 0.99).as_secs_f64());
@@ -108,6 +106,12 @@ fn fill(blobs: &Path) {
         let file = File::create_new(blobs.join(&hex[..2]).join(&hex)).expect("a new file");
         file.set_len(BLOB_BYTES).expect("a sparse file");
     }
+}
+
+/// What hits take while nothing else goes on, but for the look at the metrics with which the other phases see their end.
+fn undisturbed(stage: &Stage, hot: &stage::Prepared) -> Watched {
+    let until = Instant::now() + QUIET;
+    watch(stage, hot, || is_ready(stage) && Instant::now() > until)
 }
 
 /// Asks for a hot manifest again and again, and looks at the server's memory, until `done`.

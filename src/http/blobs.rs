@@ -9,11 +9,11 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::body::{Multipart, streamed};
+use super::body::{FilePart, Multipart, streamed};
 use super::error::{ApiError, insert};
 use super::{App, CONTENT_DIGEST, Call, Outcome};
 use crate::oci::{Digest, RangeSet, RepoId, media_type};
-use crate::pull::{Content, ContentBody, Want};
+use crate::pull::{Content, ContentBody, ContentStream, Want};
 use crate::resolve::Rule;
 use crate::store::{Blob, StoreError};
 use crate::telemetry::{CacheResult, ContentKind};
@@ -82,6 +82,13 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
 
 fn respond(content: Content, counter: super::Counter) -> Response {
     let mut headers = HeaderMap::new();
+    let file = match &content.body {
+        ContentBody::Whole(ContentStream::File { reader, next, end })
+        | ContentBody::Part(_, ContentStream::File { reader, next, end }) => {
+            Some(FilePart { reader: reader.clone(), next: *next, end: *end, counter: counter.clone() })
+        }
+        _ => None,
+    };
     let (status, length, body) = match (content.body, content.total) {
         (ContentBody::Part(part, bytes), Some(total)) => {
             insert(&mut headers, CONTENT_RANGE, part.content_range(total));
@@ -105,6 +112,9 @@ fn respond(content: Content, counter: super::Counter) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
+    if let Some(file) = file {
+        response.extensions_mut().insert(file);
+    }
     response
 }
 

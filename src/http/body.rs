@@ -14,10 +14,36 @@ use uuid::Uuid;
 
 use crate::oci::ByteRange;
 use crate::pull::{ContentError, ContentStream};
+use crate::store::BlobReader;
 use crate::telemetry::{ContentKind, Metrics};
 
-/// Where bytes that go to a client are counted; `None` for content that is not mirrored.
-pub(super) type Counter = Option<(Arc<Metrics>, Arc<str>)>;
+/// Where bytes that go to a client are counted; nowhere for content that is not mirrored.
+#[derive(Clone)]
+pub(super) struct Counter(pub(super) Option<(Arc<Metrics>, Arc<str>)>);
+
+/// A body that is a part of a file. It goes with an answer, beside the body, for a connection that can send files.
+#[derive(Clone)]
+pub(super) struct FilePart {
+    pub(super) reader: BlobReader,
+    pub(super) next: u64,
+    pub(super) end: u64,
+    pub(super) counter: Counter,
+}
+
+impl Counter {
+    /// `bytes` of a blob go to a client.
+    pub(super) fn count(&self, bytes: u64) {
+        if let Some((metrics, upstream)) = &self.0 {
+            metrics.pushed_bytes(ContentKind::Blob, upstream, bytes);
+        }
+    }
+}
+
+impl FilePart {
+    pub(super) fn len(&self) -> u64 {
+        self.end - self.next
+    }
+}
 
 /// Streams content. An error is logged and ends the connection: never just the body.
 pub(super) fn streamed(content: ContentStream, counter: Counter) -> Body {
@@ -28,9 +54,7 @@ fn frames(content: ContentStream, counter: Counter) -> impl Stream<Item = Result
     stream::try_unfold((content, counter), |(mut content, counter)| async move {
         match content.next().await {
             Ok(Some(bytes)) => {
-                if let Some((metrics, upstream)) = &counter {
-                    metrics.pushed_bytes(ContentKind::Blob, upstream, bytes.len() as u64);
-                }
+                counter.count(bytes.len() as u64);
                 Ok(Some((Frame::data(bytes), (content, counter))))
             }
             Ok(None) => Ok(None),

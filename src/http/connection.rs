@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -49,6 +50,8 @@ pub(super) struct TimedReads<S> {
 /// A socket whose peer must take what is sent to it.
 pub(super) struct TimedWrites {
     stream: TcpStream,
+    /// What was read of it before.
+    ahead: Bytes,
     progress: Duration,
     /// Runs while a write makes no progress.
     write_by: Option<Pin<Box<Sleep>>>,
@@ -175,7 +178,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedReads<S> {
 
 impl TimedWrites {
     pub(super) fn new(stream: TcpStream, progress: Duration) -> Self {
-        Self { stream, progress, write_by: None }
+        Self::with_ahead(stream, Bytes::new(), progress)
+    }
+
+    /// A socket of which somebody has read this much already.
+    pub(super) fn with_ahead(stream: TcpStream, ahead: Bytes, progress: Duration) -> Self {
+        Self { stream, ahead, progress, write_by: None }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -194,7 +202,12 @@ impl TimedWrites {
 
 impl AsyncRead for TimedWrites {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+        let this = self.get_mut();
+        if this.ahead.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(cx, buf);
+        }
+        buf.put_slice(&this.ahead.split_to(this.ahead.len().min(buf.remaining())));
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
+use super::body::Counter;
 use super::error::{ApiError, insert};
 use super::{App, CONTENT_DIGEST, Call, Outcome, STALE};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, ReferenceError, RepoId, Tag, media_type};
@@ -54,7 +55,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<
         app.store.served(&found.manifest);
     }
     let mut response = respond(call, &found.manifest);
-    if let (Some((metrics, upstream)), StatusCode::OK) = (outcome.counter(), response.status()) {
+    if let (Counter(Some((metrics, upstream))), StatusCode::OK) = (outcome.counter(), response.status()) {
         metrics.pushed_bytes(ContentKind::Manifest, &upstream, found.manifest.bytes.len() as u64);
     }
     if found.stale {

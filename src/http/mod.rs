@@ -12,6 +12,7 @@ mod connection;
 mod error;
 mod manifests;
 mod peer;
+mod plain;
 mod query;
 mod referrers;
 pub mod serve;
@@ -226,7 +227,7 @@ impl Call {
 
 /// Counts one GET of mirrored content exactly once, however it ends; HEAD and local content count in nothing.
 struct Outcome {
-    counted: Option<(Arc<Metrics>, Arc<str>)>,
+    counted: Counter,
     kind: ContentKind,
     result: CacheResult,
     started: Instant,
@@ -239,7 +240,7 @@ impl Outcome {
             Scope::Upstream(upstream) if !call.is_head() => Some((app.metrics.clone(), upstream.clone())),
             _ => None,
         };
-        Self { counted, kind, result: CacheResult::Error, started: Instant::now(), answered: false }
+        Self { counted: Counter(counted), kind, result: CacheResult::Error, started: Instant::now(), answered: false }
     }
 
     /// The answer begins now.
@@ -261,7 +262,7 @@ impl Outcome {
 
 impl Drop for Outcome {
     fn drop(&mut self) {
-        if let Some((metrics, upstream)) = &self.counted {
+        if let Counter(Some((metrics, upstream))) = &self.counted {
             metrics.mirrored_get(self.kind, upstream, self.result);
             if self.answered {
                 metrics.first_byte(self.kind, self.result, self.started.elapsed().as_secs_f64());

@@ -17,10 +17,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use super::body::Guarded;
 use super::connection::{Deadlines, Requests, TimedReads, TimedWrites};
+use super::plain;
 use super::streams::{Paced, Streams};
 use super::tls::{Certificates, Handshake};
 use crate::tasks::Tasks;
@@ -47,18 +49,24 @@ impl Peers {
         Self { router, deadlines, certificates, tasks }
     }
 
-    /// Serves one connection to its end, which is near once `draining` resolves.
-    pub(super) async fn serve(&self, stream: TcpStream, draining: impl Future<Output = ()>) {
+    /// Serves one connection to its end, which is near once `draining` is cancelled.
+    pub(super) async fn serve(&self, stream: TcpStream, draining: CancellationToken) {
         // Without it a small answer may wait 40 ms for the client's acknowledgement.
         let _ = stream.set_nodelay(true);
-        let Some(certificates) = &self.certificates else {
-            return self.http1(TimedWrites::new(stream, self.deadlines.progress), draining).await;
-        };
         let progress = self.deadlines.progress;
+        let Some(certificates) = &self.certificates else {
+            let answer = |request| {
+                let answer = self.router.clone().call(request);
+                async { answer.await.unwrap_or_else(|never| match never {}) }
+            };
+            let left = plain::serve(stream, self.deadlines, answer, &draining).await;
+            let Some((stream, ahead)) = left else { return };
+            return self.http1(TimedWrites::with_ahead(stream, ahead, progress), draining.cancelled()).await;
+        };
         let shaken = certificates.accept(stream, |stream| TimedWrites::new(stream, progress));
         match tokio::time::timeout(self.deadlines.head, shaken).await {
-            Ok(Ok(Handshake::Http1(stream))) => self.http1(stream, draining).await,
-            Ok(Ok(Handshake::Http2(stream))) => self.http2(stream, draining).await,
+            Ok(Ok(Handshake::Http1(stream))) => self.http1(stream, draining.cancelled()).await,
+            Ok(Ok(Handshake::Http2(stream))) => self.http2(stream, draining.cancelled()).await,
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed: {error}"),
             Err(_) => tracing::debug!("a TLS handshake took too long"),
         }

@@ -134,7 +134,8 @@ impl Server {
         let (server, open) = (self.clone(), self.open.token());
         self.tasks.spawn(async move {
             let _held = (slot, open);
-            server.peers.serve(stream, server.draining.cancelled()).await;
+            // A token of its own: what all have in common would be what all wait for.
+            server.peers.serve(stream, server.draining.child_token()).await;
         });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -12,6 +13,9 @@ use super::blocking;
 
 /// The most that one read returns, and so what one streaming connection holds.
 pub const FRAME: usize = 128 << 10;
+
+/// What lies closer together comes and goes together in the page cache, as a rule.
+const LOOK: usize = 64 << 10;
 
 /// An open file, read by position: any number of readers share one, and it outlives its name.
 #[derive(Clone, Debug)]
@@ -43,6 +47,29 @@ impl BlobReader {
         };
         buffer.truncate(read);
         Ok(buffer.freeze())
+    }
+
+    /// Whether all of this is in the page cache, as far as a look at each piece of it tells.
+    pub fn is_at_hand(&self, offset: u64, length: u64) -> bool {
+        let end = offset + length;
+        let mut looked_at = (offset..end).step_by(LOOK).chain(end.checked_sub(1));
+        looked_at.all(|at| {
+            let mut byte = [0];
+            let looked =
+                rustix::io::preadv2(&*self.file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
+            // Whatever else is wrong with the file, whoever reads it finds out.
+            !matches!(looked, Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR))
+        })
+    }
+
+    /// Sends up to `max` bytes from `offset` to a socket, without a copy of ours. It waits for the disk if they are not at
+    /// hand: see [`BlobReader::is_at_hand`].
+    ///
+    /// # Errors
+    /// Those of sendfile(2); 0 is the end of the file.
+    pub fn send_to(&self, socket: impl AsFd, offset: u64, max: u64) -> io::Result<usize> {
+        let (mut offset, max) = (offset, usize::try_from(max).unwrap_or(usize::MAX));
+        Ok(rustix::fs::sendfile(socket, &*self.file, Some(&mut offset), max)?)
     }
 
     async fn read_blocking(&self, mut buffer: BytesMut, offset: u64) -> io::Result<Bytes> {

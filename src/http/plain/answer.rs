@@ -1,0 +1,216 @@
+//! The answer on the wire: its head, and its body as it is or in chunks (RFC 9112, sections 4, 6 and 7).
+
+use std::cell::RefCell;
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::body::{Body, HttpBody};
+use axum::response::Response;
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::FutureExt;
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::{HeaderMap, StatusCode};
+use http_body_util::BodyExt;
+use tokio::task::coop::consume_budget;
+
+use super::super::body::FilePart;
+use super::socket::Socket;
+
+/// What is sent of a file at once, and looked for in the page cache before.
+const STRETCH: u64 = 512 << 10;
+/// What is less goes with the head, in one write.
+const LITTLE: u64 = 16 << 10;
+const LINE_END: &[u8] = b"\r\n";
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// How the end of a body is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    /// There is no body, whatever its length would be.
+    None(Option<u64>),
+    Length(u64),
+    Chunks,
+}
+
+/// An answer that could not be sent to its end; the connection cannot be used any more.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    #[error("the client: {0}")]
+    Client(#[from] io::Error),
+    #[error("the client has left")]
+    Left,
+    #[error("the content: {0}")]
+    Content(axum::Error),
+    #[error("the content is not as long as was said")]
+    Length,
+}
+
+/// Sends an answer to its end. With `is_last`, it says that the connection ends after it.
+pub(super) async fn send(
+    socket: &mut Socket,
+    scratch: &mut BytesMut,
+    mut response: Response,
+    to_head: bool,
+    is_last: bool,
+) -> Result<(), SendError> {
+    let part = response.extensions_mut().remove::<FilePart>();
+    let (parts, mut body) = response.into_parts();
+    let framing = framing(parts.status, &parts.headers, &body, to_head);
+    scratch.clear();
+    write_head(scratch, parts.status, &parts.headers, framing, is_last);
+    match (framing, part) {
+        (Framing::None(_) | Framing::Length(0), _) => Ok(socket.write(scratch, &[], false).await?),
+        (Framing::Length(length), Some(part)) if part.len() == length && length > LITTLE => {
+            // The body is kept to the end: it counts as long as it lives.
+            send_file(socket, scratch, part).await
+        }
+        (Framing::Length(length), _) => send_whole(socket, scratch, &mut body, length).await,
+        (Framing::Chunks, _) => send_chunks(socket, scratch, &mut body).await,
+    }
+}
+
+fn framing(status: StatusCode, headers: &HeaderMap, body: &Body, to_head: bool) -> Framing {
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return Framing::None(None);
+    }
+    let said = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let length = said.or_else(|| body.size_hint().exact());
+    match length {
+        // An empty body may stand for one that nobody knows the length of.
+        _ if to_head => Framing::None(length.filter(|&length| length > 0)),
+        Some(length) => Framing::Length(length),
+        None => Framing::Chunks,
+    }
+}
+
+fn write_head(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap, framing: Framing, is_last: bool) {
+    out.put_slice(b"HTTP/1.1 ");
+    out.put_slice(status.as_str().as_bytes());
+    out.put_slice(b" ");
+    out.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.put_slice(LINE_END);
+    let mut field = |name: &str, value: &[u8]| {
+        out.put_slice(name.as_bytes());
+        out.put_slice(b": ");
+        out.put_slice(value);
+        out.put_slice(LINE_END);
+    };
+    for (name, value) in headers {
+        field(name.as_str(), value.as_bytes());
+    }
+    match framing {
+        Framing::Length(length) | Framing::None(Some(length)) if !headers.contains_key(CONTENT_LENGTH) => {
+            field(CONTENT_LENGTH.as_str(), length.to_string().as_bytes());
+        }
+        Framing::Chunks => field(TRANSFER_ENCODING.as_str(), b"chunked"),
+        Framing::None(_) | Framing::Length(_) => {}
+    }
+    if is_last {
+        field(CONNECTION.as_str(), b"close");
+    }
+    with_date(|date| field(DATE.as_str(), date.as_bytes()));
+    out.put_slice(LINE_END);
+}
+
+/// The date in the form of RFC 9110, 5.6.7, put together once a second.
+fn with_date(use_date: impl FnOnce(&str)) {
+    thread_local! {
+        static LAST: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    LAST.with_borrow_mut(|(second, text)| {
+        if *second != now || text.is_empty() {
+            *second = now;
+            *text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(now));
+        }
+        use_date(text);
+    });
+}
+
+/// The next bytes of a body, unless the client leaves before they are there. What is still to be sent does not wait for
+/// them.
+async fn next(socket: &mut Socket, unsent: &mut BytesMut, body: &mut Body) -> Result<Option<Bytes>, SendError> {
+    loop {
+        let frame = match body.frame().now_or_never() {
+            Some(frame) => frame,
+            None => {
+                socket.write(unsent, &[], false).await?;
+                unsent.clear();
+                tokio::select! {
+                    biased;
+                    frame = body.frame() => frame,
+                    () = socket.left() => return Err(SendError::Left),
+                }
+            }
+        };
+        match frame {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(SendError::Content(error)),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(bytes) if bytes.is_empty() => {}
+                Ok(bytes) => return Ok(Some(bytes)),
+                // Trailers: nothing that a client of ours asks for.
+                Err(_) => {}
+            },
+        }
+    }
+}
+
+async fn send_whole(socket: &mut Socket, out: &mut BytesMut, body: &mut Body, length: u64) -> Result<(), SendError> {
+    let mut left = length;
+    while left > 0 {
+        let Some(bytes) = next(socket, out, body).await? else { return Err(SendError::Length) };
+        left = left.checked_sub(bytes.len() as u64).ok_or(SendError::Length)?;
+        socket.write(out, &bytes, false).await?;
+        out.clear();
+    }
+    Ok(())
+}
+
+async fn send_chunks(socket: &mut Socket, out: &mut BytesMut, body: &mut Body) -> Result<(), SendError> {
+    while let Some(bytes) = next(socket, out, body).await? {
+        out.put_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
+        socket.write(out, &bytes, true).await?;
+        out.clear();
+        socket.write(LINE_END, &[], false).await?;
+    }
+    socket.write(out, LAST_CHUNK, false).await?;
+    Ok(())
+}
+
+/// Sends a part of a file from the page cache to the socket; what is not in the page cache is read first, elsewhere.
+async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(), SendError> {
+    let FilePart { reader, next: mut at, end, counter } = part;
+    let mut head = head;
+    let mut by_copy = false;
+    while at < end {
+        consume_budget().await;
+        let stretch = (end - at).min(STRETCH);
+        let sent = if by_copy || !reader.is_at_hand(at, stretch) {
+            let bytes = reader.read_at(at, stretch).await.map_err(unreadable)?;
+            socket.write(head, &bytes, false).await?;
+            bytes.len() as u64
+        } else {
+            socket.write(head, &[], true).await?;
+            match socket.write_by(|stream| reader.send_to(stream, at, stretch)).await {
+                Ok(0) => return Err(unreadable(io::ErrorKind::UnexpectedEof.into())),
+                Ok(sent) => sent as u64,
+                // A file system that cannot do this.
+                Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                    by_copy = true;
+                    0
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        head = &[];
+        at += sent;
+        counter.count(sent);
+    }
+    Ok(())
+}
+
+fn unreadable(error: io::Error) -> SendError {
+    tracing::error!(%error, "a blob cannot be read to its end: {error}");
+    SendError::Content(axum::Error::new(error))
+}
