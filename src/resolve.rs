@@ -3,6 +3,7 @@
 //! In this order: the `ns` query, an upstream's name in the path, a local repository, the default upstream. A host that is
 //! not configured is never dialled, whatever a client sends.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -105,8 +106,8 @@ impl Routes {
 
     /// The configured upstream that a host means, aliases included.
     pub fn upstream(&self, host: &str) -> Option<&UpstreamName> {
-        let lower = host.to_ascii_lowercase();
-        let host = lower.as_str();
+        let lower = lowercase(host);
+        let host = &*lower;
         let known = |host: &str| self.upstreams.get(host).or_else(|| self.upstreams.get(config::canonical_name(host)));
         known(host).or_else(|| known(host.strip_suffix(HTTPS_PORT)?))
     }
@@ -114,6 +115,9 @@ impl Routes {
     /// The upstream that a host below one of the `host_routes` means, such as `docker-io.cache.example:5000`. `None` for
     /// any other host; an error for one that means an upstream which is not there.
     fn host_route(&self, host: &str) -> Result<Option<&UpstreamName>, ResolveError> {
+        if self.host_routes.is_empty() {
+            return Ok(None);
+        }
         let lower = host.to_ascii_lowercase();
         let bare = without_port(&lower);
         if self.own.iter().any(|name| *name == lower || name == bare) {
@@ -243,6 +247,10 @@ fn mirrored(upstream: &UpstreamName, name: &str) -> Result<RepoId, NameError> {
         name = format!("library/{name}").parse()?;
     }
     Ok(RepoId::new(Scope::Upstream(upstream.clone()), name))
+}
+
+fn lowercase(host: &str) -> Cow<'_, str> {
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() }
 }
 
 fn looks_like_host(component: &str) -> bool {

@@ -18,7 +18,7 @@ use crate::control::{Control, ControlSocket};
 use crate::evict;
 use crate::http::serve::{Listeners, Server};
 use crate::http::tls::{Certificates, TlsError};
-use crate::http::{App, router};
+use crate::http::{App, Site};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
 use crate::resolve::Routes;
@@ -130,7 +130,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     if let Some(certificates) = &certificates {
         tasks.spawn(certificates.clone().follow());
     }
-    let server = Server::new(config.server.clone(), router(Arc::new(app)), certificates, tasks.clone());
+    let server = Server::new(config.server.clone(), Site::new(Arc::new(app)), certificates, tasks.clone());
     let accepting = tokio::spawn(server.run(listeners, stop.clone().cancelled_owned()));
     Ok(Running { address, stop, accepting, puller, control, store, tasks, stock })
 }

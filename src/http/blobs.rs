@@ -5,13 +5,14 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE,
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::body::{FilePart, Multipart, streamed};
 use super::error::{ApiError, insert};
-use super::{App, CONTENT_DIGEST, Call, Outcome};
+use super::fields::insert_digest;
+use super::{App, Call, Outcome};
 use crate::oci::{Digest, RangeSet, RepoId, media_type};
 use crate::pull::{Content, ContentBody, ContentStream, Want};
 use crate::resolve::Rule;
@@ -26,7 +27,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
     let target = call.readable(app)?;
     let digest: Digest = digest.parse()?;
     let mut outcome = Outcome::of(app, call, &target.repo, ContentKind::Blob);
-    let etag = format!("\"{digest}\"");
+    let etag = digest.quoted();
     let local = target.repo.scope.is_local();
     let mut response = if call.is_head() {
         let length = if local {
@@ -74,8 +75,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
     }
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(CACHE_CONTROL, FOREVER);
-    insert(headers, CONTENT_DIGEST, digest.to_string());
-    insert(headers, ETAG, etag);
+    insert_digest(headers, &etag);
     call.echo_namespace(&mut response, &target);
     Ok(response)
 }
@@ -119,18 +119,18 @@ fn respond(content: Content, counter: super::Counter) -> Response {
 }
 
 /// The ranges that are asked for, where the condition on them holds (RFC 9110, 13.1.5).
-fn wanted_ranges(call: &Call, etag: &str) -> Option<RangeSet> {
-    if call.header(IF_RANGE).is_some_and(|condition| condition != etag) {
+fn wanted_ranges(call: &Call, etag: &[u8]) -> Option<RangeSet> {
+    if call.header(IF_RANGE).is_some_and(|condition| condition.as_bytes() != etag) {
         return None;
     }
     RangeSet::parse(call.header(RANGE)?)
 }
 
 /// Whether an `If-None-Match` names this entity tag (RFC 9110, 13.1.2: weak comparison).
-pub(super) fn matches(condition: Option<&str>, etag: &str) -> bool {
+pub(super) fn matches(condition: Option<&str>, etag: &[u8]) -> bool {
     condition.is_some_and(|condition| {
         let mut tags = condition.split(',').map(str::trim);
-        tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+        tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == etag)
     })
 }
 

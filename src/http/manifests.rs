@@ -6,13 +6,14 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, WARNING};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, IF_NONE_MATCH, LOCATION, WARNING};
 use http::{HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::body::Counter;
 use super::error::{ApiError, insert};
+use super::fields::{content_type, insert_digest};
 use super::{App, CONTENT_DIGEST, Call, Outcome, STALE};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, ReferenceError, RepoId, Tag, media_type};
 use crate::pull::{PullError, Served};
@@ -100,8 +101,7 @@ async fn mirrored(app: &App, call: &Call, target: &Target, reference: &Reference
 }
 
 fn respond(call: &Call, manifest: &StoredManifest) -> Response {
-    let etag = format!("\"{}\"", manifest.digest);
-    let unchanged = super::blobs::matches(call.header(IF_NONE_MATCH), &etag);
+    let unchanged = super::blobs::matches(call.header(IF_NONE_MATCH), &manifest.quoted_digest);
     let mut response = if unchanged {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
@@ -111,10 +111,11 @@ fn respond(call: &Call, manifest: &StoredManifest) -> Response {
     let headers = response.headers_mut();
     if !unchanged {
         headers.insert(CONTENT_LENGTH, manifest.bytes.len().into());
-        insert(headers, CONTENT_TYPE, manifest.media_type.clone());
+        if let Some(media_type) = content_type(&manifest.media_type) {
+            headers.insert(CONTENT_TYPE, media_type);
+        }
     }
-    insert(headers, CONTENT_DIGEST, manifest.digest.to_string());
-    insert(headers, ETAG, etag);
+    insert_digest(headers, &manifest.quoted_digest);
     response
 }
 

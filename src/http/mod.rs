@@ -10,6 +10,7 @@ mod body;
 mod catalog;
 mod connection;
 mod error;
+mod fields;
 mod manifests;
 mod peer;
 mod plain;
@@ -34,6 +35,7 @@ use futures_util::FutureExt;
 use http::header::{CONTENT_TYPE, HOST, WARNING};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
+use tower_service::Service;
 
 use crate::auth::{Action, Policy, Principal};
 use crate::oci::{Endpoint, RepoId, Route, STALE_WARNING, Scope};
@@ -46,6 +48,8 @@ use body::{Counter, Guarded};
 use error::{ApiError, insert};
 use query::Query;
 
+/// Where the distribution API is, unless something stands before it.
+const REGISTRY: &str = "/v2/";
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// On what could not be confirmed.
@@ -75,29 +79,50 @@ struct Call {
     principal: Principal,
 }
 
-pub fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/metrics", get(admin::metrics))
-        .route("/healthz", get(admin::healthz))
-        .route("/readyz", get(admin::readyz))
-        .fallback(dispatch)
-        .with_state(app)
+/// Everything that is answered on the listening port. Clones share it.
+#[derive(Clone)]
+pub struct Site {
+    app: Arc<App>,
+    /// The paths beside `/v2/`.
+    router: Router,
+}
+
+impl Site {
+    pub fn new(app: Arc<App>) -> Self {
+        let router = Router::new()
+            .route("/metrics", get(admin::metrics))
+            .route("/healthz", get(admin::healthz))
+            .route("/readyz", get(admin::readyz))
+            .fallback(|State(app): State<Arc<App>>, request| async move { dispatch(&app, request).await })
+            .with_state(app.clone());
+        Self { app, router }
+    }
+
+    /// Answers one request.
+    pub async fn answer(&self, request: Request<Body>) -> Response {
+        // Nearly all of them, past what a router costs.
+        if request.uri().path().starts_with(REGISTRY) {
+            return dispatch(&self.app, request).await;
+        }
+        // In a box: what is rare is not to make the future of every request larger.
+        Box::pin(self.router.clone().call(request)).await.unwrap_or_else(|never| match never {})
+    }
 }
 
 /// Answers one request; a panic costs that request and nothing else.
-async fn dispatch(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
+async fn dispatch(app: &Arc<App>, request: Request<Body>) -> Response {
     let started = Instant::now();
     let route = Route::parse(request.uri().path());
     let handler = route.as_ref().map_or("other", |route| route.endpoint.handler());
     let in_flight = app.metrics.http_started(handler);
     let method = request.method().clone();
-    let answer = AssertUnwindSafe(answer(&app, route, request)).catch_unwind().await.unwrap_or_else(|_| {
+    let answer = AssertUnwindSafe(answer(app, route, request)).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!(handler, %method, "a handler panicked");
         Err(ApiError::Panic)
     });
     let mut response = answer.unwrap_or_else(IntoResponse::into_response);
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    let ended = Ended { app, handler, method, code: response.status(), started, _in_flight: in_flight };
+    let ended = Ended { app: app.clone(), handler, method, code: response.status(), started, _in_flight: in_flight };
     response.map(|body| Guarded::wrap(body, ended))
 }
 
@@ -132,19 +157,21 @@ async fn answer(
     }
     match (call.method(), &call.route.endpoint) {
         (&Method::GET | &Method::HEAD, Endpoint::Base) => Ok(base()),
-        (&Method::GET | &Method::HEAD, Endpoint::Catalog) => catalog::list(app, &call).await,
-        (&Method::GET | &Method::HEAD, Endpoint::Tags) => tags::list(app, &call).await,
+        (&Method::GET | &Method::HEAD, Endpoint::Catalog) => Box::pin(catalog::list(app, &call)).await,
+        (&Method::GET | &Method::HEAD, Endpoint::Tags) => Box::pin(tags::list(app, &call)).await,
         (&Method::GET | &Method::HEAD, Endpoint::Manifest(reference)) => manifests::get(app, &call, reference).await,
-        (&Method::PUT, Endpoint::Manifest(reference)) => manifests::put(app, &call, reference, body).await,
-        (&Method::DELETE, Endpoint::Manifest(reference)) => manifests::delete(app, &call, reference).await,
+        (&Method::PUT, Endpoint::Manifest(reference)) => Box::pin(manifests::put(app, &call, reference, body)).await,
+        (&Method::DELETE, Endpoint::Manifest(reference)) => Box::pin(manifests::delete(app, &call, reference)).await,
         (&Method::GET | &Method::HEAD, Endpoint::Blob(digest)) => blobs::get(app, &call, digest).await,
-        (&Method::DELETE, Endpoint::Blob(digest)) => blobs::delete(app, &call, digest).await,
-        (&Method::POST, Endpoint::Uploads) => uploads::start(app, &call, body).await,
-        (&Method::PATCH, Endpoint::Upload(id)) => uploads::append(app, &call, id, body).await,
-        (&Method::PUT, Endpoint::Upload(id)) => uploads::finish(app, &call, id, body).await,
-        (&Method::GET | &Method::HEAD, Endpoint::Upload(id)) => uploads::status(app, &call, id).await,
-        (&Method::DELETE, Endpoint::Upload(id)) => uploads::cancel(app, &call, id).await,
-        (&Method::GET | &Method::HEAD, Endpoint::Referrers(subject)) => referrers::list(app, &call, subject).await,
+        (&Method::DELETE, Endpoint::Blob(digest)) => Box::pin(blobs::delete(app, &call, digest)).await,
+        (&Method::POST, Endpoint::Uploads) => Box::pin(uploads::start(app, &call, body)).await,
+        (&Method::PATCH, Endpoint::Upload(id)) => Box::pin(uploads::append(app, &call, id, body)).await,
+        (&Method::PUT, Endpoint::Upload(id)) => Box::pin(uploads::finish(app, &call, id, body)).await,
+        (&Method::GET | &Method::HEAD, Endpoint::Upload(id)) => Box::pin(uploads::status(app, &call, id)).await,
+        (&Method::DELETE, Endpoint::Upload(id)) => Box::pin(uploads::cancel(app, &call, id)).await,
+        (&Method::GET | &Method::HEAD, Endpoint::Referrers(subject)) => {
+            Box::pin(referrers::list(app, &call, subject)).await
+        }
         _ => Err(ApiError::Method),
     }
 }

@@ -7,7 +7,6 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
 use http::Request;
@@ -18,13 +17,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
-use tower_service::Service;
 
 use super::body::Guarded;
 use super::connection::{Deadlines, Requests, TimedReads, TimedWrites};
-use super::plain;
 use super::streams::{Paced, Streams};
 use super::tls::{Certificates, Handshake};
+use super::{Site, plain};
 use crate::tasks::Tasks;
 
 /// What one connection, or one stream of it, may hold on its way in and, beside one frame, on its way out.
@@ -36,7 +34,7 @@ const WINDOW: u32 = 1 << 20;
 
 /// How we deal with whoever connects.
 pub(super) struct Peers {
-    router: Router,
+    site: Site,
     deadlines: Deadlines,
     certificates: Option<Certificates>,
     tasks: Tasks,
@@ -45,8 +43,8 @@ pub(super) struct Peers {
 // === impl Peers ===
 
 impl Peers {
-    pub(super) fn new(router: Router, deadlines: Deadlines, certificates: Option<Certificates>, tasks: Tasks) -> Self {
-        Self { router, deadlines, certificates, tasks }
+    pub(super) fn new(site: Site, deadlines: Deadlines, certificates: Option<Certificates>, tasks: Tasks) -> Self {
+        Self { site, deadlines, certificates, tasks }
     }
 
     /// Serves one connection to its end, which is near once `draining` is cancelled.
@@ -55,14 +53,17 @@ impl Peers {
         let _ = stream.set_nodelay(true);
         let progress = self.deadlines.progress;
         let Some(certificates) = &self.certificates else {
-            let answer = |request| {
-                let answer = self.router.clone().call(request);
-                async { answer.await.unwrap_or_else(|never| match never {}) }
-            };
-            let left = plain::serve(stream, self.deadlines, answer, &draining).await;
+            let left = plain::serve(stream, self.deadlines, &self.site, &draining).await;
             let Some((stream, ahead)) = left else { return };
-            return self.http1(TimedWrites::with_ahead(stream, ahead, progress), draining.cancelled()).await;
+            let stream = TimedWrites::with_ahead(stream, ahead, progress);
+            // In a box, as what follows: most connections are not as large as the largest.
+            return Box::pin(self.http1(stream, draining.cancelled())).await;
         };
+        Box::pin(self.encrypted(stream, certificates, draining)).await;
+    }
+
+    async fn encrypted(&self, stream: TcpStream, certificates: &Certificates, draining: CancellationToken) {
+        let progress = self.deadlines.progress;
         let shaken = certificates.accept(stream, |stream| TimedWrites::new(stream, progress));
         match tokio::time::timeout(self.deadlines.head, shaken).await {
             Ok(Ok(Handshake::Http1(stream))) => self.http1(stream, draining.cancelled()).await,
@@ -126,8 +127,11 @@ impl Peers {
         requests: &Arc<Requests>,
     ) -> Pin<Box<dyn Future<Output = Result<Response, std::convert::Infallible>> + Send>> {
         let guard = requests.begin();
-        let answer = self.router.clone().call(request.map(Body::new));
-        Box::pin(async move { answer.await.map(|response| response.map(|body| Guarded::wrap(body, guard))) })
+        let site = self.site.clone();
+        Box::pin(async move {
+            let response = site.answer(request.map(Body::new)).await;
+            Ok(response.map(|body| Guarded::wrap(body, guard)))
+        })
     }
 }
 

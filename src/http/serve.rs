@@ -6,13 +6,13 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::Site;
 use super::connection::Deadlines;
 use super::peer::Peers;
 use super::tls::Certificates;
@@ -90,10 +90,10 @@ fn bind(address: SocketAddr) -> io::Result<StdListener> {
 
 impl Server {
     /// With `certificates`, every connection begins with TLS.
-    pub fn new(config: ServerConfig, router: Router, certificates: Option<Certificates>, tasks: Tasks) -> Self {
+    pub fn new(config: ServerConfig, site: Site, certificates: Option<Certificates>, tasks: Tasks) -> Self {
         let deadlines =
             Deadlines { head: config.head_timeout, idle: config.keep_alive, progress: config.progress_timeout };
-        let peers = Peers::new(router, deadlines, certificates, tasks.clone());
+        let peers = Peers::new(site, deadlines, certificates, tasks.clone());
         Self { config, peers, tasks, draining: CancellationToken::new(), open: TaskTracker::new() }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256, Sha512};
 
 /// A registered digest algorithm that this registry stores content under.
@@ -94,6 +95,11 @@ impl Digest {
             hex.push(DIGITS[usize::from(byte & 15)] as char);
         }
         hex
+    }
+
+    /// The digest as text, in double quotes: its entity tag (RFC 9110, 8.8.3).
+    pub fn quoted(&self) -> Bytes {
+        format!("\"{self}\"").into()
     }
 
     /// The inverse of [`Digest::as_bytes`].

@@ -47,7 +47,8 @@ impl Puller {
             return Err(PullError::NotFound);
         }
         let upstream = self.upstream(repo)?;
-        inner.cold_blob(&upstream, repo, digest, member, want).await
+        // In a box: what is rare is not to make every request larger.
+        Box::pin(inner.cold_blob(&upstream, repo, digest, member, want)).await
     }
 
     /// The length of a blob of a mirrored repository, in bytes; `None` if its upstream does not say.
@@ -69,7 +70,7 @@ impl Puller {
         // A manifest that was served may say how long it is.
         let known = member.and_then(|member| member.size);
         let deadline = if known.is_some() { inner.deadline_of_stale() } else { inner.deadline() };
-        match inner.prove(&upstream, repo, digest, deadline).await {
+        match Box::pin(inner.prove(&upstream, repo, digest, deadline)).await {
             Ok(proof) => Ok(proof.size.or(known)),
             // The upstream will be asked again.
             Err(error) if error.is_trouble() => known.map(Some).ok_or(error),

@@ -33,7 +33,8 @@ impl Puller {
         if inner.is_absent(repo, &Reference::Digest(digest.clone())) {
             return Err(PullError::NotFound);
         }
-        inner.manifest_by_digest(&self.upstream(repo)?, repo, digest, inner.deadline()).await
+        // In a box: what is rare is not to make every request larger.
+        Box::pin(inner.manifest_by_digest(&self.upstream(repo)?, repo, digest, inner.deadline())).await
     }
 }
 

@@ -62,7 +62,8 @@ impl Puller {
             inner.tags.start(key.clone(), question);
             return Ok(served);
         }
-        let flight = inner.tags.run(key.clone(), question);
+        // In a box: what is rare is not to make every request larger.
+        let flight = Box::pin(inner.tags.run(key.clone(), question));
         // The flight keeps the deadline itself; this one is for whoever waits for a flight that cannot.
         let patience = inner.deadline() + STALE_PATIENCE;
         let (answer, part) = tokio::time::timeout_at(patience, flight).await.map_err(|_| inner.too_late(&upstream))?;

@@ -30,6 +30,10 @@ pub struct Blob {
 impl Store {
     /// Opens a blob if its file is here. Who may read it is not asked: see [`Store::member`].
     pub async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        if let Some((file, length)) = self.inner.open_files.get(digest) {
+            self.inner.recency.note_content(digest);
+            return Ok(Some(Blob { reader: BlobReader::new(file), length }));
+        }
         let digest = digest.clone();
         self.run(move |inner| {
             let blob = inner.open_blob(&digest)?;
@@ -87,12 +91,10 @@ impl Inner {
         let path = self.layout.blob(digest);
         // A second try: an upload of the same content may have taken the place of what was opened.
         for _ in 0..2 {
-            let shared = self.open_files.get(digest);
-            let opened = match &shared {
-                Some(file) => Some(file.clone()),
-                None => optional(fs::open(&path)).at("open", &path)?.map(Arc::new),
-            };
-            let Some(file) = opened else { return Ok(None) };
+            if let Some(opened) = self.open_files.get(digest) {
+                return Ok(Some(opened));
+            }
+            let Some(file) = optional(fs::open(&path)).at("open", &path)?.map(Arc::new) else { return Ok(None) };
             let metadata = file.metadata().at("stat", &path)?;
             if !metadata.is_file() {
                 return Ok(None);
@@ -102,8 +104,9 @@ impl Inner {
                 self.quarantine(digest, &file)?;
                 return Ok(None);
             }
-            if shared.is_some() || self.open_files.share(digest, &file, &path).at("stat", &path)? {
-                return Ok(Some((file, metadata.len())));
+            let length = metadata.len();
+            if self.open_files.share(digest, &file, length, &path).at("stat", &path)? {
+                return Ok(Some((file, length)));
             }
         }
         Ok(None)

@@ -127,6 +127,7 @@ impl Inner {
 
     /// One turn of what is done in the background; whether there is more to do.
     fn tend(&self) -> Result<bool, StoreError> {
+        self.open_files.close_idle();
         self.recency.settle();
         self.refresh_pins()?;
         if self.space.excess() > 0 {
@@ -194,7 +195,7 @@ impl Inner {
     fn evict(&self, digest: &Digest, reason: EvictionReason) -> Result<bool, StoreError> {
         let Some(_may_unlink) = self.may_unlink() else { return Ok(false) };
         // It is asked again below, where nobody can begin to.
-        if self.open_files.get(digest).is_some() {
+        if self.open_files.is_read(digest) {
             return Ok(false);
         }
         // The index says that it is cached, and so does the file, below; but both may have been copied or set to rights by
@@ -217,7 +218,7 @@ impl Inner {
                 return Ok(false);
             }
             // Aside first: to remove a large file takes a while, and the lock is others' too.
-            match self.open_files.unless_open(digest, || fs::rename(&path, aside.path())) {
+            match self.open_files.unless_read(digest, || fs::rename(&path, aside.path())) {
                 Some(moved) => moved.at("rename", &path)?,
                 None => return Ok(false),
             }

@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use parking_lot::Mutex;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::blocking;
@@ -34,19 +35,18 @@ impl BlobReader {
     /// `UnexpectedEof` at the end of the file: callers know the length and never ask beyond it.
     pub async fn read_at(&self, offset: u64, max: u64) -> io::Result<Bytes> {
         let want = usize::try_from(max).unwrap_or(FRAME).min(FRAME);
-        let mut buffer = BytesMut::zeroed(want);
-        let read =
-            rustix::io::preadv2(&*self.file, &mut [IoSliceMut::new(&mut buffer)], offset, ReadWriteFlags::NOWAIT);
+        let mut frame = Frame::new(want);
+        let slice = IoSliceMut::new(frame.room());
+        let read = rustix::io::preadv2(&*self.file, &mut [slice], offset, ReadWriteFlags::NOWAIT);
         let read = match read {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => read,
             Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {
-                return self.read_blocking(buffer, offset).await;
+                return self.read_blocking(frame, offset).await;
             }
             Err(error) => return Err(error.into()),
         };
-        buffer.truncate(read);
-        Ok(buffer.freeze())
+        Ok(frame.into_bytes(read))
     }
 
     /// Whether all of this is in the page cache, as far as a look at each piece of it tells.
@@ -72,21 +72,68 @@ impl BlobReader {
         Ok(rustix::fs::sendfile(socket, &*self.file, Some(&mut offset), max)?)
     }
 
-    async fn read_blocking(&self, mut buffer: BytesMut, offset: u64) -> io::Result<Bytes> {
+    async fn read_blocking(&self, mut frame: Frame, offset: u64) -> io::Result<Bytes> {
         let file = self.file.clone();
         blocking(move || {
             let read = loop {
-                match file.read_at(&mut buffer, offset) {
+                match file.read_at(frame.room(), offset) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(read) => break read,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }
             };
-            buffer.truncate(read);
-            Ok(buffer.freeze())
+            Ok(frame.into_bytes(read))
         })
         .await
         .unwrap_or_else(|_| Err(io::Error::other("the read was cancelled")))
+    }
+}
+
+/// What a read goes into. Large ones are used again: a new one would have to be zeroed.
+struct Frame {
+    buffer: Box<[u8]>,
+    /// Bytes of it that are meant.
+    length: usize,
+}
+
+/// Large frames that nobody uses at present.
+static SPARE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+const MOST_SPARE: usize = 16;
+/// Smaller ones cost less than what goes to keep them.
+const WORTH_KEEPING: usize = 16 << 10;
+
+impl Frame {
+    fn new(length: usize) -> Self {
+        let spare = if length < WORTH_KEEPING { None } else { SPARE.lock().pop() };
+        let size = if length < WORTH_KEEPING { length } else { FRAME };
+        Self { buffer: spare.unwrap_or_else(|| vec![0; size].into()), length }
+    }
+
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.length]
+    }
+
+    /// What was read, as long as somebody holds it.
+    fn into_bytes(mut self, read: usize) -> Bytes {
+        self.length = read;
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Frame {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        if self.buffer.len() == FRAME {
+            let mut spare = SPARE.lock();
+            if spare.len() < MOST_SPARE {
+                spare.push(std::mem::take(&mut self.buffer));
+            }
+        }
     }
 }

@@ -30,6 +30,8 @@ pub struct TagRecord {
 #[derive(Debug)]
 pub struct StoredManifest {
     pub digest: Digest,
+    /// The digest as text, in double quotes: what an entity tag of it is, made once.
+    pub quoted_digest: Bytes,
     pub media_type: String,
     pub bytes: Bytes,
     /// What it refers to and needs.
@@ -78,7 +80,8 @@ impl StoredManifest {
     pub fn new(digest: Digest, media_type: String, bytes: Bytes, manifest: &Manifest) -> Self {
         let needed = manifest.children.iter().filter(|child| !child.optional);
         let children = needed.map(|child| child.digest.clone()).collect();
-        Self { digest, media_type, bytes, children, noted: LastNoted::default() }
+        let quoted_digest = digest.quoted();
+        Self { digest, quoted_digest, media_type, bytes, children, noted: LastNoted::default() }
     }
 
     /// Bytes that it takes in memory, about.

@@ -136,7 +136,7 @@ impl Spool {
             self.committed = true;
             // From here on it counts as cached.
             self.room.lock().release();
-            self.share(&digest)?;
+            self.share(&digest, length)?;
             self.store.link_blob(&repo, &digest, Some(length))
         });
         committed.await.map_err(|_| StoreError::Task)?
@@ -145,10 +145,10 @@ impl Spool {
 
 impl Spool {
     /// Those who follow the fill read this file on under its digest: it is not to be evicted from under them.
-    fn share(&self, digest: &Digest) -> Result<(), StoreError> {
+    fn share(&self, digest: &Digest, length: u64) -> Result<(), StoreError> {
         let path = self.store.layout.blob(digest);
         let file = self.file.file().at("open", &path)?;
-        self.store.open_files.share(digest, &file, &path).at("stat", &path).map(drop)
+        self.store.open_files.share(digest, &file, length, &path).at("stat", &path).map(drop)
     }
 }
 

@@ -10,16 +10,20 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Histogram, IntGauge, Registry, TextEncoder};
 
 use super::families::Families;
-use super::series::UpstreamSeries;
+use super::series::{HandlerSeries, UpstreamSeries};
 use super::{CacheResult, ContentKind, StorageClass};
 
 pub struct Metrics {
     registry: Registry,
     families: Families,
     upstreams: HashMap<Arc<str>, UpstreamSeries>,
+    handlers: [HandlerSeries; HANDLERS.len()],
     last_no_room: Mutex<Option<Instant>>,
     first_byte: [[Histogram; CacheResult::ALL.len()]; ContentKind::ALL.len()],
 }
+
+/// What is read most.
+const HANDLERS: [&str; 2] = ["manifest", "blob"];
 
 /// Counts as in flight until it is dropped.
 #[must_use = "dropping it ends the count"]
@@ -44,7 +48,8 @@ impl Metrics {
         let upstreams: HashMap<_, _> =
             upstreams.iter().map(|&name| (Arc::from(name), UpstreamSeries::new(&families, name))).collect();
         upstreams.values().for_each(|series| series.available.set(1));
-        Self { registry, families, upstreams, last_no_room: Mutex::default(), first_byte }
+        let handlers = HANDLERS.map(|handler| HandlerSeries::new(&families, handler));
+        Self { registry, families, upstreams, handlers, last_no_room: Mutex::default(), first_byte }
     }
 
     /// Every metric in the text exposition format 0.0.4.
@@ -119,11 +124,23 @@ impl Metrics {
 
     /// A request to `handler` is being answered until the guard is dropped.
     pub fn http_started(&self, handler: &str) -> InFlight {
-        InFlight::new(self.families.http_in_flight.with_label_values(&[handler]))
+        InFlight::new(match self.handler(handler) {
+            Some(series) => series.in_flight.clone(),
+            None => self.families.http_in_flight.with_label_values(&[handler]),
+        })
+    }
+
+    fn handler(&self, handler: &str) -> Option<&HandlerSeries> {
+        self.handlers.iter().zip(HANDLERS).find_map(|(series, name)| (name == handler).then_some(series))
     }
 
     /// A request was answered to its end, `seconds` after its head.
     pub fn http_finished(&self, handler: &str, method: &Method, code: StatusCode, seconds: f64) {
+        if let Some(series) = self.handler(handler)
+            && series.finished(&self.families, method, code, seconds)
+        {
+            return;
+        }
         let method = method_label(method);
         self.families.http_requests.with_label_values(&[handler, code.as_str(), method]).inc();
         self.families.http_request_duration.with_label_values(&[handler, method]).observe(seconds);

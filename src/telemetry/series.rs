@@ -1,5 +1,8 @@
 //! Series looked up once, so that counting on the hot path is an atomic addition and no hashing of labels.
 
+use std::sync::OnceLock;
+
+use http::{Method, StatusCode};
 use prometheus::{Histogram, IntCounter, IntGauge};
 
 use super::families::Families;
@@ -22,6 +25,40 @@ pub(super) struct KindSeries {
     results: [IntCounter; CacheResult::ALL.len()],
     pub(super) pulled_bytes: IntCounter,
     pub(super) pushed_bytes: IntCounter,
+}
+
+/// The answers that are counted most; others are looked up by label.
+const CODES: [StatusCode; 4] =
+    [StatusCode::OK, StatusCode::PARTIAL_CONTENT, StatusCode::NOT_MODIFIED, StatusCode::NOT_FOUND];
+const METHODS: [(Method, &str); 2] = [(Method::GET, "get"), (Method::HEAD, "head")];
+
+/// Reads of one kind of resource, each series from the first time that there is something to count.
+pub(super) struct HandlerSeries {
+    handler: &'static str,
+    pub(super) in_flight: IntGauge,
+    methods: [(OnceLock<Histogram>, [OnceLock<IntCounter>; CODES.len()]); METHODS.len()],
+}
+
+// === impl HandlerSeries ===
+
+impl HandlerSeries {
+    pub(super) fn new(families: &Families, handler: &'static str) -> Self {
+        let in_flight = families.http_in_flight.with_label_values(&[handler]);
+        Self { handler, in_flight, methods: Default::default() }
+    }
+
+    /// Counts a request; false if it is one of those that have to be looked up.
+    pub(super) fn finished(&self, families: &Families, method: &Method, code: StatusCode, seconds: f64) -> bool {
+        let Some(at_method) = METHODS.iter().position(|(known, _)| known == method) else { return false };
+        let Some(at_code) = CODES.iter().position(|known| *known == code) else { return false };
+        let (handler, method) = (self.handler, METHODS[at_method].1);
+        let (duration, codes) = &self.methods[at_method];
+        let counter = || families.http_requests.with_label_values(&[handler, code.as_str(), method]);
+        let histogram = || families.http_request_duration.with_label_values(&[handler, method]);
+        codes[at_code].get_or_init(counter).inc();
+        duration.get_or_init(histogram).observe(seconds);
+        true
+    }
 }
 
 // === impl UpstreamSeries ===

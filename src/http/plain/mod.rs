@@ -10,16 +10,13 @@ mod clock;
 mod head;
 mod socket;
 
-use std::future::Future;
-
-use axum::body::Body;
-use axum::response::Response;
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request};
+use http::Method;
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 use tokio_util::sync::CancellationToken;
 
+use super::Site;
 use super::connection::Deadlines;
 use head::{Asked, Foreign};
 use socket::Socket;
@@ -29,10 +26,10 @@ const ANSWER: usize = 1 << 10;
 
 /// Serves a connection as long as it asks for what is served here. What comes back is for somebody else to go on with:
 /// the socket, and what was read of it.
-pub(super) async fn serve<F: Future<Output = Response>>(
+pub(super) async fn serve(
     stream: TcpStream,
     deadlines: Deadlines,
-    answer: impl Fn(Request<Body>) -> F,
+    site: &Site,
     draining: &CancellationToken,
 ) -> Option<(TcpStream, Bytes)> {
     let mut socket = Socket::new(stream, deadlines.head, deadlines.progress);
@@ -48,7 +45,7 @@ pub(super) async fn serve<F: Future<Output = Response>>(
         let to_head = request.method() == Method::HEAD;
         let response = tokio::select! {
             biased;
-            response = answer(request) => response,
+            response = site.answer(request) => response,
             () = socket.left() => return None,
         };
         let is_last = is_last || draining.is_cancelled();
