@@ -37,6 +37,7 @@ mod model;
 mod mounts;
 mod operator;
 mod outages;
+mod plain;
 mod power;
 mod proxies;
 mod push;

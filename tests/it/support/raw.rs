@@ -70,8 +70,17 @@ impl Conn {
         Self::ask_on(socket.connect(addr).await?, request).await
     }
 
+    /// Asks for more over the same connection, of which the last answer was read to its end; with an empty request, for
+    /// the answer to what was sent ahead.
+    pub async fn then(self, request: &str) -> io::Result<Self> {
+        Self::ask_over(self.stream, request).await
+    }
+
     async fn ask_on(stream: TcpStream, request: &str) -> io::Result<Self> {
-        let mut stream = BufReader::new(stream);
+        Self::ask_over(BufReader::new(stream), request).await
+    }
+
+    async fn ask_over(mut stream: BufReader<TcpStream>, request: &str) -> io::Result<Self> {
         stream.get_mut().write_all(request.as_bytes()).await?;
         let mut line = String::new();
         stream.read_line(&mut line).await?;

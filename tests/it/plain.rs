@@ -1,0 +1,103 @@
+//! Connections that change what they ask for: reads are answered in one way and all else in another, and no client sees it.
+
+use std::fs::OpenOptions;
+
+use bytes::Bytes;
+
+use crate::disk::blob_file;
+use crate::support::{Conn, Content, Ended, Image, TestServer, Upstream, digest_of};
+
+/// A server with `org/app` cached, its layer of `length` bytes, and the path of that layer.
+async fn cached(length: usize) -> (Upstream, TestServer, Content, String) {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[length]);
+    upstream.add_image("org/app", "v1", &image);
+    let server = TestServer::mirror_of(&upstream).await;
+    assert_eq!(server.get("/v2/org/app/manifests/v1").await.status, 200);
+    let layer = image.layers[0].clone();
+    let path = format!("/v2/org/app/blobs/{}", layer.digest);
+    assert_eq!(server.get(&path).await.body, layer.bytes);
+    (upstream, server, layer, path)
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: registry\r\n\r\n")
+}
+
+#[tokio::test]
+async fn requests_that_were_sent_ahead_are_answered_in_their_order() {
+    let (_upstream, server, layer, path) = cached(3_000_000).await;
+    let push = "POST /v2/team/app/blobs/uploads/ HTTP/1.1\r\nHost: registry\r\nContent-Length: 0\r\n\r\n";
+    let head = format!("HEAD {path} HTTP/1.1\r\nHost: registry\r\n\r\n");
+    let part = format!("GET {path} HTTP/1.1\r\nHost: registry\r\nRange: bytes=100000-199999\r\n\r\n");
+    let none = get("/v2/org/app/blobs/nonsense");
+    let (base, whole) = (get("/v2/"), get(&path));
+    let all = [base.as_str(), &whole, &part, &none, push, &whole, &head].concat();
+    let mut conn = Conn::ask(server.addr(), &all).await.unwrap();
+    let mut answers = Vec::new();
+    for _ in 0..6 {
+        let status = conn.status;
+        let (body, ended) = conn.rest().await;
+        assert_eq!(ended, Ended::Whole);
+        answers.push((status, body));
+        conn = conn.then("").await.unwrap();
+    }
+    let statuses: Vec<u16> = answers.iter().map(|(status, _)| *status).collect();
+    assert_eq!(statuses, [200, 200, 206, 400, 202, 200]);
+    assert_eq!(answers[0].1, Bytes::from_static(b"{}"));
+    for at in [1, 5] {
+        assert!(answers[at].1 == layer.bytes, "{at}");
+    }
+    assert!(answers[2].1 == layer.bytes[100_000..200_000]);
+    assert_eq!((conn.status, conn.header("content-length")), (200, "3000000"));
+}
+
+#[tokio::test]
+async fn a_connection_reads_pushes_and_reads_again() {
+    let (_upstream, server, layer, path) = cached(100_000).await;
+    let mut conn = Conn::ask(server.addr(), &get(&path)).await.unwrap();
+    assert!(conn.rest().await == (layer.bytes.clone(), Ended::Whole));
+    let body = "x".repeat(50);
+    let digest = digest_of(body.as_bytes());
+    let push = format!(
+        "POST /v2/team/app/blobs/uploads/?digest={digest} HTTP/1.1\r\nHost: registry\r\nContent-Length: 50\r\n\r\n{body}"
+    );
+    let mut conn = conn.then(&push).await.unwrap();
+    assert_eq!((conn.status, conn.rest().await.1), (201, Ended::Whole));
+    let mut conn = conn.then(&get(&format!("/v2/team/app/blobs/{digest}"))).await.unwrap();
+    assert!(conn.status == 200 && conn.rest().await == (Bytes::from(body), Ended::Whole));
+}
+
+#[tokio::test]
+async fn a_client_that_wants_no_more_is_told_goodbye() {
+    let (_upstream, server, layer, path) = cached(100_000).await;
+    let last = format!("GET {path} HTTP/1.1\r\nHost: registry\r\nConnection: close\r\n\r\n");
+    let mut conn = Conn::ask(server.addr(), &last).await.unwrap();
+    assert_eq!(conn.header("connection"), "close");
+    assert!(conn.rest().await == (layer.bytes, Ended::Whole));
+    assert!(conn.then(&get("/v2/")).await.is_err(), "nothing comes after it");
+}
+
+#[tokio::test]
+async fn a_file_that_loses_its_end_costs_one_client_its_answer() {
+    let (_upstream, server, layer, path) = cached(64 << 20).await;
+    let mut conn = Conn::ask_with_small_buffer(server.addr(), &get(&path)).await.unwrap();
+    assert!(conn.take(1000).await == layer.bytes[..1000]);
+    let file = OpenOptions::new().write(true).open(blob_file(server.data_dir(), &layer.digest)).unwrap();
+    file.set_len(40 << 20).unwrap();
+    let (rest, ended) = conn.rest().await;
+    assert_ne!(ended, Ended::Whole);
+    assert!(rest.len() < layer.bytes.len() - 1000 && layer.bytes[1000..].starts_with(&rest), "nothing wrong was sent");
+    assert!(server.get(&path).await.body == layer.bytes, "it was found out, and fetched again");
+}
+
+#[tokio::test]
+async fn a_file_that_is_deleted_by_hand_is_fetched_again() {
+    let (upstream, server, layer, path) = cached(100_000).await;
+    upstream.forget();
+    assert!(server.get(&path).await.body == layer.bytes);
+    assert_eq!(upstream.requests().len(), 0, "it is here, and open");
+    std::fs::remove_file(blob_file(server.data_dir(), &layer.digest)).unwrap();
+    assert!(server.get(&path).await.body == layer.bytes);
+    assert_eq!(upstream.requests().len(), 1, "no file without a name is served on");
+}
