@@ -32,6 +32,11 @@ use crate::upstream::{Upstream, UpstreamSetupError};
 const UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const SETTLE: Duration = Duration::from_secs(30);
 const INDEX_FLUSH: Duration = Duration::from_secs(5);
+/// Between looks whether the disk has room for an index now: this, and as many times as long as a look took.
+const INDEX_PAUSE: Duration = Duration::from_secs(1);
+const INDEX_REST: u32 = 20;
+/// How long a stop may go unnoticed.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const HOUSEKEEPING: Duration = Duration::from_secs(60 * 60);
 
 /// Why a server does not start. One clear line each.
@@ -198,8 +203,12 @@ fn take_stock(store: &Store, metrics: &Metrics) -> StockTaking {
             if store.is_read_only() {
                 return;
             }
-            if store.needs_reconcile() {
+            while store.needs_reconcile() {
+                let begun = Instant::now();
                 store.reconcile(&stop);
+                if !store.lacks_index() || !rest((begun.elapsed() * INDEX_REST).max(INDEX_PAUSE), &stop) {
+                    break;
+                }
             }
             // What is not in step with the files is not to be evicted from.
             if !store.needs_reconcile() {
@@ -208,6 +217,15 @@ fn take_stock(store: &Store, metrics: &Metrics) -> StockTaking {
         }
     });
     StockTaking { stop, walk }
+}
+
+/// Waits in a blocking thread; false if it is to end.
+fn rest(time: Duration, stop: &AtomicBool) -> bool {
+    let end = Instant::now() + time;
+    while Instant::now() < end && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    !stop.load(Ordering::Relaxed)
 }
 
 fn keep_house(store: &Store, tasks: &Tasks) {

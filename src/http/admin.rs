@@ -40,6 +40,8 @@ struct Readiness {
     storage: Storage,
     /// Lists and sums come from the folders meanwhile.
     index_rebuilding: bool,
+    /// The disk has no room for an index: as above, and nothing is evicted. It is taken up when there is room.
+    index_without_room: bool,
     /// Lately something was not kept, for there was no room.
     bypassing: bool,
     /// A backup lease keeps content from being unlinked.
@@ -63,6 +65,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
         ready,
         storage,
         index_rebuilding: storage != Storage::ReadOnly && app.store.needs_reconcile(),
+        index_without_room: app.store.lacks_index(),
         bypassing: app.metrics.since_no_room().is_some_and(|since| since < NO_ROOM_LATELY),
         deletions_held: app.store.deletions_held(),
     };

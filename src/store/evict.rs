@@ -191,7 +191,7 @@ impl Inner {
     }
 
     /// Whether the content went: not if somebody reads it.
-    fn evict(&self, digest: &Digest, reason: EvictionReason) -> Result<bool, StoreError> {
+    pub(super) fn evict(&self, digest: &Digest, reason: EvictionReason) -> Result<bool, StoreError> {
         let Some(_may_unlink) = self.may_unlink() else { return Ok(false) };
         // It is asked again below, where nobody can begin to.
         if self.open_files.get(digest).is_some() {
@@ -214,6 +214,10 @@ impl Inner {
             let known = self.index.blob(digest).map(|blob| blob.class);
             if known == Some(Class::Pushed) || (self.keeps_modes && is_marked_pushed(&metadata)) {
                 self.record_blob(digest, metadata.len(), Class::Pushed);
+                return Ok(false);
+            }
+            // No index has heard of who is about to name it, or did so since the look.
+            if !self.index.is_open() && (self.coming.contains(digest) || self.is_named_locally(digest)?) {
                 return Ok(false);
             }
             // Aside first: to remove a large file takes a while, and the lock is others' too.

@@ -81,6 +81,11 @@ impl Layout {
         self.root.join("index.odd")
     }
 
+    /// Says that files have changed without the index.
+    pub(super) fn index_behind(&self) -> PathBuf {
+        self.root.join("index.behind")
+    }
+
     pub(super) fn spool(&self) -> PathBuf {
         self.root.join("spool")
     }

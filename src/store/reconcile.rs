@@ -20,10 +20,19 @@ impl Store {
         !self.inner.index.is_ready()
     }
 
-    /// Walks the files until done or `stop` is set. Blocks for as long as that takes: give it a thread.
+    /// Walks the files until done or `stop` is set. Blocks for as long as that takes: give it a thread. Where there is no
+    /// index yet, for the disk had no room for it, it is taken up first, if there is room now.
     pub fn reconcile(&self, stop: &AtomicBool) {
         let started = Instant::now();
         let inner = &*self.inner;
+        match inner.take_up_index() {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::error!(%error, "the index cannot be opened; lists go on coming from the files: {error}");
+                return;
+            }
+        }
         match inner.reconcile(stop) {
             Ok(true) => {
                 inner.settling.all_clear();

@@ -221,7 +221,8 @@ async fn health_is_of_the_process_and_readiness_of_the_storage() {
     assert_eq!((answer.status, answer.text()), (200, "ok\n"));
     until("the index is in step", async || server.get("/readyz").await.json()["index_rebuilding"] == false).await;
     let ready = server.get("/readyz").await;
-    let all_is_well = json!({"ready": true, "storage": "writable", "index_rebuilding": false, "bypassing": false,
+    let all_is_well = json!({"ready": true, "storage": "writable", "index_rebuilding": false,
+                          "index_without_room": false, "bypassing": false,
                              "deletions_held": false});
     assert_eq!((ready.status, ready.json()), (200, all_is_well));
     let spool = server.data_dir().join("spool");

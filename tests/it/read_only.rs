@@ -99,7 +99,8 @@ async fn changes_are_refused_as_clients_understand_and_readyz_says_why() {
     assert_refused(&server.delete("/v2/team/app/manifests/v1").await);
     assert_refused(&server.delete(&format!("/v2/team/app/blobs/{}", scene.pushed.layers[0].digest)).await);
     let ready = server.get("/readyz").await;
-    let expected = json!({"ready": true, "storage": "read_only", "index_rebuilding": false, "bypassing": false,
+    let expected = json!({"ready": true, "storage": "read_only", "index_rebuilding": false,
+                          "index_without_room": false, "bypassing": false,
                           "deletions_held": false});
     assert_eq!((ready.status, ready.json()), (200, expected));
     assert_eq!(state(server.data_dir()), before);
