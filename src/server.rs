@@ -37,6 +37,7 @@ const INDEX_PAUSE: Duration = Duration::from_secs(1);
 const INDEX_REST: u32 = 20;
 /// How long a stop may go unnoticed.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const ROOM: Duration = Duration::from_secs(10);
 const HOUSEKEEPING: Duration = Duration::from_secs(60 * 60);
 
 /// Why a server does not start. One clear line each.
@@ -106,7 +107,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
     let stock = take_stock(&store, &metrics);
     if !read_only {
-        keep_house(&store, &tasks);
+        keep_house(&store, &metrics, &tasks);
         evict::start(&store, &config, &metrics, &tasks);
     }
     let operator = Control {
@@ -228,10 +229,20 @@ fn rest(time: Duration, stop: &AtomicBool) -> bool {
     !stop.load(Ordering::Relaxed)
 }
 
-fn keep_house(store: &Store, tasks: &Tasks) {
+fn keep_house(store: &Store, metrics: &Arc<Metrics>, tasks: &Tasks) {
     let [uploads, index, settling] = [store.clone(), store.clone(), store.clone()];
     tasks.spawn(async move { every(HOUSEKEEPING, "remove abandoned uploads", || expire_uploads(&uploads)).await });
     tasks.spawn(async move { every(INDEX_FLUSH, "flush the index", || index.flush_index()).await });
+    let metrics = metrics.clone();
+    tasks.spawn(async move {
+        every(ROOM, "see whether there is room again", || async {
+            if metrics.has_room_again() {
+                tracing::info!("room again: for five minutes everything that was pulled has been kept");
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await;
+    });
     tasks.spawn(async move { every(SETTLE, "settle what was fetched lately", || settling.settle()).await });
 }
 

@@ -16,8 +16,6 @@ use crate::telemetry::StorageClass;
 
 /// A disk that takes longer than this to write a byte is not ready.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
-/// How long an answer that found no room is news.
-const NO_ROOM_LATELY: Duration = Duration::from_secs(5 * 60);
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     app.metrics.storage_bytes(StorageClass::Cached, app.store.bytes(Class::Cached));
@@ -66,7 +64,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
         storage,
         index_rebuilding: storage != Storage::ReadOnly && app.store.needs_reconcile(),
         index_without_room: app.store.lacks_index(),
-        bypassing: app.metrics.since_no_room().is_some_and(|since| since < NO_ROOM_LATELY),
+        bypassing: app.metrics.is_bypassing(),
         deletions_held: app.store.deletions_held(),
     };
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
