@@ -221,7 +221,10 @@ impl Inner {
                 return Ok(false);
             }
             // Aside first: to remove a large file takes a while, and the lock is others' too.
-            match self.open_files.unless_open(digest, || fs::rename(&path, aside.path())) {
+            match self
+                .open_files
+                .unless_open(digest, || self.layout.within(aside.path(), |aside| fs::rename(&path, aside)))
+            {
                 Some(moved) => moved.at("rename", &path)?,
                 None => return Ok(false),
             }

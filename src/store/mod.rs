@@ -155,6 +155,8 @@ pub enum OpenError {
     Store(#[from] StoreError),
     #[error("the data folder's file system takes names of different case for the same; it cannot hold tags")]
     CaseInsensitive,
+    #[error("{0}; to read a folder that cannot be written, set storage.read_only (ROADSTEAD_STORAGE__READ_ONLY=true)")]
+    NotWritable(StoreError),
     #[error("{0} is on another file system than the data folder; content is committed by rename")]
     OtherFileSystem(&'static str),
 }
@@ -172,7 +174,10 @@ impl Store {
     pub fn open_within(root: &Path, bounds: Bounds, pins: Option<PinRule>) -> Result<Self, OpenError> {
         fs::create_dir_all(root).at("create", root)?;
         let layout = Layout::new(root);
-        let lock = FolderLock::take(&layout.lock())?;
+        let lock = FolderLock::take(&layout.lock()).map_err(|error| match error {
+            LockError::Store(error) if error.is_not_writable() => OpenError::NotWritable(error),
+            error => error.into(),
+        })?;
         // First, for it may be what fills the disk.
         empty_spool(&layout)?;
         layout.create()?;
@@ -265,7 +270,7 @@ impl Store {
     pub async fn check_writable(&self) -> Result<(), StoreError> {
         self.run(|inner| {
             let temporary = Temporary::new(inner.layout.temporary());
-            fs::write(temporary.path(), b"ok").at("write", temporary.path())
+            inner.layout.within(temporary.path(), |path| fs::write(path, b"ok")).at("write", temporary.path())
         })
         .await
     }

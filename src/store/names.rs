@@ -263,7 +263,7 @@ impl Inner {
 
         let temporary = Temporary::new(self.layout.temporary());
         let path = temporary.path();
-        fs::write(path, &bytes).at("write", path)?;
+        self.layout.within(path, |path| fs::write(path, &bytes)).at("write", path)?;
         let _held = durable.then(|| self.coming.hold(&digest));
         self.commit_file(path, &digest, bytes.len() as u64, class)?;
 
@@ -372,7 +372,7 @@ impl Inner {
     pub(super) fn write_name(&self, path: &Path, text: &str, durable: bool) -> Result<(), StoreError> {
         self.check_writes()?;
         let temporary = Temporary::new(self.layout.temporary());
-        let written = fs::create_new(temporary.path()).and_then(|mut file| {
+        let written = self.layout.within(temporary.path(), fs::create_new).and_then(|mut file| {
             fs::write_all(&mut file, text.as_bytes())?;
             if durable && !text.is_empty() { fs::sync_all(&file) } else { Ok(()) }
         });

@@ -43,6 +43,7 @@ impl Inner {
         if self.index.is_open() {
             return Ok(true);
         }
+        self.check_writes()?;
         for _ in 0..TRIES {
             if self.space.free().is_none_or(|free| free >= LEAST_ROOM) {
                 let trusted = !self.layout.index_behind().exists();

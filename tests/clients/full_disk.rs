@@ -52,6 +52,7 @@ async fn what_finds_no_room_is_served_all_the_same_and_never_wrong() {
     let bypassed = server.metric("roadstead_cache_results_total", &[("type", "blob"), ("result", "bypass")]).await;
     assert_eq!(bypassed, 2.0);
     assert!(server.metric("roadstead_no_room_total", &[]).await >= 2.0);
+    assert_eq!(server.log().matches("no room: until").count(), 1, "said once: {}", server.log());
     let ready = Client::new().get(&server.url("/readyz")).await;
     assert_eq!((ready.status, &ready.json()["bypassing"]), (200, &true.into()), "there is room for a file");
     let url = server.url(&large_path);

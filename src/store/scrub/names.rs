@@ -154,7 +154,7 @@ impl Inner {
             return Ok(false);
         }
         let (path, aside) = (self.name_path(repo, name), self.layout.quarantined_name());
-        fs::rename(&path, &aside).at("rename", &path)?;
+        self.layout.within(&aside, |aside| fs::rename(&path, aside)).at("rename", &path)?;
         match name {
             Name::Tag(tag) => {
                 self.index.apply(&[Change::NoTag(repo, tag)]);
