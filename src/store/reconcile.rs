@@ -36,6 +36,7 @@ impl Store {
         match inner.reconcile(stop) {
             Ok(true) => {
                 inner.settling.all_clear();
+                inner.space.names_are_counted();
                 inner.index.set_ready();
                 let seconds = started.elapsed().as_secs_f64();
                 tracing::info!(seconds, "the index is in step with the files");
@@ -64,7 +65,8 @@ impl Inner {
             let whole = self.walk_repositories(&scope, &mut |repo| {
                 self.index_repository(&repo)?;
                 if !repo.scope.is_local() {
-                    self.space.add_names(self.layout.count_names(&repo)?);
+                    let _locked = self.repositories.read(&repo);
+                    self.space.found_names(&repo, self.layout.count_names(&repo)?);
                 }
                 Ok(!stopped())
             })?;

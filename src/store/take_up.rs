@@ -66,7 +66,10 @@ impl Inner {
 
     fn index_is_open(&self, found: Found) {
         self.space.set_cached(self.index.bytes(Class::Cached));
-        self.space.set_names(if found == Found::Clean { self.index.names() } else { 0 });
+        match found {
+            Found::Clean => self.space.set_names(self.index.names()),
+            Found::Unclean | Found::New | Found::SetAside(_) => self.space.count_names_anew(),
+        }
         let _ = fs::remove_file(&self.layout.index_behind());
         let _ = self.index_found.set(found);
     }
