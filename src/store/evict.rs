@@ -262,11 +262,7 @@ impl Inner {
 
     /// What the manifests of a repository refer to; `None` if they are too many to be looked through for one that goes.
     fn needed_by_others(&self, repo: &RepoId) -> Result<Option<HashSet<Digest>>, StoreError> {
-        let mut manifests = Vec::new();
-        self.layout.for_each_link(&self.layout.manifests(repo), &mut |digest| {
-            manifests.push(digest);
-            Ok(())
-        })?;
+        let manifests = self.layout.links_below(&self.layout.manifests(repo))?;
         if manifests.len() > LOOKED_THROUGH {
             return Ok(None);
         }
