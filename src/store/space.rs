@@ -184,6 +184,11 @@ impl Space {
         self.used().saturating_sub(self.bounds.max_size).max(self.lacking(0))
     }
 
+    /// Whether this is a cache that is served, and not a folder that is looked at.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.bounds.max_size != Bounds::NONE.max_size
+    }
+
     /// What eviction frees beyond what was asked for, so that it does not begin again at once.
     pub(super) fn slack(&self) -> u64 {
         (self.bounds.max_size / 20).min(MOST_SLACK)

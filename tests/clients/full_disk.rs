@@ -163,6 +163,14 @@ async fn a_cache_starts_without_a_byte_free_and_what_is_cached_makes_way_for_its
     fill_up(&disk);
     assert_eq!(free(disk.path()), 0);
 
+    let blobs = server.data_dir().join("blobs");
+    let before = all_below(&blobs).len();
+    let config = server.config_file();
+    for command in ["du", "scrub"] {
+        run(Path::new(env!("CARGO_BIN_EXE_roadstead")), &[command, "--config", config.to_str().unwrap()], &[]);
+    }
+    assert_eq!(all_below(&blobs).len(), before, "who looks removes nothing");
+
     for _ in 0..2 {
         server.begin();
         until("the index is there", async || ready(&server).await["index_rebuilding"] == false).await;
@@ -170,7 +178,7 @@ async fn a_cache_starts_without_a_byte_free_and_what_is_cached_makes_way_for_its
         assert_eq!((&ready["ready"], &ready["index_without_room"]), (&true.into(), &false.into()), "{ready}");
         let index = server.metric("roadstead_index_ready", &[]).await;
         assert_eq!(index, 1.0, "what comes can make what is here go again");
-        let left = all_below(&server.data_dir().join("blobs")).len();
+        let left = all_below(&blobs).len();
         assert!((4..=10).contains(&left), "{left} files: some of what is cached went, and nothing else did");
         for blob in &pushed.layers {
             assert!(whole(&server, &blob_path("team/app", blob)).await == blob.bytes);
