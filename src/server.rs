@@ -32,6 +32,12 @@ use crate::upstream::{Upstream, UpstreamSetupError};
 const UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const SETTLE: Duration = Duration::from_secs(30);
 const INDEX_FLUSH: Duration = Duration::from_secs(5);
+/// Between looks whether the disk has room for an index now: this, and as many times as long as a look took.
+const INDEX_PAUSE: Duration = Duration::from_secs(1);
+const INDEX_REST: u32 = 20;
+/// How long a stop may go unnoticed.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const ROOM: Duration = Duration::from_secs(10);
 const HOUSEKEEPING: Duration = Duration::from_secs(60 * 60);
 
 /// Why a server does not start. One clear line each.
@@ -101,7 +107,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
     let stock = take_stock(&store, &metrics);
     if !read_only {
-        keep_house(&store, &tasks);
+        keep_house(&store, &metrics, &tasks);
         evict::start(&store, &config, &metrics, &tasks);
     }
     let operator = Control {
@@ -198,8 +204,12 @@ fn take_stock(store: &Store, metrics: &Metrics) -> StockTaking {
             if store.is_read_only() {
                 return;
             }
-            if store.needs_reconcile() {
+            while store.needs_reconcile() {
+                let begun = Instant::now();
                 store.reconcile(&stop);
+                if !store.lacks_index() || !rest((begun.elapsed() * INDEX_REST).max(INDEX_PAUSE), &stop) {
+                    break;
+                }
             }
             // What is not in step with the files is not to be evicted from.
             if !store.needs_reconcile() {
@@ -210,10 +220,29 @@ fn take_stock(store: &Store, metrics: &Metrics) -> StockTaking {
     StockTaking { stop, walk }
 }
 
-fn keep_house(store: &Store, tasks: &Tasks) {
+/// Waits in a blocking thread; false if it is to end.
+fn rest(time: Duration, stop: &AtomicBool) -> bool {
+    let end = Instant::now() + time;
+    while Instant::now() < end && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    !stop.load(Ordering::Relaxed)
+}
+
+fn keep_house(store: &Store, metrics: &Arc<Metrics>, tasks: &Tasks) {
     let [uploads, index, settling] = [store.clone(), store.clone(), store.clone()];
     tasks.spawn(async move { every(HOUSEKEEPING, "remove abandoned uploads", || expire_uploads(&uploads)).await });
     tasks.spawn(async move { every(INDEX_FLUSH, "flush the index", || index.flush_index()).await });
+    let metrics = metrics.clone();
+    tasks.spawn(async move {
+        every(ROOM, "see whether there is room again", || async {
+            if metrics.has_room_again() {
+                tracing::info!("room again: for five minutes everything that was pulled has been kept");
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await;
+    });
     tasks.spawn(async move { every(SETTLE, "settle what was fetched lately", || settling.settle()).await });
 }
 

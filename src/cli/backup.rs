@@ -3,11 +3,14 @@
 //! With a command it runs that one under a lease of its own, renews it, and ends it with the command. On a folder that
 //! nobody serves the lock is the lease.
 
+use std::io::{self, IsTerminal};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use clap::Args;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,19 +19,22 @@ use super::options::ConfigOptions;
 use super::output::print;
 use super::session::Session;
 use super::{CliError, runtime};
-use crate::config::Config;
+use crate::config::{Config, format_duration};
 use crate::control::lease::{Lease, Question, Release, Released};
 
 /// The lease of who takes one and goes.
 const BY_HAND: &str = "backup";
 /// What a lease lasts that is renewed as long as a command runs; and how often it is.
 const RENEWED: Duration = Duration::from_secs(10 * 60);
-const RENEW_EVERY: Duration = Duration::from_secs(60);
+const RENEW_EVERY: Duration = Duration::from_secs(10);
+/// Added to the number of the signal that ended a command.
+const SIGNALLED: i32 = 128;
 
 #[derive(Args, Debug)]
 pub struct BackupLease {
     /// How long the lease lasts if no command is given; taking it again renews it.
-    #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "TIME", default_value = "1h", conflicts_with = "command",
+          value_parser = humantime::parse_duration)]
     time: Duration,
 
     /// End the lease that was taken without a command.
@@ -68,7 +74,7 @@ impl BackupLease {
             }
             (Session::Server(mut server), None) => {
                 let _: Lease = server.call("lease", &question(BY_HAND, self.time, false)).await?;
-                let time = humantime::format_duration(self.time);
+                let time = format_duration(self.time);
                 print(&format!("no content is unlinked for {time}, or until backup-lease --release\n"))?;
                 Ok(ExitCode::SUCCESS)
             }
@@ -120,18 +126,30 @@ fn question(name: &str, time: Duration, renew: bool) -> Question {
     Question { name: name.to_owned(), seconds: time.as_secs(), renew }
 }
 
-/// Runs the backup to its end. A signal from the terminal reaches it, too, and it is for it to end.
+/// Runs the backup to its end. A signal to us is for it: it ends, and we with it.
 async fn run(program: &str, arguments: Vec<String>) -> Result<ExitCode, CliError> {
     let failed = |error| CliError::Command { program: program.to_owned(), error };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut child = Command::new(program).args(arguments).kill_on_drop(true).spawn().map_err(failed)?;
+    // The terminal interrupts all that run in it, and to many programs twice means at once.
+    let by_terminal = io::stdin().is_terminal();
     loop {
-        tokio::select! {
-            status = child.wait() => {
-                let code = status.map_err(failed)?.code().and_then(|code| u8::try_from(code).ok());
-                return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
-            }
-            _ = interrupt.recv() => {}
+        let passed_on = tokio::select! {
+            status = child.wait() => return Ok(exit_code(status.map_err(failed)?)),
+            _ = interrupt.recv() => (!by_terminal).then_some(Signal::INT),
+            _ = terminate.recv() => Some(Signal::TERM),
+        };
+        let child = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        if let (Some(passed_on), Some(child)) = (passed_on, child) {
+            // It may have ended just now.
+            let _ = kill_process(child, passed_on);
         }
     }
+}
+
+/// As shells have it for who was ended by a signal.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or_else(|| Some(SIGNALLED + status.signal()?));
+    code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

@@ -63,7 +63,7 @@ async fn collect(config: &Config, dry_run: bool, progress: Arc<Mutex<ProgressLin
             // The index has to be in step with the files before anything is removed for what it says.
             let walked = store.clone();
             let walk = tokio::task::spawn_blocking(move || {
-                if walked.needs_reconcile() {
+                if walked.needs_reconcile() && !walked.is_read_only() {
                     walked.reconcile(&AtomicBool::new(false));
                 }
             });

@@ -143,6 +143,7 @@ fn cache(keys: CacheKeys) -> CacheConfig {
         negative_ttl: value(keys.negative_ttl, default.negative_ttl),
         answer_within: positive(keys.answer_within, default.answer_within),
         max_fills: positive(keys.max_fills, default.max_fills),
+        max_bypasses: positive(keys.max_bypasses, default.max_bypasses),
     }
 }
 

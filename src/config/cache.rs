@@ -26,6 +26,8 @@ pub struct CacheConfig {
     pub answer_within: Duration,
     /// Blobs that are fetched at once, from all upstreams together; more wait for their turn.
     pub max_fills: usize,
+    /// Transfers at once that pass by the store, each for one client; more wait for their turn.
+    pub max_bypasses: usize,
 }
 
 impl Default for CacheConfig {
@@ -40,6 +42,7 @@ impl Default for CacheConfig {
             negative_ttl: Duration::from_secs(30),
             answer_within: Duration::from_secs(20),
             max_fills: 64,
+            max_bypasses: 128,
         }
     }
 }

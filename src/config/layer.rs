@@ -111,6 +111,7 @@ section! {
         negative_ttl: Duration,
         answer_within: Positive<Duration>,
         max_fills: Positive<usize>,
+        max_bypasses: Positive<usize>,
     }
 }
 

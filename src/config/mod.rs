@@ -53,6 +53,7 @@ pub use scrub::ScrubConfig;
 pub use secret::Secret;
 pub use server::{ServerConfig, TlsConfig};
 pub use storage::StorageConfig;
+pub use units::format_duration;
 pub use upstream::{
     BUILTIN_UPSTREAMS, ClientCertificate, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name,
 };

@@ -9,6 +9,8 @@ use globset::{GlobBuilder, GlobMatcher};
 #[derive(Clone)]
 pub struct Pin {
     pattern: String,
+    /// `None`: a pattern that does not end with the upstream's name.
+    upstream: Option<GlobMatcher>,
     /// Of `upstream/repository`.
     name: GlobMatcher,
     /// `None`: all of them.
@@ -30,7 +32,12 @@ impl Pin {
             Some((_, tag)) if !tag.contains('/') => (&pattern[..pattern.len() - tag.len() - 1], Some(glob(tag)?)),
             _ => (pattern, None),
         };
-        Some(Self { pattern: pattern.to_owned(), name: glob(name)?, tag })
+        Some(Self { pattern: pattern.to_owned(), upstream: glob(upstream), name: glob(name)?, tag })
+    }
+
+    /// Whether images of this upstream may be meant.
+    pub fn may_mean(&self, upstream: &str) -> bool {
+        self.upstream.as_ref().is_none_or(|pattern| pattern.is_match(upstream))
     }
 
     /// Whether the image `name:tag` is meant; `name` is `upstream/repository`.
@@ -75,6 +82,22 @@ mod tests {
         for (pattern, image, expected) in cases {
             let (name, tag) = image.rsplit_once(':').unwrap();
             assert_eq!(Pin::parse(pattern).unwrap().matches(name, tag), expected, "{pattern} on {image}");
+        }
+    }
+
+    #[test]
+    fn a_pin_names_its_upstreams() {
+        let cases = [
+            ("docker.io/library/alpine", "docker.io", true),
+            ("docker.io/library/alpine", "ghcr.io", false),
+            ("*.io/library/alpine", "ghcr.io", true),
+            ("**/alpine", "ghcr.io", true),
+            ("host:5000/app", "host:5000", true),
+            ("{docker.io,ghcr.io}/app", "quay.io", false),
+            ("{docker.io/library,ghcr.io}/app", "quay.io", true),
+        ];
+        for (pattern, upstream, expected) in cases {
+            assert_eq!(Pin::parse(pattern).unwrap().may_mean(upstream), expected, "{pattern} of {upstream}");
         }
     }
 

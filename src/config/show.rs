@@ -57,6 +57,7 @@ impl Config {
         document.key("negative_ttl", format_duration(self.cache.negative_ttl));
         document.key("answer_within", format_duration(self.cache.answer_within));
         document.key("max_fills", count(self.cache.max_fills));
+        document.key("max_bypasses", count(self.cache.max_bypasses));
 
         document.table("gc");
         document.key("interval", format_duration(self.gc.interval));

@@ -30,6 +30,14 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
             "cache.max_size = \"20 G\"",
             r#"roadstead.toml:1: cache.max_size: "20 G" is not a size; write for example "20GiB" or "500MB""#,
         ),
+        (
+            "[cache]\nmax_size = \"99999999TiB\"",
+            "roadstead.toml:2: cache.max_size: \"99999999TiB\" is too large; the largest size is 16777215TiB",
+        ),
+        (
+            "[cache]\nmax_size = 99999999999999999999",
+            "roadstead.toml:2: cache.max_size: 99999999999999999999 is too large; the largest size is 16777215TiB",
+        ),
         ("[cache]\nmax_size = 0", "roadstead.toml:2: cache.max_size: must be more than 0"),
         ("[cache]\nanswer_within = \"0s\"", "roadstead.toml:2: cache.answer_within: must be more than 0"),
         (

@@ -1,5 +1,6 @@
 //! Durations and sizes, as people write them.
 
+use std::num::IntErrorKind;
 use std::time::Duration;
 
 /// Longer waits are mistakes, and would overflow the clock they are added to.
@@ -18,6 +19,16 @@ const UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
+/// The largest of the largest unit.
+pub(super) const LARGEST_SIZE: &str = "16777215TiB";
+
+/// Why a text is not read as a size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum NoSize {
+    Shape,
+    TooLarge,
+}
+
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Size(pub(super) u64);
@@ -26,28 +37,45 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     humantime::parse_duration(text).ok().filter(|duration| *duration <= LONGEST)
 }
 
-pub(super) fn format_duration(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string()
+/// As the documentation writes it: `30d`, `1h 30m`, `0s`.
+pub fn format_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let nanos = u64::from(duration.subsec_nanos());
+    let parts = [
+        (seconds / 86_400, "d"),
+        (seconds / 3600 % 24, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+        (nanos / 1_000_000, "ms"),
+        (nanos / 1000 % 1000, "us"),
+        (nanos % 1000, "ns"),
+    ];
+    let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, unit)| format!("{count}{unit}"));
+    let text = parts.collect::<Vec<_>>().join(" ");
+    if text.is_empty() { "0s".to_owned() } else { text }
 }
 
 /// `20GiB`, `1.5 TB`, `1000` (bytes). `20G` is refused: some mean 10⁹ by it and some 2³⁰.
-pub(super) fn parse_size(text: &str) -> Option<Size> {
+pub(super) fn parse_size(text: &str) -> Result<Size, NoSize> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = match unit.trim() {
         "" => 1,
-        unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?.1,
+        unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or(NoSize::Shape)?.1,
     };
-    if let Ok(number) = number.parse::<u64>() {
-        return number.checked_mul(unit).map(Size);
+    match number.parse::<u64>() {
+        Ok(number) => return number.checked_mul(unit).map(Size).ok_or(NoSize::TooLarge),
+        Err(error) if *error.kind() == IntErrorKind::PosOverflow => return Err(NoSize::TooLarge),
+        Err(_) => {}
     }
-    let bytes = number.parse::<f64>().ok()? * unit as f64;
+    let bytes = number.parse::<f64>().map_err(|_| NoSize::Shape)? * unit as f64;
     // Exact enough for a fraction of a unit; beyond 2⁵³ the figure is a mistake anyway.
-    (bytes.fract() == 0.0 || unit > 1)
-        .then_some(bytes)
-        .filter(|bytes| *bytes < (1u64 << 53) as f64)
-        .map(|b| Size(b as u64))
+    match bytes {
+        bytes if bytes.fract() != 0.0 && unit == 1 => Err(NoSize::Shape),
+        bytes if bytes >= (1u64 << 53) as f64 => Err(NoSize::TooLarge),
+        bytes => Ok(Size(bytes as u64)),
+    }
 }
 
 /// In the largest unit that divides it.
@@ -63,23 +91,26 @@ mod tests {
     #[test]
     fn sizes_are_read_with_and_without_units() {
         let cases = [
-            ("20GiB", Some(20 << 30)),
-            ("2GB", Some(2_000_000_000)),
-            ("2 gb", Some(2_000_000_000)),
-            ("512 KiB", Some(512 << 10)),
-            ("1.5GiB", Some(3 << 29)),
-            ("0", Some(0)),
-            ("1000", Some(1000)),
-            ("12B", Some(12)),
-            ("20G", None),
-            ("20Gi", None),
-            ("GiB", None),
-            ("-1GiB", None),
-            ("1.2.3GiB", None),
-            ("1.5", None),
-            ("", None),
-            ("99999999TiB", None),
-            ("20 parsecs", None),
+            ("20GiB", Ok(20 << 30)),
+            ("2GB", Ok(2_000_000_000)),
+            ("2 gb", Ok(2_000_000_000)),
+            ("512 KiB", Ok(512 << 10)),
+            ("1.5GiB", Ok(3 << 29)),
+            ("0", Ok(0)),
+            ("1000", Ok(1000)),
+            ("12B", Ok(12)),
+            ("20G", Err(NoSize::Shape)),
+            ("20Gi", Err(NoSize::Shape)),
+            ("GiB", Err(NoSize::Shape)),
+            ("-1GiB", Err(NoSize::Shape)),
+            ("1.2.3GiB", Err(NoSize::Shape)),
+            ("1.5", Err(NoSize::Shape)),
+            ("", Err(NoSize::Shape)),
+            ("16777215TiB", Ok(16_777_215 << 40)),
+            ("16777216TiB", Err(NoSize::TooLarge)),
+            ("99999999999999999999", Err(NoSize::TooLarge)),
+            ("9999999.5TiB", Err(NoSize::TooLarge)),
+            ("20 parsecs", Err(NoSize::Shape)),
         ];
         for (text, bytes) in cases {
             assert_eq!(parse_size(text), bytes.map(Size), "{text}");
@@ -108,8 +139,15 @@ mod tests {
     #[test]
     fn what_is_printed_is_read_back() {
         for bytes in [0, 1, 1000, 1024, 1_500_000, 20 << 30, u64::MAX] {
-            assert_eq!(parse_size(&format_size(bytes)), Some(Size(bytes)), "{bytes}");
+            assert_eq!(parse_size(&format_size(bytes)), Ok(Size(bytes)), "{bytes}");
         }
+        for (seconds, text) in
+            [(0, "0s"), (60, "1m"), (5400, "1h 30m"), (2_592_000, "30d"), (40_000_000, "462d 23h 6m 40s")]
+        {
+            assert_eq!(format_duration(Duration::from_secs(seconds)), text);
+        }
+        let fine = Duration::from_nanos(1_002_003_004);
+        assert_eq!((format_duration(fine).as_str(), parse_duration("1s 2ms 3us 4ns")), ("1s 2ms 3us 4ns", Some(fine)));
         for seconds in [0, 1, 60, 90, 3600, 2_592_000, 40_000_000] {
             let duration = Duration::from_secs(seconds);
             assert_eq!(parse_duration(&format_duration(duration)), Some(duration), "{seconds}");

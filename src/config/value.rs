@@ -1,11 +1,12 @@
 //! How one setting is read, from TOML or from the text of a variable or a flag, and what is said when it is wrong.
 
+use std::num::IntErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::units::{self, Size};
+use super::units::{self, NoSize, Size};
 use super::{ListenAddr, LogFormat, Namespace, OnDenied, Pin, Secret};
 
 /// What stands at a key.
@@ -143,15 +144,28 @@ impl Setting for Size {
     const SHAPE: &'static str = "a size; write for example \"20GiB\" or \"500MB\"";
 
     fn from_text(text: &str) -> Result<Self, Wrong> {
-        units::parse_size(text).ok_or(Wrong::Shape)
+        units::parse_size(text).map_err(|wrong| match wrong {
+            NoSize::Shape => Wrong::Shape,
+            NoSize::TooLarge => too_large(&format!("\"{text}\"")),
+        })
     }
 
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
         match value.as_integer() {
-            Some(number) => u64::from_str_radix(number.as_str(), number.radix()).map(Size).map_err(|_| Wrong::Shape),
+            Some(number) => {
+                let read = u64::from_str_radix(number.as_str(), number.radix());
+                read.map(Size).map_err(|error| match error.kind() {
+                    IntErrorKind::PosOverflow => too_large(number.as_str()),
+                    _ => Wrong::Shape,
+                })
+            }
             None => value.as_str().ok_or(Wrong::Shape).and_then(Self::from_text),
         }
     }
+}
+
+fn too_large(size: &str) -> Wrong {
+    Wrong::Because(format!("{size} is too large; the largest size is {}", units::LARGEST_SIZE))
 }
 
 impl Setting for ListenAddr {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Config, UpstreamConfig};
+use super::units::format_duration;
+use super::{Config, Pin, UpstreamConfig};
 
 /// containerd takes a registry for dead after this long without the head of an answer.
 const CLIENTS_GIVE_UP_AFTER: Duration = Duration::from_secs(30);
@@ -16,7 +17,7 @@ impl Config {
         warnings.extend(self.upstreams.iter().filter_map(password_in_the_clear));
         warnings.extend(self.upstreams.iter().filter_map(anybodys_certificate));
         if self.cache.answer_within >= CLIENTS_GIVE_UP_AFTER {
-            let within = humantime::format_duration(self.cache.answer_within);
+            let within = format_duration(self.cache.answer_within);
             warnings.push(format!(
                 "cache.answer_within is {within}: containerd gives up after 30s without an answer; keep it below"
             ));
@@ -26,11 +27,18 @@ impl Config {
                 "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every tag is asked for every time";
             warnings.push(what.to_owned());
         }
+        warnings.extend(self.cache.pin.iter().filter_map(|pin| self.pin_of_nothing(pin)));
         if !self.ignored_settings.is_empty() {
             warnings
                 .push(format!("settings of registry:2 without a meaning here: {}", self.ignored_settings.join(", ")));
         }
         warnings
+    }
+
+    fn pin_of_nothing(&self, pin: &Pin) -> Option<String> {
+        let may_match = self.upstreams.iter().any(|upstream| pin.may_mean(upstream.name.as_str()));
+        let pattern = pin.as_str();
+        (!may_match).then(|| format!("cache.pin \"{pattern}\" matches no configured upstream: it pins nothing"))
     }
 
     /// What a network may do to a server that asks nobody who they are.
@@ -127,6 +135,10 @@ mod tests {
                 "[upstream.\"a.b\"]\nurl = \"https://a.b\"\ninsecure_skip_verify = true".to_owned(),
                 "upstream.\"a.b\" has insecure_skip_verify: whoever is on the way to it can read its passwords and \
                  change its tags; use ca_file",
+            ),
+            (
+                "[cache]\npin = [\"docker.io/library/*\", \"qay.io/a/b:*\"]".to_owned(),
+                "cache.pin \"qay.io/a/b:*\" matches no configured upstream: it pins nothing",
             ),
         ];
         for (text, warning) in cases {

@@ -46,12 +46,18 @@ impl Event for GcEvent {
 }
 
 /// Collects and sweeps, and tells `sink`, on a blocking thread, how far it is, until that returns false.
+///
+/// # Errors
+/// [`StoreError::ReadOnly`] for a folder that is only read: without an index nothing is known of what may go.
 pub async fn gc(
     store: Store,
     config: &Config,
     remove: bool,
     sink: impl Fn(GcEvent) -> bool + Send + 'static,
 ) -> Result<GcSummary, StoreError> {
+    if store.is_read_only() {
+        return Err(StoreError::ReadOnly);
+    }
     let (rules, unused) = (evict::rules(&config.gc, remove), config.cache.stale_if_error);
     let work = move |store: &Store, stop: &AtomicBool| {
         let collected = store.collect(rules, stop, &|repositories| {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::format_duration;
 use crate::store::Store;
 
 /// A backup that takes longer renews its lease.
@@ -40,13 +41,15 @@ pub struct Released {
 pub async fn take(store: Store, question: Question) -> Result<Lease, String> {
     let time = Duration::from_secs(question.seconds);
     if time > LONGEST {
-        return Err(format!("a lease lasts at most {}", humantime::format_duration(LONGEST)));
+        return Err(format!("a lease lasts at most {}", format_duration(LONGEST)));
     }
     let Question { name, renew, .. } = question;
     // It waits for an unlink that is under way.
     let held = tokio::task::spawn_blocking(move || {
         let held = store.hold_deletions(&name, time);
-        tracing::info!(name, seconds = time.as_secs(), "a backup lease holds deletions of content: {name}");
+        if !held {
+            tracing::info!(name, seconds = time.as_secs(), "a backup lease holds deletions of content: {name}");
+        }
         held
     });
     let was_held = held.await.map_err(|error| error.to_string())?;

@@ -1,6 +1,7 @@
 //! The operations by name.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -12,12 +13,16 @@ use http::header::CONTENT_TYPE;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{Control, explain, gc, lease, lines, scrub, usage};
 use crate::resolve::Routes;
 
 /// More than any question takes.
 const MOST_BYTES: usize = 64 << 10;
+
+/// For all of a question, from a process on this machine.
+const QUESTION_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why an operation was not begun.
 struct Refused(StatusCode, String);
@@ -88,7 +93,9 @@ async fn release_lease(State(control): State<Arc<Control>>, body: Body) -> Resul
 }
 
 async fn read<Q: DeserializeOwned>(body: Body) -> Result<Q, Refused> {
-    let bytes = to_bytes(body, MOST_BYTES).await.map_err(|error| bad_request(error.to_string()))?;
+    let late = |_| Refused(StatusCode::REQUEST_TIMEOUT, "the question did not come to its end".to_owned());
+    let bytes = timeout(QUESTION_WITHIN, to_bytes(body, MOST_BYTES)).await.map_err(late)?;
+    let bytes = bytes.map_err(|error| bad_request(error.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|error| bad_request(error.to_string()))
 }
 

@@ -8,7 +8,6 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use serde::Serialize;
-use serde_json::json;
 
 use super::App;
 use crate::store::{Class, Store};
@@ -16,8 +15,6 @@ use crate::telemetry::StorageClass;
 
 /// A disk that takes longer than this to write a byte is not ready.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
-/// How long an answer that found no room is news.
-const NO_ROOM_LATELY: Duration = Duration::from_secs(5 * 60);
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     app.metrics.storage_bytes(StorageClass::Cached, app.store.bytes(Class::Cached));
@@ -40,6 +37,8 @@ struct Readiness {
     storage: Storage,
     /// Lists and sums come from the folders meanwhile.
     index_rebuilding: bool,
+    /// The disk has no room for an index: as above, and nothing is evicted. It is taken up when there is room.
+    index_without_room: bool,
     /// Lately something was not kept, for there was no room.
     bypassing: bool,
     /// A backup lease keeps content from being unlinked.
@@ -63,11 +62,14 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
         ready,
         storage,
         index_rebuilding: storage != Storage::ReadOnly && app.store.needs_reconcile(),
-        bypassing: app.metrics.since_no_room().is_some_and(|since| since < NO_ROOM_LATELY),
+        index_without_room: app.store.lacks_index(),
+        bypassing: app.metrics.is_bypassing(),
         deletions_held: app.store.deletions_held(),
     };
+    // In this order, which a value of JSON would not keep.
+    let text = serde_json::to_string(&readiness).unwrap_or_default() + "\n";
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, [(CONTENT_TYPE, "application/json")], format!("{}\n", json!(readiness))).into_response()
+    (status, [(CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 async fn storage(store: &Store) -> Storage {

@@ -14,7 +14,7 @@ use super::{Inner, PullError, Puller, request};
 use crate::oci::{ByteRange, Digest, RangeSet, Reference, RepoId, Selected};
 use crate::store::Member;
 use crate::telemetry::CacheResult;
-use crate::upstream::{Effort, Kind, Upstream};
+use crate::upstream::{Effort, Kind, Upstream, UpstreamBody};
 
 /// A range that begins further beyond a fill's mark than this does not wait for it.
 const NEAR: u64 = 8 << 20;
@@ -108,11 +108,12 @@ impl Inner {
             }
             // The upstream's answer to the one who asks is the proof.
             if self.store.is_read_only() {
-                return self.direct(upstream, repo, digest, &want, deadline).await;
+                return self.direct(upstream, repo, digest, asker.size, &want, deadline).await;
             }
             match self.failures.get(&(asker.source.clone(), digest.clone())) {
                 Some(PullError::Store(error)) if error.is_full() => {
-                    return self.direct(upstream, repo, digest, &want, deadline).await;
+                    self.note_no_room(&error);
+                    return self.direct(upstream, repo, digest, asker.size, &want, deadline).await;
                 }
                 Some(error) => return Err(error),
                 None => {}
@@ -129,7 +130,8 @@ impl Inner {
             match self.follow(upstream, repo, following, result, &want, deadline).await {
                 // There is no room for it, and it is not the client's fault.
                 Err(PullError::Store(error)) if error.is_full() => {
-                    return self.direct(upstream, repo, digest, &want, deadline).await;
+                    self.note_no_room(&error);
+                    return self.direct(upstream, repo, digest, asker.size, &want, deadline).await;
                 }
                 // Given up for want of a slot, or failed with somebody else's rights: not our answer yet.
                 Err(error) if error.is_of_one_fill(others) => last = error,
@@ -166,7 +168,11 @@ impl Inner {
             let (next, end) = match (&selected, start.total) {
                 (Selected::Part(part), Some(total)) if part.start > start.mark.saturating_add(NEAR) => {
                     let digest = &following.fill.digest;
-                    if let Some(bytes) = self.pass_through(upstream, repo, digest, *part, total, deadline).await {
+                    // Who would have to wait for a turn may as well wait for the fill.
+                    if let Some(bypass) = self.bypass_now(repo, part.len())
+                        && let Some(body) = self.pass_through(upstream, repo, digest, *part, total, deadline).await
+                    {
+                        let bytes = ContentStream::Passthrough { body, left: part.len(), _bypass: bypass };
                         let body = ContentBody::Part(*part, bytes);
                         return Ok(Content { total: start.total, body, result: CacheResult::Bypass });
                     }
@@ -200,7 +206,7 @@ impl Inner {
         }
     }
 
-    /// A range straight from the upstream; `None` if it does not answer with exactly that, and the fill has to do.
+    /// A range straight from the upstream; `None` if it does not answer with exactly that, and the whole has to do.
     pub(super) async fn pass_through(
         &self,
         upstream: &Upstream,
@@ -209,7 +215,7 @@ impl Inner {
         range: ByteRange,
         total: u64,
         deadline: Instant,
-    ) -> Option<ContentStream> {
+    ) -> Option<Box<UpstreamBody>> {
         let mut get = request(Method::GET, Kind::Blob, repo, format!("blobs/{digest}"));
         get.range = Some((range.start, range.end - 1));
         get.effort = Effort::Once;
@@ -218,7 +224,7 @@ impl Inner {
             && response.content_range().is_some_and(|(start, last, whole)| {
                 (start, last + 1) == (range.start, range.end) && whole.is_none_or(|whole| whole == total)
             });
-        exact.then(|| ContentStream::Passthrough { body: Box::new(response.body), left: range.len() })
+        exact.then(|| Box::new(response.body))
     }
 
     /// Asks the upstream whether this repository has the blob, and records a yes. Its length comes with it.

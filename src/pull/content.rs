@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::direct::Direct;
+use super::direct::{Bypass, Direct};
 use super::error::ContentError;
 use super::follower::Follower;
 use crate::oci::{ByteRange, Selected};
@@ -31,7 +31,7 @@ pub enum ContentBody {
 pub enum ContentStream {
     File { reader: BlobReader, next: u64, end: u64 },
     Follow(Box<Follower>),
-    Passthrough { body: Box<UpstreamBody>, left: u64 },
+    Passthrough { body: Box<UpstreamBody>, left: u64, _bypass: Bypass },
     Direct(Box<Direct>),
 }
 
@@ -64,7 +64,7 @@ impl ContentStream {
             }
             Self::Follow(follower) => follower.next().await,
             Self::Direct(direct) => direct.next().await,
-            Self::Passthrough { body, left } => match body.chunk().await? {
+            Self::Passthrough { body, left, .. } => match body.chunk().await? {
                 None if *left == 0 => Ok(None),
                 Some(bytes) if bytes.len() as u64 <= *left => {
                     *left -= bytes.len() as u64;

@@ -41,6 +41,11 @@ impl PullError {
         matches!(self, Self::NotFound)
     }
 
+    /// Whether there is no room to keep it: it can be served all the same.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_full())
+    }
+
     /// Whether bytes came that are not the content: another transfer of the whole may bring the right ones.
     pub(super) fn is_wrong(&self) -> bool {
         matches!(self, Self::WrongContent { .. } | Self::Changed { .. })

@@ -142,7 +142,10 @@ impl Run {
             ),
             Err(error) => {
                 self.inner.remember_failure(&fill.source, &fill.digest, &error);
-                if !error.is_not_found() {
+                if error.is_full() {
+                    // Who follows is served past the store, and says once that there is no room.
+                    tracing::debug!(%image, digest = %fill.digest, %error, "no room to keep {image}@{}: {error}", fill.digest);
+                } else if !error.is_not_found() {
                     tracing::warn!(
                         %image, digest = %fill.digest, upstream = %self.upstream.name(), seconds, joined, resumes, %error,
                         "could not fetch {image}@{}: {error}", fill.digest

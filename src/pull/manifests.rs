@@ -99,8 +99,8 @@ impl Inner {
             Ok(manifest) => Ok((manifest, true)),
             Err(StoreError::ReadOnly) => Ok((Arc::new(passing), false)),
             Err(error) if error.is_full() => {
-                self.metrics.no_room();
-                tracing::error!(%repo, digest = %passing.digest, %error, "no room to keep {repo}@{}: {error}", passing.digest);
+                self.note_no_room(&error);
+                tracing::debug!(%repo, digest = %passing.digest, %error, "no room to keep {repo}@{}: {error}", passing.digest);
                 Ok((Arc::new(passing), false))
             }
             Err(error) => Err(error.into()),

@@ -74,6 +74,8 @@ struct Inner {
     metrics: Arc<Metrics>,
     tasks: Tasks,
     fills: Fills,
+    /// For what passes by the store: a client may take as long as it likes, and must not keep fills waiting.
+    bypasses: Slots,
     tags: Flights<(RepoId, Tag), Result<Served, PullError>>,
     manifests: Flights<(RepoId, Digest), Result<Served, PullError>>,
     proofs: Flights<(RepoId, Digest), Result<Member, PullError>>,
@@ -96,6 +98,7 @@ impl Puller {
         let most_of_each =
             upstreams.iter().map(|(name, upstream)| (Scope::Upstream(name.clone()), upstream.max_fills()));
         let inner = Inner {
+            bypasses: Slots::new(cache.max_bypasses, []),
             fills: Fills::new(Slots::new(cache.max_fills, most_of_each)),
             tags: Flights::new(tasks.clone()),
             manifests: Flights::new(tasks.clone()),
@@ -196,6 +199,13 @@ impl Inner {
         }
         let is_manifest = self.store.has_manifest(repo, digest).await?;
         Ok(is_manifest.then_some(Member { size: None }))
+    }
+
+    /// Something is served that cannot be kept.
+    fn note_no_room(&self, error: &StoreError) {
+        if self.metrics.no_room() {
+            tracing::warn!(%error, "no room: until there is some, what is pulled passes by and is not kept ({error})");
+        }
     }
 
     fn is_absent(&self, repo: &RepoId, reference: &Reference) -> bool {

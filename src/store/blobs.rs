@@ -187,13 +187,13 @@ impl Inner {
                 }
             }
             (Class::Cached, None) => {
-                fs::rename(from, &to).at("rename", &to)?;
+                self.layout.within(&to, |to| fs::rename(from, to)).at("rename", &to)?;
                 self.settling.committed(digest);
                 self.record_blob(digest, length, Class::Cached);
             }
             (Class::Pushed, _) => {
                 self.unmark(&[Candidate::Content(digest.clone())]);
-                fs::rename(from, &to).at("rename", &to)?;
+                self.layout.within(&to, |to| fs::rename(from, to)).at("rename", &to)?;
                 // Who read what stood here goes on; who comes reads the file that is synced.
                 self.open_files.forget(digest);
                 // Before what may fail: the file is there, and if nobody comes to name it, the collector has to know it.

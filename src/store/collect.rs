@@ -283,7 +283,9 @@ impl Inner {
         if self.coming.contains(digest) || self.is_named_locally(digest)? {
             return Ok(None);
         }
-        let moved = self.if_marked(candidate, || if remove { fs::rename(&path, aside.path()) } else { Ok(()) });
+        let moved = self.if_marked(candidate, || {
+            if remove { self.layout.within(aside.path(), |aside| fs::rename(&path, aside)) } else { Ok(()) }
+        });
         let taken = moved.transpose().at("rename", &path)?.is_some();
         if taken && remove {
             self.open_files.forget(digest);

@@ -29,6 +29,12 @@ impl StoreError {
             Self::DigestMismatch { .. } | Self::Task => false,
         }
     }
+
+    /// Whether writing is forbidden, by a mount or by permissions.
+    pub(super) fn is_not_writable(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
+    }
 }
 
 /// Whether the disk or a quota has no room for it.

@@ -5,10 +5,14 @@
 //! with the files and the order of last use is complete.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::process::setpriority_process;
+use tokio::sync::oneshot;
 
 use super::blobs::is_marked_pushed;
 use super::clock::now;
@@ -17,13 +21,17 @@ use super::fs;
 use super::layout::Temporary;
 use super::records::Class;
 use super::space::{Reservation, Shortage};
-use super::{Inner, Store};
+use super::{Inner, StopOnDrop, Store};
 use crate::oci::{Digest, Manifest, RepoId};
 
 /// What goes in one turn before anybody else may look at the order.
 const AT_ONCE: usize = 25;
 /// Between turns that nobody waits for the evictor rests for this many times as long as one took.
 const REST: u32 = 4;
+/// How long a stop may go unnoticed.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Of the thread that evicts.
+const NICE: i32 = 10;
 /// A reservation may find that another has taken the room that was made for it.
 const TRIES: usize = 16;
 /// Manifests of one repository that are read when one of them goes.
@@ -52,7 +60,7 @@ pub(super) struct Evictions {
     /// One at a time: two would take the same victims.
     turn: Mutex<()>,
     /// Room was short since the last look: some more is made ahead of the next who needs it.
-    pub(super) short: std::sync::atomic::AtomicBool,
+    pub(super) short: AtomicBool,
     counted: Mutex<HashMap<EvictionReason, Evicted>>,
 }
 
@@ -89,14 +97,38 @@ impl Store {
 
     /// Puts uses in order, and evicts what the bounds ask for: all of it when they are exceeded, and some more after
     /// somebody had to wait for room. It takes its time, so that nobody else notices.
+    ///
+    /// # Errors
+    /// When a pin cannot be read; [`StoreError::Task`] when there can be no thread for it.
     pub async fn tend(&self) -> Result<(), StoreError> {
-        loop {
-            let begun = Instant::now();
-            if !self.run(|inner| inner.tend()).await? {
-                return Ok(());
-            }
-            tokio::time::sleep(begun.elapsed() * REST).await;
+        let is_short = self.run(|inner| {
+            inner.open_files.close_idle();
+            inner.is_short()
+        });
+        if !is_short.await? {
+            return Ok(());
         }
+        let stop = Arc::new(AtomicBool::new(false));
+        let _stopped_with_us = StopOnDrop(stop.clone());
+        let (inner, operation) = (self.inner.clone(), self.inner.operations.token());
+        let (tell, told) = oneshot::channel();
+        // A thread of its own: one of the blocking pool would keep its priority, for the next who gets it.
+        let evictor = thread::Builder::new().name("evictor".to_owned()).spawn(move || {
+            lower_priority();
+            let done = inner.tend(&stop);
+            drop(inner);
+            drop(operation);
+            let _ = tell.send(done);
+        });
+        evictor.map_err(|_| StoreError::Task)?;
+        told.await.map_err(|_| StoreError::Task)?
+    }
+}
+
+/// Of this thread alone: who serves goes first.
+fn lower_priority() {
+    if let Err(error) = setpriority_process(None, NICE) {
+        tracing::debug!(%error, "the evictor keeps its priority: {error}");
     }
 }
 
@@ -125,20 +157,33 @@ impl Inner {
         if short().bytes == 0 || self.make_room(&short)? { Ok(()) } else { Err(StoreError::NoRoom { bytes }) }
     }
 
-    /// One turn of what is done in the background; whether there is more to do.
-    fn tend(&self) -> Result<bool, StoreError> {
-        self.open_files.close_idle();
+    /// Puts uses in order; whether something should go now.
+    fn is_short(&self) -> Result<bool, StoreError> {
         self.recency.settle();
         self.refresh_pins()?;
         if self.space.excess() > 0 {
             self.evictions.short.store(true, Ordering::Relaxed);
         }
-        let more = self.evictions.short.load(Ordering::Relaxed)
-            && self.evict_some(&|| self.space.above_low_mark())? == Turn::More;
-        if !more {
-            self.evictions.short.store(false, Ordering::Relaxed);
+        Ok(self.evictions.short.load(Ordering::Relaxed))
+    }
+
+    /// Evicts in turns, with rests between them, until nothing should or can go, or `stop` is set.
+    fn tend(&self, stop: &AtomicBool) -> Result<(), StoreError> {
+        while self.is_short()? {
+            let begun = Instant::now();
+            if self.evict_some(&|| self.space.above_low_mark())? != Turn::More {
+                self.evictions.short.store(false, Ordering::Relaxed);
+                break;
+            }
+            let rested = Instant::now() + begun.elapsed() * REST;
+            while Instant::now() < rested && !stop.load(Ordering::Relaxed) {
+                thread::sleep(LOOK_AGAIN.min(rested.saturating_duration_since(Instant::now())));
+            }
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
         }
-        Ok(more)
+        Ok(())
     }
 
     /// Evicts until nothing is `short` any more; whether that could be reached. Nothing goes if it cannot.
@@ -192,7 +237,7 @@ impl Inner {
     }
 
     /// Whether the content went: not if somebody reads it.
-    fn evict(&self, digest: &Digest, reason: EvictionReason) -> Result<bool, StoreError> {
+    pub(super) fn evict(&self, digest: &Digest, reason: EvictionReason) -> Result<bool, StoreError> {
         let Some(_may_unlink) = self.may_unlink() else { return Ok(false) };
         // It is asked again below, where nobody can begin to.
         if self.open_files.is_read(digest) {
@@ -217,8 +262,15 @@ impl Inner {
                 self.record_blob(digest, metadata.len(), Class::Pushed);
                 return Ok(false);
             }
+            // No index has heard of who is about to name it, or did so since the look.
+            if !self.index.is_open() && (self.coming.contains(digest) || self.is_named_locally(digest)?) {
+                return Ok(false);
+            }
             // Aside first: to remove a large file takes a while, and the lock is others' too.
-            match self.open_files.unless_read(digest, || fs::rename(&path, aside.path())) {
+            match self
+                .open_files
+                .unless_read(digest, || self.layout.within(aside.path(), |aside| fs::rename(&path, aside)))
+            {
                 Some(moved) => moved.at("rename", &path)?,
                 None => return Ok(false),
             }
@@ -256,11 +308,7 @@ impl Inner {
 
     /// What the manifests of a repository refer to; `None` if they are too many to be looked through for one that goes.
     fn needed_by_others(&self, repo: &RepoId) -> Result<Option<HashSet<Digest>>, StoreError> {
-        let mut manifests = Vec::new();
-        self.layout.for_each_link(&self.layout.manifests(repo), &mut |digest| {
-            manifests.push(digest);
-            Ok(())
-        })?;
+        let manifests = self.layout.links_below(&self.layout.manifests(repo))?;
         if manifests.len() > LOOKED_THROUGH {
             return Ok(None);
         }
@@ -287,5 +335,22 @@ impl Inner {
             }
         }
         self.remove_empty(repo).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::getpriority_process;
+
+    use super::*;
+
+    #[test]
+    fn only_the_thread_that_asks_for_it_has_a_low_priority() {
+        let before = getpriority_process(None).unwrap();
+        let lowered = thread::spawn(|| {
+            lower_priority();
+            getpriority_process(None).unwrap()
+        });
+        assert_eq!((lowered.join().unwrap(), getpriority_process(None).unwrap()), (NICE.max(before), before));
     }
 }

@@ -82,18 +82,13 @@ impl Layout {
     /// The name files of a repository.
     pub(super) fn count_names(&self, repo: &RepoId) -> Result<i64, StoreError> {
         let mut names = self.tags_on_disk(repo)?.len() as i64;
-        let mut subjects = Vec::new();
         for links in [self.manifests(repo), self.blob_links(repo)] {
             self.for_each_link(&links, &mut |_| {
                 names += 1;
                 Ok(())
             })?;
         }
-        self.for_each_link(&self.referrer_folders(repo), &mut |subject| {
-            subjects.push(subject);
-            Ok(())
-        })?;
-        for subject in subjects {
+        for subject in self.links_below(&self.referrer_folders(repo))? {
             names += self.read_referrers(repo, &subject)?.len() as i64;
         }
         Ok(names)

@@ -9,9 +9,11 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::error::is_full;
 use super::layout::Layout;
 use super::records::Candidate;
 use super::records::{self, BlobRecord, Class, Page, kind};
@@ -27,8 +29,8 @@ pub(super) const BATCH: usize = 100;
 
 #[derive(Debug)]
 pub(super) struct Index {
-    /// `None`: there is none, and lists come from the folders.
-    db: Option<sled::Db>,
+    /// Empty: there is none, or none yet, and lists come from the folders.
+    db: OnceLock<sled::Db>,
     folder: [u8; 16],
     /// In service: everything that is in the files is in here.
     ready: AtomicBool,
@@ -81,29 +83,12 @@ enum OpenError {
 }
 
 impl Index {
-    /// Opens the index of the data folder `folder`; never fails for what is in it, only if no new one can be made.
-    pub(super) fn open(layout: &Layout, folder: [u8; 16]) -> io::Result<(Self, Found)> {
-        let path = layout.index();
-        let existed = path.exists();
-        match Self::try_open(&path, folder) {
-            Ok((index, clean)) if existed => {
-                index.ready.store(clean, Ordering::Release);
-                Ok((index, if clean { Found::Clean } else { Found::Unclean }))
-            }
-            Ok((index, _)) => Ok((index, Found::New)),
-            Err(reason) => {
-                set_aside(&path, &layout.odd_index())?;
-                let (index, _) = Self::try_open(&path, folder).map_err(io::Error::other)?;
-                Ok((index, Found::SetAside(reason.to_string())))
-            }
-        }
-    }
-
-    /// Knows nothing and takes nothing in: for a folder that is only read.
-    pub(super) fn none() -> Self {
+    /// Of the data folder `folder`. Knows nothing and takes nothing in until it is opened, which that of a folder that is
+    /// only read never is.
+    pub(super) fn unopened(folder: [u8; 16]) -> Self {
         Self {
-            db: None,
-            folder: [0; 16],
+            db: OnceLock::new(),
+            folder,
             ready: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
             records: AtomicU64::new(0),
@@ -113,14 +98,43 @@ impl Index {
         }
     }
 
-    fn try_open(path: &Path, folder: [u8; 16]) -> Result<(Self, bool), OpenError> {
-        let open = || -> Result<(Self, bool), OpenError> {
+    /// Opens it; never fails for what is in it, only if no new one can be made. What a full disk refuses is not odd, and is
+    /// left as it is. `trusted`: a clean stop's word is good, for nothing has changed since.
+    pub(super) fn open(&self, layout: &Layout, trusted: bool) -> io::Result<Found> {
+        let path = layout.index();
+        let existed = path.exists();
+        match self.try_open(&path) {
+            Ok(clean) if existed => {
+                let clean = clean && trusted;
+                self.ready.store(clean, Ordering::Release);
+                Ok(if clean { Found::Clean } else { Found::Unclean })
+            }
+            Ok(_) => Ok(Found::New),
+            Err(OpenError::Sled(sled::Error::Io(error))) if is_full(&error) => Err(error),
+            Err(reason) => {
+                set_aside(&path, &layout.odd_index())?;
+                match self.try_open(&path) {
+                    Ok(_) => Ok(Found::SetAside(reason.to_string())),
+                    Err(OpenError::Sled(sled::Error::Io(error))) => Err(error),
+                    Err(error) => Err(io::Error::other(error)),
+                }
+            }
+        }
+    }
+
+    /// Whether there is one, in service or not.
+    pub(super) fn is_open(&self) -> bool {
+        self.db.get().is_some()
+    }
+
+    fn try_open(&self, path: &Path) -> Result<bool, OpenError> {
+        let open = || -> Result<bool, OpenError> {
             // sled's own flush would sync its file every time, also when nothing was written; see `flush`.
             let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
             let db = open_unlocked(&config)?;
-            let index = Self { db: Some(db.clone()), folder, ..Self::none() };
-            let clean = index.verify(&db)?;
-            Ok((index, clean))
+            let clean = self.verify(&db)?;
+            let _ = self.db.set(db);
+            Ok(clean)
         };
         catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(OpenError::Panicked))
     }
@@ -215,7 +229,7 @@ impl Index {
 
     /// Runs an operation; a failure or panic takes the index out of service and is no failure of the caller.
     fn guarded<T>(&self, operation: impl FnOnce(&sled::Db) -> Result<T, sled::Error>) -> Option<T> {
-        let db = self.db.as_ref()?;
+        let db = self.db.get()?;
         let reason = match catch_unwind(AssertUnwindSafe(|| operation(db))) {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(error)) => error.to_string(),

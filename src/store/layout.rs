@@ -38,6 +38,20 @@ impl Layout {
         Ok(())
     }
 
+    /// Runs `operation` on a path in one of the store's own folders. One that somebody has removed is made again; but not where
+    /// all of them are gone: that is a disk that is not mounted any more.
+    pub(super) fn within<T>(&self, path: &Path, operation: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
+        let done = operation(path);
+        let folder = path.parent().unwrap_or(&self.root);
+        let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound && !folder.exists();
+        if !done.as_ref().is_err_and(is_missing) || !self.lock().exists() {
+            return done;
+        }
+        create_folders(folder, true)?;
+        tracing::error!("{} was removed by somebody; it is made again", folder.display());
+        operation(path)
+    }
+
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
@@ -79,6 +93,11 @@ impl Layout {
 
     pub(super) fn odd_index(&self) -> PathBuf {
         self.root.join("index.odd")
+    }
+
+    /// Says that files have changed without the index.
+    pub(super) fn index_behind(&self) -> PathBuf {
+        self.root.join("index.behind")
     }
 
     pub(super) fn spool(&self) -> PathBuf {

@@ -8,7 +8,7 @@ use std::path::Path;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::fs::FlockOperation;
 
-use super::error::{At, StoreError, optional};
+use super::error::{At, StoreError, is_full, optional};
 use crate::oci::{Digest, RepoId};
 
 /// Held for as long as the process writes to the folder; the kernel drops it with the process, however it ends.
@@ -40,9 +40,11 @@ impl FolderLock {
             }
             Err(error) => Err(std::io::Error::from(error)).at("lock", path)?,
         }
-        file.set_len(0).at("write", path)?;
-        file.rewind().at("write", path)?;
-        writeln!(file, "{}", std::process::id()).at("write", path)?;
+        match write_holder(&mut file) {
+            // Without a name of the holder it is as good a lock.
+            Err(error) if is_full(&error) => {}
+            written => written.at("write", path)?,
+        }
         Ok(Self(file))
     }
 
@@ -55,6 +57,14 @@ impl FolderLock {
             Err(error) => Err(std::io::Error::from(error)).at("lock", path)?,
         }
     }
+}
+
+/// In the place of the one before, which on a full disk is all the room there is.
+fn write_holder(file: &mut File) -> std::io::Result<()> {
+    let holder = format!("{}\n", std::process::id());
+    file.rewind()?;
+    file.write_all(holder.as_bytes())?;
+    file.set_len(holder.len() as u64)
 }
 
 /// Who holds it, as the file says.

@@ -40,6 +40,7 @@ mod settled;
 mod space;
 mod spool;
 mod sweep;
+mod take_up;
 mod uploads;
 mod usage;
 
@@ -47,7 +48,7 @@ use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -129,15 +130,14 @@ struct Inner {
     locals: RwLock<HashSet<RepoName>>,
     instance: Uuid,
     read_only: bool,
-    index_found: Found,
+    /// Once the index has been taken up.
+    index_found: OnceLock<Found>,
     _lock: Option<FolderLock>,
 }
 
 /// What a store is put together from.
 struct Parts {
     layout: Layout,
-    index: Index,
-    found: Found,
     instance: Uuid,
     bounds: Bounds,
     pins: Option<PinRule>,
@@ -155,6 +155,8 @@ pub enum OpenError {
     Store(#[from] StoreError),
     #[error("the data folder's file system takes names of different case for the same; it cannot hold tags")]
     CaseInsensitive,
+    #[error("{0}; to read a folder that cannot be written, set storage.read_only (ROADSTEAD_STORAGE__READ_ONLY=true)")]
+    NotWritable(StoreError),
     #[error("{0} is on another file system than the data folder; content is committed by rename")]
     OtherFileSystem(&'static str),
 }
@@ -172,28 +174,35 @@ impl Store {
     pub fn open_within(root: &Path, bounds: Bounds, pins: Option<PinRule>) -> Result<Self, OpenError> {
         fs::create_dir_all(root).at("create", root)?;
         let layout = Layout::new(root);
-        let lock = FolderLock::take(&layout.lock())?;
+        let lock = FolderLock::take(&layout.lock()).map_err(|error| match error {
+            LockError::Store(error) if error.is_not_writable() => OpenError::NotWritable(error),
+            error => error.into(),
+        })?;
+        // First, for it may be what fills the disk.
+        empty_spool(&layout)?;
         layout.create()?;
         let keeps_modes = check_file_system(&layout)?;
-        empty_spool(&layout)?;
         let instance = read_or_make_id(&layout)?;
-        let (index, found) = Index::open(&layout, instance.into_bytes()).at("open", &layout.index())?;
-        let parts =
-            Parts { layout, index, found, instance, bounds, pins, keeps_modes, lock: Some(lock), read_only: false };
-        Self::assemble(parts)
+        let parts = Parts { layout, instance, bounds, pins, keeps_modes, lock: Some(lock), read_only: false };
+        let store = Self::assemble(parts)?;
+        if !store.inner.take_up_index()? {
+            tracing::warn!(
+                "the disk is full, and nothing that is cached may go: no index, no eviction until there is room"
+            );
+        }
+        if store.inner.index.is_ready() {
+            // After an unclean stop nobody knows what was un-marked last, nor what the disk holds.
+            store.inner.settling.all_clear();
+            store.inner.restore_marks();
+        }
+        Ok(store)
     }
 
     fn assemble(parts: Parts) -> Result<Self, OpenError> {
-        let Parts { layout, index, found, instance, bounds, pins, keeps_modes, lock, read_only } = parts;
+        let Parts { layout, instance, bounds, pins, keeps_modes, lock, read_only } = parts;
         let settling = Settling::open(&layout)?;
-        if found == Found::Clean {
-            settling.all_clear();
-        }
-        let space = Space::new(bounds, layout.root());
-        space.set_cached(index.bytes(Class::Cached));
-        space.set_names(index.names());
         let inner = Inner {
-            space: Arc::new(space),
+            space: Arc::new(Space::new(bounds, layout.root())),
             recency: Recency::new(bounds.max_size),
             evictions: Evictions::default(),
             pins: Pins::new(pins),
@@ -204,7 +213,7 @@ impl Store {
             layout,
             settling,
             leases: Leases::default(),
-            index,
+            index: Index::unopened(instance.into_bytes()),
             front: Front::default(),
             digests: DigestLocks::default(),
             repositories: RepoLocks::default(),
@@ -213,7 +222,7 @@ impl Store {
             locals: RwLock::default(),
             instance,
             read_only,
-            index_found: found,
+            index_found: OnceLock::new(),
             _lock: lock,
         };
         let mut locals = HashSet::new();
@@ -222,10 +231,6 @@ impl Store {
             Ok(true)
         })?;
         *inner.locals.write() = locals;
-        if inner.index.is_ready() {
-            // After an unclean stop nobody knows what was un-marked last.
-            inner.restore_marks();
-        }
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -255,9 +260,9 @@ impl Store {
 
     /// Why the index was set aside at the start, if it was.
     pub fn index_set_aside(&self) -> Option<&str> {
-        match &self.inner.index_found {
-            Found::SetAside(reason) => Some(reason),
-            Found::Clean | Found::Unclean | Found::New => None,
+        match self.inner.index_found.get() {
+            Some(Found::SetAside(reason)) => Some(reason),
+            Some(Found::Clean | Found::Unclean | Found::New) | None => None,
         }
     }
 
@@ -265,7 +270,7 @@ impl Store {
     pub async fn check_writable(&self) -> Result<(), StoreError> {
         self.run(|inner| {
             let temporary = Temporary::new(inner.layout.temporary());
-            fs::write(temporary.path(), b"ok").at("write", temporary.path())
+            inner.layout.within(temporary.path(), |path| fs::write(path, b"ok")).at("write", temporary.path())
         })
         .await
     }
@@ -347,7 +352,8 @@ async fn blocking<T: Send + 'static>(operation: impl FnOnce() -> T + Send + 'sta
 
 fn empty_spool(layout: &Layout) -> Result<(), StoreError> {
     let spool = layout.spool();
-    for entry in fs::read_dir(&spool).at("read", &spool)? {
+    let Some(entries) = optional(fs::read_dir(&spool)).at("read", &spool)? else { return Ok(()) };
+    for entry in entries {
         let path = entry.at("read", &spool)?.path();
         optional(fs::remove_file(&path)).at("remove", &path)?;
     }
@@ -361,12 +367,24 @@ fn read_or_make_id(layout: &Layout) -> Result<Uuid, StoreError> {
         return Ok(id);
     }
     let id = Uuid::new_v4();
-    fs::write(&path, format!("{id}\n")).at("write", &path)?;
-    Ok(id)
+    match fs::write(&path, format!("{id}\n")).at("write", &path) {
+        // The next start makes another one.
+        Err(error) if error.is_full() => Ok(id),
+        written => written.map(|()| id),
+    }
 }
 
 /// Whether it keeps permissions.
 fn check_file_system(layout: &Layout) -> Result<bool, OpenError> {
+    match try_file_system(layout) {
+        // Not even a name has room. What can be found out only by writing was found out by an earlier start; as to
+        // permissions, the other sign of pushed content, a local name, is asked besides.
+        Err(OpenError::Store(error)) if error.is_full() => Ok(true),
+        found => found,
+    }
+}
+
+fn try_file_system(layout: &Layout) -> Result<bool, OpenError> {
     let temporary = layout.temporary();
     let file = fs::create_new(&temporary).at("create", &temporary)?;
     let keeps_modes = blobs::mark_pushed(&file)

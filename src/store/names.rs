@@ -242,7 +242,7 @@ impl Inner {
             Some(there) if there.size.is_some() || member.size.is_none() => return self.sync_name(repo, &path),
             _ => {}
         }
-        self.write_name(&path, &member.to_text(), repo.scope.is_local())?;
+        self.write_name(repo, &path, &member.to_text(), repo.scope.is_local())?;
         self.front.members.insert((repo.clone(), digest.clone()), member);
         Ok(())
     }
@@ -263,7 +263,7 @@ impl Inner {
 
         let temporary = Temporary::new(self.layout.temporary());
         let path = temporary.path();
-        fs::write(path, &bytes).at("write", path)?;
+        self.layout.within(path, |path| fs::write(path, &bytes)).at("write", path)?;
         let _held = durable.then(|| self.coming.hold(&digest));
         self.commit_file(path, &digest, bytes.len() as u64, class)?;
 
@@ -281,7 +281,7 @@ impl Inner {
         self.link_referrer(repo, &digest, &manifest)?;
         let link = self.layout.manifest_link(repo, &digest);
         if self.layout.manifest_media_type(repo, &digest)?.as_deref() != Some(&media_type) {
-            self.write_name(&link, &records::manifest_link_text(&media_type), durable)?;
+            self.write_name(repo, &link, &records::manifest_link_text(&media_type), durable)?;
             if !durable {
                 self.index.apply(&[Change::Link(repo, &digest)]);
             }
@@ -347,7 +347,7 @@ impl Inner {
     fn write_tag(&self, repo: &RepoId, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
         let path = self.layout.tag(repo, tag);
         self.front.tags.invalidate(&(repo.clone(), tag.clone()));
-        let written = self.write_name(&path, &record.to_text(), repo.scope.is_local());
+        let written = self.write_name(repo, &path, &record.to_text(), repo.scope.is_local());
         // Also after a failure: it may be in place, and only not be known to be on the disk.
         if written.is_ok() || path.exists() {
             self.index.apply(&[Change::Tag(repo, tag)]);
@@ -369,10 +369,10 @@ impl Inner {
     }
 
     /// Puts a small file in place by rename, creating the folders above it; with `durable`, on the disk before it returns.
-    pub(super) fn write_name(&self, path: &Path, text: &str, durable: bool) -> Result<(), StoreError> {
+    pub(super) fn write_name(&self, repo: &RepoId, path: &Path, text: &str, durable: bool) -> Result<(), StoreError> {
         self.check_writes()?;
         let temporary = Temporary::new(self.layout.temporary());
-        let written = fs::create_new(temporary.path()).and_then(|mut file| {
+        let written = self.layout.within(temporary.path(), fs::create_new).and_then(|mut file| {
             fs::write_all(&mut file, text.as_bytes())?;
             if durable && !text.is_empty() { fs::sync_all(&file) } else { Ok(()) }
         });
@@ -388,7 +388,7 @@ impl Inner {
         };
         renamed.at("rename", path)?;
         if is_new {
-            self.space.add_names(1);
+            self.space.add_names(repo, 1);
         }
         if durable { sync_folder(folder).at("sync", folder) } else { Ok(()) }
     }
@@ -409,7 +409,7 @@ impl Inner {
             let folder = path.parent().unwrap_or(self.layout.root());
             sync_folder(folder).at("sync", folder)?;
         } else {
-            self.space.add_names(-1);
+            self.space.add_names(repo, -1);
         }
         Ok(true)
     }

@@ -8,7 +8,6 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::error::{At, StoreError, optional};
-use super::index::{Found, Index};
 use super::layout::Layout;
 use super::lock::FolderLock;
 use super::{Bounds, Inner, OpenError, Parts, Store};
@@ -29,8 +28,6 @@ impl Store {
         std::fs::read_dir(&path).at("read", &path)?;
         Self::assemble(Parts {
             layout,
-            index: Index::none(),
-            found: Found::Unclean,
             instance,
             bounds: Bounds::NONE,
             pins: None,

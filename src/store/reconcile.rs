@@ -20,13 +20,23 @@ impl Store {
         !self.inner.index.is_ready()
     }
 
-    /// Walks the files until done or `stop` is set. Blocks for as long as that takes: give it a thread.
+    /// Walks the files until done or `stop` is set. Blocks for as long as that takes: give it a thread. Where there is no
+    /// index yet, for the disk had no room for it, it is taken up first, if there is room now.
     pub fn reconcile(&self, stop: &AtomicBool) {
         let started = Instant::now();
         let inner = &*self.inner;
+        match inner.take_up_index() {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::error!(%error, "the index cannot be opened; lists go on coming from the files: {error}");
+                return;
+            }
+        }
         match inner.reconcile(stop) {
             Ok(true) => {
                 inner.settling.all_clear();
+                inner.space.names_are_counted();
                 inner.index.set_ready();
                 let seconds = started.elapsed().as_secs_f64();
                 tracing::info!(seconds, "the index is in step with the files");
@@ -55,7 +65,8 @@ impl Inner {
             let whole = self.walk_repositories(&scope, &mut |repo| {
                 self.index_repository(&repo)?;
                 if !repo.scope.is_local() {
-                    self.space.add_names(self.layout.count_names(&repo)?);
+                    let _locked = self.repositories.read(&repo);
+                    self.space.found_names(&repo, self.layout.count_names(&repo)?);
                 }
                 Ok(!stopped())
             })?;

@@ -35,13 +35,8 @@ impl Layout {
 impl Inner {
     /// Removes the places of manifests that do not belong to the repository any more; how many. With its write lock held.
     pub(super) fn sweep_referrers(&self, repo: &RepoId) -> Result<u64, StoreError> {
-        let mut subjects = Vec::new();
-        self.layout.for_each_link(&self.layout.referrer_folders(repo), &mut |subject| {
-            subjects.push(subject);
-            Ok(())
-        })?;
         let mut removed = 0;
-        for subject in subjects {
+        for subject in self.layout.links_below(&self.layout.referrer_folders(repo))? {
             for digest in self.layout.read_referrers(repo, &subject)? {
                 if self.layout.manifest_media_type(repo, &digest)?.is_none() {
                     removed += u64::from(self.remove_name(repo, &self.layout.referrer_link(repo, &subject, &digest))?);
@@ -56,7 +51,7 @@ impl Inner {
         match &manifest.subject {
             Some(subject) => {
                 let path = self.layout.referrer_link(repo, subject, digest);
-                self.write_name(&path, "", repo.scope.is_local())
+                self.write_name(repo, &path, "", repo.scope.is_local())
             }
             None => Ok(()),
         }

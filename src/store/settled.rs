@@ -125,7 +125,7 @@ impl Inner {
     fn mark_settled(&self, at: SystemTime) -> Result<(), StoreError> {
         let mark = Mark { boot: self.settling.boot.clone(), at };
         let (path, temporary) = (self.layout.settled(), Temporary::new(self.layout.temporary()));
-        let written = fs::create_new(temporary.path()).and_then(|mut file| {
+        let written = self.layout.within(temporary.path(), fs::create_new).and_then(|mut file| {
             fs::write_all(&mut file, mark.to_text().as_bytes())?;
             fs::sync_all(&file)
         });
@@ -169,7 +169,7 @@ impl Inner {
 
     /// The same of whatever stands there. With the lock of the digest held.
     pub(super) fn set_blob_aside(&self, digest: &Digest, path: &Path) -> Result<(), StoreError> {
-        fs::rename(path, &self.layout.quarantined(digest)).at("rename", path)?;
+        self.layout.within(&self.layout.quarantined(digest), |aside| fs::rename(path, aside)).at("rename", path)?;
         self.open_files.forget(digest);
         self.record_gone(digest);
         tracing::error!(%digest, "the file of {digest} is not to be trusted; it is moved to quarantine/");

@@ -2,11 +2,14 @@
 //!
 //! Everything that comes from upstreams reserves its room first. A reservation that does not fit says how much has to go.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use parking_lot::Mutex;
+
+use crate::oci::RepoId;
 
 /// What a name costs on the disk: an inode and, as a rule, a block.
 pub const NAME_BYTES: u64 = 4 << 10;
@@ -28,8 +31,15 @@ pub(super) struct Space {
     /// A folder on the disk.
     root: PathBuf,
     cached: AtomicI64,
-    names: AtomicI64,
+    names: Mutex<Names>,
     reserved: Mutex<Reserved>,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    count: i64,
+    /// While a walk counts them: what came to a repository since the walk was announced, which it will find there.
+    since: Option<HashMap<RepoId, i64>>,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +81,7 @@ impl Space {
             bounds,
             root: root.to_owned(),
             cached: AtomicI64::new(0),
-            names: AtomicI64::new(0),
+            names: Mutex::default(),
             reserved: Mutex::default(),
         }
     }
@@ -85,16 +95,38 @@ impl Space {
     }
 
     pub(super) fn set_names(&self, names: u64) {
-        self.names.store(names as i64, Ordering::Relaxed);
+        *self.names.lock() = Names { count: names as i64, since: None };
     }
 
-    pub(super) fn add_names(&self, delta: i64) {
-        self.names.fetch_add(delta, Ordering::Relaxed);
+    /// Nobody knows how many there are: a walk of all repositories will tell.
+    pub(super) fn count_names_anew(&self) {
+        *self.names.lock() = Names { count: 0, since: Some(HashMap::new()) };
+    }
+
+    /// The walk has been everywhere.
+    pub(super) fn names_are_counted(&self) {
+        self.names.lock().since = None;
+    }
+
+    /// Names come to a repository, or go. With its lock held.
+    pub(super) fn add_names(&self, repo: &RepoId, delta: i64) {
+        let mut names = self.names.lock();
+        names.count += delta;
+        if let Some(since) = &mut names.since {
+            *since.entry(repo.clone()).or_default() += delta;
+        }
+    }
+
+    /// What the walk found in a repository, with its lock held: what came since is among it, and was counted.
+    pub(super) fn found_names(&self, repo: &RepoId, found: i64) {
+        let mut names = self.names.lock();
+        let counted = names.since.as_mut().and_then(|since| since.remove(repo)).unwrap_or_default();
+        names.count += found - counted;
     }
 
     /// Name files of mirrored repositories.
     pub(super) fn names(&self) -> u64 {
-        self.names.load(Ordering::Relaxed).max(0) as u64
+        self.names.lock().count.max(0) as u64
     }
 
     /// Everything that counts towards `max_size`, in bytes.
@@ -152,6 +184,11 @@ impl Space {
         self.used().saturating_sub(self.bounds.max_size).max(self.lacking(0))
     }
 
+    /// Whether this is a cache that is served, and not a folder that is looked at.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.bounds.max_size != Bounds::NONE.max_size
+    }
+
     /// What eviction frees beyond what was asked for, so that it does not begin again at once.
     pub(super) fn slack(&self) -> u64 {
         (self.bounds.max_size / 20).min(MOST_SLACK)
@@ -206,7 +243,7 @@ mod tests {
     fn what_is_kept_named_and_reserved_counts() {
         let space = space(100 << 10, 0);
         space.set_cached(50 << 10);
-        space.add_names(2);
+        space.add_names(&RepoId::local("a".parse().unwrap()), 2);
         let mut first = space.reserve(30 << 10).unwrap();
         assert_eq!(space.used(), 88 << 10);
         assert!(space.reserve(20 << 10).is_none());
@@ -216,6 +253,22 @@ mod tests {
         assert_eq!(space.above_low_mark().bytes, 5 << 10);
         drop(first);
         assert_eq!((space.used(), space.above_low_mark().bytes), (58 << 10, 0));
+    }
+
+    #[test]
+    fn a_name_that_comes_while_names_are_counted_counts_once() {
+        let space = space(u64::MAX, 0);
+        let [before, after, new] = ["a", "b", "c"].map(|name| RepoId::local(name.parse().unwrap()));
+        space.set_names(7);
+        space.count_names_anew();
+        space.add_names(&before, 2);
+        space.found_names(&before, 10);
+        space.add_names(&before, -1);
+        space.found_names(&after, 5);
+        space.add_names(&after, 1);
+        space.add_names(&new, 1);
+        space.names_are_counted();
+        assert_eq!(space.names(), 9 + 6 + 1);
     }
 
     #[test]

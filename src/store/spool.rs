@@ -49,7 +49,7 @@ impl Store {
             inner.check_writes()?;
             let mut room = inner.reserve(expected.unwrap_or(UNKNOWN_STEP))?;
             let path = inner.layout.temporary();
-            let file = GrowingFile::create(&path, algorithm).at("create", &path)?;
+            let file = inner.layout.within(&path, |path| GrowingFile::create(path, algorithm)).at("create", &path)?;
             let open = file.file().at("open", &path)?;
             if let Err(error) = reserve(&open, expected.unwrap_or(0)) {
                 let _ = fs::remove_file(&path);

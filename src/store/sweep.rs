@@ -50,13 +50,8 @@ impl Inner {
         for tag in self.layout.tags_on_disk(repo)? {
             swept.tags += u64::from(self.sweep_tag(repo, &tag, unused)?);
         }
-        let mut manifests = Vec::new();
-        self.layout.for_each_link(&self.layout.manifests(repo), &mut |digest| {
-            manifests.push(digest);
-            Ok(())
-        })?;
         let mut needed = HashSet::new();
-        for digest in manifests {
+        for digest in self.layout.links_below(&self.layout.manifests(repo))? {
             match self.layout.read_content(&digest, Manifest::MAX_LENGTH)? {
                 Some(bytes) => {
                     let children = Manifest::parse(&bytes).unwrap_or_default().children;
@@ -65,14 +60,8 @@ impl Inner {
                 None => swept.links += u64::from(self.sweep_manifest(repo, &digest)?),
             }
         }
-        let mut unneeded = Vec::new();
-        self.layout.for_each_link(&self.layout.blob_links(repo), &mut |digest| {
-            if !needed.contains(&digest) {
-                unneeded.push(digest);
-            }
-            Ok(())
-        })?;
-        for digest in unneeded {
+        let members = self.layout.links_below(&self.layout.blob_links(repo))?;
+        for digest in members.into_iter().filter(|digest| !needed.contains(digest)) {
             swept.links += u64::from(self.sweep_member(repo, &digest)?);
         }
         let _locked = self.repositories.write(repo);

@@ -66,6 +66,7 @@ impl Store {
             inner.check_writes()?;
             let id = Uuid::new_v4();
             let folder = inner.layout.upload(id);
+            inner.layout.within(&folder, fs::create_dir).at("create", &folder)?;
             let file = begin(&folder, &repo, algorithm).inspect_err(|_| drop(remove_folder(&folder)))?;
             let session = Arc::new(Session { repo, file, busy: AtomicBool::new(true) });
             inner.uploads.open.lock().insert(id, session.clone());
@@ -247,9 +248,8 @@ impl Inner {
     }
 }
 
-/// The folder of a new session.
+/// What is in the folder of a new session.
 fn begin(folder: &Path, repo: &str, algorithm: Algorithm) -> Result<GrowingFile, StoreError> {
-    fs::create_dir(folder).at("create", folder)?;
     let data = data_path(folder);
     let file = GrowingFile::create(&data, algorithm).at("create", &data)?;
     let head = folder.join("repository");

@@ -93,6 +93,10 @@ families! {
     fills_in_flight: IntGauge = "roadstead_fills_in_flight" [];
     /// Downloads from upstreams that wait for their turn.
     fills_waiting: IntGauge = "roadstead_fills_waiting" [];
+    /// Transfers past the store, each for one client, under way.
+    bypasses_in_flight: IntGauge = "roadstead_bypasses_in_flight" [];
+    /// Transfers past the store that wait for their turn.
+    bypasses_waiting: IntGauge = "roadstead_bypasses_waiting" [];
     /// Downloads from upstreams that broke and went on where they had stopped.
     fill_resumes: IntCounterVec = "roadstead_fill_resumes_total" ["upstream"];
     /// Content from upstreams that was not what its digest says, and was not kept.

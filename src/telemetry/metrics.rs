@@ -24,8 +24,11 @@ pub struct Metrics {
 
 /// What is read most.
 const HANDLERS: [&str; 2] = ["manifest", "blob"];
+/// How long an answer that found no room is news.
+const NO_ROOM_LATELY: Duration = Duration::from_secs(5 * 60);
 
 /// Counts as in flight until it is dropped.
+#[derive(Debug)]
 #[must_use = "dropping it ends the count"]
 pub struct InFlight(IntGauge);
 
@@ -185,15 +188,35 @@ impl Metrics {
         self.families.scrub_completed.set(gauge(time));
     }
 
-    /// An answer was not kept, for there was no room.
-    pub fn no_room(&self) {
+    /// An answer was not kept, for there was no room. Whether that is news.
+    pub fn no_room(&self) -> bool {
         self.families.no_room.inc();
-        *self.last_no_room.lock() = Some(Instant::now());
+        self.last_no_room.lock().replace(Instant::now()).is_none()
     }
 
-    /// How long ago there was last no room to keep an answer.
-    pub fn since_no_room(&self) -> Option<Duration> {
-        self.last_no_room.lock().map(|last| last.elapsed())
+    /// Whether there was no room to keep an answer lately.
+    pub fn is_bypassing(&self) -> bool {
+        self.last_no_room.lock().is_some_and(|last| last.elapsed() < NO_ROOM_LATELY)
+    }
+
+    /// Whether that has ended since the last call.
+    pub fn has_room_again(&self) -> bool {
+        let mut last = self.last_no_room.lock();
+        let ended = last.is_some_and(|last| last.elapsed() >= NO_ROOM_LATELY);
+        if ended {
+            *last = None;
+        }
+        ended
+    }
+
+    /// A transfer past the store runs until the guard is dropped.
+    pub fn bypass_started(&self) -> InFlight {
+        InFlight::new(self.families.bypasses_in_flight.clone())
+    }
+
+    /// The same waits for its turn until the guard is dropped.
+    pub fn bypass_waiting(&self) -> InFlight {
+        InFlight::new(self.families.bypasses_waiting.clone())
     }
 
     /// Transfers of content under way: fills, and requests for blobs and uploads.
@@ -323,6 +346,8 @@ mod tests {
             "roadstead_first_byte_seconds",
             "roadstead_fills_in_flight",
             "roadstead_fills_waiting",
+            "roadstead_bypasses_in_flight",
+            "roadstead_bypasses_waiting",
             "roadstead_fill_resumes_total",
             "roadstead_digest_mismatches_total",
             "roadstead_upstream_ratelimit_limit",

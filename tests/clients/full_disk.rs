@@ -1,8 +1,11 @@
 //! A data folder on a small file system of its own, and what happens when it is full.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::folder::Folder;
+use super::program::run;
+use crate::disk::files_below as all_below;
 use crate::scene::{KIB, MIB, REPO, blob, blob_path, files_below, until};
 use crate::support::image::OCI_MANIFEST;
 use crate::support::process::ServerProcess;
@@ -49,6 +52,7 @@ async fn what_finds_no_room_is_served_all_the_same_and_never_wrong() {
     let bypassed = server.metric("roadstead_cache_results_total", &[("type", "blob"), ("result", "bypass")]).await;
     assert_eq!(bypassed, 2.0);
     assert!(server.metric("roadstead_no_room_total", &[]).await >= 2.0);
+    assert_eq!(server.log().matches("no room: until").count(), 1, "said once: {}", server.log());
     let ready = Client::new().get(&server.url("/readyz")).await;
     assert_eq!((ready.status, &ready.json()["bypassing"]), (200, &true.into()), "there is room for a file");
     let url = server.url(&large_path);
@@ -75,9 +79,7 @@ async fn a_full_disk_serves_manifests_unkept_refuses_pushes_clearly_and_recovers
     let disk = small_disk();
     let server = mirror_of(&upstream, &disk);
     let client = Client::new();
-    let filler = disk.path().join("filler");
-    // To the last byte: cp ends when there is no more room.
-    drop(Command::new("cp").arg("/dev/zero").arg(&filler).stderr(std::process::Stdio::null()).status());
+    let filler = fill_up(&disk);
 
     let tag = server.url(&format!("/v2/{REPO}/manifests/v1"));
     assert_eq!(client.get(&tag).await.body, image.manifest.bytes);
@@ -143,6 +145,101 @@ async fn cached_content_makes_way_for_a_push_and_min_free_stays_free() {
     assert_eq!(server.metric("roadstead_evictions_total", &[("reason", "disk")]).await, evicted, "nothing goes for it");
     assert!(whole(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
     assert_eq!(Client::new().get(&server.url("/readyz")).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_starts_without_a_byte_free_and_what_is_cached_makes_way_for_its_index() {
+    let upstream = Upstream::start().await;
+    let disk = small_disk();
+    let mut server = mirror_of(&upstream, &disk);
+    let (client, pushed) = (Client::new(), Image::new(60, &[10 * KIB]));
+    client.push_image(&server.url(""), "team/app", "v1", &pushed).await;
+    let cached: Vec<_> = (0..10).map(|seed| blob(seed, MIB)).collect();
+    for blob in &cached {
+        upstream.add_blob(REPO, blob);
+        assert!(whole(&server, &blob_path(REPO, blob)).await == blob.bytes);
+    }
+    server.kill();
+    fill_up(&disk);
+    assert_eq!(free(disk.path()), 0);
+
+    let blobs = server.data_dir().join("blobs");
+    let before = all_below(&blobs).len();
+    let config = server.config_file();
+    for command in ["du", "scrub"] {
+        run(Path::new(env!("CARGO_BIN_EXE_roadstead")), &[command, "--config", config.to_str().unwrap()], &[]);
+    }
+    assert_eq!(all_below(&blobs).len(), before, "who looks removes nothing");
+
+    for _ in 0..2 {
+        server.begin();
+        until("the index is there", async || ready(&server).await["index_rebuilding"] == false).await;
+        let ready = ready(&server).await;
+        assert_eq!((&ready["ready"], &ready["index_without_room"]), (&true.into(), &false.into()), "{ready}");
+        let index = server.metric("roadstead_index_ready", &[]).await;
+        assert_eq!(index, 1.0, "what comes can make what is here go again");
+        let left = all_below(&blobs).len();
+        assert!((4..=10).contains(&left), "{left} files: some of what is cached went, and nothing else did");
+        for blob in &pushed.layers {
+            assert!(whole(&server, &blob_path("team/app", blob)).await == blob.bytes);
+        }
+        for blob in &cached {
+            assert!(whole(&server, &blob_path(REPO, blob)).await == blob.bytes);
+        }
+        server.stop();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nothing_can_make_way_for_an_index_what_is_here_is_served_and_the_index_comes_with_the_room() {
+    let upstream = Upstream::start().await;
+    let disk = small_disk();
+    let mut server = mirror_of(&upstream, &disk);
+    let (client, pushed) = (Client::new(), Image::new(70, &[3 * MIB]));
+    client.push_image(&server.url(""), "team/app", "v1", &pushed).await;
+    server.stop();
+    let filler = fill_up(&disk);
+
+    server.begin();
+    let state = ready(&server).await;
+    let told = ["ready", "index_rebuilding", "index_without_room"].map(|key| state[key] == true);
+    assert_eq!(told, [false, true, true], "{state}");
+    let manifest = server.url("/v2/team/app/manifests/v1");
+    assert_eq!(client.get(&manifest).await.body, pushed.manifest.bytes);
+    assert!(whole(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
+    let tags = client.get(&server.url("/v2/team/app/tags/list")).await;
+    assert_eq!((tags.status, &tags.json()["tags"]), (200, &serde_json::json!(["v1"])));
+    server.stop();
+    let config = server.config_file();
+    let config = config.to_str().expect("a plain path");
+    for command in ["scrub", "du", "gc"] {
+        run(Path::new(env!("CARGO_BIN_EXE_roadstead")), &[command, "--config", config], &[]);
+    }
+    server.begin();
+
+    std::fs::remove_file(filler).unwrap();
+    until("the index is there", async || ready(&server).await["index_rebuilding"] == false).await;
+    let state = ready(&server).await;
+    assert_eq!((&state["ready"], &state["index_without_room"]), (&true.into(), &false.into()), "{state}");
+    let cached = blob(71, MIB);
+    upstream.add_blob(REPO, &cached);
+    for _ in 0..2 {
+        assert!(whole(&server, &blob_path(REPO, &cached)).await == cached.bytes);
+    }
+    assert_eq!(upstream.total(), 1, "it is kept");
+    assert!(!server.data_dir().join("index.behind").exists());
+}
+
+async fn ready(server: &ServerProcess) -> serde_json::Value {
+    Client::new().get(&server.url("/readyz")).await.json()
+}
+
+/// A file beside the data that takes the disk's last byte.
+fn fill_up(disk: &Folder) -> PathBuf {
+    let filler = disk.path().join("filler");
+    // cp ends when there is no more room.
+    drop(Command::new("cp").arg("/dev/zero").arg(&filler).stderr(std::process::Stdio::null()).status());
+    filler
 }
 
 /// Bytes that are free on a disk.

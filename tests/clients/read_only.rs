@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::folder::Folder;
-use crate::operator::roadstead_with;
+use crate::operator::{roadstead, roadstead_with};
 use crate::scene::until;
 use crate::support::daemon::{Daemon, free_port};
 use crate::support::process::ServerProcess;
@@ -39,7 +39,11 @@ async fn a_folder_that_cannot_be_written_is_served_when_that_is_said() {
     let args = ["serve", "--listen", &address, "--data", text, "--upstream", &mirror];
     let mut refused = Daemon::spawn("refused", folder.path(), env!("CARGO_BIN_EXE_roadstead").as_ref(), &args);
     until("it has given up", async || refused.exited().is_some()).await;
-    assert!(refused.log().contains("Read-only file system"), "{}", refused.log());
+    let said = roadstead(&data, &["scrub"]).await;
+    assert_eq!(said.code, 2);
+    for said in [refused.log(), said.err] {
+        assert!(said.contains("Read-only file system") && said.contains("set storage.read_only"), "{said}");
+    }
 
     let variables = [("ROADSTEAD_STORAGE__READ_ONLY", "true")];
     let program = env!("CARGO_BIN_EXE_roadstead").as_ref();

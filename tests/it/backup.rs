@@ -4,6 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::operator::roadstead;
 use crate::scene::until;
 use crate::support::daemon::{Daemon, free_port};
@@ -133,7 +136,9 @@ async fn a_lease_lasts_as_long_as_its_command() {
     assert_eq!(held().await, false);
     assert_eq!(roadstead(&data, &["backup-lease", "--release"]).await.out, "there was no lease\n");
     let long = roadstead(&data, &["backup-lease", "--for", "30d"]).await;
-    assert_eq!((long.code, long.err.contains("at most 7days")), (1, true), "{}", long.err);
+    assert_eq!((long.code, long.err.contains("at most 7d")), (1, true), "{}", long.err);
+    let both = roadstead(&data, &["backup-lease", "--for", "1h", "--", "true"]).await;
+    assert_eq!((both.code, both.err.contains("cannot be used with")), (2, true), "{}", both.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,4 +161,33 @@ async fn a_backup_whose_server_was_stopped_meanwhile_fails() {
     let said = command.await.unwrap();
     assert_eq!(said.code, 1);
     assert!(said.err.contains("the lease was lost"), "{}", said.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_is_for_the_command_and_the_lease_ends_with_it() {
+    let process = start().await;
+    let data = process.data_dir();
+    for (signal, name) in [(Signal::SIGTERM, "TERM"), (Signal::SIGINT, "INT")] {
+        let (began, got) = (data.join(format!("began-{name}")), data.join(format!("got-{name}")));
+        let script = format!("trap 'touch {got:?}; exit 3' {name}; touch {began:?}; while :; do sleep 0.01; done");
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_roadstead"));
+        command.args(["backup-lease", "--data"]).arg(&data).args(["--", "sh", "-c", &script]);
+        let mut running = command.stdin(std::process::Stdio::null()).spawn().unwrap();
+        until("the command runs", async || began.exists()).await;
+        kill(Pid::from_raw(running.id().unwrap().cast_signed()), signal).unwrap();
+        assert_eq!(running.wait().await.unwrap().code(), Some(3), "its exit code is ours");
+        assert!(got.exists(), "it had the signal");
+        assert_eq!(Client::new().get(&process.url("/readyz")).await.json()["deletions_held"], false);
+    }
+}
+
+/// As long as the server keeps no connection that nobody uses, and longer than the lease goes without being renewed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_outlasts_its_connection() {
+    let process = start().await;
+    let said = roadstead(&process.data_dir(), &["backup-lease", "--", "sleep", "17"]).await;
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
+    let taken = process.log().matches("holds deletions").count();
+    assert_eq!(taken, 1, "a lease that is renewed is no news");
+    assert_eq!(Client::new().get(&process.url("/readyz")).await.json()["deletions_held"], false);
 }

@@ -2,6 +2,9 @@
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
 use crate::operator::roadstead;
 use crate::scene::until;
 use crate::support::process::ServerProcess;
@@ -80,4 +83,20 @@ async fn explain_knows_what_the_running_server_remembers() {
     let wrong = roadstead(server.data_dir(), &["explain", "a@sha256:x"]).await;
     assert_eq!((wrong.code, wrong.out.as_str()), (1, ""));
     assert!(wrong.err.starts_with("roadstead: a@sha256:x: "), "{}", wrong.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_that_never_end_keep_nobody_else_waiting() {
+    let server = TestServer::builder().start().await;
+    let mut half_sent = Vec::new();
+    for _ in 0..20 {
+        let mut stream = UnixStream::connect(server.data_dir().join("control.sock")).await.unwrap();
+        let head = b"POST /v1/scrub HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{\"rep";
+        stream.write_all(head).await.unwrap();
+        half_sent.push(stream);
+    }
+    assert_eq!(roadstead(server.data_dir(), &["du"]).await.code, 0);
+    let mut said = String::new();
+    half_sent[0].read_to_string(&mut said).await.unwrap();
+    assert!(said.starts_with("HTTP/1.1 408 "), "{said}");
 }

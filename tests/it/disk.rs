@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::scene::until;
+use crate::scene::{KIB, REPO, blob, blob_path, until};
+use crate::support::{Image, TestServer, Upstream};
 
 /// Where the content of a digest lies.
 pub fn blob_file(data: &Path, digest: &str) -> PathBuf {
@@ -44,4 +45,32 @@ pub async fn settled(data: &Path) {
 
 fn entries(folder: &Path) -> usize {
     std::fs::read_dir(folder).expect("the folder can be read").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_that_somebody_removed_are_made_again() {
+    let upstream = Upstream::start().await;
+    let (cached, pushed) = (blob(1, 10 * KIB), Image::new(2, &[10 * KIB]));
+    upstream.add_blob(REPO, &cached);
+    let server = TestServer::mirror_of(&upstream).await;
+    let data = server.data_dir();
+    for folder in ["spool", "uploads", "quarantine"] {
+        std::fs::remove_dir_all(data.join(folder)).unwrap();
+    }
+    for first in 0..=u8::MAX {
+        std::fs::remove_dir(data.join(format!("blobs/sha256/{first:02x}"))).unwrap();
+    }
+    for _ in 0..2 {
+        assert_eq!(server.get(&blob_path(REPO, &cached)).await.body, cached.bytes);
+    }
+    assert_eq!(upstream.count("GET", &blob_path(REPO, &cached)), 1, "it was kept");
+    server.client().push_image(&server.url(""), "team/app", "v1", &pushed).await;
+    assert_eq!(server.get("/v2/team/app/manifests/v1").await.body, pushed.manifest.bytes);
+    assert_eq!(server.get("/readyz").await.status, 200);
+
+    // A disk that is not mounted any more is another matter.
+    std::fs::remove_dir_all(data.join("spool")).unwrap();
+    std::fs::remove_file(data.join("lock")).unwrap();
+    assert_eq!(server.get("/readyz").await.status, 503);
+    assert!(!data.join("spool").exists());
 }

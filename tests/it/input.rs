@@ -255,8 +255,11 @@ async fn a_failure_of_ours_names_no_path_to_strangers() {
     assert_eq!(ask(&server, "GET", "/v2/team/app/manifests/broken", "").await, (404, "MANIFEST_UNKNOWN".to_owned()));
     let uploads = server.data_dir().join("uploads");
     std::fs::remove_dir_all(&uploads).unwrap();
+    // A folder that is missing would be made again.
+    std::fs::write(&uploads, "").unwrap();
     let post = "Content-Length: 0\r\n";
     assert_eq!(ask(&server, "POST", "/v2/team/app/blobs/uploads/", post).await, (500, "UNKNOWN".to_owned()));
+    std::fs::remove_file(&uploads).unwrap();
     std::fs::create_dir(&uploads).unwrap();
     // A folder where a blob should be is no blob.
     let file = blob_file(server.data_dir(), &image.layers[0].digest);

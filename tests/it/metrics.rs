@@ -221,14 +221,19 @@ async fn health_is_of_the_process_and_readiness_of_the_storage() {
     assert_eq!((answer.status, answer.text()), (200, "ok\n"));
     until("the index is in step", async || server.get("/readyz").await.json()["index_rebuilding"] == false).await;
     let ready = server.get("/readyz").await;
-    let all_is_well = json!({"ready": true, "storage": "writable", "index_rebuilding": false, "bypassing": false,
+    let all_is_well = json!({"ready": true, "storage": "writable", "index_rebuilding": false,
+                          "index_without_room": false, "bypassing": false,
                              "deletions_held": false});
     assert_eq!((ready.status, ready.json()), (200, all_is_well));
+    let page = include_str!("../../docs/operating.md");
+    assert!(page.contains(&format!("```json\n{}```", ready.text())), "{} is not what the page shows", ready.text());
     let spool = server.data_dir().join("spool");
     std::fs::remove_dir_all(&spool).unwrap();
+    std::fs::write(&spool, "").unwrap();
     assert_eq!((server.get("/healthz").await.status, server.get("/readyz").await.status), (200, 503));
     let unready = server.get("/readyz").await.json();
     assert_eq!((&unready["ready"], &unready["storage"]), (&json!(false), &json!("cannot_be_written")));
-    std::fs::create_dir(&spool).unwrap();
-    assert_eq!(server.get("/readyz").await.status, 200);
+    std::fs::remove_file(&spool).unwrap();
+    assert_eq!(server.get("/readyz").await.status, 200, "a folder that is missing is made again");
+    assert!(spool.is_dir());
 }

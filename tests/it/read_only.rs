@@ -99,7 +99,8 @@ async fn changes_are_refused_as_clients_understand_and_readyz_says_why() {
     assert_refused(&server.delete("/v2/team/app/manifests/v1").await);
     assert_refused(&server.delete(&format!("/v2/team/app/blobs/{}", scene.pushed.layers[0].digest)).await);
     let ready = server.get("/readyz").await;
-    let expected = json!({"ready": true, "storage": "read_only", "index_rebuilding": false, "bypassing": false,
+    let expected = json!({"ready": true, "storage": "read_only", "index_rebuilding": false,
+                          "index_without_room": false, "bypassing": false,
                           "deletions_held": false});
     assert_eq!((ready.status, ready.json()), (200, expected));
     assert_eq!(state(server.data_dir()), before);
@@ -117,6 +118,11 @@ async fn readers_share_a_folder_and_keep_writers_out() {
     let repair = roadstead_with(&data, &["scrub", "--repair"], &[READ_ONLY]).await;
     assert_eq!(repair.code, 2);
     assert!(repair.err.contains("only read"), "{}", repair.err);
+    for command in [["gc"].as_slice(), &["gc", "--dry-run"]] {
+        let refused = roadstead_with(&data, command, &[READ_ONLY]).await;
+        assert_eq!((refused.code, refused.out.as_str()), (1, ""));
+        assert!(refused.err.contains("only read"), "{}", refused.err);
+    }
     let writer = roadstead(&data, &["du"]).await;
     assert_eq!(writer.code, 1);
     assert!(writer.err.contains("in use by a process that only reads it"), "{}", writer.err);

@@ -202,3 +202,56 @@ async fn who_is_waited_for_goes_before_what_nobody_follows() {
     waiting.await.unwrap();
     settle(&server).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_by_the_store_has_a_cap_of_its_own() {
+    const CLIENTS: u64 = 12;
+    let upstream = Upstream::start().await;
+    let gate = Gate::new();
+    let server = server_with(&upstream, 1, "max_size = \"1MiB\"\nmax_bypasses = 4\nanswer_within = \"60s\"").await;
+    let mut pulls = Vec::new();
+    for seed in 0..CLIENTS {
+        let content = blob(seed, 2 * MIB);
+        upstream.add_blob(APP, &content);
+        upstream.always("GET", &blob_path(APP, &content), Reply::normal().wait_after(MIB as u64, &gate));
+        pulls.push(pull(&server, APP, &content));
+    }
+    // Of four slots one is for small blobs.
+    let bypasses = async || {
+        let metrics = server.metrics().await;
+        let sum = |name| metrics.sum(name, &[]);
+        (sum("roadstead_bypasses_in_flight"), sum("roadstead_bypasses_waiting"))
+    };
+    until("three pass by and nine wait", async || bypasses().await == (3.0, CLIENTS as f64 - 3.0)).await;
+    let small = blob(99, 10 * KIB);
+    upstream.add_blob(APP, &small);
+    pull(&server, APP, &small).await.unwrap();
+    gate.open();
+    for pull in pulls {
+        pull.await.unwrap();
+        assert!(bypasses().await.0 <= 4.0);
+    }
+    until("all have ended", async || bypasses().await == (0.0, 0.0)).await;
+    settle(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_too_long_to_pass_by_is_told_to_come_again() {
+    let upstream = Upstream::start().await;
+    let gate = Gate::new();
+    let server = server_with(&upstream, 1, "max_size = \"1MiB\"\nmax_bypasses = 1\nanswer_within = \"1s\"").await;
+    let (slow, other) = (blob(1, 2 * MIB), blob(2, 2 * MIB));
+    for content in [&slow, &other] {
+        upstream.add_blob(APP, content);
+    }
+    upstream.always("GET", &blob_path(APP, &slow), Reply::normal().wait_after(MIB as u64, &gate));
+    let mut first = Conn::get(server.addr(), &blob_path(APP, &slow)).await;
+    first.take(1).await;
+    let answer = server.get(&blob_path(APP, &other)).await;
+    assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"));
+    assert!(answer.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0));
+    gate.open();
+    assert_eq!(first.rest().await.1, Ended::Whole);
+    pull(&server, APP, &other).await.unwrap();
+    settle(&server).await;
+}

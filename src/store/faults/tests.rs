@@ -15,7 +15,9 @@ use tokio::runtime::Runtime;
 
 use super::{Failing, Fault, Plan, follow};
 use crate::oci::{Algorithm, Digest, Manifest, RepoId, Scope, Tag};
-use crate::store::{Bounds, Class, CollectRules, NAME_BYTES, NewManifest, Store, StoreError};
+use crate::store::{
+    Bounds, Class, CollectRules, Finding, NAME_BYTES, NewManifest, Problem, ScrubPart, ScrubWatch, Store, StoreError,
+};
 
 const MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const ROOM: Bounds = Bounds { max_size: 400 << 10, min_free: 0 };
@@ -394,4 +396,47 @@ fn a_collection() {
         }
         Ok(())
     });
+}
+
+/// Notes what a scrub finds.
+#[derive(Default)]
+struct Findings(Vec<Problem>);
+
+impl ScrubWatch for Findings {
+    fn may_read(&mut self, _bytes: u64) -> bool {
+        true
+    }
+
+    fn name_checked(&mut self) {}
+
+    fn blob_checked(&mut self, _digest: &Digest, _bytes: u64) {}
+
+    fn found(&mut self, finding: Finding) {
+        self.0.push(finding.problem);
+    }
+}
+
+#[test]
+fn a_scrub_moves_no_name_that_it_could_not_read() {
+    let scene = with_an_image();
+    let scrub = || scene.run(scene.store().scrub(ScrubPart::Names, true, Findings::default()));
+    let mut unreadable = 0;
+    for first in 0.. {
+        scene.plan.set(Some(Failing { fault: Fault::Error, first, lasting: false }));
+        let scrubbed = scrub();
+        let calls = scene.plan.calls();
+        scene.plan.set(None);
+        assert!(scene.files("quarantine").is_empty(), "{first}");
+        if calls <= first {
+            break;
+        }
+        unreadable += scrubbed.map_or(0, |(_, findings)| findings.0.len());
+    }
+    assert!(unreadable >= 3, "{unreadable}: a tag, a manifest and a blob");
+    scene.check();
+
+    let tag = scene.folder.path().join("repositories/local/team/app/_tags/kept");
+    std::fs::write(tag, b"\xff\xfe").unwrap();
+    assert_eq!(scrub().unwrap().1.0, [Problem::Name]);
+    assert_eq!(scene.files("quarantine").len(), 1, "what holds no text is damaged");
 }

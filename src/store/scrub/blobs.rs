@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 
-use super::read::{Buffer, Read, digest_of};
+use super::read::{Buffer, Read, digest_of, is_ours};
 use super::{Finding, Inner, Problem, ScrubWatch};
 use crate::oci::{Algorithm, Digest, RepoId};
 use crate::store::error::{At, StoreError, optional};
@@ -85,6 +85,9 @@ impl Inner {
                     finding.quarantined = true;
                 }
                 watch.found(finding);
+            }
+            Outcome::Unreadable(error) if is_ours(&error) => {
+                return Err(error).at("read", &self.layout.blob(digest));
             }
             Outcome::Unreadable(error) => {
                 tracing::error!(%digest, %error, "the file of {digest} cannot be read: {error}");

@@ -65,7 +65,7 @@ pub enum Problem {
     Length,
     /// A blob is not what its digest says.
     Digest,
-    /// A file cannot be read.
+    /// The disk cannot read a file. A name stays where it is, and so does pushed content.
     Unreadable,
     /// A pushed blob or manifest is not here.
     Missing,
@@ -88,7 +88,7 @@ impl Store {
     /// Scrubs one part, with `repair` moving what is damaged aside. Whether it came to the end, and the watch.
     ///
     /// # Errors
-    /// When folders cannot be listed; a file that cannot be read is a finding.
+    /// When folders cannot be listed, or descriptors or memory are lacking; a file that the disk cannot read is a finding.
     pub async fn scrub<W>(&self, part: ScrubPart, repair: bool, mut watch: W) -> Result<(bool, W), StoreError>
     where
         W: ScrubWatch + Send + 'static,

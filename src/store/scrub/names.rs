@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 
+use super::read::is_ours;
 use super::{Finding, Inner, Problem, ScrubWatch};
 use crate::oci::{Digest, Manifest, RepoId, Tag};
 use crate::store::error::{At, StoreError, optional};
@@ -25,6 +26,8 @@ enum Name<'a> {
 enum Text {
     Gone,
     Unreadable,
+    /// No text.
+    Odd,
     Is(String),
 }
 
@@ -74,7 +77,8 @@ impl Inner {
         watch.name_checked();
         for (problem, digest) in problems {
             let quarantined =
-                repair && matches!(problem, Problem::Name | Problem::Unreadable) && self.set_aside(repo, name)?;
+                // What the disk cannot read now it may read later.
+                repair && problem == Problem::Name && self.set_aside(repo, name)?;
             let tag = match name {
                 Name::Tag(tag) => Some(tag.to_string()),
                 Name::Manifest(_) | Name::Blob(_) => None,
@@ -92,7 +96,9 @@ impl Inner {
             Name::Tag(_) => None,
             Name::Manifest(digest) | Name::Blob(digest) => Some((*digest).clone()),
         };
-        let text = match read(&self.name_path(repo, name)) {
+        let path = self.name_path(repo, name);
+        let text = match read(&path).at("read", &path)? {
+            Text::Odd => return Ok(vec![(Problem::Name, digest)]),
             Text::Gone => return Ok(Vec::new()),
             Text::Unreadable => return Ok(vec![(Problem::Unreadable, digest)]),
             Text::Is(text) => text,
@@ -150,11 +156,11 @@ impl Inner {
     fn set_aside(&self, repo: &RepoId, name: &Name<'_>) -> Result<bool, StoreError> {
         let _locked = self.repositories.write(repo);
         let problems = self.problems_of(repo, name)?;
-        if !problems.iter().any(|(problem, _)| matches!(problem, Problem::Name | Problem::Unreadable)) {
+        if !problems.iter().any(|(problem, _)| *problem == Problem::Name) {
             return Ok(false);
         }
         let (path, aside) = (self.name_path(repo, name), self.layout.quarantined_name());
-        fs::rename(&path, &aside).at("rename", &path)?;
+        self.layout.within(&aside, |aside| fs::rename(&path, aside)).at("rename", &path)?;
         match name {
             Name::Tag(tag) => {
                 self.index.apply(&[Change::NoTag(repo, tag)]);
@@ -169,10 +175,14 @@ impl Inner {
     }
 }
 
-fn read(path: &Path) -> Text {
+fn read(path: &Path) -> io::Result<Text> {
     match fs::read(path) {
-        Ok(bytes) => String::from_utf8(bytes).map_or(Text::Unreadable, Text::Is),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Text::Gone,
-        Err(_) => Text::Unreadable,
+        Ok(bytes) => Ok(String::from_utf8(bytes).map_or(Text::Odd, Text::Is)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Text::Gone),
+        Err(error) if is_ours(&error) => Err(error),
+        Err(error) => {
+            tracing::error!(%error, "{} cannot be read: {error}", path.display());
+            Ok(Text::Unreadable)
+        }
     }
 }

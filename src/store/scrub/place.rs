@@ -78,7 +78,7 @@ impl Inner {
 
     fn keep_scrub_place(&self, place: &ScrubPlace) -> Result<(), StoreError> {
         let (path, temporary) = (self.layout.scrub(), Temporary::new(self.layout.temporary()));
-        fs::write(temporary.path(), place.to_text()).at("write", temporary.path())?;
+        self.layout.within(temporary.path(), |path| fs::write(path, place.to_text())).at("write", temporary.path())?;
         fs::rename(temporary.path(), &path).at("rename", &path)
     }
 }

@@ -66,6 +66,11 @@ pub(super) fn digest_of(
     hash(file, algorithm, buffer, may_read)
 }
 
+/// Whether it is the process that lacks something, descriptors or memory, and not the file: nothing is said of that.
+pub(super) fn is_ours(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+}
+
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP))
 }
