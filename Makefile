@@ -1,6 +1,6 @@
 # What people and CI run here. `make test` is all that a fresh Debian machine with Rust needs.
 
-.PHONY: build check deny eviction figures million soak test
+.PHONY: bench build check deny eviction figures million soak test
 
 build:
 	cargo build --release
@@ -12,6 +12,11 @@ check:
 # Licences, sources, doubled and abandoned dependencies: cargo install --locked cargo-deny
 deny:
 	cargo deny --log-level warn check
+
+# Roadstead beside nginx and docker-registry, as docs/benchmarks.md reports it: a release build, 25 minutes, 15 GiB of disk,
+# and Debian's nginx-light, docker-registry, wrk and strace. `make bench ARGS="--rounds 1 --only blob"` takes less.
+bench:
+	cargo bench --quiet --bench compare -- $(ARGS)
 
 # What docs/figures.md reports: a release build and three minutes, with 1.5 GiB of memory and as much of disk.
 figures:

@@ -1,10 +1,10 @@
 //! Misses: many clients on one fill, and what passing through costs a single one.
 
 use super::ROUNDS;
-use super::client::{Conn, Got, together};
-use super::stage::{MIB, Prepared, Stage};
-use super::support::Reply;
-use super::table::Table;
+use super::support::client::{Conn, Got, together};
+use super::support::stage::{MIB, Prepared, Stage};
+use super::support::table::Table;
+use super::support::tests::Reply;
 
 /// 24 clients ask at once for 64 MiB that the upstream sends at 32 MiB/s.
 pub fn many_clients(stage: &Stage, table: &mut Table) {

@@ -5,19 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends the run")]
 
-mod client;
 mod cold;
 mod memory;
-mod stage;
-#[path = "../../tests/it/support/mod.rs"]
+#[path = "../support/mod.rs"]
 mod support;
-mod table;
 mod warm;
 
 use std::process::ExitCode;
 
-use stage::Stage;
-use table::Table;
+use support::stage::Stage;
+use support::table::Table;
 
 /// Each with content of its own, so that every one is cold.
 const ROUNDS: u64 = 5;

@@ -1,17 +1,16 @@
 //! Memory: 100 clients on one blob of 1 GiB, ten of which read nothing.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::client::{Conn, together};
-use super::stage::{MIB, Stage};
-use super::support::Reply;
-use super::table::Table;
+use super::support::client::{Conn, together};
+use super::support::process::peak_memory;
+use super::support::stage::{MIB, Stage};
+use super::support::table::Table;
+use super::support::tests::Reply;
 
 const READING: usize = 90;
 const STALLED: usize = 10;
-const SAMPLE_EVERY: Duration = Duration::from_millis(5);
 
 pub fn hundred_clients(table: &mut Table) {
     // The stalled ones are to stay to the end.
@@ -23,7 +22,7 @@ pub fn hundred_clients(table: &mut Table) {
     stage.upstream.always("GET", &blob.layer, Reply::normal().pace(32 << 20));
     for what in ["cold", "warm"] {
         let (start, cpu) = (Instant::now(), stage.cpu());
-        let peak = peak_memory(&stage, || {
+        let ((), peak) = peak_memory(&stage.pids(), || {
             let open = |_| Conn::with_receive_buffer(stage.address(), 4096);
             let mut stalled: Vec<Conn> = (0..STALLED).map(open).collect();
             stalled.iter_mut().for_each(|conn| conn.ask(&blob.layer));
@@ -39,22 +38,4 @@ pub fn hundred_clients(table: &mut Table) {
     }
     table.note("… the most resident memory of all kinds (VmHWM)", &format!("{:.3} MiB", stage.memory("VmHWM")));
     assert_eq!(stage.upstream.count("GET", &blob.layer), 1, "fetched once");
-}
-
-/// The most anonymous memory that was seen while `work` ran, in MiB.
-fn peak_memory(stage: &Stage, work: impl FnOnce()) -> f64 {
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let sampler = scope.spawn(|| {
-            let mut peak = stage.memory("RssAnon");
-            while !done.load(Ordering::Relaxed) {
-                thread::sleep(SAMPLE_EVERY);
-                peak = peak.max(stage.memory("RssAnon"));
-            }
-            peak
-        });
-        work();
-        done.store(true, Ordering::Relaxed);
-        sampler.join().expect("the sampler ends")
-    })
 }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::stage::{MIB, REPOSITORY, Stage};
-use super::table::Table;
+use super::support::stage::{MIB, REPOSITORY, Stage};
+use super::support::table::Table;
 
 const TIMES: usize = 100;
 const LONG_ENOUGH: Duration = Duration::from_secs(3);

@@ -3,17 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends the run")]
 
-#[path = "../figures/client.rs"]
-#[expect(dead_code, reason = "shared with another bench")]
-mod client;
-#[path = "../figures/stage.rs"]
-#[expect(dead_code, reason = "shared with another bench")]
-mod stage;
-#[path = "../../tests/it/support/mod.rs"]
+#[path = "../support/mod.rs"]
 mod support;
-#[path = "../figures/table.rs"]
-#[expect(dead_code, reason = "shared with another bench")]
-mod table;
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -23,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use stage::{MIB, Stage};
-use table::Table;
+use support::stage::{MIB, Prepared, Stage};
+use support::table::Table;
 
 const BLOBS: u64 = 1_000_000;
 const BLOB_BYTES: u64 = 64 << 10;
@@ -115,7 +106,7 @@ fn undisturbed(stage: &Stage, hot: &stage::Prepared) -> Watched {
 }
 
 /// Asks for a hot manifest again and again, and looks at the server's memory, until `done`.
-fn watch(stage: &Stage, hot: &stage::Prepared, done: impl Fn() -> bool) -> Watched {
+fn watch(stage: &Stage, hot: &Prepared, done: impl Fn() -> bool) -> Watched {
     let (begun, stop) = (Instant::now(), AtomicBool::new(false));
     let manifest = &hot.image.manifest;
     thread::scope(|scope| {

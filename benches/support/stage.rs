@@ -1,6 +1,5 @@
 //! What every figure is measured on: an upstream, a Roadstead that mirrors it, and what the kernel says of its process.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
@@ -9,15 +8,14 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
 use super::client::Conn;
-use super::support::process::ServerProcess;
-use super::support::settings::Settings;
-use super::support::{Image, Upstream};
+use super::process;
+use super::tests::process::ServerProcess;
+use super::tests::settings::Settings;
+use super::tests::{Image, Upstream};
 
 pub const REPOSITORY: &str = "library/figures";
 pub const MIB: usize = 1 << 20;
 
-/// `/proc` counts times in hundredths of a second, whatever the kernel's own tick.
-const TICKS: f64 = 100.0;
 /// The upstream counts a frame just after a client may have read it.
 const COUNTED: Duration = Duration::from_millis(50);
 
@@ -78,26 +76,18 @@ impl Stage {
         self.runtime.block_on(self.server.metric(name, labels))
     }
 
-    /// Resident memory in MiB: `RssAnon` is what the process takes for itself, without the program's own file and the
-    /// page cache, and `VmHWM` the most that it ever had of all.
+    /// In MiB; see [`process::memory`].
     pub fn memory(&self, field: &str) -> f64 {
-        let status = self.proc("status");
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("Linux 4.5 or later");
-        line.trim_matches([':', '\t', ' ', 'k', 'B']).parse::<f64>().expect("a number") / 1024.0
+        process::memory(&self.pids(), field)
     }
 
     /// User and system time of the server so far, in seconds.
     pub fn cpu(&self) -> f64 {
-        let stat = self.proc("stat");
-        // The name, in parentheses, may hold spaces; the times are the 12th and 13th field behind it.
-        let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
-        let ticks = fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number"));
-        ticks.sum::<f64>() / TICKS
+        process::cpu(&self.pids())
     }
 
-    fn proc(&self, file: &str) -> String {
-        let pid = self.server.pid().expect("the server runs");
-        fs::read_to_string(format!("/proc/{pid}/{file}")).expect("the server lives")
+    pub fn pids(&self) -> [u32; 1] {
+        [self.server.pid().expect("the server runs")]
     }
 }
 

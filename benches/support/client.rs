@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
+/// What a registry must be told to give out an OCI manifest.
+pub const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, */*";
 const BUFFER: usize = 256 << 10;
 /// Far above what any figure takes: a server that hangs ends the run.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -25,6 +27,21 @@ pub struct Got {
     pub last_byte: Duration,
     /// 200, and byte for byte what it should be.
     pub right: bool,
+}
+
+/// An answer as it came, for what is not timed by its bytes.
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The header of that name, in whatever case, or an empty string.
+    pub fn header(&self, name: &str) -> &str {
+        let mut lines = self.head.lines().filter_map(|line| line.split_once(':'));
+        lines.find(|(other, _)| other.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value.trim())
+    }
 }
 
 impl Conn {
@@ -47,8 +64,49 @@ impl Conn {
     }
 
     pub fn ask(&mut self, path: &str) {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: figures\r\nAccept: */*\r\n\r\n");
-        self.stream.write_all(request.as_bytes()).expect("the server reads");
+        self.send("GET", path, &[("Accept", ACCEPT)], &[]);
+    }
+
+    /// Sends a request with a body of these parts, and leaves what comes to be read.
+    pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[&[u8]]) {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: figures\r\n");
+        headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
+        if !matches!(method, "GET" | "HEAD") {
+            let length: usize = body.iter().map(|part| part.len()).sum();
+            head.push_str(&format!("Content-Length: {length}\r\n"));
+        }
+        head.push_str("\r\n");
+        for part in [head.as_bytes()].iter().chain(body) {
+            self.stream.write_all(part).expect("the server reads");
+        }
+    }
+
+    /// The whole answer to the request before.
+    pub fn answer(&mut self, to_head: bool) -> Answer {
+        let (from, filled) = self.read_head();
+        let head = String::from_utf8_lossy(&self.buffer[..from]).into_owned();
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        let mut answer = Answer { status, head, body: self.buffer[from..filled].to_vec() };
+        if to_head || matches!(status, 204 | 304) {
+            return answer;
+        }
+        if answer.header("Transfer-Encoding").eq_ignore_ascii_case("chunked") {
+            while !answer.body.ends_with(b"0\r\n\r\n") {
+                self.read_more(&mut answer.body);
+            }
+            return answer;
+        }
+        let length = answer.header("Content-Length").parse().expect("a length");
+        while answer.body.len() < length {
+            self.read_more(&mut answer.body);
+        }
+        answer
+    }
+
+    fn read_more(&mut self, body: &mut Vec<u8>) {
+        let read = self.stream.read(&mut self.buffer).expect("the body goes on");
+        assert!(read > 0, "the body goes on");
+        body.extend_from_slice(&self.buffer[..read]);
     }
 
     pub fn get(&mut self, path: &str, expected: &[u8]) -> Got {

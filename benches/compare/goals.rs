@@ -1,0 +1,96 @@
+//! What is to be reached: ratios within a round, and the bounds of memory.
+
+use super::pulls::{COLD_ONE, MEMORY, SLOW_MANY, SLOW_ONE};
+use super::sample::{Sample, Samples, Spread, short};
+use super::subject::Subject::{self, Mirrored, Nginx, Pushed, Registry, Upstream};
+
+enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+pub struct Figure {
+    what: String,
+    goal: Goal,
+    unit: &'static str,
+    rounds: Spread,
+}
+
+impl Figure {
+    pub fn is_reached(&self) -> bool {
+        match self.goal {
+            Goal::AtLeast(goal) => self.rounds.median >= goal,
+            Goal::AtMost(goal) => self.rounds.median <= goal,
+        }
+    }
+
+    /// A row: figure, goal, what was reached, whether that is it.
+    pub fn row(&self) -> String {
+        let goal = match self.goal {
+            Goal::AtLeast(goal) => format!("≥ {goal}"),
+            Goal::AtMost(goal) => format!("≤ {goal}"),
+        };
+        let reached = if self.is_reached() { "yes" } else { "**no**" };
+        let Self { what, unit, rounds: Spread { median, least, most }, .. } = self;
+        let spread = format!("{}–{}", short(*least), short(*most));
+        format!("| {what} | {goal}{unit} | {}{unit} ({spread}) | {reached} |", short(*median))
+    }
+}
+
+/// Those of which there are samples.
+pub fn figures(samples: &Samples) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    let mut add = |what: String, goal, unit, rounds: Spread| {
+        if rounds.is_known() {
+            figures.push(Figure { what, goal, unit, rounds });
+        }
+    };
+    let rate = |sample: &Sample| sample.rate;
+    let cpu = |sample: &Sample| sample.cpu;
+    let times = " ×";
+    let mut faster = |case: &str, subjects: &[Subject], other: Subject, goal: f64| {
+        for &subject in subjects {
+            let what = format!("{case}: {} over {}", subject.name(), other.name());
+            add(what, Goal::AtLeast(goal), times, samples.ratios((case, subject), (case, other), rate));
+        }
+    };
+    faster("manifest by tag, 32 connections", &[Pushed, Mirrored], Nginx, 0.8);
+    faster("manifest by digest, 32 connections", &[Pushed, Mirrored], Nginx, 0.8);
+    faster("blob of 1 MiB, 16 connections", &[Pushed, Mirrored], Nginx, 1.0);
+    faster("blob of 100 MiB, 4 connections", &[Pushed], Registry, 1.0);
+    faster("ranges of 64 KiB, 64 connections", &[Pushed], Nginx, 0.8);
+    for case in [
+        "push of 1 MiB, 10 at a time",
+        "push of 1 MiB in one PUT, 10 at a time",
+        "push of 100 MiB, 4 at a time",
+        "push of 100 MiB in one PUT, 4 at a time",
+    ] {
+        faster(case, &[Pushed], Registry, 1.0);
+    }
+    faster("catalog page of 100", &[Pushed], Registry, 10.0);
+    faster("tags page of 100", &[Pushed], Registry, 10.0);
+
+    let large = "blob of 100 MiB, 4 connections";
+    for (other, goal) in [(Registry, 1.0), (Nginx, 1.2)] {
+        let what = format!("{large}: CPU per byte, Roadstead over {}", other.name());
+        add(what, Goal::AtMost(goal), times, samples.ratios((large, Pushed), (large, other), cpu));
+    }
+    let last_byte = |sample: &Sample| 1.0 / sample.rate;
+    let through = samples.ratios((COLD_ONE, Mirrored), (COLD_ONE, Upstream), last_byte);
+    add(format!("{COLD_ONE}: last byte, over the upstream alone"), Goal::AtMost(1.05), times, through);
+    let first_bytes = samples.of(COLD_ONE, Mirrored).iter().zip(samples.of(COLD_ONE, Upstream));
+    let later = first_bytes.filter_map(|(through, alone)| Some(through.first_byte? - alone.first_byte?));
+    add(format!("{COLD_ONE}: first byte, later than the upstream's"), Goal::AtMost(5.0), " ms", Spread::of(later));
+    // Of 64 clients all together: what counts is when the last of them is done.
+    let whole = |sample: &Sample, clients: f64| clients / sample.rate;
+    let rounds = samples.of(SLOW_MANY, Mirrored).iter().zip(samples.of(SLOW_ONE, Mirrored));
+    let ratio = Spread::of(rounds.map(|(many, one)| whole(many, 64.0) / whole(one, 1.0)));
+    add(format!("{SLOW_MANY}: last byte, over one client"), Goal::AtMost(1.1), times, ratio);
+
+    let streams = || samples.of(MEMORY, Pushed).iter();
+    let peak = Spread::of(streams().map(|sample| sample.peak));
+    add(format!("{MEMORY}, 10,000 blobs in store: peak RssAnon"), Goal::AtMost(80.0), " MiB", peak);
+    let idle = Spread::of(streams().filter_map(|sample| sample.idle));
+    add("the same before them: RssAnon".to_owned(), Goal::AtMost(40.0), " MiB", idle);
+    figures
+}

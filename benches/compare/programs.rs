@@ -1,0 +1,44 @@
+//! The programs of others that this needs, all of them Debian's.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+const FOLDERS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
+/// Program and package.
+const NEEDED: [(&str, &str); 4] =
+    [("nginx", "nginx-light"), ("docker-registry", "docker-registry"), ("wrk", "wrk"), ("strace", "strace")];
+
+/// Where a program is: Debian's before any other of that name.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = FOLDERS.iter().map(PathBuf::from).chain(std::env::split_paths(&path));
+    folders.map(|folder| folder.join(name)).find(|program| program.is_file())
+}
+
+pub fn path(name: &str) -> PathBuf {
+    find(name).expect("looked for at the start")
+}
+
+/// # Errors
+/// What is missing, and how it is installed.
+pub fn check() -> Result<(), String> {
+    let missing: Vec<_> = NEEDED.iter().filter(|(name, _)| find(name).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+    let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+    Err(format!("missing: {}. On Debian: apt-get install {}", names.join(", "), packages.join(" ")))
+}
+
+/// The versions of those that are measured, or measure.
+pub fn versions() -> String {
+    let version = |name: &str, flag: &str| {
+        let output = Command::new(path(name)).arg(flag).output().expect("it can be started");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let number = said.split([' ', '/', '\n']).find(|word| word.contains(|c: char| c.is_ascii_digit()));
+        format!("{name} {}", number.unwrap_or("of unknown version"))
+    };
+    [version("nginx", "-v"), version("docker-registry", "--version"), version("wrk", "-v")].join(", ")
+}

@@ -1,0 +1,147 @@
+//! Hits: what is there is asked for again and again.
+
+use std::time::{Duration, Instant};
+
+use super::case::Case;
+use super::load::{Load, Wrk, heads};
+use super::sample::{Sample, Unit};
+use super::scene::{MANY, Scene, TAGGED};
+use super::subject::Subject::{self, Mirrored, Nginx, Pushed, Registry};
+use super::support::client::{ACCEPT, Conn};
+use super::support::stage::MIB;
+
+const RANGE: usize = 64 << 10;
+/// For how long a case with a goal is measured in each round, and any other.
+const LONG: u64 = 2;
+const SHORT: u64 = 1;
+
+pub fn manifests() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for connections in [1, 32, 64] {
+        let seconds = if connections == 32 { LONG } else { SHORT };
+        let mut add = |what: &str, run: fn(&Scene, Subject, usize, u64) -> Load| {
+            let name = format!("{what}, {}", connected(connections));
+            cases.push(Case::new(
+                name,
+                Unit::Requests,
+                &[Nginx, Registry, Pushed, Mirrored],
+                move |scene, subject, _| {
+                    Sample::take(&scene.pids(subject), Unit::Requests, || run(scene, subject, connections, seconds))
+                },
+            ));
+        };
+        add("manifest by tag", |scene, subject, connections, seconds| {
+            let wrk = Wrk { connections, seconds, headers: accept(), ranges: None };
+            wrk.run(scene.address(subject), &manifest(subject, "v1"))
+        });
+        add("manifest by digest", |scene, subject, connections, seconds| {
+            let wrk = Wrk { connections, seconds, headers: accept(), ranges: None };
+            wrk.run(scene.address(subject), &manifest(subject, scene.image.digest()))
+        });
+        add("HEAD of a manifest", |scene, subject, connections, seconds| {
+            let path = manifest(subject, "v1");
+            let request = format!("HEAD {path} HTTP/1.1\r\nHost: figures\r\nAccept: {ACCEPT}\r\n\r\n");
+            heads(scene.address(subject), &request, connections, seconds)
+        });
+        add("304 of a manifest", |scene, subject, connections, seconds| {
+            let path = manifest(subject, "v1");
+            let etag = etag(scene, subject, &path);
+            let headers = [accept(), vec![format!("If-None-Match: {etag}")]].concat();
+            Wrk { connections, seconds, headers, ranges: None }.run(scene.address(subject), &path)
+        });
+    }
+    cases
+}
+
+pub fn blobs() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let sizes = [("4 KiB", &[1, 16, 64][..]), ("1 MiB", &[1, 16, 64]), ("100 MiB", &[1, 4, 16, 64])];
+    for (layer, (size, of_connections)) in sizes.into_iter().enumerate() {
+        for &connections in of_connections {
+            let has_goal = matches!((layer, connections), (1, 16) | (2, 4));
+            let unit = if layer == 0 { Unit::Requests } else { Unit::Bytes };
+            let subjects = &[Nginx, Registry, Pushed, Mirrored][..if layer == 1 { 4 } else { 3 }];
+            let wrk = move || {
+                let seconds = if has_goal { LONG } else { SHORT };
+                Wrk { connections, seconds, headers: Vec::new(), ranges: None }
+            };
+            let name = format!("blob of {size}, {}", connected(connections));
+            cases.push(Case::new(name, unit, subjects, move |scene, subject, _| {
+                let path = blob(scene, subject, layer);
+                Sample::take(&scene.pids(subject), unit, || wrk().run(scene.address(subject), &path))
+            }));
+        }
+    }
+    let name = "ranges of 64 KiB, 64 connections";
+    cases.push(Case::new(name, Unit::Requests, &[Nginx, Registry, Pushed], |scene, subject, _| {
+        // See nginx.conf.
+        let path = if subject == Nginx { "/ranges" } else { "" }.to_owned() + &blob(scene, subject, 2);
+        let ranges = Some((RANGE, 100 * MIB));
+        let wrk = Wrk { connections: 64, seconds: LONG, headers: Vec::new(), ranges };
+        Sample::take(&scene.pids(subject), Unit::Requests, || wrk.run(scene.address(subject), &path))
+    }));
+    cases
+}
+
+/// Pages from the middle of long lists, by one client.
+pub fn lists() -> Vec<Case> {
+    let middle = MANY / 2;
+    [
+        ("catalog page of 100", format!("/v2/_catalog?n=100&last=pages/r{middle:05}"), "\"pages/"),
+        ("tags page of 100", format!("/v2/{TAGGED}/tags/list?n=100&last=t{middle:05}"), "\"t0"),
+    ]
+    .map(|(name, path, entry)| {
+        Case::new(name, Unit::Requests, &[Registry, Pushed], move |scene, subject, _| {
+            let mut conn = Conn::open(scene.address(subject));
+            conn.send("GET", &path, &[], &[]);
+            let body = conn.answer(false).body;
+            let entries = String::from_utf8_lossy(&body).matches(entry).count();
+            // This one knows no pages of tags: its answer has all of them.
+            assert!(entries == 100 || (entries == MANY && subject == Registry), "a page has {entries}");
+            Sample::take(&scene.pids(subject), Unit::Requests, || {
+                again(|| {
+                    conn.send("GET", &path, &[], &[]);
+                    assert_eq!(conn.answer(false).body.len(), body.len(), "the list is as it was");
+                })
+            })
+        })
+    })
+    .into()
+}
+
+/// Does it one after the other for [`LONG`] seconds, once at least.
+pub fn again(mut work: impl FnMut()) -> Load {
+    let (begun, mut times) = (Instant::now(), Vec::new());
+    while begun.elapsed() < Duration::from_secs(LONG) {
+        let asked = Instant::now();
+        work();
+        times.push(asked.elapsed());
+    }
+    Load::of(times, 0.0, begun.elapsed())
+}
+
+fn connected(connections: usize) -> String {
+    format!("{connections} connection{}", if connections == 1 { "" } else { "s" })
+}
+
+fn accept() -> Vec<String> {
+    vec![format!("Accept: {ACCEPT}")]
+}
+
+fn manifest(subject: Subject, reference: &str) -> String {
+    format!("/v2/{}/manifests/{reference}", subject.repository())
+}
+
+fn blob(scene: &Scene, subject: Subject, layer: usize) -> String {
+    format!("/v2/{}/blobs/{}", subject.repository(), scene.blobs.layers[layer].digest)
+}
+
+/// What the server calls this version, having said 304 to it once.
+fn etag(scene: &Scene, subject: Subject, path: &str) -> String {
+    let mut conn = Conn::open(scene.address(subject));
+    conn.send("HEAD", path, &[("Accept", ACCEPT)], &[]);
+    let etag = conn.answer(true).header("ETag").to_owned();
+    conn.send("GET", path, &[("Accept", ACCEPT), ("If-None-Match", &etag)], &[]);
+    assert_eq!(conn.answer(false).status, 304, "{} knows {etag}", subject.name());
+    etag
+}

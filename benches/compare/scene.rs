@@ -1,0 +1,235 @@
+//! Everything that is measured, up and running, with the same content everywhere.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+
+use super::servers::{Program, roadstead};
+use super::subject::Subject;
+use super::support::client::Conn;
+use super::support::stage::MIB;
+use super::support::tests::process::ServerProcess;
+use super::support::tests::{Client, Content, Image, Upstream};
+
+/// Repositories of the catalogue, tags of one repository, and blobs beside all others.
+pub const MANY: usize = 10_000;
+/// Which has so many tags.
+pub const TAGGED: &str = "pages/tagged";
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub struct Scene {
+    pub nginx: Program,
+    pub registry: Program,
+    pub proxy: Program,
+    pub roadstead: ServerProcess,
+    /// What pushes go to: a docker-registry and a Roadstead with nothing in them, for one round.
+    pub fresh: Option<(u64, Program, ServerProcess)>,
+    /// What is cold in one round, by case.
+    pub cold: Option<(String, u64, Content)>,
+    pub upstream: Upstream,
+    /// Of eight layers of 8 MiB.
+    pub image: Image,
+    /// Its layers are the blobs that are measured: 4 KiB, 1 MiB, 100 MiB.
+    pub blobs: Image,
+    pub runtime: Runtime,
+    folder: TempDir,
+}
+
+impl Scene {
+    /// Starts and fills all servers.
+    pub fn new(folder: TempDir) -> Self {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let upstream = runtime.block_on(Upstream::start());
+        let at = |name: &str| folder.path().join(name);
+        let mut scene = Self {
+            nginx: Program::nginx(&at("nginx")),
+            registry: Program::registry(&at("registry")),
+            proxy: Program::proxy(&at("proxy"), &upstream.url("")),
+            roadstead: roadstead(&at("roadstead"), &upstream.url("")),
+            fresh: None,
+            cold: None,
+            upstream,
+            image: Image::new(1, &[8 * MIB; 8]),
+            blobs: Image::new(100, &[4 << 10, MIB, 100 * MIB]),
+            runtime,
+            folder,
+        };
+        scene.stock();
+        scene.multiply();
+        scene.warm();
+        scene
+    }
+
+    pub fn address(&self, subject: Subject) -> SocketAddr {
+        match subject {
+            Subject::Nginx => self.nginx.address(),
+            Subject::Registry => self.registry.address(),
+            Subject::Pushed | Subject::Mirrored => ([127, 0, 0, 1], self.roadstead.port()).into(),
+            Subject::Upstream => self.upstream.addr(),
+            Subject::Proxy => self.proxy.address(),
+        }
+    }
+
+    /// The processes whose costs are the subject's; the upstream is this process, whose costs are nobody's.
+    pub fn pids(&self, subject: Subject) -> Vec<u32> {
+        match subject {
+            Subject::Nginx => self.nginx.pids(),
+            Subject::Registry => self.registry.pids(),
+            Subject::Pushed | Subject::Mirrored => self.roadstead.pid().into_iter().collect(),
+            Subject::Upstream => Vec::new(),
+            Subject::Proxy => self.proxy.pids(),
+        }
+    }
+
+    /// The servers for the pushes of a round. Those of the round before go, with their gigabytes.
+    pub fn fresh(&mut self, round: u64) -> &(u64, Program, ServerProcess) {
+        if self.fresh.as_ref().is_some_and(|(of, ..)| *of != round) {
+            drop(self.fresh.take());
+            fs::remove_dir_all(self.folder.path().join("fresh")).expect("nobody uses it any more");
+        }
+        let (folder, upstream) = (self.folder.path().join("fresh"), self.upstream.url(""));
+        self.fresh.get_or_insert_with(|| {
+            (round, Program::registry(&folder.join("registry")), roadstead(&folder.join("roadstead"), &upstream))
+        })
+    }
+
+    /// A blob of so many bytes that nobody has fetched in this round, whose repository each cache knows.
+    pub fn cold(&mut self, case: &str, round: u64, bytes: usize) -> (String, Content) {
+        let repository = format!("library/cold-{bytes}");
+        if self.cold.as_ref().is_none_or(|(of, at, _)| of != case || *at != round) {
+            let seed = case.bytes().fold(round, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));
+            let image = Image::new(seed, &[bytes]);
+            self.upstream.end_scripts();
+            self.upstream.remove_repository(&repository);
+            self.upstream.add_image(&repository, &format!("r{seed}"), &image);
+            let manifest = format!("/v2/{repository}/manifests/r{seed}");
+            for cache in [Subject::Mirrored, Subject::Proxy] {
+                let got = Conn::open(self.address(cache)).get(&manifest, &image.manifest.bytes);
+                assert!(got.right, "{} has the manifest", cache.name());
+            }
+            self.cold = Some((case.to_owned(), round, image.layers[0].clone()));
+        }
+        let (_, _, blob) = self.cold.as_ref().expect("it was just made");
+        (format!("/v2/{repository}/blobs/{}", blob.digest), blob.clone())
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Path and bytes of everything that is read.
+    fn content(&self, subject: Subject) -> Vec<(String, &Content)> {
+        let repository = subject.repository();
+        let mut content = Vec::new();
+        for (tag, image) in [("v1", &self.image), ("v2", &self.blobs)] {
+            for reference in [tag, image.digest()] {
+                content.push((format!("/v2/{repository}/manifests/{reference}"), &image.manifest));
+            }
+            for blob in image.blobs() {
+                content.push((format!("/v2/{repository}/blobs/{}", blob.digest), blob));
+            }
+        }
+        content
+    }
+
+    fn stock(&self) {
+        for (path, content) in self.content(Subject::Nginx) {
+            let file = self.nginx.folder().join("files").join(path.trim_start_matches('/'));
+            fs::create_dir_all(file.parent().expect("a file is in a folder")).expect("the folder can be written");
+            fs::write(file, &content.bytes).expect("the folder can be written");
+        }
+        for subject in [Subject::Registry, Subject::Pushed] {
+            let base = format!("http://{}", self.address(subject));
+            let small = Image::new(7, &[4 << 10]);
+            let images = [(subject.repository(), "v1", &self.image), (subject.repository(), "v2", &self.blobs)];
+            for (repository, tag, image) in images.into_iter().chain([(TAGGED, "t00000", &small)]) {
+                self.runtime.block_on(Client::new().push_image(&base, repository, tag, image));
+            }
+        }
+        for (tag, image) in [("v1", &self.image), ("v2", &self.blobs)] {
+            self.upstream.add_image(Subject::Mirrored.repository(), tag, image);
+        }
+    }
+
+    /// Makes many of one repository, of one tag and of one blob, by copies of what the servers have written.
+    fn multiply(&mut self) {
+        let registry = self.registry.folder().join("docker/registry/v2");
+        // A name for the same folder does for this one, which asks what a name leads to.
+        multiply(&registry.join("repositories"), "_manifests/tags", &|from, to| symlink(from, to));
+        self.registry.restart();
+
+        self.roadstead.stop();
+        let data = self.roadstead.data_dir();
+        multiply(&data.join("repositories/local"), "_tags", &copy);
+        for (hex, bytes) in small_blobs() {
+            fs::write(data.join("blobs/sha256").join(&hex[..2]).join(&hex), bytes).expect("the folder can be written");
+        }
+        // It is made again of the files.
+        fs::remove_dir_all(data.join("index")).expect("it had an index");
+        self.restart_roadstead();
+    }
+
+    /// Starts it again, and waits until its index is in step with the files.
+    pub fn restart_roadstead(&mut self) {
+        self.roadstead.stop();
+        self.roadstead.begin();
+        let deadline = Instant::now() + PATIENCE;
+        while self.runtime.block_on(self.roadstead.metric("roadstead_index_ready", &[])) != 1.0 {
+            assert!(Instant::now() < deadline, "the index is not ready");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Everything is read three times of everybody, and is what it should be.
+    pub fn warm(&self) {
+        for subject in [Subject::Nginx, Subject::Registry, Subject::Pushed, Subject::Mirrored] {
+            let mut conn = Conn::open(self.address(subject));
+            let content = self.content(subject);
+            for (path, content) in std::iter::repeat_n(&content, 3).flatten() {
+                assert!(conn.get(path, &content.bytes).right, "{} has {path}", subject.name());
+            }
+        }
+        // What was written is not to be written to the disk while something is measured.
+        File::open(self.folder()).and_then(|folder| Ok(rustix::fs::syncfs(&folder)?)).expect("the disk takes it");
+    }
+}
+
+/// `pages/r00000` and so on of `pages/tagged`, and then tags `t00001` and so on of its `t00000`.
+fn multiply(repositories: &Path, tags: &str, copy: &dyn Fn(&Path, &Path) -> io::Result<()>) {
+    let again = |from: &Path, to: &Path| copy(from, to).expect("the folder can be written");
+    let tagged = repositories.join(TAGGED);
+    for n in 0..MANY - 1 {
+        again(&tagged, &repositories.join(format!("pages/r{n:05}")));
+    }
+    let tags = tagged.join(tags);
+    for n in 1..MANY {
+        again(&tags.join("t00000"), &tags.join(format!("t{n:05}")));
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    if from.is_file() {
+        return fs::hard_link(from, to);
+    }
+    fs::create_dir(to)?;
+    fs::read_dir(from)?.try_for_each(|entry| {
+        let entry = entry?;
+        copy(&entry.path(), &to.join(entry.file_name()))
+    })
+}
+
+/// With the names that they have to have.
+fn small_blobs() -> impl Iterator<Item = (String, [u8; 8])> {
+    (0..MANY as u64).map(|n| {
+        let bytes = n.to_be_bytes();
+        (Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect(), bytes)
+    })
+}

@@ -1,0 +1,133 @@
+//! The servers, each a program of its own with its data below the build folder.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+
+use super::programs;
+use super::support::process::family;
+use super::support::tests::daemon::{Daemon, free_port};
+use super::support::tests::process::ServerProcess;
+use super::support::tests::settings::Settings;
+
+/// A program that is started from one file of configuration.
+pub struct Program {
+    name: &'static str,
+    folder: PathBuf,
+    port: u16,
+    arguments: Vec<String>,
+    daemon: Option<Daemon>,
+}
+
+impl Program {
+    pub fn nginx(folder: &Path) -> Self {
+        fs::create_dir_all(folder.join("files")).expect("the build folder can be written");
+        let (config, port) = configure(folder, "nginx.conf", include_str!("nginx.conf"), "");
+        let prefix = folder.to_str().expect("a plain path").to_owned();
+        let arguments = ["-e", "stderr", "-p", &prefix, "-c", &config].map(str::to_owned);
+        Self::start("nginx", folder, port, arguments.into())
+    }
+
+    pub fn registry(folder: &Path) -> Self {
+        Self::registry_with(folder, "")
+    }
+
+    /// A docker-registry that is a pull-through cache of this one.
+    pub fn proxy(folder: &Path, upstream: &str) -> Self {
+        Self::registry_with(folder, &format!("proxy:\n  remoteurl: {upstream}\n"))
+    }
+
+    fn registry_with(folder: &Path, more: &str) -> Self {
+        let (config, port) = configure(folder, "registry.yml", include_str!("registry.yml"), more);
+        Self::start("docker-registry", folder, port, vec!["serve".to_owned(), config])
+    }
+
+    fn start(name: &'static str, folder: &Path, port: u16, arguments: Vec<String>) -> Self {
+        let mut program = Self { name, folder: folder.to_owned(), port, arguments, daemon: None };
+        program.begin();
+        program
+    }
+
+    fn begin(&mut self) {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        let mut daemon = Daemon::spawn(self.name, &self.folder, &programs::path(self.name), &arguments);
+        daemon.wait_until(|| TcpStream::connect(self.address()).is_ok());
+        self.daemon = Some(daemon);
+    }
+
+    pub fn restart(&mut self) {
+        drop(self.daemon.take());
+        self.begin();
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// The program and what it has started: nginx's workers.
+    pub fn pids(&self) -> Vec<u32> {
+        family(self.daemon.as_ref().expect("it runs").pid())
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+/// Roadstead with its defaults, but for the port, the folder and where docker.io is.
+pub fn roadstead(folder: &Path, upstream: &str) -> ServerProcess {
+    fs::create_dir_all(folder).expect("the build folder can be written");
+    ServerProcess::start_in(folder, defaults(upstream))
+}
+
+fn defaults(upstream: &str) -> Settings {
+    Settings::new().upstream_url("docker.io", upstream).default_upstream("docker.io")
+}
+
+/// A server under strace, which writes to `trace` what it syncs.
+pub struct Traced {
+    pub address: SocketAddr,
+    pub trace: PathBuf,
+    _daemon: Daemon,
+}
+
+impl Traced {
+    pub fn registry(folder: &Path) -> Self {
+        let (config, port) = configure(folder, "registry.yml", include_str!("registry.yml"), "");
+        Self::start(
+            folder,
+            port,
+            &[programs::path("docker-registry").to_str().expect("a plain path"), "serve", &config],
+        )
+    }
+
+    pub fn roadstead(folder: &Path, upstream: &str) -> Self {
+        let port = free_port();
+        let settings = defaults(upstream).listen(&format!("127.0.0.1:{port}")).data_dir(&folder.join("data"));
+        let config = folder.join("roadstead.toml");
+        fs::create_dir_all(folder).expect("the build folder can be written");
+        fs::write(&config, settings.to_toml()).expect("the build folder can be written");
+        let config = config.to_str().expect("a plain path");
+        Self::start(folder, port, &[env!("CARGO_BIN_EXE_roadstead"), "serve", "--config", config])
+    }
+
+    fn start(folder: &Path, port: u16, command: &[&str]) -> Self {
+        let trace = folder.join("trace");
+        let file = trace.to_str().expect("a plain path");
+        let mut arguments = vec!["-f", "-y", "-qq", "-e", "trace=fsync,fdatasync,syncfs,sync", "-o", file];
+        arguments.extend(command);
+        let mut daemon = Daemon::spawn("traced", folder, &programs::path("strace"), &arguments);
+        daemon.wait_until(|| TcpStream::connect(("127.0.0.1", port)).is_ok());
+        Self { address: ([127, 0, 0, 1], port).into(), trace, _daemon: daemon }
+    }
+}
+
+/// Writes a configuration with its placeholders filled in: where it is, and a free port that it names.
+fn configure(folder: &Path, name: &str, template: &str, more: &str) -> (String, u16) {
+    fs::create_dir_all(folder).expect("the build folder can be written");
+    let (port, folder_name) = (free_port(), folder.to_str().expect("a plain path"));
+    let config = template.replace("FOLDER", folder_name).replace("PORT", &port.to_string());
+    let file = folder.join(name);
+    fs::write(&file, config + more).expect("the build folder can be written");
+    (file.to_str().expect("a plain path").to_owned(), port)
+}
