@@ -100,7 +100,7 @@ fn fill(blobs: &Path) {
 }
 
 /// What hits take while nothing else goes on, but for the look at the metrics with which the other phases see their end.
-fn undisturbed(stage: &Stage, hot: &stage::Prepared) -> Watched {
+fn undisturbed(stage: &Stage, hot: &Prepared) -> Watched {
     let until = Instant::now() + QUIET;
     watch(stage, hot, || is_ready(stage) && Instant::now() > until)
 }
