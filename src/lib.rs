@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod evict;
+pub mod file;
 pub mod http;
 pub mod oci;
 pub mod pull;

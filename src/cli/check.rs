@@ -1,12 +1,18 @@
-//! `roadstead check`: what is in force on the standard output, what is worth a look on the standard error stream.
+//! `roadstead check`: what is in force on the standard output, what is worth a look on the standard error stream. What would
+//! stop the start is an error here, too, as far as it stands in files.
 
 use std::io::{self, Write};
 
 use super::CliError;
 use super::options::ServerOptions;
+use crate::http::tls::Certificates;
+use crate::server::StartError;
 
 pub fn run(options: ServerOptions) -> Result<(), CliError> {
     let config = options.load()?;
+    if let Some(files) = &config.server.tls {
+        Certificates::load(files).map_err(StartError::Tls)?;
+    }
     io::stdout().write_all(config.to_toml().as_bytes()).map_err(CliError::Output)?;
     let mut stderr = io::stderr();
     for warning in config.warnings() {

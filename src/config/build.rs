@@ -10,12 +10,16 @@ use super::layer::{
 use super::value::{OneOrMore, Positive};
 use super::{
     CacheConfig, Config, ConfigError, CredentialConfig, CredentialSource, DOCKER_IO, DeleteConfig, GcConfig,
-    LocalConfig, LogConfig, PushConfig, ScrubConfig, ServerConfig, StorageConfig, TlsConfig, UpstreamConfig,
-    builtin_upstreams, canonical_name,
+    IgnoredSettings, LocalConfig, LogConfig, PushConfig, ScrubConfig, ServerConfig, StorageConfig, TlsConfig,
+    UpstreamConfig, builtin_upstreams, canonical_name,
 };
 
 /// `storage` is where data goes unless a layer says otherwise.
-pub(super) fn config(mut layer: Layer, storage: StorageConfig, ignored: Vec<String>) -> Result<Config, ConfigError> {
+pub(super) fn config(
+    mut layer: Layer,
+    storage: StorageConfig,
+    ignored: IgnoredSettings,
+) -> Result<Config, ConfigError> {
     let builtin = layer.root.builtin_upstreams.as_ref().is_none_or(|builtin| builtin.value);
     let mut upstreams = if builtin { builtin_upstreams() } else { Vec::new() };
     for (name, keys) in layer.upstreams {

@@ -1,15 +1,10 @@
 //! The credentials of an upstream from their keys: one source each, and nothing beside it that would be ignored.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use super::error::Site;
 use super::layer::{CredentialKeys, Sited, UpstreamKeys};
 use super::{ConfigError, CredentialConfig, CredentialSource};
-
-/// Of a password file.
-const MOST: u64 = 64 << 10;
 
 /// One `[[upstream."host".credentials]]`.
 pub(super) fn of_repositories(keys: Sited<CredentialKeys>, path: &str) -> Result<CredentialConfig, ConfigError> {
@@ -103,8 +98,7 @@ fn source(keys: CredentialKeys, path: &str) -> Result<Option<CredentialSource>, 
 
 /// A file that is no password now is a mistake that is told at once, not by the first pull.
 fn check_password(path: &Path) -> Result<(), String> {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MOST).read_to_string(&mut text));
-    read.map_err(|error| format!("cannot be read: {error}"))?;
+    let read = crate::file::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let text = String::from_utf8(read).map_err(|_| "is not text".to_owned())?;
     if text.lines().next().is_none_or(str::is_empty) { Err("is empty".to_owned()) } else { Ok(()) }
 }

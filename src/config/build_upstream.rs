@@ -1,6 +1,5 @@
 //! One upstream from its keys: its defaults, its credentials, and the rules between them.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use super::build::{hosts, positive, value};
@@ -70,7 +69,7 @@ fn client_certificate(
 }
 
 pub(super) fn readable(file: Sited<PathBuf>, key: &str) -> Result<PathBuf, ConfigError> {
-    match File::open(&file.value) {
+    match crate::file::open(&file.value) {
         Ok(_) => Ok(file.value),
         Err(error) => {
             let message = format!("\"{}\" cannot be read: {error}", file.value.display());

@@ -15,7 +15,7 @@ use super::value::{OneOrMore, Positive, Raw, Setting};
 use super::{ConfigError, ListenAddr, LogFormat, Namespace, OnDenied, Pin, Secret};
 
 /// A value and where it was written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Sited<T> {
     pub(super) value: T,
     pub(super) site: Site,

@@ -7,7 +7,10 @@ use super::error::Site;
 use super::layer::{Layer, Sited};
 use super::upstream_url::check_name;
 use super::value::{OneOrMore, Raw, Setting};
-use super::{BUILTIN_UPSTREAMS, Config, ConfigError, StorageConfig, build, env, file, registry_env, registry_file};
+use super::{
+    BUILTIN_UPSTREAMS, Config, ConfigError, IgnoredSettings, StorageConfig, build, env, file, registry_env,
+    registry_file,
+};
 
 /// What the command line says about configuration, as it was typed.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +31,7 @@ pub struct LoadOptions {
 impl Config {
     /// One file and the defaults; no environment. `origin` is what errors call the file.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self, ConfigError> {
-        build::config(file::read(text, origin)?, StorageConfig::default(), Vec::new())
+        build::config(file::read(text, origin)?, StorageConfig::default(), IgnoredSettings::default())
     }
 
     /// Every source. A file is read only when it is named, by flag or by `ROADSTEAD_CONFIG`; then it must be there.
@@ -53,7 +56,6 @@ impl Config {
         let root = rustix::process::geteuid().is_root();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let storage = StorageConfig::of_user(root, |name| variable(name).cloned()).or_mounted(&mounts);
-        let ignored = ignored.iter().map(ToString::to_string).collect();
         build::config(flags.over(ours).over(registry).over(file), storage, ignored)
     }
 }

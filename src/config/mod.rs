@@ -78,8 +78,15 @@ pub struct Config {
     pub default_upstream: Option<String>,
     /// Whether [`BUILTIN_UPSTREAMS`] are among `upstreams`.
     pub builtin_upstreams: bool,
-    /// What was set for `registry:2` and means nothing here: variables, and keys of its file.
-    pub ignored_settings: Vec<String>,
+    pub ignored_settings: IgnoredSettings,
+}
+
+/// What was set for `registry:2` and means nothing here: variables, and keys of its file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct IgnoredSettings {
+    /// How its clients log in: that nobody asks them here is the graver thing.
+    pub auth: Vec<String>,
+    pub others: Vec<String>,
 }
 
 // === impl Config ===
@@ -111,7 +118,7 @@ impl Default for Config {
             upstreams: builtin_upstreams(),
             default_upstream: Some(DOCKER_IO.to_owned()),
             builtin_upstreams: true,
-            ignored_settings: Vec::new(),
+            ignored_settings: IgnoredSettings::default(),
         }
     }
 }

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 
 use url::{Position, Url};
 
-use super::ConfigError;
 use super::env::is_service_link;
 use super::error::Site;
 use super::layer::{Layer, Sited};
 use super::upstream::{BUILTIN_UPSTREAMS, DOCKER_IO, canonical_name};
 use super::upstream_url::{UpstreamUrl, check_name};
 use super::value::Raw;
+use super::{ConfigError, IgnoredSettings};
 
 pub(super) const PREFIX: &str = "REGISTRY_";
 const LISTEN: &str = "REGISTRY_HTTP_ADDR";
@@ -22,6 +22,9 @@ const CLIENT_CA: &str = "REGISTRY_HTTP_TLS_CLIENTCAS_0";
 const FORMATTER: &str = "REGISTRY_LOG_FORMATTER";
 const DATA: &str = "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY";
 const DELETE: &str = "REGISTRY_STORAGE_DELETE_ENABLED";
+const READ_ONLY: &str = "REGISTRY_STORAGE_MAINTENANCE_READONLY_ENABLED";
+/// How its clients log in.
+const AUTH: &str = "REGISTRY_AUTH_";
 const REMOTE_URL: &str = "REGISTRY_PROXY_REMOTEURL";
 const REMOTE_USERNAME: &str = "REGISTRY_PROXY_USERNAME";
 const REMOTE_PASSWORD: &str = "REGISTRY_PROXY_PASSWORD";
@@ -33,9 +36,9 @@ pub(super) struct Given {
 }
 
 /// The layer, and what means nothing here. As there, credentials without a remote URL mean nothing.
-pub(super) fn read(settings: &BTreeMap<String, Given>) -> Result<(Layer, Vec<Site>), ConfigError> {
+pub(super) fn read(settings: &BTreeMap<String, Given>) -> Result<(Layer, IgnoredSettings), ConfigError> {
     let mut layer = Layer::default();
-    let mut ignored = Vec::new();
+    let mut ignored = IgnoredSettings::default();
     let remote = settings.get(REMOTE_URL).map(remote).transpose()?;
     if let (Some((name, url)), Some(Given { site, .. })) = (&remote, settings.get(REMOTE_URL)) {
         layer.root.default_upstream = Some(Sited { value: name.clone(), site: site.clone() });
@@ -48,7 +51,14 @@ pub(super) fn read(settings: &BTreeMap<String, Given>) -> Result<(Layer, Vec<Sit
             (KEY, _) => layer.server_tls.key = Some(Sited::from_text(text, site)?),
             (CLIENT_CA, _) => layer.server_tls.client_ca = Some(Sited::from_text(text, site)?),
             (DATA, _) => layer.storage.path = Some(Sited::from_text(text, site)?),
-            (DELETE, _) => layer.delete.enabled = Some(Sited::from_text(text, site)?),
+            (DELETE, _) => layer.delete.enabled = Some(Sited::from_text(yes_or_no(text), site)?),
+            // After the one above: there, too, it has the last word.
+            (READ_ONLY, _) => {
+                if Sited::from_text(yes_or_no(text), site)?.value {
+                    let off = Sited { value: false, site: site.clone() };
+                    (layer.push.enabled, layer.delete.enabled) = (Some(off.clone()), Some(off));
+                }
+            }
             // Its third format is JSON too.
             (FORMATTER, _) if text == "logstash" => layer.log.format = Some(Sited::from_text("json", site)?),
             (FORMATTER, _) => layer.log.format = Some(Sited::from_text(text, site)?),
@@ -59,10 +69,20 @@ pub(super) fn read(settings: &BTreeMap<String, Given>) -> Result<(Layer, Vec<Sit
             (REMOTE_PASSWORD, Some((name, _))) => {
                 layer.upstream(name, site).password = Some(Sited::from_text(text, site)?)
             }
-            _ => ignored.push(site.clone()),
+            (other, _) if other.starts_with(AUTH) => ignored.auth.push(site.to_string()),
+            _ => ignored.others.push(site.to_string()),
         }
     }
     Ok((layer, ignored))
+}
+
+/// YAML's other words for true and false, as that program takes them.
+fn yes_or_no(text: &str) -> &str {
+    match text.to_ascii_lowercase().as_str() {
+        "y" | "yes" | "on" => "true",
+        "n" | "no" | "off" => "false",
+        _ => text,
+    }
 }
 
 /// The variables that are `registry:2`'s; one that is set to nothing counts as not set.
@@ -104,7 +124,7 @@ mod tests {
     fn read_all(variables: &[(&str, &str)]) -> Result<(Layer, Vec<String>), String> {
         let all = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         let (layer, ignored) = read(&super::variables(&all)).map_err(|error| error.to_string())?;
-        Ok((layer, ignored.iter().map(ToString::to_string).collect()))
+        Ok((layer, [ignored.auth, ignored.others].concat()))
     }
 
     #[test]

@@ -336,7 +336,7 @@ fn what_k3d_sets_makes_a_mirror_of_docker_hub() {
     assert_eq!(*credentials, [CredentialConfig::new(CredentialSource::password("ann", "hunter2"))]);
     assert_eq!(config.storage.path.to_str(), Some("/var/lib/registry"));
     assert!(config.deletes_enabled());
-    assert_eq!(config.ignored_settings, ["REGISTRY_LOG_LEVEL"]);
+    assert_eq!(config.ignored_settings.others, ["REGISTRY_LOG_LEVEL"]);
 }
 
 /// The file that the image of `registry:2` has, and more.
@@ -398,7 +398,7 @@ fn the_file_of_registry_2_is_understood_and_its_variables_win_over_it() {
     let mut ignored: Vec<String> = ignored.iter().map(|key| format!("{file}: {key}")).collect();
     ignored.insert(1, "REGISTRY_HTTP_SECRET".to_owned());
     ignored.push(format!("{file}: storage.cache.blobdescriptor"));
-    assert_eq!(config.ignored_settings, ignored);
+    assert_eq!(config.ignored_settings.others, ignored);
 
     for (text, expected) in [
         (
@@ -415,6 +415,90 @@ fn the_file_of_registry_2_is_understood_and_its_variables_win_over_it() {
     fs::remove_file(&path).unwrap();
     let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
     assert!(load(options, &[]).unwrap_err().contains("cannot be read"));
+}
+
+#[test]
+fn a_password_of_registry_2_is_taken_as_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    for (written, meant) in [
+        ("0123", "0123"),
+        ("'0123'", "0123"),
+        ("1e3", "1e3"),
+        ("0x1F", "0x1F"),
+        ("1_000", "1_000"),
+        ("12345678901234567890123", "12345678901234567890123"),
+        ("yes", "yes"),
+        ("True", "True"),
+        ("1.0", "1.0"),
+        ("2026-11-21", "2026-11-21"),
+        ("\"a\\tb\"", "a\tb"),
+        ("*again", "ann"),
+    ] {
+        let text = format!(
+            "version: 0.1\nstorage: {{delete: {{enabled: yes}}}}\nproxy:\n  remoteurl: https://ghcr.io\n  \
+             username: &again ann\n  password: {written}\n"
+        );
+        fs::write(&path, text).unwrap();
+        let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+        let config = load(options, &[]).unwrap();
+        let expected = CredentialConfig::new(CredentialSource::password("ann", meant));
+        assert_eq!(config.upstream("ghcr.io").unwrap().credentials, [expected], "{written}");
+        assert_eq!(config.delete.enabled, Some(true));
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_file_of_registry_2_is_said_without_what_stands_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    for (lines, place) in [
+        ("password: hunter2\n  password: hunter3", "has a key twice, in line 5 column 3"),
+        ("password: \"hunter2", "line"),
+        ("password: hunter2\n hunter3: x", "line"),
+        ("password: *hunter2", "line 4 column 13"),
+        ("password: [hunter2", "line"),
+        ("password: {hunter2", "line"),
+        ("password: !!int hunter2", "line"),
+        ("password: hunter2\n  <<: hunter3", "line"),
+        ("password: hunter2\n\0", "line"),
+        ("? [hunter2]\n  : x", "line"),
+    ] {
+        fs::write(&path, format!("version: 0.1\nproxy:\n  username: ann\n  {lines}\n")).unwrap();
+        let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+        let error = load(options, &[]).err().unwrap_or_default();
+        assert!(error.contains(place) && !error.contains("hunter"), "{lines}: {error}");
+    }
+}
+
+#[test]
+fn logins_that_registry_2_asked_for_are_missed_in_a_line_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    fs::write(&path, "auth: {htpasswd: {realm: x, path: /etc/htpasswd}}\nlog: {level: info}").unwrap();
+    let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+    let warnings = load(options, &[("REGISTRY_AUTH_TOKEN_REALM", "https://x")]).unwrap().warnings();
+    for named in ["auth.htpasswd.realm", "auth.htpasswd.path", "REGISTRY_AUTH_TOKEN_REALM"] {
+        assert!(warnings[0].starts_with("nobody has to log in here") && warnings[0].contains(named), "{warnings:?}");
+    }
+    let others = warnings.iter().find(|warning| warning.contains("log.level")).unwrap();
+    assert!(!others.contains("auth"), "{others}");
+}
+
+#[test]
+fn what_registry_2_lets_nobody_write_takes_no_pushes_here() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    for (enabled, writable) in [("true", false), ("false", true)] {
+        let text = format!(
+            "storage: {{delete: {{enabled: true}}, maintenance: {{readonly: {{enabled: {enabled}}}}}}}\nhttp: {{}}"
+        );
+        fs::write(&path, text).unwrap();
+        let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+        let config = load(options, &[]).unwrap();
+        assert_eq!((config.push.enabled, config.deletes_enabled()), (writable, writable));
+        assert_eq!(config.ignored_settings.others, [""; 0]);
+    }
 }
 
 /// The reference with its marks removed: `keys` decides which.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::units::format_duration;
-use super::{Config, Pin, UpstreamConfig};
+use super::{Config, IgnoredSettings, Pin, UpstreamConfig};
 
 /// containerd takes a registry for dead after this long without the head of an answer.
 const CLIENTS_GIVE_UP_AFTER: Duration = Duration::from_secs(30);
@@ -28,9 +28,16 @@ impl Config {
             warnings.push(what.to_owned());
         }
         warnings.extend(self.cache.pin.iter().filter_map(|pin| self.pin_of_nothing(pin)));
-        if !self.ignored_settings.is_empty() {
-            warnings
-                .push(format!("settings of registry:2 without a meaning here: {}", self.ignored_settings.join(", ")));
+        let IgnoredSettings { auth, others } = &self.ignored_settings;
+        if !auth.is_empty() {
+            let what = "nobody has to log in here, and these settings of registry:2 have no effect: ";
+            warnings.insert(
+                0,
+                format!("{what}{}; server.tls.client_ca lets in only who has a certificate", auth.join(", ")),
+            );
+        }
+        if !others.is_empty() {
+            warnings.push(format!("settings of registry:2 without a meaning here: {}", others.join(", ")));
         }
         warnings
     }

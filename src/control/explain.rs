@@ -9,9 +9,10 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::Control;
+use super::wanted::{Thing, Wanted};
 use crate::config::Config;
 use crate::oci::{Digest, Manifest, Reference, RepoId, Scope, Tag};
-use crate::resolve::{Asked, Routes, Rule, Target};
+use crate::resolve::{Routes, Rule, Target};
 use crate::store::{StoreError, TagRecord, View};
 use crate::upstream::BreakerState;
 
@@ -28,6 +29,7 @@ pub struct Question {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Facts {
+    /// What is asked about, by its full name.
     pub image: String,
     /// Where was looked.
     pub data: String,
@@ -44,10 +46,22 @@ pub struct Facts {
     pub credentials: Option<bool>,
     /// Whether the upstream is being asked, or left alone after failures. Only a running server knows.
     pub breaker: Option<BreakerState>,
+    pub kind: Kind,
     pub tag: Option<TagFacts>,
+    /// The manifest with what it refers to, or the blob.
     pub manifest: Option<Node>,
     /// What a pull of everything that belongs to it would ask the upstream, now.
     pub upstream_requests: Vec<String>,
+}
+
+/// What a request wants. Lists are not looked into: of mirrored ones a running server alone has copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Image,
+    Blob,
+    Tags,
+    Referrers,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,6 +83,17 @@ pub struct Node {
     pub children: Vec<Node>,
 }
 
+impl From<&Thing> for Kind {
+    fn from(thing: &Thing) -> Self {
+        match thing {
+            Thing::Image(_) => Self::Image,
+            Thing::Blob(_) => Self::Blob,
+            Thing::Tags => Self::Tags,
+            Thing::Referrers(_) => Self::Referrers,
+        }
+    }
+}
+
 /// What is known, and by whom.
 pub struct Known<'a> {
     pub config: &'a Config,
@@ -88,39 +113,31 @@ impl Known<'_> {
     }
 }
 
-/// All there is to say about an image; the error says what is wrong with its name or with the files.
+/// All there is to say about an image or a request; the error says what is wrong with it or with the files.
 pub fn explain(known: &Known<'_>, image: &str) -> Result<Facts, String> {
-    let (name, reference) = parse(image, known.routes)?;
-    let asked = Asked { name, ..Asked::default() };
-    let target = known.routes.resolve(asked, |name| known.view.is_local(name)).map_err(|error| error.to_string())?;
-    gather(known, target, reference).map_err(|error| error.to_string())
+    let wanted = Wanted::parse(image, known.routes)?;
+    let target = known.routes.resolve(wanted.asked(), |name| known.view.is_local(name));
+    gather(known, target.map_err(|error| error.to_string())?, &wanted.thing).map_err(|error| error.to_string())
 }
 
-fn gather(known: &Known<'_>, target: Target, reference: Reference) -> Result<Facts, StoreError> {
+fn gather(known: &Known<'_>, target: Target, thing: &Thing) -> Result<Facts, StoreError> {
     let (config, view) = (known.config, known.view);
     let Target { repo, rule } = target;
     let upstream = match &repo.scope {
         Scope::Upstream(name) => config.upstream(name),
         Scope::Local => None,
     };
-    let (tag, digest) = match &reference {
-        Reference::Digest(digest) => (None, Some(digest.clone())),
-        Reference::Tag(tag) => match known.tag(&repo, tag)? {
-            Some(record) => {
-                let age = SystemTime::now().duration_since(record.confirmed).unwrap_or_default();
-                let fresh = repo.scope.is_local() || age < config.cache.tag_ttl;
-                let digest = record.digest.to_string();
-                (Some(TagFacts { digest, confirmed_seconds_ago: age.as_secs(), fresh }), Some(record.digest))
-            }
+    let (tag, content) = match thing {
+        Thing::Image(Reference::Digest(digest)) => (None, image_node(view, &repo, digest)?),
+        Thing::Image(Reference::Tag(tag)) => match known.tag(&repo, tag)? {
+            Some(record) => (Some(tag_facts(&record, &repo, config)), image_node(view, &repo, &record.digest)?),
             None => (None, None),
         },
-    };
-    let manifest = match &digest {
-        Some(digest) => manifest_node(view, &repo, digest, DEPTH, &mut HashSet::new())?,
-        None => None,
+        Thing::Blob(digest) => (None, blob_node(view, &repo, digest)?),
+        Thing::Tags | Thing::Referrers(_) => (None, None),
     };
     let mut facts = Facts {
-        image: image_name(&repo, &reference),
+        image: thing.of(&repo),
         data: config.storage.path.display().to_string(),
         data_exists: config.storage.path.is_dir(),
         rule: in_words(rule).to_owned(),
@@ -129,21 +146,35 @@ fn gather(known: &Known<'_>, target: Target, reference: Reference) -> Result<Fac
         urls: upstream.map(|upstream| upstream.urls.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         credentials: upstream.map_or(Some(false), |upstream| upstream.has_credentials_for(repo.name.as_str())),
         breaker: known.server.zip(upstream).and_then(|(server, upstream)| server.puller.breaker_state(&upstream.name)),
+        kind: thing.into(),
         tag,
-        manifest,
+        manifest: content,
         upstream_requests: Vec::new(),
     };
     if !repo.scope.is_local() {
-        facts.upstream_requests = requests(&facts, &reference);
+        facts.upstream_requests = requests(&facts, thing);
     }
     Ok(facts)
 }
 
-fn image_name(repo: &RepoId, reference: &Reference) -> String {
-    match reference {
-        Reference::Tag(tag) => format!("{repo}:{tag}"),
-        Reference::Digest(digest) => format!("{repo}@{digest}"),
+fn tag_facts(record: &TagRecord, repo: &RepoId, config: &Config) -> TagFacts {
+    let age = SystemTime::now().duration_since(record.confirmed).unwrap_or_default();
+    let fresh = repo.scope.is_local() || age < config.cache.tag_ttl;
+    TagFacts { digest: record.digest.to_string(), confirmed_seconds_ago: age.as_secs(), fresh }
+}
+
+fn image_node(view: &View, repo: &RepoId, digest: &Digest) -> Result<Option<Node>, StoreError> {
+    manifest_node(view, repo, digest, DEPTH, &mut HashSet::new())
+}
+
+/// A blob that may be read in the repository without asking anybody.
+fn blob_node(view: &View, repo: &RepoId, digest: &Digest) -> Result<Option<Node>, StoreError> {
+    if !view.may_read(repo, digest)? {
+        return Ok(None);
     }
+    let length = view.content_length(digest)?;
+    let (digest, media_type) = (digest.to_string(), "application/octet-stream".to_owned());
+    Ok(Some(Node { digest, media_type, size: length.unwrap_or(0), here: length.is_some(), children: Vec::new() }))
 }
 
 fn in_words(rule: Rule) -> &'static str {
@@ -188,16 +219,22 @@ fn manifest_node(
     Ok(Some(Node { digest: digest.to_string(), media_type, size: bytes.len() as u64, here, children }))
 }
 
-fn requests(facts: &Facts, reference: &Reference) -> Vec<String> {
+fn requests(facts: &Facts, thing: &Thing) -> Vec<String> {
     let mut requests = Vec::new();
-    match (reference, &facts.tag) {
-        (Reference::Tag(tag), None) => requests.push(format!("GET manifests/{tag}")),
-        (Reference::Tag(tag), Some(known)) if !known.fresh => requests.push(format!("HEAD manifests/{tag}")),
-        (Reference::Digest(digest), _) if facts.manifest.is_none() => requests.push(format!("GET manifests/{digest}")),
+    match (thing, &facts.tag, &facts.manifest) {
+        (Thing::Image(Reference::Tag(tag)), None, _) => requests.push(format!("GET manifests/{tag}")),
+        (Thing::Image(Reference::Tag(tag)), Some(known), _) if !known.fresh => {
+            requests.push(format!("HEAD manifests/{tag}"));
+        }
+        (Thing::Image(Reference::Digest(digest)), _, None) => requests.push(format!("GET manifests/{digest}")),
+        // Whether this repository has it is asked before bytes are that another one has fetched.
+        (Thing::Blob(digest), _, None) => requests.push(format!("HEAD or GET blobs/{digest}")),
+        (Thing::Tags, ..) => requests.push("GET tags/list".to_owned()),
+        (Thing::Referrers(digest), ..) => requests.push(format!("GET referrers/{digest}")),
         _ => {}
     }
-    if let Some(manifest) = &facts.manifest {
-        missing(manifest, true, &mut requests);
+    if let Some(node) = &facts.manifest {
+        missing(node, matches!(thing, Thing::Image(_)), &mut requests);
     }
     requests
 }
@@ -209,56 +246,5 @@ fn missing(node: &Node, is_manifest: bool, requests: &mut Vec<String>) {
     let index = crate::oci::media_type::is_index(&node.media_type);
     for child in &node.children {
         missing(child, index, requests);
-    }
-}
-
-/// The name as it would stand in a request's path, and the reference; our own address in front is no part of the name.
-fn parse<'a>(image: &'a str, routes: &Routes) -> Result<(&'a str, Reference), String> {
-    let (name, reference) = match image.split_once('@') {
-        Some((name, digest)) => {
-            let digest: Digest = digest.parse().map_err(|error| format!("{error}"))?;
-            (without_tag(name).0, Reference::Digest(digest))
-        }
-        None => {
-            let (name, tag) = without_tag(image);
-            let tag: Tag = tag.unwrap_or("latest").parse().map_err(|error| format!("{error}"))?;
-            (name, Reference::Tag(tag))
-        }
-    };
-    match name.split_once('/') {
-        Some((first, rest)) if routes.upstream(first).is_none() && routes.is_own(first, None) => Ok((rest, reference)),
-        _ => Ok((name, reference)),
-    }
-}
-
-/// A colon after the last slash begins a tag; one before it a port.
-fn without_tag(name: &str) -> (&str, Option<&str>) {
-    match name.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
-        _ => (name, None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_taken_apart_as_clients_do_it() {
-        let routes = Routes::new(&Config::default());
-        let digest = format!("sha256:{}", "0".repeat(64));
-        for (image, name, reference) in [
-            ("busybox", "busybox", "latest"),
-            ("ghcr.io/org/app:v1", "ghcr.io/org/app", "v1"),
-            ("localhost:5000/team/app", "team/app", "latest"),
-            ("localhost:5000/docker.io/library/alpine:3", "docker.io/library/alpine", "3"),
-            ("host:81/a", "host:81/a", "latest"),
-            (&format!("team/app:v1@{digest}"), "team/app", &digest),
-        ] {
-            let (found, found_reference) = parse(image, &routes).unwrap();
-            assert_eq!((found, found_reference.to_string().as_str()), (name, reference), "{image}");
-        }
-        assert!(parse("a@sha256:x", &routes).is_err());
-        assert!(parse("a:.b", &routes).is_err());
     }
 }

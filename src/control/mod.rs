@@ -12,6 +12,7 @@ mod routes;
 pub mod scrub;
 mod socket;
 pub mod usage;
+mod wanted;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::error::{ApiError, insert};
 use super::{App, Call, STALE};
+use crate::pull::AskedTags;
 use crate::resolve::Rule;
 use crate::store::Page;
 use crate::telemetry::ContentKind;
@@ -20,25 +21,28 @@ pub(super) async fn list(app: &Arc<App>, call: &Call) -> Result<Response, ApiErr
     let target = call.readable(app)?;
     let repo = &target.repo;
     let paging = Paging::of(call, MAX_PAGE)?;
-    let (page, stale) = if repo.scope.is_local() {
+    // As the client called it: a mirrored repository's own name may be another one.
+    let body = |tags: &[String]| json!({ "name": call.route.name, "tags": tags });
+    if repo.scope.is_local() {
         if !app.store.is_local(&repo.name) {
             return Err(ApiError::UnknownRepository);
         }
-        (app.store.tags(repo, &paging.last, paging.limit).await?, false)
-    } else {
-        if target.rule == Rule::Default && !app.store.repository_exists(repo).await? {
-            return Err(ApiError::UnknownRepository);
-        }
-        let listed = call.puller(app).tag_list(repo, &paging.last, paging.limit).await;
-        listed.map_err(|error| match error.is_not_found() {
-            true => ApiError::UnknownRepository,
-            false => ApiError::Pull { kind: ContentKind::Manifest, error },
-        })?
-    };
-    // As the client called it: a mirrored repository's own name may be another one.
-    let body = |tags: &[String]| json!({ "name": call.route.name, "tags": tags });
-    let mut response = paging.respond(call, page, body);
-    if stale {
+        let page = app.store.tags(repo, &paging.last, paging.limit).await?;
+        let mut response = paging.respond(call, page, body);
+        call.echo_namespace(&mut response, &target);
+        return Ok(response);
+    }
+    if target.rule == Rule::Default && !app.store.repository_exists(repo).await? {
+        return Err(ApiError::UnknownRepository);
+    }
+    let marks = call.query.without(&["n", "last", "ns"]);
+    let asked = AskedTags { after: &paging.last, limit: paging.limit, marks: &marks };
+    let listed = call.puller(app).tag_list(repo, asked).await.map_err(|error| match error.is_not_found() {
+        true => ApiError::UnknownRepository,
+        false => ApiError::Pull { kind: ContentKind::Manifest, error },
+    })?;
+    let mut response = page(call, &body(&listed.tags), listed.next.as_deref());
+    if listed.stale {
         response.headers_mut().insert(WARNING, STALE);
     }
     call.echo_namespace(&mut response, &target);
@@ -66,17 +70,24 @@ impl Paging {
 
     /// A page as JSON, with a relative `Link` to the next one (RFC 8288).
     pub(super) fn respond(&self, call: &Call, page: Page, body: impl Fn(&[String]) -> Value) -> Response {
-        let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        let mut response = (json, body(&page.items).to_string()).into_response();
-        if let (true, Some(last)) = (page.more && self.limit > 0, page.items.last()) {
-            let mut next = url::form_urlencoded::Serializer::new(String::new());
-            next.append_pair("n", &self.limit.to_string()).append_pair("last", last);
-            if let Some(ns) = call.query.get("ns") {
-                next.append_pair("ns", ns);
-            }
-            let link = format!("<{}?{}>; rel=\"next\"", call.parts.uri.path(), next.finish());
-            insert(response.headers_mut(), LINK, link);
-        }
-        response
+        let next = page.items.last().filter(|_| page.more && self.limit > 0);
+        let next = next.map(|last| [("n".to_owned(), self.limit.to_string()), ("last".to_owned(), last.clone())]);
+        self::page(call, &body(&page.items), next.as_ref().map(<[_; 2]>::as_slice))
     }
+}
+
+/// JSON, with a link to the page that the query `next` asks for.
+fn page(call: &Call, body: &Value, next: Option<&[(String, String)]>) -> Response {
+    let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    let mut response = (json, body.to_string()).into_response();
+    if let Some(next) = next {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(next.iter().filter(|(name, _)| name != "ns"));
+        if let Some(ns) = call.query.get("ns") {
+            query.append_pair("ns", ns);
+        }
+        let link = format!("<{}?{}>; rel=\"next\"", call.parts.uri.path(), query.finish());
+        insert(response.headers_mut(), LINK, link);
+    }
+    response
 }

@@ -1,8 +1,6 @@
 //! TLS of our own: the certificate, read again when its files change, and the handshake.
 
-use std::fs::{self, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +9,7 @@ use parking_lot::RwLock;
 use rustls::crypto::ring;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -19,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::config::TlsConfig;
+use crate::file::{self, Stamp};
 
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
@@ -33,8 +32,10 @@ const NOT_TLS: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nC
 pub enum TlsError {
     #[error("{}: {error}", path.display())]
     Read { path: PathBuf, error: io::Error },
-    #[error("{}: {error}", path.display())]
-    Pem { path: PathBuf, error: rustls_pki_types::pem::Error },
+    #[error("{} is to hold {wanted}, and {cause}", path.display())]
+    Pem { path: PathBuf, wanted: &'static str, cause: &'static str },
+    #[error("{}: the key does not belong to the certificate in {}", key.display(), cert.display())]
+    KeyMismatch { cert: PathBuf, key: PathBuf },
     #[error("{} has no certificate", .0.display())]
     Empty(PathBuf),
     #[error("{}: {error}", path.display())]
@@ -49,7 +50,7 @@ pub struct Certificates {
     files: Arc<TlsConfig>,
     current: Arc<RwLock<Arc<ServerConfig>>>,
     /// How the files were before they were read.
-    loaded: Stamp,
+    loaded: Vec<Stamp>,
 }
 
 /// A connection that is encrypted, and what it speaks.
@@ -58,15 +59,12 @@ pub(super) enum Handshake<S> {
     Http2(TlsStream<S>),
 }
 
-/// What changes when a file is written or replaced.
-type Stamp = Vec<Option<(u64, u64, i64, i64, u64)>>;
-
 // === impl Certificates ===
 
 impl Certificates {
     /// Reads the files, which blocks.
     pub fn load(files: &TlsConfig) -> Result<Self, TlsError> {
-        let loaded = stamp(files);
+        let loaded = stamps(files);
         let current = Arc::new(RwLock::new(Arc::new(read(files)?)));
         Ok(Self { files: Arc::new(files.clone()), current, loaded })
     }
@@ -79,17 +77,17 @@ impl Certificates {
             turns.tick().await;
             let (certificates, before) = (self.clone(), seen.clone());
             let looked = tokio::task::spawn_blocking(move || certificates.reload(before));
-            if let Ok(stamp) = looked.await {
-                seen = stamp;
+            if let Ok(stamps) = looked.await {
+                seen = stamps;
             }
         }
     }
 
     /// Takes the files if they are not as they were.
-    fn reload(&self, seen: Stamp) -> Stamp {
-        let stamp = stamp(&self.files);
-        if stamp == seen {
-            return stamp;
+    fn reload(&self, seen: Vec<Stamp>) -> Vec<Stamp> {
+        let stamps = stamps(&self.files);
+        if stamps == seen {
+            return stamps;
         }
         match read(&self.files) {
             Ok(config) => {
@@ -98,7 +96,7 @@ impl Certificates {
             }
             Err(error) => tracing::error!(%error, "the certificate stays as it is: {error}"),
         }
-        stamp
+        stamps
     }
 
     /// Shakes hands; `wrap` is what becomes of the socket before. Whoever speaks HTTP is told so in HTTP.
@@ -128,7 +126,7 @@ impl Certificates {
 fn read(files: &TlsConfig) -> Result<ServerConfig, TlsError> {
     let (chain, path) = (certificates(&files.cert)?, &files.key);
     let key = PrivateKeyDer::from_pem_slice(&content(path)?);
-    let key = key.map_err(|error| TlsError::Pem { path: path.clone(), error })?;
+    let key = key.map_err(|error| pem_error(path, &error, "a private key"))?;
     let unusable = |error| TlsError::Unusable { path: files.cert.clone(), error };
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone());
@@ -145,13 +143,16 @@ fn read(files: &TlsConfig) -> Result<ServerConfig, TlsError> {
                 .with_client_cert_verifier(verifier.map_err(|error| TlsError::ClientCa { path: path.clone(), error })?)
         }
     };
-    let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch { cert: files.cert.clone(), key: path.clone() },
+        error => unusable(error),
+    })?;
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     Ok(config)
 }
 
 fn content(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|error| TlsError::Read { path: path.to_owned(), error })
+    file::read(path).map_err(|error| TlsError::Read { path: path.to_owned(), error })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -160,13 +161,21 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     match found {
         Ok(found) if found.is_empty() => Err(TlsError::Empty(path.to_owned())),
         Ok(found) => Ok(found),
-        Err(error) => Err(TlsError::Pem { path: path.to_owned(), error }),
+        Err(error) => Err(pem_error(path, &error, "a certificate")),
     }
 }
 
-fn stamp(files: &TlsConfig) -> Stamp {
-    let stamp =
-        |metadata: Metadata| (metadata.dev(), metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size());
+/// The library prints marks as lists of bytes.
+fn pem_error(path: &Path, error: &pem::Error, wanted: &'static str) -> TlsError {
+    let cause = match error {
+        pem::Error::NoItemsFound => "has none",
+        pem::Error::MissingSectionEnd { .. } => "breaks off in the middle",
+        _ => "is no PEM",
+    };
+    TlsError::Pem { path: path.to_owned(), wanted, cause }
+}
+
+fn stamps(files: &TlsConfig) -> Vec<Stamp> {
     let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
-    paths.into_iter().flatten().map(|path| fs::metadata(path).ok().map(stamp)).collect()
+    paths.into_iter().flatten().map(|path| Stamp::of(path)).collect()
 }

@@ -14,6 +14,7 @@ mod flight;
 mod follower;
 mod generation;
 mod inflight;
+mod link;
 mod manifests;
 mod pace;
 mod referrers;
@@ -45,6 +46,7 @@ pub use blobs::Want;
 pub use content::{Content, ContentBody, ContentStream};
 pub use error::{ContentError, PullError};
 pub use manifests::Served;
+pub use tag_list::{AskedTags, TagList};
 
 /// A failure is shared with whoever asks the same within this time.
 const FAILURE_MEMORY: Duration = Duration::from_secs(1);

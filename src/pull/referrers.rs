@@ -5,10 +5,9 @@
 use std::sync::Arc;
 
 use http::Method;
-use http::header::LINK;
 use tokio::time::{Instant, timeout_at};
 
-use super::{PullError, Puller, request};
+use super::{PullError, Puller, link, request};
 use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, Tag};
 use crate::upstream::{Kind, Upstream};
 
@@ -92,7 +91,7 @@ impl Puller {
                 asked => asked?,
             };
             stale |= response.is_stale();
-            path = response.headers.get(LINK).and_then(|link| next_page(link.to_str().ok()?));
+            path = link::next(&response.headers).and_then(next_page);
             let bytes = response.body.collect(MAX_PAGE, deadline).await?;
             received += bytes.len();
             referrers.extend(parse(upstream, &bytes)?.manifests);
@@ -130,11 +129,9 @@ fn parse(upstream: &Upstream, bytes: &[u8]) -> Result<ReferrerIndex, PullError> 
     })
 }
 
-/// The path below the repository of a `Link: <…/referrers/…>; rel="next"`, whatever host it names.
-fn next_page(link: &str) -> Option<String> {
-    let target = link.split_once('<')?.1.split_once('>')?.0;
-    let is_next = link.contains("rel=\"next\"") || link.contains("rel=next");
-    let at = target.rfind("/referrers/").filter(|_| is_next)?;
+/// The path below the repository of a link to `…/referrers/…`.
+fn next_page(target: &str) -> Option<String> {
+    let at = target.rfind("/referrers/")?;
     Some(target[at + 1..].to_owned())
 }
 
@@ -144,14 +141,13 @@ mod tests {
 
     #[test]
     fn the_next_page_is_found_in_relative_and_absolute_links() {
-        for link in [
-            "</v2/a/b/referrers/sha256:0?n=1&last=x>; rel=\"next\"",
-            "<https://other.example/v2/a/b/referrers/sha256:0?n=1&last=x>; rel=next",
-        ] {
-            assert_eq!(next_page(link).as_deref(), Some("referrers/sha256:0?n=1&last=x"), "{link}");
+        for target in
+            ["/v2/a/b/referrers/sha256:0?n=1&last=x", "https://other.example/v2/a/b/referrers/sha256:0?n=1&last=x"]
+        {
+            assert_eq!(next_page(target).as_deref(), Some("referrers/sha256:0?n=1&last=x"), "{target}");
         }
-        for link in ["", "<x>", "</v2/a/tags/list>; rel=\"next\"", "</v2/a/referrers/x>; rel=\"prev\""] {
-            assert_eq!(next_page(link), None, "{link}");
+        for target in ["", "x", "/v2/a/tags/list"] {
+            assert_eq!(next_page(target), None, "{target}");
         }
     }
 }

@@ -152,6 +152,12 @@ impl View {
         Ok(Some((media_type, self.layout.read_content(digest, Manifest::MAX_LENGTH)?)))
     }
 
+    /// Whether a digest belongs to the repository, so that nobody has to be asked before it is read there.
+    pub fn may_read(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
+        let is_member = self.layout.read_member(repo, digest)?.is_some();
+        Ok(is_member || self.layout.manifest_media_type(repo, digest)?.is_some())
+    }
+
     /// The length in bytes of content that is here.
     pub fn content_length(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         let path = self.layout.blob(digest);

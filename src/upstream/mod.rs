@@ -19,6 +19,7 @@ mod client;
 mod credentials;
 mod error;
 mod hops;
+mod identity;
 mod limits;
 mod probe;
 mod remote;

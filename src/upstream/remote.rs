@@ -91,6 +91,9 @@ impl Remote {
     }
 
     pub(super) async fn live(&self) -> Result<&Live, UpstreamError> {
+        if let Some(identity) = &self.setup.tls.identity {
+            identity.refresh().await;
+        }
         self.live.get_or_try_init(|| self.build()).await
     }
 

@@ -3,28 +3,25 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::error::UpstreamSetupError;
+use super::identity::Identity;
 use crate::config::UpstreamConfig;
+use crate::file;
 
-/// Read from files at the start. Cheap to hold: the system's certificates are read when an upstream is first asked.
+/// Read from files at the start, and the identity again when its files change. Cheap to hold: the system's certificates are read when an upstream is first asked.
 pub(super) struct TlsSetup {
     /// Certificates to trust beside the system's.
     extra_roots: Vec<CertificateDer<'static>>,
-    identity: Option<Identity>,
+    pub(super) identity: Option<Identity>,
     /// Whether any certificate will do.
     skips_verify: bool,
-}
-
-/// A certificate, with those between it and its authority, and its key.
-struct Identity {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
 }
 
 /// Takes every certificate. The handshake's signatures are still checked: whoever answers has the key of what it shows.
@@ -46,45 +43,27 @@ impl TlsSetup {
             None => Vec::new(),
         };
         let identity = match &config.client_certificate {
-            Some(files) => {
-                let (certificate, key) = (&files.certificate, &files.key);
-                let chain = read_chain(certificate).map_err(|cause| wrong("client_cert", certificate, cause))?;
-                let key_der = PrivateKeyDer::from_pem_file(key);
-                let key_der = key_der.map_err(|error| wrong("client_key", key, error.to_string()))?;
-                Some(Identity { chain, key: key_der })
-            }
+            Some(files) => Some(Identity::new(&config.name, files)?),
             None => None,
         };
-        let setup = Self { extra_roots, identity, skips_verify: config.insecure_skip_verify };
-        if let (Some(files), Err(cause)) =
-            (&config.client_certificate, setup.with_roots(Arc::new(RootCertStore::empty())))
-        {
-            return Err(wrong("client_key", &files.key, cause));
-        }
-        Ok(setup)
+        Ok(Self { extra_roots, identity, skips_verify: config.insecure_skip_verify })
     }
 
     /// Reads the system's certificates at the first call in the process: not for the reactor.
     pub(super) fn client_config(&self) -> Result<ClientConfig, String> {
-        self.with_roots(roots(&self.extra_roots))
-    }
-
-    fn with_roots(&self, roots: Arc<RootCertStore>) -> Result<ClientConfig, String> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone());
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
         let builder = if self.skips_verify {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         } else {
-            builder.with_root_certificates(roots)
+            builder.with_root_certificates(roots(&self.extra_roots))
         };
-        match &self.identity {
-            None => Ok(builder.with_no_client_auth()),
-            Some(Identity { chain, key }) => {
-                let config = builder.with_client_auth_cert(chain.clone(), key.clone_key());
-                config.map_err(|error| format!("does not go with client_cert: {error}"))
-            }
-        }
+        let Some(identity) = &self.identity else { return Ok(builder.with_no_client_auth()) };
+        let mut config = builder.with_client_cert_resolver(identity.shown());
+        // A resumed session would show whom we were, not whom we are.
+        config.resumption = Resumption::disabled();
+        Ok(config)
     }
 }
 
@@ -157,8 +136,9 @@ fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 /// The certificates in a PEM file; at least one.
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+pub(super) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let content = file::read(path).map_err(|error| error.to_string())?;
+    let read = CertificateDer::pem_slice_iter(&content).collect::<Result<Vec<_>, _>>();
     let certificates: Vec<CertificateDer<'static>> = read.map_err(|error| error.to_string())?;
     if certificates.is_empty() { Err("no certificate in it".to_owned()) } else { Ok(certificates) }
 }

@@ -68,12 +68,15 @@ impl Containerd {
         self.folder.at("certs.d")
     }
 
-    /// What `client-config` prints, in its places below a folder of ours.
+    /// What `client-config` prints, as it stands in its place below a folder of ours, and what it says of pushes.
     pub fn set_up(&self, printed: &str) -> String {
-        for file in printed.split("# /etc/containerd/certs.d/").skip(1) {
-            let (path, text) = file.split_once('\n').expect("a path and a file");
-            self.folder.write(&format!("certs.d/{path}"), text);
-        }
+        let (_, path) = printed.split_once("# /etc/containerd/certs.d/").expect("a path");
+        let (path, _) = path.split_once('\n').expect("a line");
+        self.folder.write(&format!("certs.d/{path}"), printed);
+        let (_, pushes) = printed.split_once("# For pushes, below: /etc/containerd/certs.d/").expect("a second path");
+        let (path, marked) = pushes.split_once(", without the marks.\n").expect("a line");
+        let file: String = marked.lines().map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
+        self.folder.write(&format!("certs.d/{path}"), &file);
         self.folder.at("certs.d")
     }
 

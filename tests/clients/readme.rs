@@ -12,8 +12,13 @@ pub fn recipe(heading: &str, language: &str, host: &str) -> String {
 
 /// What `roadstead client-config` prints for this client of the server at this URL.
 pub fn generated(client: &str, url: &str) -> String {
+    generated_with(client, url, &[])
+}
+
+fn generated_with(client: &str, url: &str, options: &[&str]) -> String {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_roadstead"))
         .args(["client-config", client, "--url", url])
+        .args(options)
         .output()
         .expect("the program runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -35,6 +40,57 @@ fn the_recipes_of_the_readme_are_what_the_program_prints() {
 }
 
 #[test]
+fn the_snippets_of_deploy_are_what_the_program_prints() {
+    for (path, client) in [
+        ("docker/daemon.json", "docker"),
+        ("containerd/_default/hosts.toml", "containerd"),
+        ("k3s/registries.yaml", "k3s"),
+        ("k3d/registries.yaml", "k3d"),
+        ("kind/roadstead.sh", "kind"),
+        ("podman/roadstead.conf", "podman"),
+        ("buildkit/buildkitd.toml", "buildkit"),
+    ] {
+        let url = match client {
+            "k3d" => "http://host.k3d.internal:5000",
+            "kind" => "http://roadstead:5000",
+            _ => "http://127.0.0.1:5000",
+        };
+        let path = format!("{}/deploy/{path}", env!("CARGO_MANIFEST_DIR"));
+        let kept = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(kept == generated(client, url), "write it anew: roadstead client-config {client} --url {url} >{path}");
+    }
+}
+
+#[test]
+fn what_every_example_configuration_gives_its_clients_is_whole() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/config/examples");
+    for entry in std::fs::read_dir(folder).expect("the examples") {
+        let path = entry.expect("an entry").path();
+        // But for the files that it names.
+        let text = std::fs::read_to_string(&path).expect("a text");
+        let mut config: toml::Table = text.parse().expect("TOML");
+        for upstream in config.get_mut("upstream").and_then(toml::Value::as_table_mut).into_iter().flatten() {
+            let keys = upstream.1.as_table_mut().expect("a table");
+            for key in ["username", "password_file", "ca_file"] {
+                keys.remove(key);
+            }
+        }
+        let here = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(here.path(), config.to_string()).expect("it is written");
+        let printed = |client| generated_with(client, "http://HOST:5000", &["--config", here.path().to_str().unwrap()]);
+        let _: serde_json::Value = serde_json::from_str(&printed("docker")).expect("JSON");
+        for client in ["containerd", "podman", "buildkit"] {
+            let _: toml::Table = printed(client).parse().expect("TOML");
+        }
+        for upstream in config.get("upstream").and_then(toml::Value::as_table).into_iter().flatten() {
+            for client in ["containerd", "k3s", "podman", "buildkit"] {
+                assert!(printed(client).contains(upstream.0), "{client}: {}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
 fn every_upstream_is_in_what_is_printed_and_every_format_is_its_clients() {
     for client in ["containerd", "k3s", "k3d", "kind", "podman", "buildkit"] {
         for url in ["http://HOST:5000", "https://HOST"] {
@@ -42,7 +98,7 @@ fn every_upstream_is_in_what_is_printed_and_every_format_is_its_clients() {
             for upstream in ["docker.io", "ghcr.io", "registry.k8s.io", "HOST"] {
                 assert!(printed.contains(upstream), "{client} {url}: {printed}");
             }
-            if client == "podman" || client == "buildkit" {
+            if matches!(client, "containerd" | "podman" | "buildkit") {
                 let table: toml::Table = printed.parse().expect("TOML");
                 assert!(!table.is_empty());
             }

@@ -31,7 +31,7 @@ async fn containerd_pulls_over_tls() {
     let containerd = Containerd::start();
     let ca = authority.write("ca.pem", &authority.ca);
     let printed = generated("containerd", &format!("https://{}", roadstead.host()));
-    let told = printed.replace("  capabilities", &format!("  ca = {ca:?}\n  capabilities"));
+    let told = printed.replacen("  capabilities", &format!("  ca = {ca:?}\n  capabilities"), 1);
     let hosts = containerd.set_up(&told);
     containerd.pull(&hosts, "docker.io/library/busybox:latest");
     assert_eq!(containerd.digest_of("docker.io/library/busybox:latest"), image.digest());

@@ -59,6 +59,50 @@ async fn a_folder_whose_path_is_too_long_for_a_socket_is_served_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn explain_takes_a_request_as_it_stands_in_a_log() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[1000]);
+    upstream.add_image("library/app", "v1", &image);
+    let mut server = TestServer::mirror_of(&upstream).await;
+    server.get("/v2/library/app/manifests/v1").await;
+    server.get(&format!("/v2/library/app/blobs/{}", image.layers[0].digest)).await;
+    let (kept, config) = (&image.layers[0].digest, &image.config.digest);
+    let nothing = format!("sha256:{}", "0".repeat(64));
+    for running in [true, false] {
+        let layer = format!("http://cache:5000/v2/library/app/blobs/{kept}?ns=docker.io");
+        let other = format!("/v2/docker.io/library/other/blobs/{kept}");
+        let referrers = format!("/docker.io/v2/library/app/referrers/{kept}");
+        let manifest = "http://cache:5000/v2/app/manifests/v1?ns=docker.io";
+        let get_config = format!("GET blobs/{config}");
+        let ask_other = format!("HEAD or GET blobs/{kept}");
+        let get_referrers = format!("GET referrers/{kept}");
+        let absent = format!("/v2/library/app/blobs/{nothing}");
+        let ask_absent = format!("HEAD or GET blobs/{nothing}");
+        for (request, rule, kind, here, asks) in [
+            (manifest, "ns", "image", true, [get_config.as_str()].as_slice()),
+            (&layer, "ns", "blob", true, &[]),
+            (&other, "begins", "blob", false, &[ask_other.as_str()]),
+            (&absent, "default upstream", "blob", false, &[ask_absent.as_str()]),
+            ("/v2/library/app/tags/list", "default upstream", "tags", false, &["GET tags/list"]),
+            (&referrers, "begins", "referrers", false, &[get_referrers.as_str()]),
+        ] {
+            let facts = roadstead(server.data_dir(), &["explain", request, "--output", "json"]).await.json();
+            assert!(facts["rule"].as_str().is_some_and(|words| words.contains(rule)), "{request}: {facts}");
+            assert_eq!(facts["kind"], kind, "{request}: {facts}");
+            assert_eq!(facts["manifest"]["here"] == true, here, "{request}: {facts}");
+            assert_eq!(facts["upstream_requests"], serde_json::json!(asks), "{request}: {facts}");
+            let text = roadstead(server.data_dir(), &["explain", request]).await;
+            assert!(text.code == 0 && asks.iter().all(|ask| text.out.contains(ask)), "{request}: {}", text.out);
+        }
+        let unknown = roadstead(server.data_dir(), &["explain", "/v2/a/manifests/1?ns=evil.example"]).await;
+        assert!(unknown.code == 1 && unknown.err.contains("no upstream is configured for evil.example"));
+        if running {
+            server.stop_running().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn explain_knows_what_the_running_server_remembers() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[1000]);

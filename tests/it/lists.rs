@@ -205,6 +205,48 @@ async fn an_upstream_that_lists_carelessly_is_read_with_care() {
 }
 
 #[tokio::test]
+async fn an_upstreams_own_mark_of_the_next_page_is_followed_at_the_upstream_alone() {
+    let (upstream, elsewhere) = (Upstream::start().await, Upstream::start().await);
+    upstream.add_image("org/app", "a", &Image::new(1, &[5]));
+    let server = TestServer::mirror_of(&upstream).await;
+    let theirs = "/v2/org/app/tags/list";
+    let absolute = |query: &str| format!("<{}?{query}>; rel=\"next\"", elsewhere.url(theirs));
+    let list = |tags: &str| Reply::normal().body(format!("{{\"tags\":[{tags}]}}"));
+    for (link, asks) in [
+        // A position that is no tag, as of ECR, and tags in no order.
+        (absolute("n=2&last=q%2F8%3D"), "n=2&last=q%2F8%3D"),
+        // Quay's mark, and a relative link.
+        (format!("<{theirs}?next_page=gAAA%3D&n=2>; rel=\"next\""), "n=2&next_page=gAAA%3D"),
+        (absolute("last=x&n=0&ns=evil.example"), "n=2&last=x"),
+    ] {
+        upstream.script("GET", theirs, [list("\"z\",\"b\"").header("Link", &link), list("\"a\"")]);
+        upstream.forget();
+        let pages = pages(&server, "/v2/org/app/tags/list?n=2&ns=docker.io", "tags").await;
+        assert_eq!(pages, [vec!["z", "b"], vec!["a"]], "{link}");
+        let asked: Vec<String> = upstream.requests().into_iter().map(|seen| seen.query).collect();
+        assert_eq!(asked, ["n=2", asks], "{link}");
+    }
+    assert_eq!(elsewhere.total(), 0);
+}
+
+#[tokio::test]
+async fn a_list_of_an_upstream_that_knows_no_pages_comes_to_an_end() {
+    let upstream = Upstream::start().await;
+    upstream.add_image("org/app", "a", &Image::new(1, &[5]));
+    let server = TestServer::mirror_of(&upstream).await;
+    let list = "/v2/docker.io/org/app/tags/list?n=2";
+    upstream.always("GET", "/v2/org/app/tags/list", Reply::normal().body("{\"tags\":[\"c\",\"a\",\"b\",\"d\",\"e\"]}"));
+    let ends = tokio::time::timeout(std::time::Duration::from_secs(20), pages(&server, list, "tags"));
+    assert_eq!(ends.await.expect("it ends"), [vec!["c", "a"], vec!["b", "d"], vec!["e"]]);
+    upstream.end_scripts();
+    // Its link leads to the same page again.
+    let again = Reply::normal().body("{\"tags\":[\"a\"]}").header("Link", "</v2/org/app/tags/list?n=2>; rel=\"next\"");
+    upstream.always("GET", "/v2/org/app/tags/list", again);
+    let ends = tokio::time::timeout(std::time::Duration::from_secs(20), pages(&server, list, "tags"));
+    assert_eq!(ends.await.expect("it ends"), [["a"]]);
+}
+
+#[tokio::test]
 async fn a_cached_list_says_that_it_may_be_out_of_date_and_a_fresh_one_does_not() {
     let upstream = Upstream::start().await;
     upstream.add_image("org/app", "a", &Image::new(1, &[5]));

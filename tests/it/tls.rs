@@ -71,8 +71,18 @@ async fn a_broken_certificate_is_said_once() {
     // Its port is open before it has read anything.
     let addr = ([127, 0, 0, 1], process.port()).into();
     tls(addr, &authority.ca, &[]).await.expect("a handshake");
+    // Who waits for a pipe would never see the files again.
+    let key = authority.write("tls.key", "");
+    std::fs::remove_file(&key).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&key).status().unwrap().success());
+    until("a pipe is refused", async || process.log().contains("tls.key: is not a file")).await;
+    std::fs::remove_file(&key).unwrap();
+    authority.config("two");
+    until("the second certificate is taken", async || process.log().contains("took the new certificate")).await;
+    let before = process.log().matches("the certificate stays as it is").count();
     authority.write("tls.crt", "nothing");
-    let said = || process.log().matches("the certificate stays as it is").count();
+    let said = || process.log().matches("the certificate stays as it is").count() - before;
+    process.log().matches("the certificate stays as it is").count();
     until("it is said", async || said() == 1).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(said(), 1, "{}", process.log());
@@ -99,13 +109,26 @@ async fn files_that_cannot_be_used_stop_the_start_with_one_line() {
     let good = authority.config("one");
     for (file, content, wrong) in [
         ("tls.crt", String::new(), "tls.crt has no certificate"),
-        ("tls.key", authority.sign("two").key, "keys may not be consistent"),
-        ("tls.key", "none".to_owned(), "tls.key: "),
+        ("tls.key", authority.sign("two").key, "tls.key: the key does not belong to the certificate in "),
+        ("tls.key", "none".to_owned(), "tls.key is to hold a private key, and has none"),
+        (
+            "tls.crt",
+            authority.sign("two").cert[..200].to_owned(),
+            "is to hold a certificate, and breaks off in the middle",
+        ),
     ] {
         authority.config("one");
         authority.write(file, &content);
         let data = tempfile::tempdir().unwrap();
         let config = Settings::new().config(&good).data_dir(data.path()).to_toml();
+        let file = data.path().join("roadstead.toml");
+        std::fs::write(&file, &config).unwrap();
+        let checked = std::process::Command::new(env!("CARGO_BIN_EXE_roadstead"))
+            .args(["check", "--config", file.to_str().unwrap()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert!(!checked.status.success() && said.contains(wrong), "check: {said}");
         let config = roadstead::config::Config::from_toml(&config, "test").unwrap();
         let error = roadstead::server::start(config).await.err().expect("no start").to_string();
         assert!(error.contains("[server.tls]") && error.contains(wrong), "{error}");

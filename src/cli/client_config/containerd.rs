@@ -16,14 +16,18 @@ pub(super) fn files(url: &ServerUrl, config: &Config) -> String {
          # It refuses any other registry at once, and containerd asks that one directly.\n\
          # Test it: ctr image pull --hosts-dir {FOLDER} docker.io/library/busybox:latest, and see it in Roadstead's log.\n\
          {default}\n\
-         # {FOLDER}/{host}/hosts.toml\n\
-         # Roadstead by its own name: what was pushed to it.\n\
+         # For pushes, below: {FOLDER}/{host}/hosts.toml, without the marks.\n\
          {own}",
         upstreams = list_of_upstreams(config),
         default = default_hosts(url),
         host = url.host(),
-        own = own_hosts(url),
+        own = commented(&own_hosts(url)),
     )
+}
+
+/// What is printed is one file that is right as it stands.
+fn commented(file: &str) -> String {
+    file.lines().map(|line| if line.is_empty() { "#\n".to_owned() } else { format!("#{line}\n") }).collect()
 }
 
 /// The same for nodes that are containers.

@@ -1,4 +1,4 @@
-//! `roadstead explain`: what an image name means here, what is cached of it, and what a pull would ask its upstream.
+//! `roadstead explain`: what an image name or a request means here, what is cached of it, and what a pull would ask its upstream.
 //!
 //! The running server answers, with what it knows and the configuration that it has; without one, or where its socket
 //! cannot be used, the files are looked at.
@@ -18,7 +18,8 @@ use crate::store::View;
 
 #[derive(Args, Debug)]
 pub struct Explain {
-    /// An image name, such as busybox, ghcr.io/org/app:v1 or team/app@sha256:….
+    /// An image name, such as busybox, ghcr.io/org/app:v1 or team/app@sha256:…, or a request, such as
+    /// '/v2/org/app/manifests/v1?ns=ghcr.io' or a whole URL.
     image: String,
 
     /// For people, or for machines.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::cli::output::bytes;
-use crate::control::explain::{Facts, Node};
+use crate::control::explain::{Facts, Kind, Node};
 use crate::upstream::BreakerState;
 
 /// Requests that are listed one by one; of more, only the number is of use.
@@ -52,7 +52,9 @@ fn write_all(text: &mut String, facts: &Facts) -> std::fmt::Result {
             };
             writeln!(text, "tag         {} ({state} {} s ago)", tag.digest, tag.confirmed_seconds_ago)?;
         }
-        None if facts.manifest.is_none() => writeln!(text, "cached      nothing")?,
+        None if facts.manifest.is_none() && matches!(facts.kind, Kind::Image | Kind::Blob) => {
+            writeln!(text, "cached      nothing")?;
+        }
         None => {}
     }
     if let Some(manifest) = &facts.manifest {
@@ -61,6 +63,10 @@ fn write_all(text: &mut String, facts: &Facts) -> std::fmt::Result {
     }
     if facts.scope == "local" {
         return Ok(());
+    }
+    if matches!(facts.kind, Kind::Tags | Kind::Referrers) {
+        // A list of referrers is believed as long as a tag is, by the server that has it.
+        return facts.upstream_requests.iter().try_for_each(|request| writeln!(text, "the list    {request}"));
     }
     match facts.upstream_requests.as_slice() {
         [] => writeln!(text, "a pull      asks the upstream nothing"),

@@ -1,8 +1,6 @@
 //! A file that is read again when it has changed.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +9,10 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Failure;
+use crate::file::{self, Stamp};
 
 /// How often the file is looked at, at most.
 const INTERVAL: Duration = Duration::from_secs(2);
-const MOST: u64 = 1 << 20;
 
 type Parse<T> = dyn Fn(&[u8]) -> Result<T, &'static str> + Send + Sync;
 
@@ -31,14 +29,6 @@ struct State<T> {
     value: Option<Arc<T>>,
     /// What was last wrong, so that it is logged once.
     complaint: Option<Failure>,
-}
-
-/// What another content has another of.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    file: (u64, u64),
-    size: u64,
-    modified: (i64, i64),
 }
 
 impl<T: Send + Sync + 'static> Watched<T> {
@@ -102,17 +92,11 @@ impl<T: Send + Sync + 'static> Watched<T> {
 /// `None` if it has not changed.
 fn read<T>(path: &std::path::Path, known: Option<Stamp>, parse: &Parse<T>) -> Result<Option<(Stamp, T)>, String> {
     let cannot = |error: io::Error| format!("cannot be read: {error}");
-    let file = File::open(path).map_err(cannot)?;
-    let metadata = file.metadata().map_err(cannot)?;
-    let stamp = Stamp {
-        file: (metadata.dev(), metadata.ino()),
-        size: metadata.size(),
-        modified: (metadata.mtime(), metadata.mtime_nsec()),
-    };
+    let opened = file::open(path).map_err(cannot)?;
+    let stamp = Stamp::from(&opened.metadata().map_err(cannot)?);
     if known == Some(stamp) {
         return Ok(None);
     }
-    let mut bytes = Vec::new();
-    file.take(MOST).read_to_end(&mut bytes).map_err(cannot)?;
+    let bytes = file::read_opened(opened).map_err(cannot)?;
     Ok(Some((stamp, parse(&bytes)?)))
 }

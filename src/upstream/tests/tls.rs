@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::crypto::ring;
@@ -134,6 +135,32 @@ async fn an_upstream_that_asks_for_a_certificate_is_shown_it() {
     assert_eq!(identified.get(manifest()).await.unwrap(), "content");
     assert_eq!(identified.get(blob()).await.unwrap(), "content");
     assert!(server.upstream(Some("ca.pem")).get(manifest()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_new_client_certificate_is_shown_without_a_restart_and_a_broken_one_is_not() {
+    let server = TlsServer::start_asking(true);
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let put = |from: &str, to: &str| std::fs::copy(file(from), at(to)).unwrap();
+    put("client.pem", "cert");
+    put("client.key", "key");
+    let fixture = Fixture::at(vec![server.url.clone()], |config| {
+        config.ca_file = Some(file("ca.pem"));
+        config.client_certificate = Some(ClientCertificate { certificate: at("cert"), key: at("key") });
+    });
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    // Half of it is there: no pair.
+    put("server.pem", "cert");
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    // The pair is another now, of an authority that the server does not trust.
+    put("server.key", "key");
+    let started = std::time::Instant::now();
+    while fixture.get(manifest()).await.is_ok() {
+        assert!(started.elapsed() < Duration::from_secs(20), "the files are read again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test]
