@@ -57,7 +57,7 @@ fn follower(criterion: &mut Criterion) {
     });
 }
 
-/// What asks the index (a page of a list), and what asks files in its stead.
+/// What asks the index (a page of a list), and what is remembered of the files.
 fn look_ups(criterion: &mut Criterion) {
     let runtime = runtime();
     let hot = runtime.block_on(Hot::new());
@@ -73,7 +73,7 @@ fn look_ups(criterion: &mut Criterion) {
             assert_eq!(page.items.len(), PAGE);
         });
     });
-    group.bench_function("whether a repository has a blob, files", |bencher| {
+    group.bench_function("whether a repository has a blob, remembered", |bencher| {
         bencher.to_async(&runtime).iter(async || hot.store.member(&hot.repository, &blob).await.expect("an answer"));
     });
 }
