@@ -1,6 +1,6 @@
 # What people and CI run here. `make test` is all that a fresh Debian machine with Rust needs.
 
-.PHONY: bench build check deny eviction figures million soak test
+.PHONY: bench build check deny eviction figures instructions million pieces soak test
 
 build:
 	cargo build --release
@@ -21,6 +21,15 @@ bench:
 # What docs/figures.md reports: a release build and three minutes, with 1.5 GiB of memory and as much of disk.
 figures:
 	cargo bench --quiet --bench figures
+
+# The pieces of a hit, each by itself: for whoever changes one of them.
+pieces:
+	cargo bench --quiet --bench pieces -- $(ARGS)
+
+# Instructions of a hit by valgrind's callgrind, beside those in benches/instructions.txt; `make instructions ARGS=--write`
+# writes them. Built beside the tests and as they are, but optimised: a release build would take CI as long as everything else.
+instructions:
+	cargo bench --quiet --profile dev --config profile.dev.opt-level=2 --bench instructions -- $(ARGS)
 
 # What docs/eviction.md reports: a release build and a minute.
 eviction:

@@ -15,6 +15,7 @@ needs=(
     buildah:buildah
     docker-registry:docker-registry
     curl:curl
+    valgrind:valgrind
 )
 PATH="$PATH:/usr/sbin:/sbin"
 
@@ -31,7 +32,7 @@ if grep -qs Y /sys/module/apparmor/parameters/enabled && ! command -v apparmor_p
     packages+=(apparmor)
 fi
 if [ ${#packages[@]} -eq 0 ]; then
-    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, curl, busybox: all here."
+    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, curl, busybox, valgrind: all here."
     exit 0
 fi
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)

@@ -119,6 +119,12 @@ fn stop_all_when_interrupted(folder: PathBuf) -> Runtime {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        // Whoever misses what is ended now waits for the end, too, and says nothing.
+        std::panic::set_hook(Box::new(|_| {
+            loop {
+                std::thread::park();
+            }
+        }));
         for child in children(std::process::id()) {
             let child = Pid::from_raw(child.cast_signed());
             // Servers lead a group with their workers; an error means that it has ended already.

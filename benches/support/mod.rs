@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "every helper is here for some bench, not for each of them")]
 
 pub mod client;
+pub mod hot;
 pub mod process;
 pub mod stage;
 pub mod table;

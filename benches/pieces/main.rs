@@ -1,0 +1,87 @@
+//! What a hit is made of, piece by piece, and without a socket: `make pieces`. For whoever changes one of them and wants to
+//! see what that does; what counts in the end is in docs/benchmarks.md.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends the run")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use roadstead::oci::{Algorithm, Digest, Route};
+use roadstead::store::FRAME;
+use support::hot::{BLOB, Hot, mirrored, tag};
+use support::tests::{Image, random_bytes};
+use tokio::runtime::{Builder, Runtime};
+
+const TAGS: usize = 1000;
+const PAGE: usize = 100;
+
+fn route(criterion: &mut Criterion) {
+    let paths = [
+        ("manifest by tag", "/v2/library/hot/manifests/v1".to_owned()),
+        ("blob", format!("/v2/library/hot/blobs/sha256:{}", "0".repeat(64))),
+    ];
+    for (what, path) in paths {
+        criterion.bench_function(&format!("route/{what}"), |bencher| bencher.iter(|| Route::parse(black_box(&path))));
+    }
+}
+
+fn hits(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let hot = runtime.block_on(Hot::new());
+    let mut group = criterion.benchmark_group("hit");
+    for (what, path) in [("manifest by digest", &hot.by_digest), ("manifest by tag", &hot.by_tag)] {
+        group.bench_function(what, |bencher| bencher.to_async(&runtime).iter(|| hot.get(path)));
+    }
+    group.throughput(Throughput::Bytes(BLOB as u64));
+    group.bench_function("blob of 1 MiB", |bencher| bencher.to_async(&runtime).iter(|| hot.get(&hot.blob)));
+}
+
+/// One frame of a file that is still being written, which is what a follower of a fill reads.
+fn follower(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let hot = runtime.block_on(Hot::new());
+    let spool = runtime.block_on(async {
+        let spool = hot.store.begin(Algorithm::Sha256, None).await.expect("a spool");
+        spool.append(vec![random_bytes(1, BLOB)]).await.expect("it is written");
+        spool
+    });
+    let reader = spool.reader();
+    let mut group = criterion.benchmark_group("follower");
+    let frame = FRAME as u64;
+    group.throughput(Throughput::Bytes(frame));
+    group.bench_function("read of a frame", |bencher| {
+        bencher.to_async(&runtime).iter(async || reader.read_at(frame, frame).await.expect("it can be read"));
+    });
+}
+
+/// What asks the index (a page of a list), and what is remembered of the files.
+fn look_ups(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let hot = runtime.block_on(Hot::new());
+    let tagged = mirrored("library/tagged");
+    let tags: Vec<String> = (0..TAGS).map(|n| format!("t{n:04}")).collect();
+    runtime.block_on(tag(&hot.store, &tagged, &Image::new(2, &[]), &tags));
+    let blob: Option<Digest> = hot.blob.rsplit('/').next().and_then(|digest| digest.parse().ok());
+    let blob = blob.expect("a digest");
+    let mut group = criterion.benchmark_group("look-up");
+    group.bench_function("page of 100 of 1000 tags, index", |bencher| {
+        bencher.to_async(&runtime).iter(async || {
+            let page = hot.store.tags(&tagged, "t0500", PAGE).await.expect("a page");
+            assert_eq!(page.items.len(), PAGE);
+        });
+    });
+    group.bench_function("whether a repository has a blob, remembered", |bencher| {
+        bencher.to_async(&runtime).iter(async || hot.store.member(&hot.repository, &blob).await.expect("an answer"));
+    });
+}
+
+/// One thread, as a request has; what waits for the disk goes to the blocking pool all the same.
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+criterion_group!(pieces, route, hits, follower, look_ups);
+criterion_main!(pieces);

@@ -1,0 +1,118 @@
+//! A server without its sockets: the router, over a store with one mirrored image in it. Nothing of it leaves the process.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use axum::Router;
+use axum::body::Body;
+use http::Request;
+use http_body_util::BodyExt as _;
+use roadstead::auth::Policy;
+use roadstead::config::Config;
+use roadstead::http::{App, router};
+use roadstead::oci::{Algorithm, Digest, Manifest, RepoId, Scope};
+use roadstead::pull::Puller;
+use roadstead::resolve::Routes;
+use roadstead::store::{NewManifest, Store};
+use roadstead::tasks::Tasks;
+use roadstead::telemetry::Metrics;
+use roadstead::upstream::Upstream;
+use tempfile::TempDir;
+use tower_service::Service as _;
+
+use super::tests::Image;
+
+pub const BLOB: usize = 1 << 20;
+const UPSTREAM: &str = "docker.io";
+/// Nobody listens there, and nobody asks: a hit is a hit, and a tag stays fresh for longer than anything here takes.
+const CONFIG: &str = "builtin_upstreams = false\ndefault_upstream = \"docker.io\"\n\
+                      [cache]\ntag_ttl = \"1d\"\n[upstream.\"docker.io\"]\nurl = \"http://127.0.0.1:1\"";
+
+pub struct Hot {
+    router: Router,
+    pub store: Store,
+    pub repository: RepoId,
+    /// What a client asks for: the manifest by its tag and by its digest, and a blob of 1 MiB.
+    pub by_tag: String,
+    pub by_digest: String,
+    pub blob: String,
+    _folder: TempDir,
+}
+
+impl Hot {
+    pub async fn new() -> Self {
+        let config = Config::from_toml(CONFIG, "bench").expect("a configuration");
+        // Beside the build, not in /tmp: that may be memory.
+        let folder = tempfile::tempdir_in(Path::new(env!("CARGO_TARGET_TMPDIR"))).expect("a temporary folder");
+        let store = Store::open(folder.path()).expect("an empty store");
+        store.reconcile(&AtomicBool::new(false));
+        assert!(!store.needs_reconcile(), "the index is in service");
+        let repository = mirrored("library/hot");
+        let image = Image::new(1, &[BLOB]);
+        fill(&store, &repository, &image).await;
+
+        let (metrics, tasks) = (Arc::new(Metrics::new(&[UPSTREAM])), Tasks::new());
+        let upstream = Upstream::new(&config.upstreams[0], "bench", metrics.clone(), tasks.clone());
+        let upstreams = HashMap::from([(UPSTREAM.into(), Arc::new(upstream.expect("an upstream")))]);
+        let app = App {
+            puller: Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks),
+            store: store.clone(),
+            routes: Routes::new(&config),
+            policy: Policy::new(&config),
+            metrics,
+            via: "bench".to_owned(),
+            progress_timeout: config.server.progress_timeout,
+        };
+        Self {
+            router: router(Arc::new(app)),
+            store,
+            repository,
+            by_tag: "/v2/library/hot/manifests/v1".to_owned(),
+            by_digest: format!("/v2/library/hot/manifests/{}", image.digest()),
+            blob: format!("/v2/library/hot/blobs/{}", image.layers[0].digest),
+            _folder: folder,
+        }
+    }
+
+    /// One GET, read to its end: the bytes of its body.
+    pub async fn get(&self, path: &str) -> usize {
+        let request = Request::get(path).header("Host", "bench").body(Body::empty()).expect("a request");
+        let mut response = self.router.clone().call(request).await.expect("the router never fails");
+        assert_eq!(response.status(), 200, "{path}");
+        let mut bytes = 0;
+        while let Some(frame) = response.body_mut().frame().await {
+            bytes += frame.expect("the body goes on").data_ref().map_or(0, |data| data.len());
+        }
+        bytes
+    }
+}
+
+/// A repository of the upstream.
+pub fn mirrored(name: &str) -> RepoId {
+    RepoId::new(Scope::Upstream(UPSTREAM.into()), name.parse().expect("a name"))
+}
+
+async fn fill(store: &Store, repository: &RepoId, image: &Image) {
+    for blob in image.blobs() {
+        let digest: Digest = blob.digest.parse().expect("a digest");
+        let spool = store.begin(Algorithm::Sha256, Some(blob.bytes.len() as u64)).await.expect("a spool");
+        spool.append(vec![blob.bytes.clone()]).await.expect("it is written");
+        spool.commit(&digest, repository).await.expect("it is kept");
+    }
+    tag(store, repository, image, &["v1".to_owned()]).await;
+}
+
+/// Keeps the manifest of the image under these tags.
+pub async fn tag(store: &Store, repository: &RepoId, image: &Image, tags: &[String]) {
+    let content = &image.manifest;
+    let new = NewManifest {
+        digest: content.digest.parse().expect("a digest"),
+        media_type: content.media_type.clone(),
+        bytes: content.bytes.clone(),
+        manifest: Manifest::parse(&content.bytes).expect("a manifest"),
+    };
+    let tags = tags.iter().map(|tag| tag.parse().expect("a tag")).collect();
+    store.put_manifest(repository, new, tags).await.expect("it is kept");
+}
