@@ -1,8 +1,8 @@
 //! How many instructions a hit takes, by callgrind: `make instructions`. It fails when one takes a tenth more than
 //! benches/instructions.txt says; `make instructions ARGS=--write` says so there.
 //!
-//! A hit is a GET that the router answers in this process, read to its end: what the program does for one, without hyper's
-//! reading and writing, and without the kernel's part. A run of 1100 hits less one of 100 leaves a thousand of them, without
+//! A hit is a GET that is answered in this process, read to its end: what the program does for one, without reading and
+//! writing of sockets, and without the kernel's part. A run of 1100 hits less one of 100 leaves a thousand of them, without
 //! the start. The build is that of the tests, optimised: checks of overflow are in, and code of dependencies is not inlined
 //! as in a release. So the figures are for comparing with themselves.
 

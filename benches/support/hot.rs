@@ -1,17 +1,16 @@
-//! A server without its sockets: the router, over a store with one mirrored image in it. Nothing of it leaves the process.
+//! A server without its sockets, over a store with one mirrored image in it. Nothing of it leaves the process.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use axum::Router;
 use axum::body::Body;
 use http::Request;
 use http_body_util::BodyExt as _;
 use roadstead::auth::Policy;
 use roadstead::config::Config;
-use roadstead::http::{App, router};
+use roadstead::http::{App, Site};
 use roadstead::oci::{Algorithm, Digest, Manifest, RepoId, Scope};
 use roadstead::pull::Puller;
 use roadstead::resolve::Routes;
@@ -20,7 +19,6 @@ use roadstead::tasks::Tasks;
 use roadstead::telemetry::Metrics;
 use roadstead::upstream::Upstream;
 use tempfile::TempDir;
-use tower_service::Service as _;
 
 use super::tests::Image;
 
@@ -31,7 +29,7 @@ const CONFIG: &str = "builtin_upstreams = false\ndefault_upstream = \"docker.io\
                       [cache]\ntag_ttl = \"1d\"\n[upstream.\"docker.io\"]\nurl = \"http://127.0.0.1:1\"";
 
 pub struct Hot {
-    router: Router,
+    site: Site,
     pub store: Store,
     pub repository: RepoId,
     /// What a client asks for: the manifest by its tag and by its digest, and a blob of 1 MiB.
@@ -66,7 +64,7 @@ impl Hot {
             progress_timeout: config.server.progress_timeout,
         };
         Self {
-            router: router(Arc::new(app)),
+            site: Site::new(Arc::new(app)),
             store,
             repository,
             by_tag: "/v2/library/hot/manifests/v1".to_owned(),
@@ -79,7 +77,7 @@ impl Hot {
     /// One GET, read to its end: the bytes of its body.
     pub async fn get(&self, path: &str) -> usize {
         let request = Request::get(path).header("Host", "bench").body(Body::empty()).expect("a request");
-        let mut response = self.router.clone().call(request).await.expect("the router never fails");
+        let mut response = self.site.answer(request).await;
         assert_eq!(response.status(), 200, "{path}");
         let mut bytes = 0;
         while let Some(frame) = response.body_mut().frame().await {
