@@ -30,7 +30,7 @@ pub struct Blob {
 impl Store {
     /// Opens a blob if its file is here. Who may read it is not asked: see [`Store::member`].
     pub async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
-        if let Some((file, length)) = self.inner.open_files.get(digest) {
+        if let Some((file, length)) = self.inner.open_files.get_at_once(digest) {
             self.inner.recency.note_content(digest);
             return Ok(Some(Blob { reader: BlobReader::new(file), length }));
         }
@@ -94,7 +94,8 @@ impl Inner {
             if let Some(opened) = self.open_files.get(digest) {
                 return Ok(Some(opened));
             }
-            let Some(file) = optional(fs::open(&path)).at("open", &path)?.map(Arc::new) else { return Ok(None) };
+            let opened = self.open_files.with_room(|| fs::open(&path));
+            let Some(file) = optional(opened).at("open", &path)?.map(Arc::new) else { return Ok(None) };
             let metadata = file.metadata().at("stat", &path)?;
             if !metadata.is_file() {
                 return Ok(None);

@@ -35,8 +35,18 @@ impl Store {
         if repo.scope.is_local() {
             return Ok(self.is_local(&repo.name));
         }
+        if self.inner.front.repositories.contains_key(repo) {
+            return Ok(true);
+        }
         let repo = repo.clone();
-        self.run(move |inner| Ok(inner.layout.blob_links(&repo).is_dir())).await
+        self.run(move |inner| {
+            let exists = inner.layout.blob_links(&repo).is_dir();
+            if exists {
+                inner.front.repositories.insert(repo, ());
+            }
+            Ok(exists)
+        })
+        .await
     }
 
     /// Makes the name local, from its first upload on.

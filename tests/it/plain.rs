@@ -3,6 +3,8 @@
 use std::fs::OpenOptions;
 
 use bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::disk::blob_file;
 use crate::support::{Conn, Content, Ended, Image, TestServer, Upstream, digest_of};
@@ -100,4 +102,31 @@ async fn a_file_that_is_deleted_by_hand_is_fetched_again() {
     std::fs::remove_file(blob_file(server.data_dir(), &layer.digest)).unwrap();
     assert!(server.get(&path).await.body == layer.bytes);
     assert_eq!(upstream.requests().len(), 1, "no file without a name is served on");
+}
+
+#[tokio::test]
+async fn who_says_that_this_was_all_gets_every_answer() {
+    let (_upstream, server, layer, path) = cached(100_000).await;
+    let (read, mut write) = TcpStream::connect(server.addr()).await.unwrap().into_split();
+    write.write_all(get(&path).repeat(3).as_bytes()).await.unwrap();
+    write.shutdown().await.unwrap();
+    let mut said = Vec::new();
+    tokio::io::BufReader::new(read).read_to_end(&mut said).await.unwrap();
+    assert!(said.len() > 3 * layer.bytes.len() && said.ends_with(&layer.bytes), "{} bytes", said.len());
+}
+
+#[tokio::test]
+async fn what_comes_after_the_last_request_does_not_cut_its_answer() {
+    let (_upstream, server, layer, path) = cached(2_000_000).await;
+    let last = format!("GET {path} HTTP/1.1\r\nHost: registry\r\nConnection: close\r\n\r\n");
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let mut stream = socket.connect(server.addr()).await.unwrap();
+    stream.write_all(last.as_bytes()).await.unwrap();
+    // Until the answer has begun, so that nobody has read what follows it.
+    stream.readable().await.unwrap();
+    stream.write_all(get("/v2/").repeat(100).as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said).await.unwrap();
+    assert!(said.ends_with(&layer.bytes), "{} bytes", said.len());
 }

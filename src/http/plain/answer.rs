@@ -17,9 +17,9 @@ use super::super::body::FilePart;
 use super::socket::Socket;
 
 /// What is sent of a file at once, and looked for in the page cache before.
-const STRETCH: u64 = 512 << 10;
-/// What is less goes with the head, in one write.
-const LITTLE: u64 = 16 << 10;
+const STRETCH: u64 = 1 << 20;
+/// What is no longer goes through a frame with the head, in one write: that costs less than a second call.
+const LITTLE: u64 = 64 << 10;
 const LINE_END: &[u8] = b"\r\n";
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
@@ -59,7 +59,7 @@ pub(super) async fn send(
     scratch.clear();
     write_head(scratch, parts.status, &parts.headers, framing, is_last);
     match (framing, part) {
-        (Framing::None(_) | Framing::Length(0), _) => Ok(socket.write(scratch, &[], false).await?),
+        (Framing::None(_) | Framing::Length(0), _) => Ok(socket.write([scratch, &[], &[]]).await?),
         (Framing::Length(length), Some(part)) if part.len() == length && length > LITTLE => {
             // The body is kept to the end: it counts as long as it lives.
             send_file(socket, scratch, part).await
@@ -134,7 +134,7 @@ async fn next(socket: &mut Socket, unsent: &mut BytesMut, body: &mut Body) -> Re
         let frame = match body.frame().now_or_never() {
             Some(frame) => frame,
             None => {
-                socket.write(unsent, &[], false).await?;
+                socket.write([unsent, &[], &[]]).await?;
                 unsent.clear();
                 tokio::select! {
                     biased;
@@ -161,7 +161,7 @@ async fn send_whole(socket: &mut Socket, out: &mut BytesMut, body: &mut Body, le
     while left > 0 {
         let Some(bytes) = next(socket, out, body).await? else { return Err(SendError::Length) };
         left = left.checked_sub(bytes.len() as u64).ok_or(SendError::Length)?;
-        socket.write(out, &bytes, false).await?;
+        socket.write([out, &bytes, &[]]).await?;
         out.clear();
     }
     Ok(())
@@ -170,11 +170,10 @@ async fn send_whole(socket: &mut Socket, out: &mut BytesMut, body: &mut Body, le
 async fn send_chunks(socket: &mut Socket, out: &mut BytesMut, body: &mut Body) -> Result<(), SendError> {
     while let Some(bytes) = next(socket, out, body).await? {
         out.put_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
-        socket.write(out, &bytes, true).await?;
+        socket.write([out, &bytes, LINE_END]).await?;
         out.clear();
-        socket.write(LINE_END, &[], false).await?;
     }
-    socket.write(out, LAST_CHUNK, false).await?;
+    socket.write([out, LAST_CHUNK, &[]]).await?;
     Ok(())
 }
 
@@ -183,21 +182,26 @@ async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(
     let FilePart { reader, next: mut at, end, counter } = part;
     let mut head = head;
     let mut by_copy = false;
+    let mut at_hand = at;
     while at < end {
         consume_budget().await;
-        let stretch = (end - at).min(STRETCH);
-        let sent = if by_copy || !reader.is_at_hand(at, stretch) {
-            let bytes = reader.read_at(at, stretch).await.map_err(unreadable)?;
-            socket.write(head, &bytes, false).await?;
+        if at >= at_hand && !by_copy {
+            let stretch = (end - at).min(STRETCH);
+            at_hand = if reader.is_at_hand(at, stretch) { at + stretch } else { at };
+        }
+        let sent = if at >= at_hand {
+            let bytes = reader.read_at(at, end - at).await.map_err(unreadable)?;
+            socket.write([head, &bytes, &[]]).await?;
             bytes.len() as u64
         } else {
-            socket.write(head, &[], true).await?;
-            match socket.write_by(|stream| reader.send_to(stream, at, stretch)).await {
+            socket.write([head, &[], &[]]).await?;
+            match socket.write_by(|stream| reader.send_to(stream, at, at_hand - at)).await {
                 Ok(0) => return Err(unreadable(io::ErrorKind::UnexpectedEof.into())),
                 Ok(sent) => sent as u64,
                 // A file system that cannot do this.
                 Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
                     by_copy = true;
+                    at_hand = at;
                     0
                 }
                 Err(error) => return Err(error.into()),

@@ -8,12 +8,16 @@ use bytes::{Bytes, BytesMut};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::clock::Clock;
 use super::head;
 
 /// Room that a read finds: a head is shorter, as a rule.
 const ROOM: usize = 4 << 10;
+/// How long, and how much, a client may go on after the end.
+const LINGER: Duration = Duration::from_secs(1);
+const MOST_IGNORED: usize = 256 << 10;
 
 pub(super) struct Socket {
     stream: TcpStream,
@@ -53,11 +57,13 @@ impl Socket {
         }
     }
 
-    /// Resolves when the client has left. What it asks meanwhile is kept, and read no further than a head may be long.
+    /// Resolves when the client has left. What it asks meanwhile is kept, and read no further than a head may be long. One
+    /// that has asked for more and then says that this was all may still read.
     pub(super) async fn left(&mut self) {
         while self.read.len() < head::MOST {
             self.read.reserve(ROOM);
             match self.stream.read_buf(&mut self.read).await {
+                Ok(0) if !self.read.is_empty() => break,
                 Ok(0) | Err(_) => return,
                 Ok(_) => {}
             }
@@ -65,20 +71,22 @@ impl Socket {
         pending().await
     }
 
-    /// Writes all of both, in one call to the system if the client takes as much. With `more`, there is more to come soon.
+    /// Writes all of these, in one call to the system if the client takes as much.
     ///
     /// # Errors
     /// `TimedOut` when the client takes nothing for as long as is allowed, as in [`Socket::write_by`].
-    pub(super) async fn write(&mut self, mut head: &[u8], mut body: &[u8], more: bool) -> io::Result<()> {
-        let flags = SendFlags::NOSIGNAL | if more { SendFlags::MORE } else { SendFlags::empty() };
-        while !(head.is_empty() && body.is_empty()) {
-            let slices = [IoSlice::new(head), IoSlice::new(body)];
+    pub(super) async fn write(&mut self, mut parts: [&[u8]; 3]) -> io::Result<()> {
+        while parts.iter().any(|part| !part.is_empty()) {
+            let slices = parts.map(IoSlice::new);
             let send = |stream: &TcpStream| {
-                Ok(rustix::net::sendmsg(stream, &slices, &mut SendAncillaryBuffer::default(), flags)?)
+                Ok(rustix::net::sendmsg(stream, &slices, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?)
             };
-            let written = self.write_by(send).await?;
-            let of_head = written.min(head.len());
-            (head, body) = (&head[of_head..], &body[written - of_head..]);
+            let mut written = self.write_by(send).await?;
+            for part in &mut parts {
+                let of_part = written.min(part.len());
+                *part = &part[of_part..];
+                written -= of_part;
+            }
         }
         Ok(())
     }
@@ -102,8 +110,21 @@ impl Socket {
         }
     }
 
-    /// Says that there is no more to come.
+    /// Says that there is no more to come, and waits a little for the client to say the same: what it has sent and nobody
+    /// has read would make a reset of the end, and take with it what is on its way.
     pub(super) async fn end(&mut self) {
-        let _ = self.stream.shutdown().await;
+        let ended = async {
+            let _ = self.stream.shutdown().await;
+            let mut read = 0;
+            while read < MOST_IGNORED {
+                self.read.clear();
+                self.read.reserve(ROOM);
+                match self.stream.read_buf(&mut self.read).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(more) => read += more,
+                }
+            }
+        };
+        let _ = timeout(LINGER, ended).await;
     }
 }
