@@ -27,7 +27,7 @@ use crate::oci::{Digest, Manifest, RepoId};
 /// What goes in one turn before anybody else may look at the order.
 const AT_ONCE: usize = 25;
 /// Between turns that nobody waits for the evictor rests for this many times as long as one took.
-const REST: u32 = 15;
+const REST: u32 = 24;
 /// How long a stop may go unnoticed.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Of the thread that evicts.
