@@ -17,7 +17,7 @@ use super::super::body::FilePart;
 use super::socket::Socket;
 
 /// What is sent of a file at once, and looked for in the page cache before.
-const STRETCH: u64 = 1 << 20;
+const STRETCH: u64 = 512 << 10;
 /// What is no longer goes through a frame with the head, in one write: that costs less than a second call.
 const LITTLE: u64 = 64 << 10;
 const LINE_END: &[u8] = b"\r\n";
@@ -194,7 +194,7 @@ async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(
             socket.write([head, &bytes, &[]]).await?;
             bytes.len() as u64
         } else {
-            socket.write([head, &[], &[]]).await?;
+            socket.write_ahead(head).await?;
             match socket.write_by(|stream| reader.send_to(stream, at, at_hand - at)).await {
                 Ok(0) => return Err(unreadable(io::ErrorKind::UnexpectedEof.into())),
                 Ok(sent) => sent as u64,

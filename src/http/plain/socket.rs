@@ -75,11 +75,20 @@ impl Socket {
     ///
     /// # Errors
     /// `TimedOut` when the client takes nothing for as long as is allowed, as in [`Socket::write_by`].
-    pub(super) async fn write(&mut self, mut parts: [&[u8]; 3]) -> io::Result<()> {
+    pub(super) async fn write(&mut self, parts: [&[u8]; 3]) -> io::Result<()> {
+        self.write_with(parts, SendFlags::NOSIGNAL).await
+    }
+
+    /// The same of a head that is held back until the first bytes behind it are written.
+    pub(super) async fn write_ahead(&mut self, head: &[u8]) -> io::Result<()> {
+        self.write_with([head, &[], &[]], SendFlags::NOSIGNAL | SendFlags::MORE).await
+    }
+
+    async fn write_with(&mut self, mut parts: [&[u8]; 3], flags: SendFlags) -> io::Result<()> {
         while parts.iter().any(|part| !part.is_empty()) {
             let slices = parts.map(IoSlice::new);
             let send = |stream: &TcpStream| {
-                Ok(rustix::net::sendmsg(stream, &slices, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?)
+                Ok(rustix::net::sendmsg(stream, &slices, &mut SendAncillaryBuffer::default(), flags)?)
             };
             let mut written = self.write_by(send).await?;
             for part in &mut parts {
