@@ -111,7 +111,7 @@ impl Multipart {
     }
 }
 
-fn log(error: &ContentError) {
+pub(super) fn log(error: &ContentError) {
     match error {
         ContentError::Read(error) => tracing::error!(%error, "a blob cannot be read to its end: {error}"),
         // The fill or the upstream client has said why.

@@ -169,7 +169,7 @@ impl Inner {
 
     /// Evicts in turns, with rests between them, until nothing should or can go, or `stop` is set.
     fn tend(&self, stop: &AtomicBool) -> Result<(), StoreError> {
-        while self.is_short()? {
+        while !stop.load(Ordering::Relaxed) && self.is_short()? {
             let begun = Instant::now();
             if self.evict_some(&|| self.space.above_low_mark())? != Turn::More {
                 self.evictions.short.store(false, Ordering::Relaxed);
@@ -178,9 +178,6 @@ impl Inner {
             let rested = Instant::now() + begun.elapsed() * REST;
             while Instant::now() < rested && !stop.load(Ordering::Relaxed) {
                 thread::sleep(LOOK_AGAIN.min(rested.saturating_duration_since(Instant::now())));
-            }
-            if stop.load(Ordering::Relaxed) {
-                break;
             }
         }
         Ok(())

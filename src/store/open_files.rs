@@ -128,11 +128,7 @@ impl OpenFiles {
     /// Calls what opens a file. When there are no more descriptors, those of files that nobody reads are given up for it.
     pub(super) fn with_room<T>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
         match open() {
-            Err(error)
-                if [Errno::MFILE, Errno::NFILE]
-                    .map(|errno| Some(errno.raw_os_error()))
-                    .contains(&error.raw_os_error()) =>
-            {
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) => {
                 self.close_unread_for(Duration::ZERO);
                 open()
             }

@@ -36,17 +36,11 @@ impl BlobReader {
     pub async fn read_at(&self, offset: u64, max: u64) -> io::Result<Bytes> {
         let want = usize::try_from(max).unwrap_or(FRAME).min(FRAME);
         let mut frame = Frame::new(want);
-        let slice = IoSliceMut::new(frame.room());
-        let read = rustix::io::preadv2(&*self.file, &mut [slice], offset, ReadWriteFlags::NOWAIT);
-        let read = match read {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => read,
-            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {
-                return self.read_blocking(frame, offset).await;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        Ok(frame.into_bytes(read))
+        match self.read_now(frame.room(), offset).transpose()? {
+            Some(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(read) => Ok(frame.into_bytes(read)),
+            None => self.read_blocking(frame, offset).await,
+        }
     }
 
     /// Whether all of this is in the page cache, as far as a look at each piece of it tells.
@@ -54,11 +48,8 @@ impl BlobReader {
         let end = offset + length;
         let mut looked_at = (offset..end).step_by(LOOK).chain(end.checked_sub(1));
         looked_at.all(|at| {
-            let mut byte = [0];
-            let looked =
-                rustix::io::preadv2(&*self.file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
             // Whatever else is wrong with the file, whoever reads it finds out.
-            !matches!(looked, Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR))
+            self.read_now(&mut [0], at).is_some()
         })
     }
 
@@ -70,6 +61,14 @@ impl BlobReader {
     pub fn send_to(&self, socket: impl AsFd, offset: u64, max: u64) -> io::Result<usize> {
         let (mut offset, max) = (offset, usize::try_from(max).unwrap_or(usize::MAX));
         Ok(rustix::fs::sendfile(socket, &*self.file, Some(&mut offset), max)?)
+    }
+
+    /// Reads what the page cache has; `None` if that would have to wait, or cannot be told.
+    fn read_now(&self, into: &mut [u8], offset: u64) -> Option<io::Result<usize>> {
+        match rustix::io::preadv2(&*self.file, &mut [IoSliceMut::new(into)], offset, ReadWriteFlags::NOWAIT) {
+            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => None,
+            read => Some(read.map_err(io::Error::from)),
+        }
     }
 
     async fn read_blocking(&self, mut frame: Frame, offset: u64) -> io::Result<Bytes> {

@@ -13,8 +13,9 @@ use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use tokio::task::coop::consume_budget;
 
-use super::super::body::FilePart;
+use super::super::body::{FilePart, log};
 use super::socket::Socket;
+use crate::pull::ContentError;
 
 /// What is sent of a file at once, and looked for in the page cache before.
 const STRETCH: u64 = 512 << 10;
@@ -215,6 +216,7 @@ async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(
 }
 
 fn unreadable(error: io::Error) -> SendError {
-    tracing::error!(%error, "a blob cannot be read to its end: {error}");
+    let error = ContentError::from(error);
+    log(&error);
     SendError::Content(axum::Error::new(error))
 }
