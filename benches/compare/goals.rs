@@ -1,6 +1,7 @@
 //! What is to be reached: ratios within a round, and the bounds of memory.
 
 use super::pulls::{COLD_ONE, MEMORY, SLOW_MANY, SLOW_ONE};
+use super::reads::APART;
 use super::sample::{Sample, Samples, Spread, short};
 use super::subject::Subject::{self, Mirrored, Nginx, Pushed, Registry, Upstream};
 
@@ -70,10 +71,9 @@ pub fn figures(samples: &Samples) -> Vec<Figure> {
     faster("catalog page of 100", &[Pushed], Registry, 10.0);
     faster("tags page of 100", &[Pushed], Registry, 10.0);
 
-    let large = "blob of 100 MiB, 4 connections";
     for (other, goal) in [(Registry, 1.0), (Nginx, 1.2)] {
-        let what = format!("{large}: CPU per byte, Roadstead over {}", other.name());
-        add(what, Goal::AtMost(goal), times, samples.ratios((large, Pushed), (large, other), cpu));
+        let what = format!("{APART}: CPU per byte, Roadstead over {}", other.name());
+        add(what, Goal::AtMost(goal), times, samples.ratios((APART, Pushed), (APART, other), cpu));
     }
     let last_byte = |sample: &Sample| 1.0 / sample.rate;
     let through = samples.ratios((COLD_ONE, Mirrored), (COLD_ONE, Upstream), last_byte);

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends the run")]
 
 mod case;
+mod cores;
 mod goals;
 mod load;
 mod options;

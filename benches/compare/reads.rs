@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use super::case::Case;
+use super::cores::Apart;
 use super::load::{Load, Wrk, heads};
 use super::sample::{Sample, Unit};
 use super::scene::{MANY, Scene, TAGGED};
 use super::subject::Subject::{self, Mirrored, Nginx, Pushed, Registry};
 use super::support::client::{ACCEPT, Conn};
 use super::support::stage::MIB;
+
+pub const APART: &str = "blob of 100 MiB, 4 connections, a core for each side";
 
 const RANGE: usize = 64 << 10;
 /// For how long a case with a goal is measured in each round, and any other.
@@ -72,6 +75,12 @@ pub fn blobs() -> Vec<Case> {
             }));
         }
     }
+    cases.push(Case::new(APART, Unit::Bytes, &[Nginx, Registry, Pushed], |scene, subject, _| {
+        let (path, pids) = (blob(scene, subject, 2), scene.pids(subject));
+        let wrk = Wrk { connections: 4, seconds: LONG, headers: Vec::new(), ranges: None };
+        let _apart = Apart::keep(&pids);
+        Sample::take(&pids, Unit::Bytes, || wrk.run(scene.address(subject), &path))
+    }));
     let name = "ranges of 64 KiB, 64 connections";
     cases.push(Case::new(name, Unit::Requests, &[Nginx, Registry, Pushed], |scene, subject, _| {
         // See nginx.conf.
