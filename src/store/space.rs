@@ -13,6 +13,8 @@ use crate::oci::RepoId;
 
 /// What a name costs on the disk: an inode and, as a rule, a block.
 pub const NAME_BYTES: u64 = 4 << 10;
+/// What a disk that has so much to spare beside all that is on its way does not run out of in a moment.
+pub(super) const AMPLE: u64 = 1 << 30;
 /// Eviction that has begun goes on until a twentieth of the bound is free, but no more than this.
 const MOST_SLACK: u64 = 5 << 30;
 
@@ -206,6 +208,12 @@ impl Reservation {
         self.bytes
     }
 
+    /// Whether the disk is unlikely to be full before it knows of this.
+    pub(super) fn is_ample(&self) -> bool {
+        let unallocated = self.space.reserved.lock().unallocated;
+        self.space.free().is_some_and(|free| free >= unallocated.saturating_add(AMPLE))
+    }
+
     /// The disk knows of it now.
     pub(super) fn allocated(&mut self) {
         self.space.reserved.lock().unallocated -= std::mem::take(&mut self.unallocated);
@@ -269,6 +277,16 @@ mod tests {
         space.add_names(&new, 1);
         space.names_are_counted();
         assert_eq!(space.names(), 9 + 6 + 1);
+    }
+
+    #[test]
+    fn room_is_ample_while_the_disk_has_a_gibibyte_beside_all_that_is_on_its_way() {
+        let space = space(u64::MAX, 0);
+        let free = space.free().unwrap();
+        let mut most = space.reserve(free.saturating_sub(AMPLE / 2)).unwrap();
+        assert!(!most.is_ample() && !space.reserve(1).unwrap().is_ample());
+        most.release();
+        assert_eq!(space.reserve(1).unwrap().is_ample(), free > AMPLE);
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub struct Spool {
     reader: BlobReader,
     path: PathBuf,
     algorithm: Algorithm,
+    /// How long it will be, until its blocks are reserved: that can take tens of milliseconds, so the first bytes go ahead
+    /// of it where the disk has room to spare.
+    to_reserve: AtomicU64,
     written_back: AtomicU64,
     syncing: Arc<AtomicBool>,
     /// A sync failed: some of it may be lost, and no later sync says so again.
@@ -51,11 +54,15 @@ impl Store {
             let path = inner.layout.temporary();
             let file = inner.layout.within(&path, |path| GrowingFile::create(path, algorithm)).at("create", &path)?;
             let open = file.file().at("open", &path)?;
-            if let Err(error) = reserve(&open, expected.unwrap_or(0)) {
-                let _ = fs::remove_file(&path);
-                return Err(error).at("reserve", &path);
+            let expected = expected.unwrap_or(0);
+            let to_reserve = if room.is_ample() { expected } else { 0 };
+            if to_reserve == 0 {
+                if let Err(error) = reserve(&open, expected) {
+                    let _ = fs::remove_file(&path);
+                    return Err(error).at("reserve", &path);
+                }
+                room.allocated();
             }
-            room.allocated();
             let reader = BlobReader::new(open);
             Ok(Spool {
                 store: inner.clone(),
@@ -63,6 +70,7 @@ impl Store {
                 file: Arc::new(file),
                 path,
                 algorithm,
+                to_reserve: AtomicU64::new(to_reserve),
                 written_back: AtomicU64::new(0),
                 syncing: Arc::default(),
                 spoilt: Arc::default(),
@@ -89,6 +97,7 @@ impl Spool {
             file.append(&chunks).at("write", &path)
         })
         .await??;
+        self.reserve_rest(length);
         let unsynced = length - self.written_back.load(Ordering::Relaxed);
         if unsynced >= WRITE_BACK && !self.syncing.swap(true, Ordering::AcqRel) {
             self.written_back.store(length, Ordering::Relaxed);
@@ -101,6 +110,22 @@ impl Spool {
             });
         }
         Ok(length)
+    }
+
+    /// Reserves the blocks of what is still to come behind the first `length` bytes, once.
+    fn reserve_rest(&self, length: u64) {
+        let expected = self.to_reserve.swap(0, Ordering::Relaxed);
+        if expected <= length {
+            self.room.lock().allocated();
+            return;
+        }
+        let (file, room) = (self.file.clone(), self.room.clone());
+        self.store.operations.spawn_blocking(move || {
+            // If they are not there, whoever writes them finds out.
+            if file.file().is_ok_and(|file| reserve(&file, expected).is_ok()) {
+                room.lock().allocated();
+            }
+        });
     }
 
     /// Bytes that have been appended.
@@ -195,5 +220,49 @@ impl Drop for Spool {
             Ok(runtime) => drop(runtime.spawn_blocking(remove)),
             Err(_) => remove(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::time::Duration;
+
+    use tokio::time::{sleep, timeout};
+
+    use super::super::Bounds;
+    use super::super::space::AMPLE;
+    use super::*;
+
+    const LENGTH: u64 = 8 << 20;
+
+    fn reserved(spool: &Spool) -> u64 {
+        spool.file.file().unwrap().metadata().unwrap().blocks() * 512
+    }
+
+    #[tokio::test]
+    async fn the_first_bytes_go_ahead_of_the_blocks_of_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let spool = store.begin(Algorithm::Sha256, Some(LENGTH)).await.unwrap();
+        assert_eq!(reserved(&spool) == 0, spool.room.lock().is_ample(), "where there is little room, they come first");
+        assert_eq!(spool.append(vec![Bytes::from_static(b"first")]).await.unwrap(), 5);
+        let all = async {
+            while reserved(&spool) < LENGTH {
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), all).await.unwrap();
+        assert_eq!(spool.length(), 5);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_beside_what_others_have_reserved_has_its_blocks_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open_within(folder.path(), Bounds { max_size: u64::MAX, min_free: 0 }, None).unwrap();
+        let space = &store.inner.space;
+        let _others = space.reserve(space.free().unwrap().saturating_sub(AMPLE / 2)).unwrap();
+        let spool = store.begin(Algorithm::Sha256, Some(LENGTH)).await.unwrap();
+        assert!(reserved(&spool) >= LENGTH);
     }
 }
