@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::oneshot;
 
+use super::error::{At, StoreError};
 use super::fs::{self, File, Permissions};
 use crate::oci::{Algorithm, Digest, Hasher};
 
@@ -16,36 +18,75 @@ const MANY: usize = 16;
 /// Bytes read at once when a file is hashed again.
 const REHASH_CHUNK: usize = 1 << 20;
 
-/// All methods block: they belong on the blocking pool. An append runs whole or not at all from the outside, so whoever
+/// All methods block: they belong on the blocking pool. A write runs whole or not at all from the outside, so whoever
 /// stops waiting for one leaves length and hash in step.
 #[derive(Debug)]
 pub(super) struct GrowingFile {
     path: PathBuf,
     /// `None`: opened for each operation. A session may lie about for a day, and a descriptor with it.
     open: Option<Arc<File>>,
-    progress: Mutex<Progress>,
+    /// Bytes that are in the file and count. Before the hasher, where both are locked.
+    length: Mutex<u64>,
+    /// Of those bytes, as soon as whoever wrote them gives it back.
+    hasher: Mutex<Hasher>,
 }
 
-#[derive(Debug)]
-struct Progress {
-    hasher: Hasher,
+/// Bytes that are in the file, and still to be hashed: meanwhile the next ones may be written.
+#[must_use = "the hash would not be that of the file"]
+struct Written<'a> {
+    chunks: &'a [Bytes],
+    hasher: MutexGuard<'a, Hasher>,
     length: u64,
+}
+
+/// Appends `chunks` on the blocking pool if `prepare` says that it may; the new length when they can be read. They are
+/// hashed behind that, in the order of the appends. What `prepare` gives is held until they are written.
+pub(super) async fn append<T>(
+    file: Arc<GrowingFile>,
+    chunks: Vec<Bytes>,
+    prepare: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<u64, StoreError> {
+    let (told, length) = oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        let written = prepare().and_then(|_held| file.write(&chunks).at("write", &file.path));
+        let (length, written) = match written {
+            Ok(written) => (Ok(written.length), Some(written)),
+            Err(error) => (Err(error), None),
+        };
+        // Whoever does not wait any more need not know.
+        let _ = told.send(length);
+        if let Some(written) = written {
+            written.hash();
+        }
+    });
+    length.await.map_err(|_| StoreError::Task)?
+}
+
+impl Written<'_> {
+    fn hash(mut self) {
+        for chunk in self.chunks {
+            self.hasher.update(chunk);
+        }
+    }
 }
 
 impl GrowingFile {
     /// A new file; an existing one of that name is an error.
     pub(super) fn create(path: &Path, algorithm: Algorithm) -> io::Result<Self> {
         let file = fs::create_new(path)?;
-        let progress = Mutex::new(Progress { hasher: algorithm.hasher(), length: 0 });
-        Ok(Self { path: path.to_owned(), open: Some(Arc::new(file)), progress })
+        Ok(Self::new(path, file, 0, algorithm.hasher()))
     }
 
     /// Goes on with a file of an earlier process, hashing what is there.
     pub(super) fn resume(path: &Path, algorithm: Algorithm) -> io::Result<Self> {
         let file = open_again(path)?;
         let (hasher, length) = hash(&file, algorithm)?;
-        let progress = Mutex::new(Progress { hasher, length });
-        Ok(Self { path: path.to_owned(), open: Some(Arc::new(file)), progress })
+        Ok(Self::new(path, file, length, hasher))
+    }
+
+    fn new(path: &Path, file: File, length: u64, hasher: Hasher) -> Self {
+        let open = Some(Arc::new(file));
+        Self { path: path.to_owned(), open, length: Mutex::new(length), hasher: Mutex::new(hasher) }
     }
 
     /// The same without an open file between operations.
@@ -61,45 +102,42 @@ impl GrowingFile {
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.progress.lock().length
+        *self.length.lock()
     }
 
-    /// Writes and hashes; the new length once all of it is in the file.
-    pub(super) fn append(&self, chunks: &[Bytes]) -> io::Result<u64> {
-        let mut progress = self.progress.lock();
+    /// Writes all of `chunks` behind what is there, or nothing that counts: it may be tried again at the same place.
+    fn write<'a>(&'a self, chunks: &'a [Bytes]) -> io::Result<Written<'a>> {
+        let mut length = self.length.lock();
         let file = self.file()?;
-        let mut length = progress.length;
+        let mut end = *length;
         // Many small ones are one write: a client that sends byte by byte costs no system call for each.
         let joined = (chunks.len() > MANY).then(|| [Bytes::from(chunks.concat())]);
-        let chunks = joined.as_ref().map_or(chunks, |joined| joined.as_slice());
-        for chunk in chunks {
-            if let Err(error) = fs::write_all_at(&file, chunk, length) {
+        for chunk in joined.as_ref().map_or(chunks, |joined| joined.as_slice()) {
+            if let Err(error) = fs::write_all_at(&file, chunk, end) {
                 // What was written of it is no part of the content.
-                let _ = fs::set_len(&file, progress.length);
+                let _ = fs::set_len(&file, *length);
                 return Err(error);
             }
-            length += chunk.len() as u64;
+            end += chunk.len() as u64;
         }
-        // Only what was written whole counts; a failed append may be tried again at the same place.
-        for chunk in chunks {
-            progress.hasher.update(chunk);
-        }
-        progress.length = length;
-        Ok(length)
+        // Taken before others may write: the hash is over the bytes in their order.
+        let hasher = self.hasher.lock();
+        *length = end;
+        Ok(Written { chunks, hasher, length: end })
     }
 
     /// Ends the file where its content ends.
     pub(super) fn cut_to_length(&self) -> io::Result<()> {
-        let progress = self.progress.lock();
-        fs::set_len(&*self.file()?, progress.length)
+        let length = self.length.lock();
+        fs::set_len(&*self.file()?, *length)
     }
 
     /// Length and digest of what is there, under the running algorithm or, with a second read, under another.
     pub(super) fn digest(&self, algorithm: Algorithm) -> io::Result<(u64, Digest)> {
-        let progress = self.progress.lock();
-        let running = progress.hasher.clone().finish();
+        let length = self.length.lock();
+        let running = self.hasher.lock().clone().finish();
         if running.algorithm() == algorithm {
-            return Ok((progress.length, running));
+            return Ok((*length, running));
         }
         let (hasher, length) = hash(&*self.file()?, algorithm)?;
         Ok((length, hasher.finish()))
@@ -131,5 +169,35 @@ pub(super) fn hash(file: &File, algorithm: Algorithm) -> io::Result<(Hasher, u64
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn the_next_bytes_are_written_while_earlier_ones_are_hashed_and_hashed_after_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let file = GrowingFile::create(&path, Algorithm::Sha256).unwrap();
+        let [one, two] = [[Bytes::from_static(b"one")], [Bytes::from_static(b" and two")]];
+        let first = file.write(&one).unwrap();
+        assert_eq!((first.length, file.len()), (3, 3), "it can be read, and is not hashed yet");
+        thread::scope(|scope| {
+            let second = scope.spawn(|| file.write(&two).unwrap().hash());
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while path.metadata().unwrap().len() < 11 {
+                assert!(Instant::now() < deadline);
+                thread::yield_now();
+            }
+            assert!(!second.is_finished());
+            first.hash();
+        });
+        let expected = (11, Digest::of(Algorithm::Sha256, b"one and two"));
+        assert_eq!((file.len(), file.digest(Algorithm::Sha256).unwrap()), (11, expected));
     }
 }

@@ -1,4 +1,4 @@
-//! Moving a stream into a growing file: the next bytes come in while earlier ones are hashed and written.
+//! Moving a stream into a growing file: the next bytes come in while earlier ones are written, and others hashed.
 
 use std::future::Future;
 use std::pin::pin;
@@ -8,8 +8,9 @@ use futures_util::{Stream, StreamExt};
 
 use super::StoreError;
 
-/// Bytes taken from the stream while earlier ones are being written: what one transfer holds at most, beside a chunk.
-const WRITE_AHEAD: usize = 512 << 10;
+/// Bytes taken from the stream while earlier ones are being written. What one transfer holds at most, beside a chunk each, is
+/// three times this: what has come, what is being written and what is being hashed.
+const WRITE_AHEAD: usize = 384 << 10;
 
 /// Appends all of `stream`, and tells `progress` the new length after every append; the length at the end.
 ///

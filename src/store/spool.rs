@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::error::{At, StoreError, is_full};
 use super::fs;
-use super::growing::GrowingFile;
+use super::growing::{self, GrowingFile};
 use super::reader::BlobReader;
 use super::records::Class;
 use super::space::Reservation;
@@ -88,15 +88,12 @@ impl Spool {
         self.reader.clone()
     }
 
-    /// Writes and hashes `chunks` on the blocking pool; the length once they can be read.
+    /// Writes `chunks` on the blocking pool, and hashes them behind; the length once they can be read.
     pub async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
-        let (file, store, room, path) = (self.file.clone(), self.store.clone(), self.room.clone(), self.path.clone());
-        let length = blocking(move || {
-            let coming = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-            store.grow(&room, file.len() + coming)?;
-            file.append(&chunks).at("write", &path)
-        })
-        .await??;
+        let (file, store, room) = (self.file.clone(), self.store.clone(), self.room.clone());
+        let coming = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        let prepare = move || store.grow(&room, file.len() + coming);
+        let length = growing::append(self.file.clone(), chunks, prepare).await?;
         self.reserve_rest(length);
         let unsynced = length - self.written_back.load(Ordering::Relaxed);
         if unsynced >= WRITE_BACK && !self.syncing.swap(true, Ordering::AcqRel) {

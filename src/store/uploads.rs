@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::error::{At, StoreError, optional};
 use super::fs;
-use super::growing::GrowingFile;
+use super::growing::{self, GrowingFile};
 use super::records::Class;
 use super::{Inner, Store, blocking};
 use crate::oci::{Algorithm, Digest, RepoId};
@@ -29,7 +29,7 @@ pub(super) struct Uploads {
 #[derive(Debug)]
 struct Session {
     repo: String,
-    file: GrowingFile,
+    file: Arc<GrowingFile>,
     busy: AtomicBool,
 }
 
@@ -68,7 +68,7 @@ impl Store {
             let folder = inner.layout.upload(id);
             inner.layout.within(&folder, fs::create_dir).at("create", &folder)?;
             let file = begin(&folder, &repo, algorithm).inspect_err(|_| drop(remove_folder(&folder)))?;
-            let session = Arc::new(Session { repo, file, busy: AtomicBool::new(true) });
+            let session = Arc::new(Session { repo, file: Arc::new(file), busy: AtomicBool::new(true) });
             inner.uploads.open.lock().insert(id, session.clone());
             Ok(Upload { store: inner.clone(), id, session: Arc::new(Held(session)), kept: false })
         })
@@ -123,14 +123,11 @@ impl Upload {
         self.session.file.len()
     }
 
-    /// Writes and hashes `chunks` on the blocking pool; the new length.
+    /// Writes `chunks` on the blocking pool, and hashes them behind; the new length.
     pub async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
-        let (session, store, id) = (self.session.clone(), self.store.clone(), self.id);
-        blocking(move || {
-            store.need_disk(chunks.iter().map(|chunk| chunk.len() as u64).sum())?;
-            session.file.append(&chunks).at("write", &data_path(&store.layout.upload(id)))
-        })
-        .await?
+        let (held, store) = (self.session.clone(), self.store.clone());
+        let coming = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        growing::append(self.session.file.clone(), chunks, move || store.need_disk(coming).map(|()| held)).await
     }
 
     /// Ends the session: the content becomes a blob of its repository, on the disk before this returns.
@@ -211,7 +208,7 @@ impl Inner {
         let (Some(repo), Some(Ok(algorithm))) = (lines.next(), lines.next().map(str::parse)) else { return Ok(None) };
         let data = data_path(&folder);
         let Some(file) = optional(GrowingFile::resume(&data, algorithm)).at("open", &data)? else { return Ok(None) };
-        let session = Session { repo: repo.to_owned(), file: file.closed(), busy: AtomicBool::new(false) };
+        let session = Session { repo: repo.to_owned(), file: Arc::new(file.closed()), busy: AtomicBool::new(false) };
         // Two requests may have read it again at once: the first one's session counts.
         Ok(Some(self.uploads.open.lock().entry(id).or_insert_with(|| Arc::new(session)).clone()))
     }
