@@ -1,10 +1,13 @@
 //! Connections that change what they ask for: reads are answered in one way and all else in another, and no client sees it.
 
 use std::fs::OpenOptions;
+use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::fs::{Advice, fadvise};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::sleep;
 
 use crate::disk::blob_file;
 use crate::support::{Conn, Content, Ended, Image, TestServer, Upstream, digest_of};
@@ -91,6 +94,43 @@ async fn a_file_that_loses_its_end_costs_one_client_its_answer() {
     assert_ne!(ended, Ended::Whole);
     assert!(rest.len() < layer.bytes.len() - 1000 && layer.bytes[1000..].starts_with(&rest), "nothing wrong was sent");
     assert!(server.get(&path).await.body == layer.bytes, "it was found out, and fetched again");
+}
+
+#[tokio::test]
+async fn what_leaves_the_page_cache_under_way_is_read_again() {
+    let (_upstream, server, layer, path) = cached(64 << 20).await;
+    let mut conn = Conn::ask_with_small_buffer(server.addr(), &get(&path)).await.unwrap();
+    assert!(conn.take(1000).await == layer.bytes[..1000]);
+    let file = OpenOptions::new().write(true).open(blob_file(server.data_dir(), &layer.digest)).unwrap();
+    file.sync_all().unwrap();
+    fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    // So long that it does not count as there any more without a look.
+    sleep(Duration::from_millis(300)).await;
+    let (rest, ended) = conn.rest().await;
+    assert_eq!(ended, Ended::Whole);
+    assert!(rest == layer.bytes[1000..]);
+}
+
+#[tokio::test]
+async fn an_answer_of_any_length_is_what_was_asked_for() {
+    let (_upstream, server, layer, path) = cached(5 << 20).await;
+    let around = [1, 32 << 10, 64 << 10, 128 << 10, 512 << 10, 2 << 20, 4 << 20].map(|length| [length, length + 1]);
+    let ranges: Vec<(usize, usize)> = around.concat().into_iter().map(|length| (length / 7, length)).collect();
+    let ask = |(first, length): &(usize, usize)| {
+        let last = first + length - 1;
+        format!("GET {path} HTTP/1.1\r\nHost: registry\r\nRange: bytes={first}-{last}\r\n\r\n")
+    };
+    let all: String = ranges.iter().map(ask).collect();
+    let mut conn = Conn::ask(server.addr(), &all).await.unwrap();
+    for (at, (first, length)) in ranges.iter().enumerate() {
+        assert_eq!((conn.status, conn.header("content-length")), (206, length.to_string().as_str()));
+        let (body, ended) = conn.rest().await;
+        assert_eq!(ended, Ended::Whole);
+        assert!(body == layer.bytes[*first..first + length], "{length} bytes from {first}");
+        if at + 1 < ranges.len() {
+            conn = conn.then("").await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! The answer on the wire: its head, and its body as it is or in chunks (RFC 9112, sections 4, 6 and 7).
 
 use std::cell::RefCell;
-use std::io;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{io, mem};
 
 use axum::body::{Body, HttpBody};
 use axum::response::Response;
@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
+use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 
 use super::super::body::{FilePart, log};
@@ -18,9 +19,13 @@ use super::socket::Socket;
 use crate::pull::ContentError;
 
 /// What is sent of a file at once, and looked for in the page cache before.
-const STRETCH: u64 = 512 << 10;
-/// What is no longer goes through a frame with the head, in one write: that costs less than a second call.
-const LITTLE: u64 = 64 << 10;
+const STRETCH: u64 = 2 << 20;
+/// What is no longer goes through a frame with the head, in one write: that never waits for the disk.
+const LITTLE: u64 = 32 << 10;
+/// What is no longer goes behind its head, and not with it: a packet takes 64 KiB, and together they would fill one more.
+const MEDIUM: u64 = 128 << 10;
+/// For so long what was found in the page cache is taken to be there still.
+const A_MOMENT: Duration = Duration::from_millis(100);
 const LINE_END: &[u8] = b"\r\n";
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
@@ -183,12 +188,16 @@ async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(
     let FilePart { reader, next: mut at, end, counter } = part;
     let mut head = head;
     let mut by_copy = false;
-    let mut at_hand = at;
+    let (mut at_hand, mut looked) = (at, Instant::now());
+    if end - at <= MEDIUM {
+        socket.write([mem::take(&mut head), &[], &[]]).await?;
+    }
     while at < end {
         consume_budget().await;
         if at >= at_hand && !by_copy {
             let stretch = (end - at).min(STRETCH);
             at_hand = if reader.is_at_hand(at, stretch) { at + stretch } else { at };
+            looked = Instant::now();
         }
         let sent = if at >= at_hand {
             let bytes = reader.read_at(at, end - at).await.map_err(unreadable)?;
@@ -196,9 +205,23 @@ async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(
             bytes.len() as u64
         } else {
             socket.write_ahead(head).await?;
-            match socket.write_by(|stream| reader.send_to(stream, at, at_hand - at)).await {
-                Ok(0) => return Err(unreadable(io::ErrorKind::UnexpectedEof.into())),
-                Ok(sent) => sent as u64,
+            let send = |stream: &TcpStream, waited: bool| {
+                // What was there before the client took its time need not be any more.
+                if waited && looked.elapsed() > A_MOMENT {
+                    if !reader.is_at_hand(at, at_hand - at) {
+                        return Ok(None);
+                    }
+                    looked = Instant::now();
+                }
+                reader.send_to(stream, at, at_hand - at).map(Some)
+            };
+            match socket.write_by(send).await {
+                Ok(Some(0)) => return Err(unreadable(io::ErrorKind::UnexpectedEof.into())),
+                Ok(Some(sent)) => sent as u64,
+                Ok(None) => {
+                    at_hand = at;
+                    0
+                }
                 // A file system that cannot do this.
                 Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
                     by_copy = true;

@@ -87,7 +87,7 @@ impl Socket {
     async fn write_with(&mut self, mut parts: [&[u8]; 3], flags: SendFlags) -> io::Result<()> {
         while parts.iter().any(|part| !part.is_empty()) {
             let slices = parts.map(IoSlice::new);
-            let send = |stream: &TcpStream| {
+            let send = |stream: &TcpStream, _waited| {
                 Ok(rustix::net::sendmsg(stream, &slices, &mut SendAncillaryBuffer::default(), flags)?)
             };
             let mut written = self.write_by(send).await?;
@@ -100,16 +100,18 @@ impl Socket {
         Ok(())
     }
 
-    /// Calls what writes to the socket whenever there is room, until it could.
-    pub(super) async fn write_by(
+    /// Calls what writes to the socket whenever there is room, and with whether it had to wait for that, until it could.
+    pub(super) async fn write_by<T>(
         &mut self,
-        mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
-    ) -> io::Result<usize> {
+        mut write: impl FnMut(&TcpStream, bool) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut waited = false;
         loop {
-            match self.stream.try_io(Interest::WRITABLE, || write(&self.stream)) {
+            match self.stream.try_io(Interest::WRITABLE, || write(&self.stream, waited)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => return written,
             }
+            waited = true;
             self.clock.give(self.progress);
             tokio::select! {
                 biased;
