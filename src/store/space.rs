@@ -208,6 +208,11 @@ impl Reservation {
         self.bytes
     }
 
+    #[cfg(test)]
+    pub(super) fn unallocated(&self) -> u64 {
+        self.unallocated
+    }
+
     /// Whether the disk is unlikely to be full before it knows of this.
     pub(super) fn is_ample(&self) -> bool {
         let unallocated = self.space.reserved.lock().unallocated;

@@ -112,6 +112,9 @@ impl Spool {
     /// Reserves the blocks of what is still to come behind the first `length` bytes, once.
     fn reserve_rest(&self, length: u64) {
         let expected = self.to_reserve.swap(0, Ordering::Relaxed);
+        if expected == 0 {
+            return;
+        }
         if expected <= length {
             self.room.lock().allocated();
             return;
@@ -251,6 +254,16 @@ mod tests {
         };
         timeout(Duration::from_secs(20), all).await.unwrap();
         assert_eq!(spool.length(), 5);
+    }
+
+    #[tokio::test]
+    async fn room_that_came_later_counts_until_the_disk_knows_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let spool = store.begin(Algorithm::Sha256, None).await.unwrap();
+        spool.append(vec![Bytes::from(vec![0; UNKNOWN_STEP as usize + 1])]).await.unwrap();
+        spool.append(vec![Bytes::from_static(b"more")]).await.unwrap();
+        assert_eq!(spool.room.lock().unallocated(), UNKNOWN_STEP);
     }
 
     #[tokio::test]
