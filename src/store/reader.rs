@@ -15,8 +15,8 @@ use super::blocking;
 /// The most that one read returns, and so what one streaming connection holds.
 pub const FRAME: usize = 128 << 10;
 
-/// What lies closer together comes and goes together in the page cache, as a rule: it is what Linux reads ahead at least, and
-/// what we read at once.
+/// What lies closer together comes and goes together in the page cache, as a rule: it is what Linux reads ahead by default,
+/// and what we read at once. Small reads at random may leave holes between.
 const LOOK: usize = FRAME;
 
 /// An open file, read by position: any number of readers share one, and it outlives its name.
