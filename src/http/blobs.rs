@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::body::{FilePart, Multipart, streamed};
 use super::error::{ApiError, insert};
-use super::fields::insert_digest;
+use super::fields::{FIELDS, insert_digest};
 use super::{App, Call, Outcome};
 use crate::oci::{Digest, RangeSet, RepoId, media_type};
 use crate::pull::{Content, ContentBody, ContentStream, Want};
@@ -81,7 +81,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
 }
 
 fn respond(content: Content, counter: super::Counter) -> Response {
-    let mut headers = HeaderMap::new();
+    let mut headers = HeaderMap::with_capacity(FIELDS);
     let file = match &content.body {
         ContentBody::Whole(ContentStream::File { reader, next, end })
         | ContentBody::Part(_, ContentStream::File { reader, next, end }) => {

@@ -7,6 +7,9 @@ use http::{HeaderMap, HeaderValue};
 use super::CONTENT_DIGEST;
 use crate::oci::media_type;
 
+/// Fields of an answer with content: room is made for them once.
+pub(super) const FIELDS: usize = 12;
+
 /// Says which content this is, given its digest in quotes: as its entity tag, and without them.
 pub(super) fn insert_digest(headers: &mut HeaderMap, quoted: &Bytes) {
     let bare = quoted.slice(1..quoted.len() - 1);

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::body::Counter;
 use super::error::{ApiError, insert};
-use super::fields::{content_type, insert_digest};
+use super::fields::{FIELDS, content_type, insert_digest};
 use super::{App, CONTENT_DIGEST, Call, Outcome, STALE};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, ReferenceError, RepoId, Tag, media_type};
 use crate::pull::{PullError, Served};
@@ -109,6 +109,7 @@ fn respond(call: &Call, manifest: &StoredManifest) -> Response {
         Response::new(body)
     };
     let headers = response.headers_mut();
+    headers.reserve(FIELDS);
     if !unchanged {
         headers.insert(CONTENT_LENGTH, manifest.bytes.len().into());
         if let Some(media_type) = content_type(&manifest.media_type) {

@@ -6,6 +6,9 @@ use std::str::FromStr;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256, Sha512};
 
+/// Digits of a sha512.
+const LONGEST_HEX: usize = 128;
+
 /// A registered digest algorithm that this registry stores content under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
@@ -88,18 +91,25 @@ impl Digest {
 
     /// The lower-case hex part, without the algorithm.
     pub fn hex(&self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut hex = String::with_capacity(self.as_bytes().len() * 2);
-        for byte in self.as_bytes() {
-            hex.push(DIGITS[usize::from(byte >> 4)] as char);
-            hex.push(DIGITS[usize::from(byte & 15)] as char);
-        }
-        hex
+        self.with_hex(str::to_owned)
     }
 
     /// The digest as text, in double quotes: its entity tag (RFC 9110, 8.8.3).
     pub fn quoted(&self) -> Bytes {
-        format!("\"{self}\"").into()
+        let quoted = self.with_hex(|hex| ["\"", self.algorithm().as_str(), ":", hex, "\""].concat());
+        quoted.into()
+    }
+
+    /// Every answer names a digest, so its text takes no room but the stack's.
+    fn with_hex<T>(&self, use_hex: impl FnOnce(&str) -> T) -> T {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut digits = [0; LONGEST_HEX];
+        let bytes = self.as_bytes();
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        use_hex(str::from_utf8(&digits[..bytes.len() * 2]).unwrap_or_default())
     }
 
     /// The inverse of [`Digest::as_bytes`].
@@ -152,7 +162,7 @@ fn hex_value(digit: u8) -> Result<u8, DigestError> {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm().as_str(), self.hex())
+        self.with_hex(|hex| [self.algorithm().as_str(), ":", hex].into_iter().try_for_each(|part| f.write_str(part)))
     }
 }
 

@@ -1,5 +1,10 @@
 //! The `Range` header (RFC 9110, section 14).
 
+use std::fmt::Write;
+
+/// `bytes `, three numbers of up to 20 digits, and what is between them.
+const LONGEST_CONTENT_RANGE: usize = 68;
+
 /// One range of the header as asked for, not yet measured against a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Range {
@@ -122,7 +127,10 @@ impl ByteRange {
 
     /// The `Content-Range` value (RFC 9110, 14.4).
     pub fn content_range(&self, length: u64) -> String {
-        format!("bytes {}-{}/{length}", self.start, self.end.saturating_sub(1))
+        let mut text = String::with_capacity(LONGEST_CONTENT_RANGE);
+        // To a string it cannot fail.
+        let _ = write!(text, "bytes {}-{}/{length}", self.start, self.end.saturating_sub(1));
+        text
     }
 }
 

@@ -3,6 +3,9 @@
 //! The path is read raw: a router that decodes `%2F` would let a name hide a slash, and one with a wildcard cannot stand
 //! in mid-path. Names are left as text, for the part of one that names an upstream is no repository name.
 
+/// Of a path, as a rule.
+const COMPONENTS: usize = 8;
+
 /// A parsed path: `[/<prefix>]/v2/<name>/<endpoint>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -50,10 +53,11 @@ impl Route {
             Some(path) => (path, true),
             None => (path, false),
         };
-        if path.contains('%') || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        let mut parts = Vec::with_capacity(COMPONENTS);
+        parts.extend(path.split('/'));
+        if path.contains('%') || parts.iter().any(|part| matches!(*part, "" | "." | "..")) {
             return Err(RouteError::Malformed);
         }
-        let parts: Vec<&str> = path.split('/').collect();
         let (prefix, rest) = match parts.as_slice() {
             ["v2", rest @ ..] => (None, rest),
             [prefix, "v2", rest @ ..] => (Some((*prefix).to_owned()), rest),
