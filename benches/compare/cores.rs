@@ -8,6 +8,22 @@ use std::fs;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
+/// Two of the cores that we may run on.
+#[derive(Clone, Copy)]
+pub struct Cores {
+    servers: usize,
+    clients: usize,
+}
+
+impl Cores {
+    /// Nothing on a machine that has no two for us.
+    pub fn two() -> Option<Self> {
+        let ours = affinity();
+        let mut cores = (0..CpuSet::count()).filter(|core| ours.is_set(*core).unwrap_or_default());
+        Some(Self { servers: cores.next()?, clients: cores.next()? })
+    }
+}
+
 /// While it lives, these processes run on one core, and this thread and what it starts on another one.
 pub struct Apart {
     pids: Vec<u32>,
@@ -15,15 +31,11 @@ pub struct Apart {
 }
 
 impl Apart {
-    /// Nothing on a machine that has no two cores for us.
-    pub fn keep(pids: &[u32]) -> Option<Self> {
-        let before = sched_getaffinity(THIS_THREAD).expect("the kernel knows where we may run");
-        let mut cores = (0..CpuSet::count()).filter(|core| before.is_set(*core).unwrap_or_default());
-        let (servers, clients) = (cores.next()?, cores.next()?);
-        let apart = Self { pids: pids.to_vec(), before };
-        apart.move_servers(&only(servers));
-        move_thread(THIS_THREAD, &only(clients));
-        Some(apart)
+    pub fn keep(pids: &[u32], cores: Cores) -> Self {
+        let apart = Self { pids: pids.to_vec(), before: affinity() };
+        apart.move_servers(&only(cores.servers));
+        move_thread(THIS_THREAD, &only(cores.clients));
+        apart
     }
 
     fn move_servers(&self, cores: &CpuSet) {
@@ -43,6 +55,10 @@ impl Drop for Apart {
 }
 
 const THIS_THREAD: Pid = Pid::from_raw(0);
+
+fn affinity() -> CpuSet {
+    sched_getaffinity(THIS_THREAD).expect("the kernel knows where we may run")
+}
 
 fn move_thread(thread: Pid, cores: &CpuSet) {
     // An error means that it has ended.

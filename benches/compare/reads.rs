@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::case::Case;
-use super::cores::Apart;
+use super::cores::{Apart, Cores};
 use super::load::{Load, Wrk, heads};
 use super::sample::{Sample, Unit};
 use super::scene::{MANY, Scene, TAGGED};
@@ -17,6 +17,8 @@ const RANGE: usize = 64 << 10;
 /// For how long a case with a goal is measured in each round, and any other.
 const LONG: u64 = 2;
 const SHORT: u64 = 1;
+/// Which side does how much of the sending changes within seconds, and with it what the server is charged with.
+const LONGER: u64 = 6;
 
 pub fn manifests() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -75,12 +77,7 @@ pub fn blobs() -> Vec<Case> {
             }));
         }
     }
-    cases.push(Case::new(APART, Unit::Bytes, &[Nginx, Registry, Pushed], |scene, subject, _| {
-        let (path, pids) = (blob(scene, subject, 2), scene.pids(subject));
-        let wrk = Wrk { connections: 4, seconds: LONG, headers: Vec::new(), ranges: None };
-        let _apart = Apart::keep(&pids);
-        Sample::take(&pids, Unit::Bytes, || wrk.run(scene.address(subject), &path))
-    }));
+    cases.extend(Cores::two().map(apart));
     let name = "ranges of 64 KiB, 64 connections";
     cases.push(Case::new(name, Unit::Requests, &[Nginx, Registry, Pushed], |scene, subject, _| {
         // See nginx.conf.
@@ -90,6 +87,15 @@ pub fn blobs() -> Vec<Case> {
         Sample::take(&scene.pids(subject), Unit::Requests, || wrk.run(scene.address(subject), &path))
     }));
     cases
+}
+
+fn apart(cores: Cores) -> Case {
+    Case::new(APART, Unit::Bytes, &[Nginx, Registry, Pushed], move |scene, subject, _| {
+        let (path, pids) = (blob(scene, subject, 2), scene.pids(subject));
+        let wrk = Wrk { connections: 4, seconds: LONGER, headers: Vec::new(), ranges: None };
+        let _apart = Apart::keep(&pids, cores);
+        Sample::take(&pids, Unit::Bytes, || wrk.run(scene.address(subject), &path))
+    })
 }
 
 /// Pages from the middle of long lists, by one client.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Advice, fadvise};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -23,6 +24,8 @@ use super::support::tests::{Client, Content, Image, Upstream};
 pub const MANY: usize = 10_000;
 /// Which has so many tags.
 pub const TAGGED: &str = "pages/tagged";
+/// Files that are held in pieces of more than a page.
+const LARGE: u64 = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Scene {
@@ -64,6 +67,10 @@ impl Scene {
         };
         scene.stock();
         scene.multiply();
+        scene.warm();
+        // In how large pieces a file was written is in how large ones the page cache holds it, and shows in what each byte
+        // of it costs. So the same for all: read from the disk, as after a start of the machine.
+        forget(scene.folder()).expect("the folder can be read");
         scene.warm();
         scene
     }
@@ -200,6 +207,20 @@ impl Scene {
         // What was written is not to be written to the disk while something is measured.
         File::open(self.folder()).and_then(|folder| Ok(rustix::fs::syncfs(&folder)?)).expect("the disk takes it");
     }
+}
+
+/// Takes the files below a folder, which are on the disk, out of the page cache.
+fn forget(folder: &Path) -> io::Result<()> {
+    fs::read_dir(folder)?.try_for_each(|entry| {
+        let entry = entry?;
+        match entry.file_type()? {
+            kind if kind.is_dir() => forget(&entry.path()),
+            kind if kind.is_file() && entry.metadata()?.len() >= LARGE => {
+                Ok(fadvise(File::open(entry.path())?, 0, None, Advice::DontNeed)?)
+            }
+            _ => Ok(()),
+        }
+    })
 }
 
 /// `pages/r00000` and so on of `pages/tagged`, and then tags `t00001` and so on of its `t00000`.
