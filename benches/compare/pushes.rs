@@ -35,7 +35,7 @@ struct Bodies {
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (manner, how) in [(Manner::Patch, ""), (Manner::Put, " in one PUT")] {
-        for (mib, at_once, pushes) in [(1, 1, 50), (1, 10, 200), (100, 1, 2), (100, 4, 8)] {
+        for (mib, at_once, pushes) in [(1, 1, 50), (1, 10, 200), (100, 1, 2), (100, 4, 8), (100, 10, 10)] {
             let name = format!("push of {mib} MiB{how}, {at_once} at a time");
             cases.push(Case::new(name, Unit::Bytes, &[Registry, Pushed], move |scene, subject, round| {
                 let seed = round * 1000 + mib * 100 + at_once * 10 + u64::from(manner == Manner::Put);
