@@ -13,7 +13,7 @@ check:
 deny:
 	cargo deny --log-level warn check
 
-# Roadstead beside nginx and docker-registry, as docs/benchmarks.md reports it: a release build, 25 minutes, 15 GiB of disk,
+# Roadstead beside nginx and docker-registry, as docs/benchmarks.md reports it: a release build, half an hour, 15 GiB of disk,
 # and Debian's nginx-light, docker-registry, wrk and strace. `make bench ARGS="--rounds 1 --only blob"` takes less.
 bench:
 	cargo bench --quiet --bench compare -- $(ARGS)
