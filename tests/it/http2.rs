@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::scene::{KIB, MIB, blob, blob_path, until};
 use crate::support::http2::{Http2, tls};
 use crate::support::metrics::Metrics;
-use crate::support::{Authority, Client, Content, Reply, TestServer, Upstream};
+use crate::support::{Authority, Client, Content, Gate, Reply, TestServer, Upstream};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -130,14 +130,18 @@ async fn a_transfer_that_goes_wrong_is_reset_and_never_just_ends() {
     let content = blob(1, MIB);
     upstream.add_blob("library/a", &content);
     let path = blob_path("library/a", &content);
-    let wrong = [&content.bytes[..MIB - 1], &[content.bytes[MIB - 1] ^ 1]].concat();
-    upstream.script("GET", &path, [Reply::status(200).body(wrong)]);
+    let gate = Gate::new();
+    upstream.script("GET", &path, [Reply::normal().wait_after(512 * KIB as u64, &gate).flip(MIB as u64 - 1)]);
     let builder = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
     let server = builder.config(&authority.config("one")).start().await;
     let http2 = Http2::connect(server.addr(), &authority.ca).await;
     let answer = http2.get(&path).await.unwrap();
     assert_eq!(answer.status(), 200);
-    assert!(whole(answer.into_body()).await.is_err());
+    // A client that has nothing yet could be given what is fetched afresh.
+    let mut body = answer.into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    gate.open();
+    assert!(whole(body).await.is_err());
 }
 
 #[tokio::test]
