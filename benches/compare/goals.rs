@@ -1,7 +1,7 @@
 //! What is to be reached: ratios within a round, and the bounds of memory.
 
 use super::pulls::{COLD_ONE, MEMORY, SLOW_MANY, SLOW_ONE};
-use super::reads::APART;
+use super::reads::{APART, RANGES};
 use super::sample::{Sample, Samples, Spread, short};
 use super::subject::Subject::{self, Mirrored, Nginx, Pushed, Registry, Upstream};
 
@@ -59,7 +59,7 @@ pub fn figures(samples: &Samples) -> Vec<Figure> {
     faster("manifest by digest, 32 connections", &[Pushed, Mirrored], Nginx, 0.8);
     faster("blob of 1 MiB, 16 connections", &[Pushed, Mirrored], Nginx, 1.0);
     faster("blob of 100 MiB, 4 connections", &[Pushed], Registry, 1.0);
-    faster("ranges of 64 KiB, 64 connections", &[Pushed], Nginx, 0.8);
+    faster(RANGES, &[Pushed], Nginx, 0.8);
     for case in [
         "push of 1 MiB, 10 at a time",
         "push of 1 MiB in one PUT, 10 at a time",

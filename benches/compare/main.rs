@@ -23,9 +23,11 @@ mod subject;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
 
 use case::Case;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -61,11 +63,17 @@ fn run() -> Result<bool, String> {
     let groups = [reads::manifests(), reads::blobs(), vec![pulls::image()], reads::lists(), pushes::cases()];
     let slow = [pulls::cold(), vec![pulls::streams()]];
     let cases: Vec<Case> = groups.into_iter().chain(slow).flatten().filter(|case| options.wants(&case.name)).collect();
+    if cases.is_empty() {
+        return Err("no case has that in its name; --list says which there are".to_owned());
+    }
     if options.list {
         cases.iter().for_each(|case| println!("{}", case.name));
         return Ok(true);
     }
     programs::check()?;
+    if let Some(file) = &options.write {
+        report::check(file)?;
+    }
     // Beside the build, not in /tmp: that may be memory.
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
     if rustix::fs::statfs(parent).is_ok_and(|found| found.f_type == TMPFS) {
@@ -105,7 +113,11 @@ fn run() -> Result<bool, String> {
     if let Some(file) = &options.write {
         report::write(file, &tables)?;
     }
-    Ok(figures.iter().all(goals::Figure::is_reached))
+    let missed = figures.iter().filter(|figure| !figure.is_reached()).count();
+    if missed > 0 {
+        eprintln!("{missed} of {} goals were missed", figures.len());
+    }
+    Ok(missed == 0)
 }
 
 /// On an interrupt ends what this process has started, by its number, and leaves nothing in the folder.
@@ -113,17 +125,21 @@ fn stop_all_when_interrupted(folder: PathBuf) -> Runtime {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let _entered = runtime.enter();
-    let [mut interrupt, mut terminate] =
-        [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).expect("signals can be waited for"));
+    let [mut interrupt, mut terminate, mut hangup] =
+        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
+            .map(|kind| signal(kind).expect("signals can be waited for"));
     runtime.spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
+        // Whoever has started this may not be there any more to read it.
+        let _ = writeln!(std::io::stderr(), "interrupted: taking everything away");
         // Whoever misses what is ended now waits for the end, too, and says nothing.
         std::panic::set_hook(Box::new(|_| {
             loop {
-                std::thread::park();
+                thread::park();
             }
         }));
         for child in children(std::process::id()) {
@@ -134,9 +150,25 @@ fn stop_all_when_interrupted(folder: PathBuf) -> Runtime {
                 _ => kill(child, Signal::SIGKILL),
             };
         }
-        // What a server was just writing may be written again behind the first.
-        let _ = std::fs::remove_dir_all(&folder).or_else(|_| std::fs::remove_dir_all(&folder));
+        if let Err(error) = remove(&folder) {
+            let _ = writeln!(std::io::stderr(), "{} is left: {error}", folder.display());
+        }
         std::process::exit(130);
     });
     runtime
+}
+
+/// Removes a folder though somebody, here or in a program that is ending, may still be writing to it.
+fn remove(folder: &Path) -> io::Result<()> {
+    const TRIES: usize = 50;
+    let mut tries = 0;
+    loop {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if tries == TRIES => return Err(error),
+            // Also after it has gone: whoever fills it may just have made it anew.
+            _ => thread::sleep(Duration::from_millis(50)),
+        }
+        tries += 1;
+    }
 }

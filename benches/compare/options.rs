@@ -18,13 +18,16 @@ pub struct Options {
 impl Options {
     /// # Errors
     /// What is wrong with them, for the one who wrote them.
-    pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
+    pub fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self { rounds: 7, only: Vec::new(), write: None, list: false };
+        // Cargo says `--bench` to every bench.
+        let mut args = args.filter(|arg| arg != "--bench");
         while let Some(arg) = args.next() {
-            let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+            let mut value = || {
+                let value = args.next().filter(|value| !value.starts_with("--"));
+                value.ok_or_else(|| format!("{arg} needs a value"))
+            };
             match arg.as_str() {
-                // Cargo says so to every bench.
-                "--bench" => {}
                 "--rounds" => {
                     let rounds = value()?.parse().ok().filter(|rounds| *rounds > 0);
                     options.rounds = rounds.ok_or("--rounds needs a number of at least 1")?;
@@ -34,6 +37,9 @@ impl Options {
                 "--list" => options.list = true,
                 other => return Err(format!("there is no option {other}")),
             }
+        }
+        if options.write.is_some() && !options.only.is_empty() {
+            return Err("--write would put a part in the place of all tables: it goes without --only".to_owned());
         }
         Ok(options)
     }

@@ -10,8 +10,11 @@ use super::scene::{MANY, Scene, TAGGED};
 use super::subject::Subject::{self, Mirrored, Nginx, Pushed, Registry};
 use super::support::client::{ACCEPT, Conn};
 use super::support::stage::MIB;
+use super::support::tests::Content;
 
 pub const APART: &str = "blob of 100 MiB, 4 connections, a core for each side";
+pub const RANGES: &str = "ranges of 64 KiB, 64 connections";
+const JUST_WRITTEN: &str = ", just written";
 
 const RANGE: usize = 64 << 10;
 /// For how long a case with a goal is measured in each round, and any other.
@@ -77,24 +80,31 @@ pub fn blobs() -> Vec<Case> {
             }));
         }
     }
-    cases.extend(Cores::two().map(apart));
-    let name = "ranges of 64 KiB, 64 connections";
-    cases.push(Case::new(name, Unit::Requests, &[Nginx, Registry, Pushed], |scene, subject, _| {
-        // See nginx.conf.
-        let path = if subject == Nginx { "/ranges" } else { "" }.to_owned() + &blob(scene, subject, 2);
-        let ranges = Some((RANGE, 100 * MIB));
-        let wrk = Wrk { connections: 64, seconds: LONG, headers: Vec::new(), ranges };
-        Sample::take(&scene.pids(subject), Unit::Requests, || wrk.run(scene.address(subject), &path))
-    }));
+    for (when, path) in [("", read_back as Path), (JUST_WRITTEN, written)] {
+        if let Some(cores) = Cores::two() {
+            cases.push(apart(cores, &format!("{APART}{when}"), path));
+        }
+        cases.push(ranges(&format!("{RANGES}{when}"), path));
+    }
     cases
 }
 
-fn apart(cores: Cores) -> Case {
-    Case::new(APART, Unit::Bytes, &[Nginx, Registry, Pushed], move |scene, subject, _| {
-        let (path, pids) = (blob(scene, subject, 2), scene.pids(subject));
+fn apart(cores: Cores, name: &str, path: Path) -> Case {
+    Case::new(name, Unit::Bytes, &[Nginx, Registry, Pushed], move |scene, subject, _| {
+        let (path, pids) = (path(scene, subject), scene.pids(subject));
         let wrk = Wrk { connections: 4, seconds: LONGER, headers: Vec::new(), ranges: None };
         let _apart = Apart::keep(&pids, cores);
         Sample::take(&pids, Unit::Bytes, || wrk.run(scene.address(subject), &path))
+    })
+}
+
+fn ranges(name: &str, path: Path) -> Case {
+    Case::new(name, Unit::Requests, &[Nginx, Registry, Pushed], move |scene, subject, _| {
+        // See nginx.conf.
+        let path = if subject == Nginx { "/ranges" } else { "" }.to_owned() + &path(scene, subject);
+        let ranges = Some((RANGE, 100 * MIB));
+        let wrk = Wrk { connections: 64, seconds: LONG, headers: Vec::new(), ranges };
+        Sample::take(&scene.pids(subject), Unit::Requests, || wrk.run(scene.address(subject), &path))
     })
 }
 
@@ -147,8 +157,23 @@ fn manifest(subject: Subject, reference: &str) -> String {
     format!("/v2/{}/manifests/{reference}", subject.repository())
 }
 
+/// Where one of these servers has a blob of 100 MiB.
+type Path = fn(&Scene, Subject) -> String;
+
+fn read_back(scene: &Scene, subject: Subject) -> String {
+    blob(scene, subject, 2)
+}
+
+fn written(scene: &Scene, subject: Subject) -> String {
+    path_of(subject, &scene.written.layers[0])
+}
+
 fn blob(scene: &Scene, subject: Subject, layer: usize) -> String {
-    format!("/v2/{}/blobs/{}", subject.repository(), scene.blobs.layers[layer].digest)
+    path_of(subject, &scene.blobs.layers[layer])
+}
+
+fn path_of(subject: Subject, blob: &Content) -> String {
+    format!("/v2/{}/blobs/{}", subject.repository(), blob.digest)
 }
 
 /// What the server calls this version, having said 304 to it once.

@@ -108,9 +108,25 @@ pub fn goals(figures: &[Figure]) -> String {
 /// # Errors
 /// A file that cannot be read or written, or has no marks.
 pub fn write(file: &Path, tables: &str) -> Result<(), String> {
-    let problem = |error| format!("{}: {error}", file.display());
-    let text = fs::read_to_string(file).map_err(problem)?;
+    let (before, after) = around(file)?;
+    let text = format!("{before}{BEGIN}\n\n{tables}\n{END}{after}");
+    fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// Whether the tables can be put there, before half an hour goes into them.
+///
+/// # Errors
+/// Those of [`write`].
+pub fn check(file: &Path) -> Result<(), String> {
+    around(file)?;
+    let opened = fs::File::options().append(true).open(file);
+    opened.map(drop).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// What is before the marks, and what is behind them.
+fn around(file: &Path) -> Result<(String, String), String> {
+    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
     let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     let (before, after) = parts.ok_or_else(|| format!("{} has no {BEGIN} and {END}", file.display()))?;
-    fs::write(file, format!("{before}{BEGIN}\n\n{tables}\n{END}{after}")).map_err(problem)
+    Ok((before.to_owned(), after.to_owned()))
 }

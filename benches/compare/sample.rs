@@ -92,7 +92,10 @@ impl Spread {
         let mut sorted: Vec<f64> = rounds.collect();
         sorted.sort_by(f64::total_cmp);
         let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
-        Self { median: at(sorted.len() / 2), least: at(0), most: at(sorted.len().saturating_sub(1)) }
+        let last = sorted.len().saturating_sub(1);
+        // Of an even number, the middle between the two in the middle.
+        let median = f64::midpoint(at(last / 2), at(sorted.len() / 2));
+        Self { median, least: at(0), most: at(last) }
     }
 
     pub fn is_known(&self) -> bool {

@@ -27,6 +27,8 @@ pub const TAGGED: &str = "pages/tagged";
 /// Files that are held in pieces of more than a page.
 const LARGE: u64 = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Who has everything.
+const READ: [Subject; 4] = [Subject::Nginx, Subject::Registry, Subject::Pushed, Subject::Mirrored];
 
 pub struct Scene {
     pub nginx: Program,
@@ -42,6 +44,8 @@ pub struct Scene {
     pub image: Image,
     /// Its layers are the blobs that are measured: 4 KiB, 1 MiB, 100 MiB.
     pub blobs: Image,
+    /// Of one layer of 100 MiB, which the page cache holds as it was written.
+    pub written: Image,
     pub runtime: Runtime,
     folder: TempDir,
 }
@@ -62,16 +66,23 @@ impl Scene {
             upstream,
             image: Image::new(1, &[8 * MIB; 8]),
             blobs: Image::new(100, &[4 << 10, MIB, 100 * MIB]),
+            written: Image::new(101, &[100 * MIB]),
             runtime,
             folder,
         };
-        scene.stock();
+        for (tag, image) in scene.images() {
+            scene.upstream.add_image(Subject::Mirrored.repository(), tag, image);
+        }
+        scene.stock(&scene.images());
         scene.multiply();
-        scene.warm();
+        scene.warm(&READ, &scene.images());
         // In how large pieces a file was written is in how large ones the page cache holds it, and shows in what each byte
         // of it costs. So the same for all: read from the disk, as after a start of the machine.
         forget(scene.folder()).expect("the folder can be read");
-        scene.warm();
+        scene.warm(&READ, &scene.images());
+        let written = [("v3", &scene.written)];
+        scene.stock(&written);
+        scene.warm(&[Subject::Nginx, Subject::Registry, Subject::Pushed], &written);
         scene
     }
 
@@ -132,42 +143,33 @@ impl Scene {
         self.folder.path()
     }
 
-    /// Path and bytes of everything that is read.
-    fn content(&self, subject: Subject) -> Vec<(String, &Content)> {
-        let repository = subject.repository();
-        let mut content = Vec::new();
-        for (tag, image) in [("v1", &self.image), ("v2", &self.blobs)] {
-            for reference in [tag, image.digest()] {
-                content.push((format!("/v2/{repository}/manifests/{reference}"), &image.manifest));
-            }
-            for blob in image.blobs() {
-                content.push((format!("/v2/{repository}/blobs/{}", blob.digest), blob));
-            }
-        }
-        content
+    /// What is mirrored, too, with its tags.
+    fn images(&self) -> [(&'static str, &Image); 2] {
+        [("v1", &self.image), ("v2", &self.blobs)]
     }
 
-    fn stock(&self) {
-        for (path, content) in self.content(Subject::Nginx) {
+    fn stock(&self, images: &[(&str, &Image)]) {
+        for (path, content) in content(Subject::Nginx, images) {
             let file = self.nginx.folder().join("files").join(path.trim_start_matches('/'));
             fs::create_dir_all(file.parent().expect("a file is in a folder")).expect("the folder can be written");
             fs::write(file, &content.bytes).expect("the folder can be written");
         }
         for subject in [Subject::Registry, Subject::Pushed] {
-            let base = format!("http://{}", self.address(subject));
-            let small = Image::new(7, &[4 << 10]);
-            let images = [(subject.repository(), "v1", &self.image), (subject.repository(), "v2", &self.blobs)];
-            for (repository, tag, image) in images.into_iter().chain([(TAGGED, "t00000", &small)]) {
-                self.runtime.block_on(Client::new().push_image(&base, repository, tag, image));
-            }
+            images.iter().for_each(|(tag, image)| self.push(subject, subject.repository(), tag, image));
         }
-        for (tag, image) in [("v1", &self.image), ("v2", &self.blobs)] {
-            self.upstream.add_image(Subject::Mirrored.repository(), tag, image);
-        }
+    }
+
+    fn push(&self, subject: Subject, repository: &str, tag: &str, image: &Image) {
+        let base = format!("http://{}", self.address(subject));
+        self.runtime.block_on(Client::new().push_image(&base, repository, tag, image));
     }
 
     /// Makes many of one repository, of one tag and of one blob, by copies of what the servers have written.
     fn multiply(&mut self) {
+        let small = Image::new(7, &[4 << 10]);
+        for subject in [Subject::Registry, Subject::Pushed] {
+            self.push(subject, TAGGED, "t00000", &small);
+        }
         let registry = self.registry.folder().join("docker/registry/v2");
         // A name for the same folder does for this one, which asks what a name leads to.
         multiply(&registry.join("repositories"), "_manifests/tags", &|from, to| symlink(from, to));
@@ -195,11 +197,11 @@ impl Scene {
         }
     }
 
-    /// Everything is read three times of everybody, and is what it should be.
-    pub fn warm(&self) {
-        for subject in [Subject::Nginx, Subject::Registry, Subject::Pushed, Subject::Mirrored] {
+    /// Everything of these is read three times, and is what it should be.
+    fn warm(&self, subjects: &[Subject], images: &[(&str, &Image)]) {
+        for &subject in subjects {
             let mut conn = Conn::open(self.address(subject));
-            let content = self.content(subject);
+            let content = content(subject, images);
             for (path, content) in std::iter::repeat_n(&content, 3).flatten() {
                 assert!(conn.get(path, &content.bytes).right, "{} has {path}", subject.name());
             }
@@ -207,6 +209,21 @@ impl Scene {
         // What was written is not to be written to the disk while something is measured.
         File::open(self.folder()).and_then(|folder| Ok(rustix::fs::syncfs(&folder)?)).expect("the disk takes it");
     }
+}
+
+/// Path and bytes of all there is to read of these images.
+fn content<'a>(subject: Subject, images: &[(&str, &'a Image)]) -> Vec<(String, &'a Content)> {
+    let repository = subject.repository();
+    let mut content = Vec::new();
+    for (tag, image) in images {
+        for reference in [tag, image.digest()] {
+            content.push((format!("/v2/{repository}/manifests/{reference}"), &image.manifest));
+        }
+        for blob in image.blobs() {
+            content.push((format!("/v2/{repository}/blobs/{}", blob.digest), blob));
+        }
+    }
+    content
 }
 
 /// Takes the files below a folder, which are on the disk, out of the page cache.
