@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Policy;
-use crate::config::{Config, TlsConfig};
+use crate::config::{Config, ServerConfig, TlsConfig};
 use crate::control::{Control, ControlSocket};
 use crate::evict;
 use crate::http::serve::{Listeners, Server};
@@ -35,6 +35,8 @@ const INDEX_FLUSH: Duration = Duration::from_secs(5);
 /// Between looks whether the disk has room for an index now: this, and as many times as long as a look took.
 const INDEX_PAUSE: Duration = Duration::from_secs(1);
 const INDEX_REST: u32 = 20;
+/// Descriptors of one transfer at most: the client's socket, a file, the upstream's socket.
+const OF_A_TRANSFER: u64 = 3;
 /// How long a stop may go unnoticed.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const ROOM: Duration = Duration::from_secs(10);
@@ -77,7 +79,7 @@ struct StockTaking {
 
 /// Starts a server and returns when it listens.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     // The port first: who starts a second server by mistake is told so before anything is touched.
     let listen_error = |error| StartError::Listen { listen: config.server.listen.to_string(), error };
     let listeners = Listeners::bind(&config.server.listen).map_err(listen_error)?;
@@ -136,7 +138,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     if let Some(certificates) = &certificates {
         tasks.spawn(certificates.clone().follow());
     }
-    let server = Server::new(config.server.clone(), Site::new(Arc::new(app)), certificates, tasks.clone());
+    let settings = within(descriptors, config.server.clone());
+    let server = Server::new(settings, Site::new(Arc::new(app)), certificates, tasks.clone());
     let accepting = tokio::spawn(server.run(listeners, stop.clone().cancelled_owned()));
     Ok(Running { address, stop, accepting, puller, control, store, tasks, stock })
 }
@@ -254,12 +257,28 @@ async fn expire_uploads(store: &Store) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// One transfer holds up to three descriptors; the soft limit of 1024 is for programs that use select.
-fn raise_descriptor_limit() {
+/// Files and sockets that may be open at once, as many as the system allows: the soft limit of 1024 is for programs that
+/// use select.
+fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "cannot raise the limit of open files");
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// The settings of the server with no more connections than descriptors allow: what would be missing for the files that
+/// they ask for waits to be accepted.
+fn within(descriptors: u64, mut settings: ServerConfig) -> ServerConfig {
+    let most = usize::try_from(descriptors / OF_A_TRANSFER).unwrap_or(usize::MAX).max(1);
+    if settings.max_connections > most {
+        tracing::warn!(
+            "server.max_connections is {}, but {descriptors} open files are enough for {most} only: more wait",
+            settings.max_connections
+        );
+        settings.max_connections = most;
+    }
+    settings
 }

@@ -118,8 +118,12 @@ fn respond(content: Content, counter: super::Counter) -> Response {
     response
 }
 
-/// The ranges that are asked for, where the condition on them holds (RFC 9110, 13.1.5).
+/// The ranges that are asked for, where the condition on them holds (RFC 9110, 13.1.5), and not if the client has it all
+/// (13.2.2).
 fn wanted_ranges(call: &Call, etag: &[u8]) -> Option<RangeSet> {
+    if matches(call.header(IF_NONE_MATCH), etag) {
+        return None;
+    }
     if call.header(IF_RANGE).is_some_and(|condition| condition.as_bytes() != etag) {
         return None;
     }

@@ -189,6 +189,7 @@ fn store_status(error: &StoreError) -> (StatusCode, ErrorCode) {
         StoreError::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
         StoreError::ReadOnly => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
         error if error.is_full() => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable),
+        error if error.lacks_descriptors() => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
     }
 }
@@ -198,6 +199,7 @@ fn store_message(error: &StoreError) -> String {
         StoreError::DigestMismatch { .. } => error.to_string(),
         StoreError::ReadOnly => "the registry is read-only".to_owned(),
         error if error.is_full() => "the registry's disk is full".to_owned(),
+        error if error.lacks_descriptors() => "the registry has too many files open".to_owned(),
         _ => "the registry's storage failed".to_owned(),
     }
 }
@@ -220,6 +222,13 @@ impl IntoResponse for ApiError {
                 insert(headers, CONTENT_RANGE, format!("bytes */{length}"));
             }
             Self::Pull { error: PullError::Busy { .. } | PullError::GivenUp, .. } => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
+            }
+            Self::Upload(UploadError::Store(error))
+            | Self::Store(error)
+            | Self::Pull { error: PullError::Store(error), .. }
+                if error.lacks_descriptors() =>
+            {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
             Self::Pull { error: PullError::Upstream(error), .. } => {

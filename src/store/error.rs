@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 /// A failure of the store. Cloned to everybody who waited for the same thing.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -30,6 +32,11 @@ impl StoreError {
         }
     }
 
+    /// Whether the process, or the machine, has as many files open as it may: that passes.
+    pub fn lacks_descriptors(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if lacks_descriptors(source))
+    }
+
     /// Whether writing is forbidden, by a mount or by permissions.
     pub(super) fn is_not_writable(&self) -> bool {
         use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
@@ -40,6 +47,11 @@ impl StoreError {
 /// Whether the disk or a quota has no room for it.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
+}
+
+/// Whether as many files are open as may be.
+pub(super) fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Names the action and the path of an I/O error.

@@ -3,10 +3,10 @@
 
 use std::fs as system;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 
 #[cfg(test)]
 use super::faults::{pass, pass_write};
@@ -36,7 +36,9 @@ pub(super) fn create_new(path: &Path) -> io::Result<File> {
 /// An existing file, to read.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     pass()?;
-    File::open(path)
+    // What is no file, a pipe, is not waited for.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    File::options().read(true).custom_flags(flags).open(path)
 }
 
 /// An existing file, to read and write.

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use super::error::lacks_descriptors;
 use super::settled::is_still_at;
 use crate::oci::Digest;
 
@@ -128,7 +128,7 @@ impl OpenFiles {
     /// Calls what opens a file. When there are no more descriptors, those of files that nobody reads are given up for it.
     pub(super) fn with_room<T>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
         match open() {
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) => {
+            Err(error) if lacks_descriptors(&error) => {
                 self.close_unread_for(Duration::ZERO);
                 open()
             }
@@ -162,6 +162,7 @@ mod tests {
     use std::cell::Cell;
     use std::fs;
 
+    use rustix::io::Errno;
     use tempfile::TempDir;
 
     use super::*;

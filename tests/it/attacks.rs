@@ -1,13 +1,19 @@
 //! What somebody tried to break the server with, and once did.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::scene::{KIB, MIB, REPO, Scene, blob, blob_path, files_below, is_stored, settle};
 use crate::support::image::OCI_INDEX;
-use crate::support::{Bearer, Content, Image, Reply, TestServer, Upstream};
+use crate::support::process::ServerProcess;
+use crate::support::settings::Settings;
+use crate::support::{Bearer, Client, Conn, Content, Ended, Image, Reply, TestServer, Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_blob_of_a_burst_is_kept_however_fast_its_clients_leave() {
@@ -101,6 +107,33 @@ async fn a_dead_token_server_matters_only_to_who_is_challenged() {
     assert!(server.get("/v2/org/closed/manifests/v1").await.status >= 500);
     upstream.require_nothing();
     assert_eq!(server.get("/v2/org/open/manifests/v1").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_leave_descriptors_for_files() {
+    let server = ServerProcess::start_limited(Settings::new(), 96);
+    let address = SocketAddr::from(([127, 0, 0, 1], server.port()));
+    let blobs: Vec<_> = (0..8).map(|n| blob(n, KIB)).collect();
+    for blob in &blobs {
+        Client::new().push_blob(&server.url(""), "team/app", blob).await;
+    }
+    let mut first = Conn::get(address, "/v2/").await;
+    // More than there are descriptors; those that wait to be accepted are connected, too.
+    let mut others = Vec::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: registry\r\n\r\n").await.unwrap();
+        others.push(stream);
+    }
+    let mut begun = [0; 16];
+    timeout(Duration::from_secs(20), others[0].read(&mut begun)).await.expect("some are served").unwrap();
+    for blob in &blobs {
+        assert_eq!(first.rest().await.1, Ended::Whole);
+        let path = blob_path("team/app", blob);
+        first = first.then(&format!("GET {path} HTTP/1.1\r\nHost: registry\r\n\r\n")).await.unwrap();
+        assert_eq!(first.status, 200);
+    }
+    assert!(server.log().contains("96 open files are enough for 32 only"), "{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,12 +4,13 @@ use std::fs::OpenOptions;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, CWD, FileType, Mode, fadvise, mknodat};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::disk::blob_file;
+use crate::scene::settle;
 use crate::support::{Conn, Content, Ended, Image, TestServer, Upstream, digest_of};
 
 /// A server with `org/app` cached, its layer of `length` bytes, and the path of that layer.
@@ -22,6 +23,8 @@ async fn cached(length: usize) -> (Upstream, TestServer, Content, String) {
     let layer = image.layers[0].clone();
     let path = format!("/v2/org/app/blobs/{}", layer.digest);
     assert_eq!(server.get(&path).await.body, layer.bytes);
+    // Its bytes are all sent before it has its name.
+    settle(&server).await;
     (upstream, server, layer, path)
 }
 
@@ -142,6 +145,28 @@ async fn a_file_that_is_deleted_by_hand_is_fetched_again() {
     std::fs::remove_file(blob_file(server.data_dir(), &layer.digest)).unwrap();
     assert!(server.get(&path).await.body == layer.bytes);
     assert_eq!(upstream.requests().len(), 1, "no file without a name is served on");
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_not_waited_for() {
+    let (_upstream, server, layer, path) = cached(100_000).await;
+    let file = blob_file(server.data_dir(), &layer.digest);
+    std::fs::remove_file(&file).unwrap();
+    mknodat(CWD, &file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let again = timeout(Duration::from_secs(20), server.get(&path)).await;
+    if again.is_err() {
+        // Whoever waits is let go, or the test would never end.
+        drop(OpenOptions::new().read(true).write(true).open(&file));
+    }
+    assert!(again.expect("nobody will ever write to it").body == layer.bytes);
+}
+
+#[tokio::test]
+async fn who_has_it_all_is_told_so_whatever_part_is_asked_for() {
+    let (_upstream, server, layer, path) = cached(1000).await;
+    let etag = format!("\"{}\"", layer.digest);
+    let answer = server.get_with(&path, &[("If-None-Match", &etag), ("Range", "bytes=2000-")]).await;
+    assert_eq!(answer.status, 304);
 }
 
 #[tokio::test]

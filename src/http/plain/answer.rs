@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 
@@ -228,6 +229,8 @@ async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(
                     at_hand = at;
                     0
                 }
+                // The disk's, and not the socket's.
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => return Err(unreadable(error)),
                 Err(error) => return Err(error.into()),
             }
         };

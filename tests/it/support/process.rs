@@ -16,6 +16,8 @@ pub struct ServerProcess {
     folder: TempDir,
     settings: Settings,
     environment: Vec<(String, String)>,
+    /// The most files that it may have open, sockets included.
+    descriptors: Option<u32>,
 }
 
 impl ServerProcess {
@@ -31,12 +33,21 @@ impl ServerProcess {
 
     /// The same with environment variables added.
     pub fn start_with(parent: &Path, settings: Settings, environment: &[(&str, &str)]) -> Self {
+        Self::start_as(parent, settings, environment, None)
+    }
+
+    /// The same with a limit of open files, which it cannot raise.
+    pub fn start_limited(settings: Settings, descriptors: u32) -> Self {
+        Self::start_as(&std::env::temp_dir(), settings, &[], Some(descriptors))
+    }
+
+    fn start_as(parent: &Path, settings: Settings, environment: &[(&str, &str)], descriptors: Option<u32>) -> Self {
         let folder = tempfile::tempdir_in(parent).expect("a temporary folder");
         let port = free_port();
         let settings = settings.listen(&format!("127.0.0.1:{port}"));
         let settings = settings.data_dir(&folder.path().join("data"));
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut process = Self { daemon: None, port, folder, settings, environment };
+        let mut process = Self { daemon: None, port, folder, settings, environment, descriptors };
         process.configure("");
         process.begin();
         process
@@ -46,11 +57,14 @@ impl ServerProcess {
     pub fn begin(&mut self) {
         let config = self.folder.path().join("roadstead.toml");
         let config = config.to_str().expect("a plain path");
-        let program = Path::new(env!("CARGO_BIN_EXE_roadstead"));
-        let args = ["serve", "--config", config];
+        let command = [env!("CARGO_BIN_EXE_roadstead"), "serve", "--config", config];
+        let limit = self.descriptors.map(|most| format!("--nofile={most}:{most}"));
+        let limited = limit.as_ref().map(|limit| ["prlimit", limit, "--"]);
+        let command: Vec<&str> = limited.into_iter().flatten().chain(command).collect();
+        let (program, args) = (Path::new(command[0]), &command[1..]);
         let environment: Vec<_> =
             self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let mut daemon = Daemon::spawn_with("roadstead", self.folder.path(), program, &args, &environment);
+        let mut daemon = Daemon::spawn_with("roadstead", self.folder.path(), program, args, &environment);
         let port = self.port;
         daemon.wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
         self.daemon = Some(daemon);
