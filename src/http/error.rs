@@ -125,10 +125,10 @@ impl ApiError {
 
     /// What a stranger may read: no paths, no causes of ours.
     fn outside_message(&self) -> String {
+        if let Some(error) = self.of_the_store() {
+            return store_message(error);
+        }
         match self {
-            Self::Upload(UploadError::Store(error))
-            | Self::Store(error)
-            | Self::Pull { error: PullError::Store(error), .. } => store_message(error),
             Self::Pull { error: PullError::Upstream(UpstreamError::Credentials { upstream, .. }), .. } => {
                 format!("no credentials for {upstream}")
             }
@@ -136,16 +136,24 @@ impl ApiError {
         }
     }
 
-    fn log(&self, status: StatusCode) {
+    fn of_the_store(&self) -> Option<&StoreError> {
         match self {
-            // The miss engine has logged what it met, with the image; a store's failure has not been seen by anybody.
             Self::Upload(UploadError::Store(error))
             | Self::Store(error)
-            | Self::Pull { error: PullError::Store(error), .. }
-                if status.is_server_error() =>
-            {
-                tracing::error!(%error, "the store failed: {error}");
-            }
+            | Self::Pull { error: PullError::Store(error), .. } => Some(error),
+            _ => None,
+        }
+    }
+
+    fn log(&self, status: StatusCode) {
+        // The miss engine has logged what it met, with the image; a store's failure has not been seen by anybody.
+        if let Some(error) = self.of_the_store()
+            && status.is_server_error()
+        {
+            tracing::error!(%error, "the store failed: {error}");
+            return;
+        }
+        match self {
             Self::PushRefused(_) | Self::NameTaken(..) => tracing::info!(error = %self, "refused a push: {self}"),
             _ => tracing::debug!(status = status.as_u16(), error = %self, "refused: {self}"),
         }
@@ -224,11 +232,7 @@ impl IntoResponse for ApiError {
             Self::Pull { error: PullError::Busy { .. } | PullError::GivenUp, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
-            Self::Upload(UploadError::Store(error))
-            | Self::Store(error)
-            | Self::Pull { error: PullError::Store(error), .. }
-                if error.lacks_descriptors() =>
-            {
+            _ if self.of_the_store().is_some_and(StoreError::lacks_descriptors) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
             Self::Pull { error: PullError::Upstream(error), .. } => {
