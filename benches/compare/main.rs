@@ -135,7 +135,7 @@ fn stop_all_when_interrupted(folder: PathBuf) -> Runtime {
             _ = hangup.recv() => {}
         }
         // Whoever has started this may not be there any more to read it.
-        let _ = writeln!(std::io::stderr(), "interrupted: taking everything away");
+        let _ = writeln!(io::stderr(), "interrupted: taking everything away");
         // Whoever misses what is ended now waits for the end, too, and says nothing.
         std::panic::set_hook(Box::new(|_| {
             loop {
@@ -151,7 +151,7 @@ fn stop_all_when_interrupted(folder: PathBuf) -> Runtime {
             };
         }
         if let Err(error) = remove(&folder) {
-            let _ = writeln!(std::io::stderr(), "{} is left: {error}", folder.display());
+            let _ = writeln!(io::stderr(), "{} is left: {error}", folder.display());
         }
         std::process::exit(130);
     });

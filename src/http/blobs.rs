@@ -48,7 +48,10 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
         }
         response
     } else {
-        let want = Want { ranges: wanted_ranges(call, &etag), needs_length: call.needs_length() };
+        let unchanged = matches(call.header(IF_NONE_MATCH), &etag);
+        // Who has it all is told so before a range of it is looked at (RFC 9110, 13.2.2).
+        let ranges = if unchanged { None } else { wanted_ranges(call, &etag) };
+        let want = Want { ranges, needs_length: call.needs_length() };
         let content = if local {
             let blob = local_blob(app, &target.repo, &digest).await?;
             let selected = want.select(blob.length).map_err(ApiError::pull(ContentKind::Blob))?;
@@ -63,11 +66,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
             }
         };
         outcome.answered(content.result);
-        if matches(call.header(IF_NONE_MATCH), &etag) {
-            StatusCode::NOT_MODIFIED.into_response()
-        } else {
-            respond(content, outcome.counter())
-        }
+        if unchanged { StatusCode::NOT_MODIFIED.into_response() } else { respond(content, outcome.counter()) }
     };
     let headers = response.headers_mut();
     if !headers.contains_key(CONTENT_TYPE) {
@@ -118,12 +117,8 @@ fn respond(content: Content, counter: super::Counter) -> Response {
     response
 }
 
-/// The ranges that are asked for, where the condition on them holds (RFC 9110, 13.1.5), and not if the client has it all
-/// (13.2.2).
+/// The ranges that are asked for, where the condition on them holds (RFC 9110, 13.1.5).
 fn wanted_ranges(call: &Call, etag: &[u8]) -> Option<RangeSet> {
-    if matches(call.header(IF_NONE_MATCH), etag) {
-        return None;
-    }
     if call.header(IF_RANGE).is_some_and(|condition| condition.as_bytes() != etag) {
         return None;
     }
