@@ -28,6 +28,7 @@ mod fuzz;
 mod gc;
 mod http2;
 mod input;
+mod layers;
 mod lazy;
 mod lists;
 mod metrics;
