@@ -1,4 +1,4 @@
-# What people and CI run here. `make test` is all that a fresh Debian machine with Rust needs.
+# Targets for developers and CI. On a fresh Debian machine with Rust, `make test` also installs what the tests need.
 
 .PHONY: bench build check deny eviction figures instructions million pieces soak test
 
@@ -9,41 +9,41 @@ check:
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
 
-# Licences, sources, doubled and abandoned dependencies: cargo install --locked cargo-deny
+# Checks licences, sources, duplicate and unmaintained dependencies. Needs: cargo install --locked cargo-deny
 deny:
 	cargo deny --log-level warn check
 
-# Roadstead beside nginx and docker-registry, as docs/benchmarks.md reports it: a release build, half an hour, 15 GiB of disk,
-# and Debian's nginx-light, docker-registry, wrk and strace. `make bench ARGS="--rounds 1 --only blob"` takes less.
+# Compares Roadstead with nginx and docker-registry, for docs/benchmarks.md. Takes a release build, half an hour, 15 GiB of
+# disk, and Debian's nginx-light, docker-registry, wrk and strace. `make bench ARGS="--rounds 1 --only blob"` takes less.
 bench:
 	cargo bench --quiet --bench compare -- $(ARGS)
 
-# What docs/figures.md reports: a release build and three minutes, with 1.5 GiB of memory and as much of disk.
+# Measures the figures of docs/figures.md. Takes a release build, three minutes, 1.5 GiB of memory and 1.5 GiB of disk.
 figures:
 	cargo bench --quiet --bench figures
 
-# The pieces of a hit, each by itself: for whoever changes one of them.
+# Microbenchmarks of the parts of a hit, to see the effect of a change to one of them.
 pieces:
 	cargo bench --quiet --bench pieces -- $(ARGS)
 
-# Instructions of a hit by valgrind's callgrind, beside those in benches/instructions.txt; `make instructions ARGS=--write`
-# writes them. Built beside the tests and as they are, but optimised: a release build would take CI as long as everything else.
+# Counts the instructions of a hit with valgrind's callgrind and compares them with benches/instructions.txt, which
+# `make instructions ARGS=--write` updates. Uses the optimised dev profile: a release build would double the time of CI.
 instructions:
 	cargo bench --quiet --profile dev --config profile.dev.opt-level=2 --bench instructions -- $(ARGS)
 
-# What docs/eviction.md reports: a release build and a minute.
+# Simulates the figures of docs/eviction.md. Takes a release build and a minute.
 eviction:
 	cargo bench --quiet --bench eviction
 
-# What docs/figures.md says of a store of a million blobs: as many inodes, and some minutes.
+# Measures a store of a million blobs, for docs/figures.md. Takes a million inodes and some minutes.
 million:
 	cargo bench --quiet --bench million
 
-# The program, killed two hundred times while clients push and pull: three minutes. It prints the seed of the run.
+# Kills the program two hundred times while clients push and pull. Takes three minutes and prints the seed of the run.
 soak:
-	CRASH_ROUNDS=200 cargo test --quiet --test it -- --nocapture crash::whatever
+	CRASH_ROUNDS=200 cargo test --quiet --test it -- --nocapture crash::acknowledged
 
-# The tests named clients:: start dockerd and run containers, and that takes root.
+# The tests in `clients` start dockerd and run containers, which needs root.
 ifeq ($(shell id -u),0)
 test:
 	tests/install.sh

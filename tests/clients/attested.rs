@@ -1,9 +1,9 @@
-//! What buildx makes today: an index with an attestation beside the image, here under a tag that was a version with a `+`.
+//! The output of current buildx: an index with an image and its attestation, under a tag made of a version with a `+`.
 
 use super::containerd::Containerd;
 use super::docker::Docker;
 use super::podman::Podman;
-use super::program::{Turn, find, run};
+use super::program::{MachineLock, find, run};
 use super::readme::{generated, recipe};
 use super::registry::Registry;
 use super::{busybox, roadstead, shapes};
@@ -22,7 +22,7 @@ async fn scene() -> (Registry, ServerProcess, Index) {
 }
 
 #[tokio::test]
-async fn docker_pulls_it() {
+async fn docker_pulls_an_image_with_an_attestation() {
     let (_hub, roadstead, _) = scene().await;
     let docker = Docker::start(&roadstead);
     let image = format!("team/app:{TAG}");
@@ -31,9 +31,9 @@ async fn docker_pulls_it() {
 }
 
 #[tokio::test]
-async fn containerd_pulls_it() {
+async fn containerd_pulls_an_image_with_an_attestation() {
     let (_hub, roadstead, index) = scene().await;
-    let _turn = Turn::take("daemon");
+    let _lock = MachineLock::take("daemon");
     let containerd = Containerd::start();
     let hosts = containerd.set_up(&generated("containerd", &roadstead.url("")));
     let image = format!("docker.io/team/app:{TAG}");
@@ -43,7 +43,7 @@ async fn containerd_pulls_it() {
 }
 
 #[tokio::test]
-async fn podman_pulls_it_and_skopeo_copies_all_of_it() {
+async fn podman_pulls_and_skopeo_copies_an_image_with_an_attestation() {
     let (_hub, roadstead, index) = scene().await;
     let podman = Podman::new(&recipe("### podman, buildah, skopeo, CRI-O", "toml", &roadstead.host()));
     let image = format!("docker.io/team/app:{TAG}");

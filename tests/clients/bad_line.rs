@@ -1,4 +1,4 @@
-//! A real registry behind a line that cuts, stops and delays, and real clients that pull through Roadstead meanwhile.
+//! Real clients pull through Roadstead from a real registry, over a connection that cuts, stalls and delays.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::busybox;
 use super::containerd::Containerd;
 use super::docker::Docker;
-use super::program::Turn;
+use super::program::MachineLock;
 use super::registry::Registry;
 use crate::support::Image;
 use crate::support::process::ServerProcess;
@@ -18,21 +18,21 @@ use crate::support::settings::Settings;
 
 const MIB: usize = 1 << 20;
 const LAYERS: [usize; 3] = [7 * MIB, 5 * MIB, 3 * MIB];
-/// A connection is good for so many bytes of answers.
-const GOOD_FOR: usize = MIB + MIB / 2;
+/// Bytes of responses that a connection passes before it fails.
+const BYTES_BEFORE_FAILURE: usize = MIB + MIB / 2;
 const DELAY: Duration = Duration::from_millis(300);
-/// How long a stopped connection stays open; longer than Roadstead waits.
-const STOP: Duration = Duration::from_secs(5);
+/// How long a stalled connection stays open: longer than the `idle_timeout` of Roadstead.
+const STALL: Duration = Duration::from_secs(5);
 
-/// A proxy in threads of its own, for the tests block theirs while a client runs.
-struct BadLine {
+/// A proxy with its own threads, as the tests block theirs while a client runs.
+struct FaultyProxy {
     port: u16,
-    line: Arc<Line>,
+    state: Arc<ProxyState>,
     accepting: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
-struct Line {
+struct ProxyState {
     closed: AtomicBool,
     connections: AtomicUsize,
     cuts: AtomicUsize,
@@ -40,41 +40,41 @@ struct Line {
     delays: AtomicUsize,
 }
 
-impl BadLine {
+impl FaultyProxy {
     fn to(target: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
         let port = listener.local_addr().expect("a bound listener has an address").port();
-        let line = Arc::new(Line::default());
+        let state = Arc::new(ProxyState::default());
         let accepting = spawn({
-            let line = line.clone();
+            let state = state.clone();
             move || {
                 for client in listener.incoming() {
-                    if line.closed.load(Ordering::Relaxed) {
+                    if state.closed.load(Ordering::Relaxed) {
                         return;
                     }
-                    let (line, registry) = (line.clone(), TcpStream::connect(("127.0.0.1", target)));
+                    let (state, registry) = (state.clone(), TcpStream::connect(("127.0.0.1", target)));
                     if let (Ok(client), Ok(registry)) = (client, registry) {
-                        spawn(move || line.connect(client, registry));
+                        spawn(move || state.connect(client, registry));
                     }
                 }
             }
         });
-        Self { port, line, accepting: Some(accepting) }
+        Self { port, state, accepting: Some(accepting) }
     }
 
     fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    fn trouble(&self) -> [usize; 3] {
-        let Line { cuts, stops, delays, .. } = &*self.line;
+    fn failures(&self) -> [usize; 3] {
+        let ProxyState { cuts, stops, delays, .. } = &*self.state;
         [cuts, stops, delays].map(|count| count.load(Ordering::Relaxed))
     }
 }
 
-impl Drop for BadLine {
+impl Drop for FaultyProxy {
     fn drop(&mut self) {
-        self.line.closed.store(true, Ordering::Relaxed);
+        self.state.closed.store(true, Ordering::Relaxed);
         // The next connection ends the loop.
         drop(TcpStream::connect(("127.0.0.1", self.port)));
         if let Some(accepting) = self.accepting.take() {
@@ -83,12 +83,12 @@ impl Drop for BadLine {
     }
 }
 
-impl Line {
+impl ProxyState {
     fn connect(&self, mut client: TcpStream, mut registry: TcpStream) {
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        let there = (client.try_clone(), registry.try_clone());
+        let copies = (client.try_clone(), registry.try_clone());
         let asking = spawn(move || {
-            if let (Ok(mut client), Ok(mut registry)) = there {
+            if let (Ok(mut client), Ok(mut registry)) = copies {
                 drop(std::io::copy(&mut client, &mut registry));
                 drop(registry.shutdown(Shutdown::Both));
             }
@@ -100,28 +100,28 @@ impl Line {
         drop(asking.join());
     }
 
-    /// Passes answers on until the connection's trouble comes: each third one is cut, stops, or is slow and then cut.
+    /// Forwards responses until the connection fails: one third are cut, one third stall, one third are slow and then cut.
     fn answer(&self, number: usize, registry: &mut TcpStream, client: &mut TcpStream) {
         let (mut buffer, mut passed) = (vec![0; 64 << 10], 0);
         loop {
             let Ok(n @ 1..) = registry.read(&mut buffer) else { return };
             passed += n;
-            if passed > GOOD_FOR {
+            if passed > BYTES_BEFORE_FAILURE {
                 match number % 3 {
                     0 => self.cuts.fetch_add(1, Ordering::Relaxed),
                     1 => {
                         self.stops.fetch_add(1, Ordering::Relaxed);
-                        sleep(STOP);
+                        sleep(STALL);
                         0
                     }
-                    _ if passed - n <= GOOD_FOR => {
+                    _ if passed - n <= BYTES_BEFORE_FAILURE => {
                         self.delays.fetch_add(1, Ordering::Relaxed);
                         sleep(DELAY);
                         0
                     }
                     _ => 0,
                 };
-                if number % 3 < 2 || passed > 2 * GOOD_FOR {
+                if number % 3 < 2 || passed > 2 * BYTES_BEFORE_FAILURE {
                     return;
                 }
             }
@@ -132,24 +132,24 @@ impl Line {
     }
 }
 
-/// Roadstead behind the line, and the image at its other end.
-async fn scene() -> (Registry, BadLine, ServerProcess, Image) {
+/// Roadstead, and a registry with an image at the other end of the proxy.
+async fn scene() -> (Registry, FaultyProxy, ServerProcess, Image) {
     let hub = Registry::start();
-    let image = busybox::image_with_ballast("came over a bad line", &LAYERS);
+    let image = busybox::image_with_ballast("pulled over a faulty connection", &LAYERS);
     hub.push("library/heavy", "latest", &image).await;
-    let line = BadLine::to(hub.port());
-    let settings = Settings::new().upstream_url("docker.io", &line.url()).default_upstream("docker.io");
+    let proxy = FaultyProxy::to(hub.port());
+    let settings = Settings::new().upstream_url("docker.io", &proxy.url()).default_upstream("docker.io");
     let roadstead = ServerProcess::start(settings.config("[upstream.\"docker.io\"]\nidle_timeout = \"1s\""));
-    (hub, line, roadstead, image)
+    (hub, proxy, roadstead, image)
 }
 
-async fn assert_it_was_bad(line: &BadLine, roadstead: &ServerProcess, image: &Image) {
-    let [cuts, stops, delays] = line.trouble();
-    assert!(cuts > 0 && stops > 0 && delays > 0, "{cuts} cuts, {stops} stops, {delays} delays");
+async fn assert_failures_were_hidden(proxy: &FaultyProxy, roadstead: &ServerProcess, image: &Image) {
+    let [cuts, stops, delays] = proxy.failures();
+    assert!(cuts > 0 && stops > 0 && delays > 0, "{cuts} cuts, {stops} stalls, {delays} delays");
     let resumes = roadstead.metric("roadstead_fill_resumes_total", &[]).await;
-    assert!(resumes >= (cuts + stops) as f64, "{resumes} resumes for {cuts} cuts and {stops} stops");
+    assert!(resumes >= (cuts + stops) as f64, "{resumes} resumes for {cuts} cuts and {stops} stalls");
     assert_eq!(roadstead.metric("roadstead_digest_mismatches_total", &[]).await, 0.0);
-    // No client noticed: each blob was asked for once, and missed once.
+    // The client made one request for each blob, and each was one miss.
     let blobs = image.blobs().count() as f64;
     for counter in ["registry_proxy_requests_total", "registry_proxy_misses_total"] {
         assert_eq!(roadstead.metric(counter, &[("type", "blob")]).await, blobs, "{counter}");
@@ -158,23 +158,23 @@ async fn assert_it_was_bad(line: &BadLine, roadstead: &ServerProcess, image: &Im
 }
 
 #[tokio::test]
-async fn docker_pulls_over_a_bad_line_and_does_not_notice() {
-    let (_hub, line, roadstead, image) = scene().await;
+async fn docker_pulls_over_a_faulty_connection() {
+    let (_hub, proxy, roadstead, image) = scene().await;
     let docker = Docker::start(&roadstead);
     docker.run(&["pull", "--quiet", "heavy"]);
     assert_eq!(docker.run(&["inspect", "--format", "{{.Id}}", "heavy"]), image.config.digest);
-    assert_eq!(docker.greeting_in("heavy"), "came over a bad line");
-    assert_it_was_bad(&line, &roadstead, &image).await;
+    assert_eq!(docker.greeting_in("heavy"), "pulled over a faulty connection");
+    assert_failures_were_hidden(&proxy, &roadstead, &image).await;
 }
 
 #[tokio::test]
-async fn containerd_pulls_over_a_bad_line_and_does_not_notice() {
-    let (_hub, line, roadstead, image) = scene().await;
-    let _turn = Turn::take("daemon");
+async fn containerd_pulls_over_a_faulty_connection() {
+    let (_hub, proxy, roadstead, image) = scene().await;
+    let _lock = MachineLock::take("daemon");
     let containerd = Containerd::start();
     let hosts = containerd.mirror_everything(&roadstead);
     containerd.pull(&hosts, "docker.io/library/heavy:latest");
     assert_eq!(containerd.digest_of("docker.io/library/heavy:latest"), image.digest());
-    assert_eq!(containerd.greeting_in("docker.io/library/heavy:latest"), "came over a bad line");
-    assert_it_was_bad(&line, &roadstead, &image).await;
+    assert_eq!(containerd.greeting_in("docker.io/library/heavy:latest"), "pulled over a faulty connection");
+    assert_failures_were_hidden(&proxy, &roadstead, &image).await;
 }

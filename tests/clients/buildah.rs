@@ -1,4 +1,4 @@
-//! buildah makes an image, pushes it, and runs what another storage pulled.
+//! buildah builds and pushes an image, then pulls it into another storage and runs it.
 
 use super::folder::Folder;
 use super::program::find;
@@ -21,7 +21,7 @@ impl Buildah {
 }
 
 #[tokio::test]
-async fn buildah_builds_on_a_mirrored_image_pushes_and_another_storage_pulls() {
+async fn buildah_builds_on_a_mirrored_image_and_pushes_the_result() {
     let hub = Registry::start();
     hub.push("library/busybox", "latest", &busybox::image("the base")).await;
     let roadstead = roadstead(&[("docker.io", &hub)]);
@@ -37,12 +37,12 @@ async fn buildah_builds_on_a_mirrored_image_pushes_and_another_storage_pulls() {
 
     let other = Buildah::new();
     let container = other.run(&["from", "--quiet", "--tls-verify=false", &built]);
-    let said = other.run(&["run", "--isolation", "chroot", &container, "/bin/cat", "/etc/greeting"]);
-    assert_eq!(said, "built upon it");
+    let output = other.run(&["run", "--isolation", "chroot", &container, "/bin/cat", "/etc/greeting"]);
+    assert_eq!(output, "built upon it");
 }
 
 #[tokio::test]
-async fn buildah_pushes_an_index_with_an_empty_layer_and_another_storage_runs_it() {
+async fn buildah_pushes_an_index_with_an_empty_layer() {
     let roadstead = roadstead(&[]);
     let (index, client) = (busybox::index("one of four"), Client::new());
     client.push_index(&roadstead.url(""), "team/multi", "v1", &index).await;
@@ -64,7 +64,7 @@ async fn buildah_pushes_an_index_with_an_empty_layer_and_another_storage_runs_it
     for name in ["copy", "empty-layer"] {
         let other = Buildah::new();
         let container = other.run(&["from", "--quiet", "--tls-verify=false", &format!("{host}/team/{name}:v1")]);
-        let said = other.run(&["run", "--isolation", "chroot", &container, "/bin/cat", "/etc/greeting"]);
-        assert_eq!(said, "one of four", "{name}");
+        let output = other.run(&["run", "--isolation", "chroot", &container, "/bin/cat", "/etc/greeting"]);
+        assert_eq!(output, "one of four", "{name}");
     }
 }

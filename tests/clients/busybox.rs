@@ -1,4 +1,4 @@
-//! A real image that runs: busybox and one small file that says which test it belongs to.
+//! A runnable image: busybox and a small file that identifies the test.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,7 +16,7 @@ pub fn image(greeting: &str) -> Image {
     build(&this_platform(), vec![busybox, pack_greeting(&folder, greeting)])
 }
 
-/// The same with more layers, each of so many bytes that cannot be compressed.
+/// The same with additional layers of these numbers of incompressible bytes.
 pub fn image_with_ballast(greeting: &str, sizes: &[usize]) -> Image {
     let folder = Folder::new();
     lay_out_busybox(&folder.path().join("busybox"));
@@ -30,8 +30,8 @@ pub fn image_with_ballast(greeting: &str, sizes: &[usize]) -> Image {
     build(&this_platform(), layers)
 }
 
-/// An index of this machine's image and two for machines that nobody here has, without programs.
-/// Their layers are compressed like any other: skopeo would compress what is not.
+/// An index of an image for this platform and two empty ones for other platforms. Their layers are compressed, because
+/// skopeo would compress uncompressed ones.
 pub fn index(greeting: &str) -> Index {
     let others = ["linux/s390x", "linux/riscv64"].map(|platform| {
         let layer = pack_greeting(&Folder::new(), &format!("{greeting} on {platform}"));
@@ -50,7 +50,7 @@ fn pack_greeting(folder: &Folder, greeting: &str) -> (Content, String) {
     pack(folder, "greeting")
 }
 
-/// A plain tar of the whole root file system, as `docker import` takes it. The folder keeps it.
+/// A plain tar of the complete root file system inside the folder, for `docker import`.
 pub fn root_tar(folder: &Folder, greeting: &str) -> String {
     lay_out_busybox(&folder.path().join("root"));
     folder.write("root/etc/greeting", greeting);
@@ -67,7 +67,7 @@ fn lay_out_busybox(root: &Path) {
     }
 }
 
-/// The compressed layer of that folder, and the digest of what it unpacks to.
+/// The compressed layer of that folder, and the digest of the uncompressed one.
 fn pack(folder: &Folder, layer: &str) -> (Content, String) {
     let tar = tar(folder, layer);
     let diff_id = digest_of(&fs::read(&tar).expect("the tar"));
@@ -85,7 +85,7 @@ fn tar(folder: &Folder, layer: &str) -> String {
     tar
 }
 
-/// As image configs name it.
+/// This platform as in image configs.
 fn this_platform() -> String {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,10 +1,10 @@
-//! Debian's docker-registry as a pull-through cache, before Roadstead and behind it.
+//! Debian's docker-registry as a pull-through cache, upstream and downstream of Roadstead.
 
 use std::time::Duration;
 
 use super::registry::Registry;
 use super::roadstead;
-use crate::freshness::{EVERY_TIME, REPO, mirror, upstream_with};
+use crate::freshness::{ALWAYS_REVALIDATE, REPO, mirror, upstream_with};
 use crate::scene::{MIB, until};
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
@@ -12,10 +12,10 @@ use crate::support::{Client, Image};
 
 const QUICK: &str = "tag_ttl = \"0s\"\n[upstream.\"docker.io\"]\nheader_timeout = \"1s\"";
 
-/// Tries while a docker-registry is at odds with itself.
-const PATIENCE: usize = 100;
+/// Attempts while docker-registry fails because of its own race.
+const MAX_ATTEMPTS: usize = 100;
 
-/// Pulls the whole image as a client does and looks at every byte.
+/// Pulls the complete image and compares every byte.
 async fn pull(url: &str, image: &Image) {
     let client = Client::new();
     let accept = [("Accept", image.manifest.media_type.as_str())];
@@ -26,8 +26,8 @@ async fn pull(url: &str, image: &Image) {
         let path = format!("{url}/v2/{REPO}/blobs/{}", blob.digest);
         assert_eq!(client.head(&path).await.header("content-length"), blob.bytes.len().to_string());
         let mut answer = client.get(&path).await;
-        // docker-registry reads its own links while it still writes them, and says 500 then; Roadstead never does.
-        for _ in 0..PATIENCE {
+        // docker-registry may read its links while it writes them, and then responds 500. Roadstead never does.
+        for _ in 0..MAX_ATTEMPTS {
             if answer.status == 500 && answer.text().contains("UNKNOWN") {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 answer = client.get(&path).await;
@@ -38,7 +38,7 @@ async fn pull(url: &str, image: &Image) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_docker_registry_mirrors_through_roadstead_cold_and_in_an_outage() {
+async fn docker_registry_mirrors_through_roadstead() {
     let image = Image::new(1, &[MIB, 10]);
     let upstream = upstream_with(&image).await;
     let server = mirror(&upstream, QUICK).await;
@@ -53,31 +53,31 @@ async fn a_docker_registry_mirrors_through_roadstead_cold_and_in_an_outage() {
     for _ in 0..3 {
         pull(&outer.url(), &image).await;
     }
-    // Its own cache is new, ours is not.
+    // The cache of docker-registry is empty, that of Roadstead is not.
     pull(&Registry::mirror_of(&server.url("")).url(), &image).await;
     let stale = server.head(&format!("/v2/{REPO}/manifests/1")).await;
     assert!(stale.status == 200 && stale.header("warning").starts_with("299"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn roadstead_mirrors_through_a_docker_registry_cold_and_in_an_outage() {
+async fn roadstead_mirrors_through_docker_registry() {
     let image = Image::new(1, &[MIB, 10]);
     let upstream = upstream_with(&image).await;
     let inner = Registry::mirror_of(&upstream.url(""));
     let settings = Settings::new().upstream_url("docker.io", &inner.url()).default_upstream("docker.io");
-    let server = ServerProcess::start(settings.config(&format!("[cache]\n{EVERY_TIME}")));
+    let server = ServerProcess::start(settings.config(&format!("[cache]\n{ALWAYS_REVALIDATE}")));
     pull(&server.url(""), &image).await;
     for blob in image.blobs() {
         assert_eq!(inner.blob_gets_of(REPO, &blob.digest), 1, "{}", blob.digest);
     }
     upstream.go_down().await;
-    // The inner one serves what it has, as does ours.
+    // Both mirrors serve their caches.
     pull(&server.url(""), &image).await;
     let cold = Client::new().get(&server.url(&format!("/v2/{REPO}/manifests/cold"))).await;
     assert!(cold.status == 404 || cold.status >= 500, "{}", cold.status);
     drop(inner);
     let manifest = server.url(&format!("/v2/{REPO}/manifests/1"));
-    until("the inner one is known to be gone", async || {
+    until("the circuit of the inner mirror is open", async || {
         let stale = Client::new().get(&manifest).await;
         assert_eq!((stale.status, &stale.body), (200, &image.manifest.bytes));
         assert!(stale.header("warning").starts_with("299"));
@@ -89,7 +89,7 @@ async fn roadstead_mirrors_through_a_docker_registry_cold_and_in_an_outage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_in_a_row_bring_the_image() {
+async fn three_chained_mirrors_deliver_the_image() {
     let image = Image::new(1, &[2 * MIB]);
     let end = Registry::start();
     end.push(REPO, "1", &image).await;

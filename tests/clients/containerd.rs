@@ -1,9 +1,9 @@
-//! containerd with its own root, state and socket, driven by `ctr`.
+//! containerd with its own root, state and socket, controlled by `ctr`.
 
 use std::path::Path;
 
 use super::folder::Folder;
-use super::program::{NOWHERE, Turn, find, run};
+use super::program::{MachineLock, NO_INTERNET, find, run};
 use super::readme::{generated, recipe};
 use super::registry::Registry;
 use super::{busybox, roadstead};
@@ -39,7 +39,7 @@ impl Containerd {
         );
         folder.write("config.toml", &config);
         let args = ["--config", &folder.at("config.toml")];
-        let mut daemon = Daemon::spawn_with("containerd", folder.path(), &program, &args, &NOWHERE);
+        let mut daemon = Daemon::spawn_with("containerd", folder.path(), &program, &args, &NO_INTERNET);
         let ctr = find("ctr", "containerd");
         let socket = folder.at("sock");
         daemon.wait_until(|| Path::new(&socket).exists());
@@ -57,7 +57,8 @@ impl Containerd {
         run(&find("ctr", "containerd"), &args, &[])
     }
 
-    /// The README's registries.yaml, as k3s writes it out: an endpoint without a path gets `/v2`, `"*"` is `_default`.
+    /// The hosts.toml that k3s generates from the README's registries.yaml: an endpoint without a path gets `/v2`, and `"*"`
+    /// becomes `_default`.
     pub fn mirror_everything(&self, roadstead: &ServerProcess) -> String {
         let yaml = recipe("### k3s and k3d", "yaml", &roadstead.host());
         assert!(yaml.contains("\"*\":"), "{yaml}");
@@ -68,13 +69,13 @@ impl Containerd {
         self.folder.at("certs.d")
     }
 
-    /// What `client-config` prints, as it stands in its place below a folder of ours, and what it says of pushes.
+    /// Installs the output of `client-config` below a folder, including its commented part for pushes.
     pub fn set_up(&self, printed: &str) -> String {
         let (_, path) = printed.split_once("# /etc/containerd/certs.d/").expect("a path");
-        let (path, _) = path.split_once('\n').expect("a line");
+        let (path, _) = path.split_once('\n').expect("the marker line");
         self.folder.write(&format!("certs.d/{path}"), printed);
         let (_, pushes) = printed.split_once("# For pushes, below: /etc/containerd/certs.d/").expect("a second path");
-        let (path, marked) = pushes.split_once(", without the marks.\n").expect("a line");
+        let (path, marked) = pushes.split_once(", without the marks.\n").expect("the marker line");
         let file: String = marked.lines().map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
         self.folder.write(&format!("certs.d/{path}"), &file);
         self.folder.at("certs.d")
@@ -98,12 +99,12 @@ impl Containerd {
 #[tokio::test]
 async fn containerd_pulls_from_two_registries_through_one_mirror() {
     let (hub, github) = (Registry::start(), Registry::start());
-    // The same name and tag in both: only `ns` tells them apart.
+    // The same name and tag at both registries: only `ns` distinguishes them.
     let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
     hub.push("team/tool", "v1", &from_hub).await;
     github.push("team/tool", "v1", &from_github).await;
     let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
-    let _turn = Turn::take("daemon");
+    let _lock = MachineLock::take("daemon");
     let containerd = Containerd::start();
     let hosts = containerd.mirror_everything(&roadstead);
     for (image, wanted, greeting) in
@@ -116,13 +117,13 @@ async fn containerd_pulls_from_two_registries_through_one_mirror() {
 }
 
 #[tokio::test]
-async fn containerd_pulls_and_pushes_with_what_client_config_prints() {
+async fn containerd_works_with_the_output_of_client_config() {
     let (hub, github) = (Registry::start(), Registry::start());
     let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
     hub.push("team/tool", "v1", &from_hub).await;
     github.push("team/tool", "v1", &from_github).await;
     let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
-    let _turn = Turn::take("daemon");
+    let _lock = MachineLock::take("daemon");
     let containerd = Containerd::start();
     let hosts = containerd.set_up(&generated("containerd", &roadstead.url("")));
     for (image, wanted) in [("docker.io/team/tool:v1", &from_hub), ("ghcr.io/team/tool:v1", &from_github)] {
@@ -145,7 +146,7 @@ async fn containerd_pulls_through_a_mirror_with_a_path() {
         hub.push(&format!("team/{name}"), "v1", image).await;
     }
     let roadstead = roadstead(&[("docker.io", &hub)]);
-    let _turn = Turn::take("daemon");
+    let _lock = MachineLock::take("daemon");
     let containerd = Containerd::start();
     for (name, path, more, image) in [
         ("before", "docker.io", "", &images[0]),
@@ -162,12 +163,12 @@ async fn containerd_pulls_through_a_mirror_with_a_path() {
 }
 
 #[tokio::test]
-async fn containerd_pulls_its_platform_out_of_an_index() {
+async fn containerd_pulls_its_platform_from_an_index() {
     let hub = Registry::start();
     let index = busybox::index("one of three");
     hub.push_index("library/busybox", "latest", &index).await;
     let roadstead = roadstead(&[("docker.io", &hub)]);
-    let _turn = Turn::take("daemon");
+    let _lock = MachineLock::take("daemon");
     let containerd = Containerd::start();
     let hosts = containerd.mirror_everything(&roadstead);
     let image = "docker.io/library/busybox:latest";

@@ -1,12 +1,12 @@
-//! What podman and buildah read, so that neither touches the machine's storage, locks or networks.
+//! Configuration that keeps podman and buildah away from the machine's storage, locks and networks.
 
 use std::path::Path;
 
 use super::folder::Folder;
 use super::program::run;
 
-/// By themselves they ask for a million files and processes, which a sandboxed machine may not have
-/// to give; and there may be no service manager to ask for a cgroup.
+/// The default limits of a million files and processes may exceed those of a sandboxed machine, which may also lack a
+/// service manager for cgroups.
 const CONTAINERS_CONF: &str = r#"
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
@@ -16,7 +16,7 @@ events_logger = "file"
 lock_type = "file"
 "#;
 
-/// A folder with its own storage, by a driver that needs nothing of the kernel.
+/// A folder with its own storage, whose driver needs no kernel support.
 pub fn folder(registries_conf: &str) -> Folder {
     let folder = Folder::new();
     let at = |entry| folder.at(entry);
@@ -28,7 +28,7 @@ pub fn folder(registries_conf: &str) -> Folder {
     folder
 }
 
-/// Runs the program with what is in the folder.
+/// Runs the program with the configuration in the folder.
 pub fn run_in(folder: &Folder, program: &Path, args: &[&str]) -> String {
     let environment = [
         ("CONTAINERS_CONF", folder.at("containers.conf")),

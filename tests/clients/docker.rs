@@ -1,10 +1,9 @@
-//! A private dockerd, with its own data root and socket and a containerd of its own, that pulls
-//! through Roadstead as its registry mirror.
+//! A private dockerd, with its own data root, socket and containerd, and with Roadstead as its registry mirror.
 
 use super::containerd::Containerd;
 use super::folder::Folder;
 use super::podman::Podman;
-use super::program::{NOWHERE, Turn, find, run};
+use super::program::{MachineLock, NO_INTERNET, find, run};
 use super::readme::recipe;
 use super::registry::Registry;
 use super::{busybox, roadstead, shapes};
@@ -14,22 +13,22 @@ use crate::support::process::ServerProcess;
 
 pub struct Docker {
     _daemon: Daemon,
-    /// Its own: dockerd would take the machine's, and with it the machine's images.
+    /// A private containerd: dockerd would otherwise use that of the machine, with its images.
     _containerd: Containerd,
     folder: Folder,
-    _turn: Turn,
+    _lock: MachineLock,
 }
 
 impl Docker {
-    /// Set up as the README says.
+    /// Starts dockerd with the configuration of the README.
     pub fn start(roadstead: &ServerProcess) -> Self {
         Self::start_with(&recipe("### Docker", "json", &roadstead.host()))
     }
 
-    /// With this `daemon.json`.
+    /// Starts dockerd with this `daemon.json`.
     pub fn start_with(daemon_json: &str) -> Self {
         let program = find("dockerd", "docker.io");
-        let turn = Turn::take("daemon");
+        let lock = MachineLock::take("daemon");
         let (containerd, folder) = (Containerd::start(), Folder::new());
         folder.write("daemon.json", daemon_json);
         let (socket, containerd_socket) = (format!("unix://{}", folder.at("sock")), containerd.socket());
@@ -44,9 +43,9 @@ impl Docker {
             ["--bridge", "none"],
             ["--iptables=false", "--ip6tables=false"],
         ];
-        let mut daemon = Daemon::spawn_with("dockerd", folder.path(), &program, args.as_flattened(), &NOWHERE);
+        let mut daemon = Daemon::spawn_with("dockerd", folder.path(), &program, args.as_flattened(), &NO_INTERNET);
         daemon.wait_until(|| folder.path().join("sock").exists());
-        let docker = Self { _daemon: daemon, _containerd: containerd, folder, _turn: turn };
+        let docker = Self { _daemon: daemon, _containerd: containerd, folder, _lock: lock };
         docker.run(&["version"]);
         docker
     }
@@ -54,7 +53,7 @@ impl Docker {
     pub fn run(&self, args: &[&str]) -> String {
         let socket = format!("unix://{}", self.folder.at("sock"));
         let args = [&["--host", &socket], args].concat();
-        // Its own home, so that nobody's credentials are sent anywhere.
+        // Its own home, so that no existing credentials are sent.
         run(&find("docker", "docker.io"), &args, &[("HOME", &self.folder.at(""))])
     }
 
@@ -64,7 +63,7 @@ impl Docker {
 }
 
 #[tokio::test]
-async fn docker_pulls_through_the_mirror_and_the_second_time_from_the_cache_alone() {
+async fn second_docker_pull_comes_from_the_cache() {
     let hub = Registry::start();
     let image = busybox::image("hello from the mirror");
     hub.push("library/busybox", "latest", &image).await;
@@ -84,11 +83,11 @@ async fn docker_pulls_through_the_mirror_and_the_second_time_from_the_cache_alon
     assert_eq!(hub.blob_gets("library/busybox"), blobs, "the second pull came from the cache");
     let labels = [("upstream", "docker.io"), ("kind", "blob")];
     let counted = roadstead.metric("roadstead_upstream_requests_total", &labels).await;
-    assert_eq!(counted, blobs as f64, "Roadstead counts what the upstream counts");
+    assert_eq!(counted, blobs as f64, "Roadstead and the upstream count the same GETs");
 }
 
 #[tokio::test]
-async fn docker_pushes_and_others_pull() {
+async fn other_clients_pull_what_docker_pushed() {
     let hub = Registry::start();
     let roadstead = roadstead(&[("docker.io", &hub)]);
     let app = format!("{}/team/app:v1", roadstead.host());
@@ -107,11 +106,11 @@ async fn docker_pushes_and_others_pull() {
     podman.pull(&app);
     assert_eq!(podman.digest_of(&app), digest);
     assert_eq!(podman.greeting_in(&app), "made here");
-    assert_eq!(hub.blob_gets("team/app"), 0, "a pushed name is nobody else's");
+    assert_eq!(hub.blob_gets("team/app"), 0, "a pushed name is not requested upstream");
 }
 
 #[tokio::test]
-async fn docker_pulls_its_part_of_an_index_and_an_image_with_an_empty_layer_and_pushes_them_on() {
+async fn docker_pulls_and_pushes_its_platform_and_an_empty_layer() {
     let roadstead = roadstead(&[]);
     let (index, client) = (busybox::index("one of three"), Client::new());
     let image = shapes::with_empty_layer(&index.images[0]);

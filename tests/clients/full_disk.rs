@@ -1,4 +1,4 @@
-//! A data folder on a small file system of its own, and what happens when it is full.
+//! A data folder on its own small file system, and the behaviour when it is full.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,12 +12,12 @@ use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
 use crate::support::{Client, Conn, Ended, Image, Reply, Upstream};
 
-/// What the file system holds; less than the blobs of the tests, more than an empty store.
-const DISK: usize = 24 * MIB;
+/// The size of the file system: less than the blobs of the tests, more than an empty store.
+const DISK_BYTES: usize = 24 * MIB;
 
 fn small_disk() -> Folder {
     let folder = Folder::new();
-    let size = format!("size={DISK}");
+    let size = format!("size={DISK_BYTES}");
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).status();
     assert!(mounted.is_ok_and(|status| status.success()), "a tmpfs can be mounted: this test runs as root");
     folder
@@ -29,30 +29,30 @@ fn mirror_of(upstream: &Upstream, disk: &Folder) -> ServerProcess {
     ServerProcess::start_in(disk.path(), settings)
 }
 
-async fn whole(server: &ServerProcess, path: &str) -> bytes::Bytes {
+async fn read_all(server: &ServerProcess, path: &str) -> bytes::Bytes {
     let mut client = Conn::get(([127, 0, 0, 1], server.port()).into(), path).await;
     let (body, ended) = client.rest().await;
-    assert_eq!((client.status, ended), (200, Ended::Whole), "{path}");
+    assert_eq!((client.status, ended), (200, Ended::Complete), "{path}");
     body
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_finds_no_room_is_served_all_the_same_and_never_wrong() {
+async fn content_without_room_on_disk_is_served_correctly() {
     let upstream = Upstream::start().await;
-    let (small, large) = (blob(1, MIB), blob(2, 2 * DISK));
+    let (small, large) = (blob(1, MIB), blob(2, 2 * DISK_BYTES));
     upstream.add_blob(REPO, &small);
     upstream.add_blob(REPO, &large);
     let disk = small_disk();
     let server = mirror_of(&upstream, &disk);
     let (small_path, large_path) = (blob_path(REPO, &small), blob_path(REPO, &large));
-    assert!(whole(&server, &small_path).await == small.bytes);
+    assert!(read_all(&server, &small_path).await == small.bytes);
     for _ in 0..2 {
-        assert!(whole(&server, &large_path).await == large.bytes);
+        assert!(read_all(&server, &large_path).await == large.bytes);
     }
     let bypassed = server.metric("roadstead_cache_results_total", &[("type", "blob"), ("result", "bypass")]).await;
     assert_eq!(bypassed, 2.0);
     assert!(server.metric("roadstead_no_room_total", &[]).await >= 2.0);
-    assert_eq!(server.log().matches("no room: until").count(), 1, "said once: {}", server.log());
+    assert_eq!(server.log().matches("no room: until").count(), 1, "logged once: {}", server.log());
     let ready = Client::new().get(&server.url("/readyz")).await;
     assert_eq!((ready.status, &ready.json()["bypassing"]), (200, &true.into()), "there is room for a file");
     let url = server.url(&large_path);
@@ -61,18 +61,18 @@ async fn what_finds_no_room_is_served_all_the_same_and_never_wrong() {
     assert_eq!((part.status, &part.body[..]), (206, &large.bytes[1000..2000]));
 
     tokio::time::sleep(std::time::Duration::from_millis(1050)).await;
-    upstream.always("GET", &large_path, Reply::normal().flip(2 * DISK as u64 - 1));
+    upstream.always("GET", &large_path, Reply::normal().flip(2 * DISK_BYTES as u64 - 1));
     let mut cut = Conn::get(([127, 0, 0, 1], server.port()).into(), &large_path).await;
-    assert_ne!(cut.rest().await.1, Ended::Whole, "the tail is held back here, too");
+    assert_ne!(cut.rest().await.1, Ended::Complete, "a bypass holds back the tail, too");
 
     upstream.forget();
-    assert!(whole(&server, &small_path).await == small.bytes, "what is here stays here");
+    assert!(read_all(&server, &small_path).await == small.bytes, "stored content stays stored");
     assert_eq!(upstream.total(), 0);
     until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_serves_manifests_unkept_refuses_pushes_clearly_and_recovers_by_itself() {
+async fn a_full_disk_refuses_pushes_serves_manifests_and_recovers() {
     let upstream = Upstream::start().await;
     let image = Image::new(3, &[10 * KIB]);
     upstream.add_image(REPO, "v1", &image);
@@ -84,7 +84,7 @@ async fn a_full_disk_serves_manifests_unkept_refuses_pushes_clearly_and_recovers
     let tag = server.url(&format!("/v2/{REPO}/manifests/v1"));
     assert_eq!(client.get(&tag).await.body, image.manifest.bytes);
     let layer = blob_path(REPO, &image.layers[0]);
-    assert!(whole(&server, &layer).await == image.layers[0].bytes);
+    assert!(read_all(&server, &layer).await == image.layers[0].bytes);
     let ready = client.get(&server.url("/readyz")).await;
     assert_eq!(ready.status, 503);
     let push = server.url("/v2/team/app/manifests/v1");
@@ -104,7 +104,7 @@ async fn a_full_disk_serves_manifests_unkept_refuses_pushes_clearly_and_recovers
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cached_content_makes_way_for_a_push_and_min_free_stays_free() {
+async fn cached_content_is_evicted_for_a_push_above_min_free() {
     let upstream = Upstream::start().await;
     let disk = small_disk();
     let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io");
@@ -113,42 +113,46 @@ async fn cached_content_makes_way_for_a_push_and_min_free_stays_free() {
     for seed in 0..30 {
         let cached = blob(seed, MIB);
         upstream.add_blob(REPO, &cached);
-        assert!(whole(&server, &blob_path(REPO, &cached)).await == cached.bytes);
+        assert!(read_all(&server, &blob_path(REPO, &cached)).await == cached.bytes);
     }
     until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
     let evictions = server.metric("roadstead_evictions_total", &[("reason", "disk")]).await;
-    assert!(evictions >= 10.0, "{evictions}: 30 MiB came to where 20 have room");
+    assert!(evictions >= 10.0, "{evictions} evictions for 30 MiB in 20 MiB of room");
     assert!(free(disk.path()) >= 4 * MIB as u64);
 
     let pushed = Image::new(50, &[12 * MIB]);
     client.push_image(&base, "team/app", "v1", &pushed).await;
     assert!(free(disk.path()) >= 4 * MIB as u64);
-    assert!(whole(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
+    assert!(read_all(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
     assert!(server.metric("roadstead_evictions_total", &[("reason", "disk")]).await > evictions);
 
     let larger = blob(51, 12 * MIB);
     let upload = client.start_upload(&base, "team/app").await;
     let refused =
         client.try_send("PATCH", &upload, &[("Content-Type", "application/octet-stream")], larger.bytes).await;
-    // It may be refused before all of it was sent.
+    // The push may be refused before all of it was sent.
     if let Ok(refused) = refused {
         assert_eq!((refused.status, refused.error_code().as_str()), (507, "UNAVAILABLE"));
     }
-    until("nothing is left of it", async || files_below(&server.data_dir().join("uploads")) == 0).await;
-    // On a connection of its own: the one that was refused may be closed by now.
+    until("the refused push leaves no session", async || files_below(&server.data_dir().join("uploads")) == 0).await;
+    // On another connection: that of the refused push may be closed.
     assert_eq!(Client::new().get(&upload).await.status, 404);
     let evicted = server.metric("roadstead_evictions_total", &[("reason", "disk")]).await;
     let hopeless = [("Content-Type", "application/octet-stream")];
     let upload = client.start_upload(&base, "team/app").await;
-    drop(Client::new().try_send("PATCH", &upload, &hopeless, vec![0; 2 * DISK]).await);
-    until("nothing is left of that either", async || files_below(&server.data_dir().join("uploads")) == 0).await;
-    assert_eq!(server.metric("roadstead_evictions_total", &[("reason", "disk")]).await, evicted, "nothing goes for it");
-    assert!(whole(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
+    drop(Client::new().try_send("PATCH", &upload, &hopeless, vec![0; 2 * DISK_BYTES]).await);
+    until("this push leaves no session either", async || files_below(&server.data_dir().join("uploads")) == 0).await;
+    assert_eq!(
+        server.metric("roadstead_evictions_total", &[("reason", "disk")]).await,
+        evicted,
+        "nothing is evicted for it"
+    );
+    assert!(read_all(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
     assert_eq!(Client::new().get(&server.url("/readyz")).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_starts_without_a_byte_free_and_what_is_cached_makes_way_for_its_index() {
+async fn start_on_a_full_disk_evicts_cached_content_for_the_index() {
     let upstream = Upstream::start().await;
     let disk = small_disk();
     let mut server = mirror_of(&upstream, &disk);
@@ -157,7 +161,7 @@ async fn a_cache_starts_without_a_byte_free_and_what_is_cached_makes_way_for_its
     let cached: Vec<_> = (0..10).map(|seed| blob(seed, MIB)).collect();
     for blob in &cached {
         upstream.add_blob(REPO, blob);
-        assert!(whole(&server, &blob_path(REPO, blob)).await == blob.bytes);
+        assert!(read_all(&server, &blob_path(REPO, blob)).await == blob.bytes);
     }
     server.kill();
     fill_up(&disk);
@@ -169,29 +173,29 @@ async fn a_cache_starts_without_a_byte_free_and_what_is_cached_makes_way_for_its
     for command in ["du", "scrub"] {
         run(Path::new(env!("CARGO_BIN_EXE_roadstead")), &[command, "--config", config.to_str().unwrap()], &[]);
     }
-    assert_eq!(all_below(&blobs).len(), before, "who looks removes nothing");
+    assert_eq!(all_below(&blobs).len(), before, "the command removes nothing");
 
     for _ in 0..2 {
         server.begin();
-        until("the index is there", async || ready(&server).await["index_rebuilding"] == false).await;
+        until("the index is rebuilt", async || ready(&server).await["index_rebuilding"] == false).await;
         let ready = ready(&server).await;
         assert_eq!((&ready["ready"], &ready["index_without_room"]), (&true.into(), &false.into()), "{ready}");
         let index = server.metric("roadstead_index_ready", &[]).await;
-        assert_eq!(index, 1.0, "what comes can make what is here go again");
+        assert_eq!(index, 1.0, "eviction works again");
         let left = all_below(&blobs).len();
-        assert!((4..=10).contains(&left), "{left} files: some of what is cached went, and nothing else did");
+        assert!((4..=10).contains(&left), "{left} files: only part of the cached content was evicted");
         for blob in &pushed.layers {
-            assert!(whole(&server, &blob_path("team/app", blob)).await == blob.bytes);
+            assert!(read_all(&server, &blob_path("team/app", blob)).await == blob.bytes);
         }
         for blob in &cached {
-            assert!(whole(&server, &blob_path(REPO, blob)).await == blob.bytes);
+            assert!(read_all(&server, &blob_path(REPO, blob)).await == blob.bytes);
         }
         server.stop();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_nothing_can_make_way_for_an_index_what_is_here_is_served_and_the_index_comes_with_the_room() {
+async fn stored_content_is_served_until_the_index_has_room() {
     let upstream = Upstream::start().await;
     let disk = small_disk();
     let mut server = mirror_of(&upstream, &disk);
@@ -202,11 +206,11 @@ async fn where_nothing_can_make_way_for_an_index_what_is_here_is_served_and_the_
 
     server.begin();
     let state = ready(&server).await;
-    let told = ["ready", "index_rebuilding", "index_without_room"].map(|key| state[key] == true);
-    assert_eq!(told, [false, true, true], "{state}");
+    let flags = ["ready", "index_rebuilding", "index_without_room"].map(|key| state[key] == true);
+    assert_eq!(flags, [false, true, true], "{state}");
     let manifest = server.url("/v2/team/app/manifests/v1");
     assert_eq!(client.get(&manifest).await.body, pushed.manifest.bytes);
-    assert!(whole(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
+    assert!(read_all(&server, &blob_path("team/app", &pushed.layers[0])).await == pushed.layers[0].bytes);
     let tags = client.get(&server.url("/v2/team/app/tags/list")).await;
     assert_eq!((tags.status, &tags.json()["tags"]), (200, &serde_json::json!(["v1"])));
     server.stop();
@@ -218,15 +222,15 @@ async fn where_nothing_can_make_way_for_an_index_what_is_here_is_served_and_the_
     server.begin();
 
     std::fs::remove_file(filler).unwrap();
-    until("the index is there", async || ready(&server).await["index_rebuilding"] == false).await;
+    until("the index is rebuilt", async || ready(&server).await["index_rebuilding"] == false).await;
     let state = ready(&server).await;
     assert_eq!((&state["ready"], &state["index_without_room"]), (&true.into(), &false.into()), "{state}");
     let cached = blob(71, MIB);
     upstream.add_blob(REPO, &cached);
     for _ in 0..2 {
-        assert!(whole(&server, &blob_path(REPO, &cached)).await == cached.bytes);
+        assert!(read_all(&server, &blob_path(REPO, &cached)).await == cached.bytes);
     }
-    assert_eq!(upstream.total(), 1, "it is kept");
+    assert_eq!(upstream.total(), 1, "the blob is stored");
     assert!(!server.data_dir().join("index.behind").exists());
 }
 
@@ -234,15 +238,15 @@ async fn ready(server: &ServerProcess) -> serde_json::Value {
     Client::new().get(&server.url("/readyz")).await.json()
 }
 
-/// A file beside the data that takes the disk's last byte.
+/// Fills the disk to the last byte with a file beside the data.
 fn fill_up(disk: &Folder) -> PathBuf {
     let filler = disk.path().join("filler");
-    // cp ends when there is no more room.
+    // cp fails when the disk is full.
     drop(Command::new("cp").arg("/dev/zero").arg(&filler).stderr(std::process::Stdio::null()).status());
     filler
 }
 
-/// Bytes that are free on a disk.
+/// Free bytes of a disk.
 fn free(disk: &std::path::Path) -> u64 {
     let text = Command::new("stat").args(["-f", "-c", "%a %S"]).arg(disk).output().expect("stat runs");
     let text = String::from_utf8(text.stdout).expect("two numbers");

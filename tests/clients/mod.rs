@@ -1,9 +1,8 @@
-//! Real programs against real registries, through the real Roadstead.
+//! Real clients and registries with the real program.
 //!
-//! Every test starts its own daemons on free loopback ports, in a folder of its own, and takes them
-//! down however it ends. Nothing here leaves the machine: a program that falls back to the internet
-//! finds a closed door. A program that is missing fails the test; `make test` installs it.
-//! All of it needs root, as `dockerd` and `podman run` do.
+//! Every test starts its own daemons on free loopback ports, in its own folder, and stops them however it ends. Nothing
+//! leaves the machine: a client that falls back to the internet fails. A missing program fails the test; `make test`
+//! installs it. The tests need root, as `dockerd` and `podman run` do.
 
 mod attested;
 mod bad_line;
@@ -28,7 +27,7 @@ use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
 use registry::Registry;
 
-/// Roadstead with these registries behind it, the first of them the default.
+/// Roadstead with these upstreams, the first of which is the default.
 fn roadstead(upstreams: &[(&str, &Registry)]) -> ServerProcess {
     roadstead_with(upstreams, "")
 }

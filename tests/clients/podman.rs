@@ -1,4 +1,4 @@
-//! podman with a storage of its own. It knows no `ns`: the upstream is the start of the path.
+//! podman with its own storage. It sends no `ns`: the upstream is the first part of the path.
 
 use super::folder::Folder;
 use super::program::find;
@@ -12,7 +12,7 @@ pub struct Podman {
 }
 
 impl Podman {
-    /// With this `registries.conf`.
+    /// podman with this `registries.conf`.
     pub fn new(registries: &str) -> Self {
         Self { folder: containers::folder(registries) }
     }
@@ -90,7 +90,7 @@ async fn podman_pushes_an_index_and_pulls_an_image_with_an_empty_layer() {
 }
 
 #[tokio::test]
-async fn podman_pulls_with_the_readmes_recipe() {
+async fn podman_pulls_with_the_readme_recipe() {
     let (hub, github) = (Registry::start(), Registry::start());
     let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
     hub.push("library/busybox", "latest", &from_hub).await;
@@ -103,9 +103,9 @@ async fn podman_pulls_with_the_readmes_recipe() {
     }
 }
 
-/// A mirror for digests only, or for tags only: the rest goes to the registry itself.
+/// With a mirror for digests only or for tags only, podman requests the rest from the registry itself.
 #[tokio::test]
-async fn podman_asks_a_mirror_for_what_it_is_for() {
+async fn podman_respects_pull_from_mirror() {
     let (hub, image) = (Registry::start(), busybox::image("by half"));
     hub.push("team/tool", "v1", &image).await;
     let (by_tag, by_digest) = ("hub.test/team/tool:v1".to_owned(), format!("hub.test/team/tool@{}", image.digest()));

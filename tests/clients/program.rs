@@ -1,15 +1,14 @@
-//! Finding and running the programs.
+//! Finds and runs programs.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where Debian puts them first: another version elsewhere on the path is not what is tested.
+/// The folders of Debian packages first, so that no other version on the path is tested.
 const FOLDERS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
 
-/// A door that is closed for everybody but the loopback, so that a client which falls back to the
-/// real registry fails instead of passing.
-pub const NOWHERE: [(&str, &str); 6] = [
+/// Proxy settings that block everything but loopback, so that a client which falls back to the real registry fails.
+pub const NO_INTERNET: [(&str, &str); 6] = [
     ("HTTP_PROXY", "http://127.0.0.1:1"),
     ("HTTPS_PROXY", "http://127.0.0.1:1"),
     ("NO_PROXY", "127.0.0.1,localhost"),
@@ -18,7 +17,7 @@ pub const NOWHERE: [(&str, &str); 6] = [
     ("no_proxy", "127.0.0.1,localhost"),
 ];
 
-/// The path of a program; fails the test when it is not installed.
+/// The path of a program; fails the test if it is not installed.
 pub fn find(name: &str, package: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = FOLDERS.iter().map(PathBuf::from).chain(std::env::split_paths(&path));
@@ -26,8 +25,8 @@ pub fn find(name: &str, package: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not installed: `make test` installs it, or `apt-get install {package}`"))
 }
 
-/// Runs a program for at most two minutes, with no way out of the machine; fails the test when it
-/// fails. What it wrote to its standard output comes back.
+/// Runs a program for at most two minutes, without access to the internet, and returns its standard output. Fails the
+/// test if the program fails.
 pub fn run(program: &Path, args: &[&str], environment: &[(&str, &str)]) -> String {
     let output = Command::new("timeout")
         .args(["--kill-after=5", "120"])
@@ -35,7 +34,7 @@ pub fn run(program: &Path, args: &[&str], environment: &[(&str, &str)]) -> Strin
         .args(args)
         .env_remove("DOCKER_HOST")
         .env_remove("DOCKER_CONTEXT")
-        .envs(NOWHERE)
+        .envs(NO_INTERNET)
         .envs(environment.iter().copied())
         .output();
     let output = output.expect("timeout, of coreutils, can be started");
@@ -52,24 +51,23 @@ pub fn run(program: &Path, args: &[&str], environment: &[(&str, &str)]) -> Strin
     text(&output.stdout)
 }
 
-/// One of its kind at a time on the whole machine, while this lives: tests may run as threads or as
-/// processes, so the turn is a lock on a file.
-pub struct Turn {
+/// Allows one test of its kind at a time on the machine. Tests may run as threads or processes, so this is a file lock.
+pub struct MachineLock {
     _locked: File,
 }
 
-impl Turn {
+impl MachineLock {
     pub fn take(kind: &str) -> Self {
         let path = std::env::temp_dir().join(format!("roadstead-tests-{kind}.lock"));
         let file = File::options().create(true).append(true).open(path);
-        let file = file.expect("the lock file can be made");
-        file.lock().expect("a turn comes to who waits");
+        let file = file.expect("the lock file can be created");
+        file.lock().expect("the lock is granted in turn");
         Self { _locked: file }
     }
 }
 
 #[test]
 #[should_panic(expected = "`apt-get install some-package`")]
-fn a_missing_program_fails_the_test_and_says_what_to_do() {
+fn a_missing_program_fails_the_test_and_names_its_package() {
     find("no-such-program", "some-package");
 }

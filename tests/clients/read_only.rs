@@ -1,4 +1,4 @@
-//! A data folder that is mounted without write access.
+//! A data folder that is mounted read-only.
 
 use std::process::Command;
 
@@ -16,7 +16,7 @@ fn mount(args: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_that_cannot_be_written_is_served_when_that_is_said() {
+async fn a_read_only_mount_is_served_when_configured() {
     let upstream = Upstream::start().await;
     let (cached, elsewhere) = (Image::new(1, &[100_000]), Image::new(2, &[100_000]));
     upstream.add_image("library/app", "v1", &cached);
@@ -38,11 +38,11 @@ async fn a_folder_that_cannot_be_written_is_served_when_that_is_said() {
     let (address, mirror) = (format!("127.0.0.1:{port}"), format!("docker.io={}", upstream.url("")));
     let args = ["serve", "--listen", &address, "--data", text, "--upstream", &mirror];
     let mut refused = Daemon::spawn("refused", folder.path(), env!("CARGO_BIN_EXE_roadstead").as_ref(), &args);
-    until("it has given up", async || refused.exited().is_some()).await;
-    let said = roadstead(&data, &["scrub"]).await;
-    assert_eq!(said.code, 2);
-    for said in [refused.log(), said.err] {
-        assert!(said.contains("Read-only file system") && said.contains("set storage.read_only"), "{said}");
+    until("the server has ended", async || refused.exited().is_some()).await;
+    let output = roadstead(&data, &["scrub"]).await;
+    assert_eq!(output.code, 2);
+    for text in [refused.log(), output.err] {
+        assert!(text.contains("Read-only file system") && text.contains("set storage.read_only"), "{text}");
     }
 
     let variables = [("ROADSTEAD_STORAGE__READ_ONLY", "true")];

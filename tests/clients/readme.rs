@@ -1,16 +1,16 @@
-//! The recipes of the README, as somebody copies them: the client tests run with exactly these.
+//! The client settings in the README. The client tests run with exactly these.
 
-/// The first block of this language below this heading, with our host in the place of `HOST:5000`.
+/// The first block of this language below this heading, with `HOST:5000` replaced by our host.
 pub fn recipe(heading: &str, language: &str, host: &str) -> String {
     let readme = include_str!("../../README.md");
     let (_, section) = readme.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading} in README"));
     let (_, block) = section.split_once(&format!("\n```{language}\n")).expect("the section has such a block");
     let (block, _) = block.split_once("\n```").expect("a block ends");
-    assert!(block.contains("HOST:5000"), "the recipe under {heading} names no host");
+    assert!(block.contains("HOST:5000"), "the block under {heading} does not contain HOST:5000");
     block.replace("HOST:5000", host)
 }
 
-/// What `roadstead client-config` prints for this client of the server at this URL.
+/// The output of `roadstead client-config` for this client and server URL.
 pub fn generated(client: &str, url: &str) -> String {
     generated_with(client, url, &[])
 }
@@ -26,7 +26,7 @@ fn generated_with(client: &str, url: &str, options: &[&str]) -> String {
 }
 
 #[test]
-fn the_recipes_of_the_readme_are_what_the_program_prints() {
+fn readme_recipes_match_client_config() {
     for (heading, language, client) in [
         ("### Docker", "json", "docker"),
         ("### k3s and k3d", "yaml", "k3s"),
@@ -35,12 +35,12 @@ fn the_recipes_of_the_readme_are_what_the_program_prints() {
     ] {
         let printed = generated(client, "http://HOST:5000");
         let recipe = recipe(heading, language, "HOST:5000");
-        assert!(printed.contains(&recipe), "{client} prints\n{printed}\nand the README has\n{recipe}");
+        assert!(printed.contains(&recipe), "client-config {client} prints\n{printed}\nbut the README has\n{recipe}");
     }
 }
 
 #[test]
-fn the_snippets_of_deploy_are_what_the_program_prints() {
+fn deploy_snippets_match_client_config() {
     for (path, client) in [
         ("docker/daemon.json", "docker"),
         ("containerd/_default/hosts.toml", "containerd"),
@@ -57,16 +57,19 @@ fn the_snippets_of_deploy_are_what_the_program_prints() {
         };
         let path = format!("{}/deploy/{path}", env!("CARGO_MANIFEST_DIR"));
         let kept = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(kept == generated(client, url), "write it anew: roadstead client-config {client} --url {url} >{path}");
+        assert!(
+            kept == generated(client, url),
+            "update the file: roadstead client-config {client} --url {url} >{path}"
+        );
     }
 }
 
 #[test]
-fn what_every_example_configuration_gives_its_clients_is_whole() {
+fn example_configurations_give_complete_client_settings() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/config/examples");
     for entry in std::fs::read_dir(folder).expect("the examples") {
         let path = entry.expect("an entry").path();
-        // But for the files that it names.
+        // Without the files that it names.
         let text = std::fs::read_to_string(&path).expect("a text");
         let mut config: toml::Table = text.parse().expect("TOML");
         for upstream in config.get_mut("upstream").and_then(toml::Value::as_table_mut).into_iter().flatten() {
@@ -76,7 +79,7 @@ fn what_every_example_configuration_gives_its_clients_is_whole() {
             }
         }
         let here = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(here.path(), config.to_string()).expect("it is written");
+        std::fs::write(here.path(), config.to_string()).expect("the file can be written");
         let printed = |client| generated_with(client, "http://HOST:5000", &["--config", here.path().to_str().unwrap()]);
         let _: serde_json::Value = serde_json::from_str(&printed("docker")).expect("JSON");
         for client in ["containerd", "podman", "buildkit"] {
@@ -91,7 +94,7 @@ fn what_every_example_configuration_gives_its_clients_is_whole() {
 }
 
 #[test]
-fn every_upstream_is_in_what_is_printed_and_every_format_is_its_clients() {
+fn client_config_lists_every_upstream_in_valid_syntax() {
     for client in ["containerd", "k3s", "k3d", "kind", "podman", "buildkit"] {
         for url in ["http://HOST:5000", "https://HOST"] {
             let printed = generated(client, url);

@@ -13,7 +13,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// An empty registry that takes pushes from anybody.
+    /// An empty registry without authentication.
     pub fn start() -> Self {
         Self::configured("")
     }

@@ -1,4 +1,4 @@
-//! Content that is not just an image of one platform.
+//! Artifacts and unusual images.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::support::artifact::about;
 use crate::support::image::{OCI_INDEX, OCI_MANIFEST};
 use crate::support::{Client, Content, Image, Index, random_bytes};
 
-/// The image with one more layer, of no bytes: a tar that ends before it begins.
+/// The image with one additional layer of zero bytes.
 pub fn with_empty_layer(image: &Image) -> Image {
     let config: Value = serde_json::from_slice(&image.config.bytes).expect("a config");
     let empty = Content::new("application/vnd.oci.image.layer.v1.tar", "");
@@ -16,7 +16,7 @@ pub fn with_empty_layer(image: &Image) -> Image {
     Image::with_diff_ids(&image.platform, layers, &diff_ids)
 }
 
-/// As `helm push` makes it: a config of its own type and the packed chart as its only layer.
+/// A chart as pushed by `helm push`: a config of its own type, and the packed chart as the only layer.
 pub fn chart() -> Image {
     let about = json!({"name": "app", "version": "1.2.3", "apiVersion": "v2"});
     let config = Content::json("application/vnd.cncf.helm.config.v1+json", &about);
@@ -37,7 +37,7 @@ pub fn signature(subject: &Content) -> Image {
     Image { platform: String::new(), manifest, layers: vec![config.clone()], config }
 }
 
-/// The image in an index as `buildx` makes it: beside the image what attests it, for the platform unknown/unknown.
+/// The image in an index as built by `buildx`: with an attestation for the platform unknown/unknown.
 pub fn attested(image: &Image) -> Index {
     let statement =
         Content::json("application/vnd.in-toto+json", &json!({"predicateType": "https://slsa.dev/provenance/v1"}));
@@ -51,7 +51,7 @@ pub fn attested(image: &Image) -> Index {
     index
 }
 
-/// Everything of the image is there, byte for byte. `base` ends with the repository.
+/// Checks that manifest and blobs of the image are served unchanged. `base` ends with the repository.
 pub async fn assert_holds(base: &str, image: &Image) {
     let client = Client::new();
     let Content { digest, bytes, media_type } = &image.manifest;

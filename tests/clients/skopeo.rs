@@ -1,4 +1,4 @@
-//! skopeo copies whole indexes, and looks at every digest on the way.
+//! skopeo copies complete indexes and verifies every digest.
 
 use super::folder::Folder;
 use super::program::{find, run};
@@ -11,7 +11,7 @@ fn skopeo(args: &[&str]) -> String {
     run(&find("skopeo", "skopeo"), args, &[])
 }
 
-/// Every manifest and every blob is there, byte for byte. `base` ends with the repository.
+/// Checks that every manifest and blob is served unchanged. `base` ends with the repository.
 async fn assert_holds(base: &str, index: &Index) {
     let client = Client::new();
     let manifests = index.images.iter().map(|image| &image.manifest);
@@ -28,7 +28,7 @@ async fn assert_holds(base: &str, index: &Index) {
 }
 
 #[tokio::test]
-async fn skopeo_copies_an_index_through_and_into_roadstead_and_keeps_every_digest() {
+async fn skopeo_copies_an_index_and_keeps_every_digest() {
     let github = Registry::start();
     let index = busybox::index("for three platforms");
     github.push_index("team/multi", "v1", &index).await;
@@ -50,7 +50,7 @@ async fn skopeo_copies_an_index_through_and_into_roadstead_and_keeps_every_diges
 }
 
 #[tokio::test]
-async fn skopeo_lists_the_tags_of_an_upstream_and_of_a_push() {
+async fn skopeo_lists_mirrored_and_pushed_tags() {
     let github = Registry::start();
     let image = busybox::image("tagged twice");
     github.push("team/tool", "v1", &image).await;
@@ -66,7 +66,7 @@ async fn skopeo_lists_the_tags_of_an_upstream_and_of_a_push() {
 }
 
 #[tokio::test]
-async fn skopeo_carries_what_is_no_image_to_a_folder_and_back() {
+async fn skopeo_copies_artifacts_to_a_folder_and_back() {
     let roadstead = roadstead(&[]);
     let subject = busybox::image("signed");
     let client = Client::new();
@@ -79,7 +79,7 @@ async fn skopeo_carries_what_is_no_image_to_a_folder_and_back() {
         let folder = Folder::new();
         let host = roadstead.host();
         let (from, to) = (format!("docker://{host}/team/{name}:v1"), format!("docker://{host}/copies/{name}:v1"));
-        // `dir:` keeps every manifest as it is, whatever it describes.
+        // `dir:` keeps every manifest unchanged, whatever its type.
         let kept = format!("dir:{}", folder.at("kept"));
         skopeo(&["copy", "--preserve-digests", "--src-tls-verify=false", &from, &kept]);
         skopeo(&["copy", "--preserve-digests", "--dest-tls-verify=false", &kept, &to]);
@@ -87,5 +87,5 @@ async fn skopeo_carries_what_is_no_image_to_a_folder_and_back() {
     }
     let referrers = roadstead.url(&format!("/v2/copies/signature/referrers/{}", subject.digest()));
     let signature = shapes::signature(&subject.manifest);
-    assert_eq!(shapes::listed(&referrers).await, [signature.digest()], "its subject need not be there");
+    assert_eq!(shapes::listed(&referrers).await, [signature.digest()], "the subject need not exist");
 }

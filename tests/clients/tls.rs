@@ -1,10 +1,10 @@
-//! The same programs over TLS, with a certificate that only they are told to trust.
+//! The same clients over TLS, with a certificate that only they trust.
 
 use super::containerd::Containerd;
 use super::docker::Docker;
 use super::folder::Folder;
 use super::podman::Podman;
-use super::program::{Turn, find, run};
+use super::program::{MachineLock, find, run};
 use super::readme::generated;
 use super::registry::Registry;
 use super::{busybox, roadstead_with};
@@ -15,7 +15,7 @@ fn encrypted(authority: &Authority, hub: &Registry) -> ServerProcess {
     roadstead_with(&[("docker.io", hub)], &authority.config("roadstead"))
 }
 
-/// As the programs of containers/image want it: a folder with `ca.crt`.
+/// A folder with `ca.crt`, as podman, buildah and skopeo expect it.
 fn certificates(authority: &Authority) -> Folder {
     let folder = Folder::new();
     folder.write("ca.crt", &authority.ca);
@@ -27,12 +27,12 @@ async fn containerd_pulls_over_tls() {
     let (authority, hub, image) = (Authority::new(), Registry::start(), busybox::image("encrypted"));
     hub.push("library/busybox", "latest", &image).await;
     let roadstead = encrypted(&authority, &hub);
-    let _turn = Turn::take("daemon");
+    let _lock = MachineLock::take("daemon");
     let containerd = Containerd::start();
     let ca = authority.write("ca.pem", &authority.ca);
     let printed = generated("containerd", &format!("https://{}", roadstead.host()));
-    let told = printed.replacen("  capabilities", &format!("  ca = {ca:?}\n  capabilities"), 1);
-    let hosts = containerd.set_up(&told);
+    let with_ca = printed.replacen("  capabilities", &format!("  ca = {ca:?}\n  capabilities"), 1);
+    let hosts = containerd.set_up(&with_ca);
     containerd.pull(&hosts, "docker.io/library/busybox:latest");
     assert_eq!(containerd.digest_of("docker.io/library/busybox:latest"), image.digest());
     assert_eq!(containerd.greeting_in("docker.io/library/busybox:latest"), "encrypted");
@@ -80,8 +80,8 @@ async fn curl_speaks_http2_and_http1() {
     let (authority, hub) = (Authority::new(), Registry::start());
     let roadstead = encrypted(&authority, &hub);
     let (ca, url) = (authority.write("ca.pem", &authority.ca), format!("https://{}/v2/", roadstead.host()));
-    for (version, said) in [("--http2", "2 200"), ("--http1.1", "1.1 200")] {
+    for (version, expected) in [("--http2", "2 200"), ("--http1.1", "1.1 200")] {
         let args = ["--silent", "--show-error", "--output", "/dev/null", "--write-out", "%{http_version} %{http_code}"];
-        assert_eq!(run(&find("curl", "curl"), &[&args[..], &[version, "--cacert", &ca, &url]].concat(), &[]), said);
+        assert_eq!(run(&find("curl", "curl"), &[&args[..], &[version, "--cacert", &ca, &url]].concat(), &[]), expected);
     }
 }

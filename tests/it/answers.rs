@@ -1,4 +1,4 @@
-//! The head of every answer, and every error that the spec knows.
+//! The headers of every response, and every error that the distribution specification defines.
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::support::artifact::{about, empty};
 use crate::support::image::{OCI_INDEX, OCI_MANIFEST};
 use crate::support::{Answer, Image, Reply, TestServer, Upstream, digest_of};
 
-/// A server with one image pushed, one mirrored, and an upstream that can be told what to say.
+/// A server with one pushed and one mirrored image, and its scriptable upstream.
 async fn scene() -> (Upstream, TestServer, Image) {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[1000]);
@@ -17,17 +17,17 @@ async fn scene() -> (Upstream, TestServer, Image) {
     (upstream, server, image)
 }
 
-/// `{digest}`, `{layer}` and the like in a row of a table stand for what the scene has.
+/// Replaces `{digest}`, `{layer}` and the like in a row of a table by the values of the scene.
 fn fill_in(text: &str, image: &Image) -> String {
     let layer = &image.layers[0];
     text.replace("{digest}", image.digest())
         .replace("{length}", &image.manifest.bytes.len().to_string())
         .replace("{layer}", &layer.digest)
-        .replace("{none}", &digest_of(b"nobody has this"))
+        .replace("{none}", &digest_of(b"stored nowhere"))
 }
 
 #[tokio::test]
-async fn every_answer_has_the_headers_that_clients_look_for() {
+async fn every_response_has_the_required_headers() {
     let (_upstream, server, image) = scene().await;
     const MANIFEST: &str =
         "content-type: {type}; docker-content-digest: {digest}; etag: \"{digest}\"; content-length: {length}";
@@ -82,7 +82,7 @@ fn assert_headers(answer: &Answer, expected: &str, what: &str) {
 }
 
 #[tokio::test]
-async fn every_answer_to_a_push_says_where_to_go_on() {
+async fn every_push_response_names_the_next_location() {
     let (_upstream, server, image) = scene().await;
     let base = "/v2/team/app/blobs/uploads/";
     let started = server.send("POST", base, &[], "").await;
@@ -132,7 +132,7 @@ async fn every_answer_to_a_push_says_where_to_go_on() {
 }
 
 #[tokio::test]
-async fn every_error_of_the_spec_has_its_status_and_its_code() {
+async fn every_error_of_the_specification_has_its_status_and_code() {
     let (upstream, server, image) = scene().await;
     let open =
         || async { server.send("POST", "/v2/team/app/blobs/uploads/", &[], "").await.header("location").to_owned() };
@@ -197,7 +197,8 @@ async fn every_error_of_the_spec_has_its_status_and_its_code() {
         assert_eq!(answer.header("retry-after"), retry_after);
         if method == "GET" {
             let head = server.send("HEAD", &path, &header, "").await;
-            // A HEAD has no range, and of what nobody knows it does not depend on an upstream: it begins a first push.
+            // Range does not apply to HEAD. A HEAD of an unknown name is 404 whatever the upstream says: clients begin a first
+            // push with it.
             let expected = match status {
                 416 => 200,
                 429 | 503 => 404,
@@ -206,7 +207,7 @@ async fn every_error_of_the_spec_has_its_status_and_its_code() {
             assert_eq!((head.status, head.body.len()), (expected, 0), "HEAD {path}");
         }
     }
-    assert_eq!(server.get(&session).await.header("range"), "0-0", "no error has touched the session");
+    assert_eq!(server.get(&session).await.header("range"), "0-0", "errors leave the session unchanged");
     let tags = (0..65).map(|n| format!("tag=t{n}")).collect::<Vec<_>>().join("&");
     let path = format!("/v2/team/app/manifests/{}?{tags}", image.digest());
     let answer = server.send("PUT", &path, &[("Content-Type", OCI_MANIFEST)], image.manifest.bytes.clone()).await;
@@ -215,7 +216,7 @@ async fn every_error_of_the_spec_has_its_status_and_its_code() {
 }
 
 #[tokio::test]
-async fn a_manifest_of_4_mib_is_taken_to_the_last_byte_and_keeps_every_one() {
+async fn a_manifest_of_exactly_4_mib_is_stored_unchanged() {
     let (_upstream, server, image) = scene().await;
     let padded = |length: usize| {
         let head = format!("{{\n \"schemaVersion\" : 2,\"manifests\":[{}],\"x\":\"", image.manifest.descriptor());
@@ -233,7 +234,7 @@ async fn a_manifest_of_4_mib_is_taken_to_the_last_byte_and_keeps_every_one() {
             let url = server.url("/v2/team/app/manifests/large");
             match server.client().try_send("PUT", &url, &kind, body).await {
                 Ok(answer) => assert_eq!(answer.status, status, "{length}"),
-                // It may be told no before it has sent all, and then not listen.
+                // The server may refuse and close before the client has sent everything.
                 Err(error) => assert!(status == 413 && !error.is_timeout(), "{error:?}"),
             }
         }

@@ -1,4 +1,4 @@
-//! What somebody tried to break the server with, and once did.
+//! Regression tests of attacks and misuse that once broke the server.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::support::settings::Settings;
 use crate::support::{Bearer, Client, Conn, Content, Ended, Image, Reply, TestServer, Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_blob_of_a_burst_is_kept_however_fast_its_clients_leave() {
+async fn blobs_of_a_burst_are_kept_when_clients_leave_early() {
     const BLOBS: u64 = 60;
     let upstream = Upstream::start().await;
     let server = TestServer::mirror_of(&upstream).await;
@@ -29,11 +29,15 @@ async fn every_blob_of_a_burst_is_kept_however_fast_its_clients_leave() {
     assert_eq!(kept as u64, BLOBS);
     let metrics = server.metrics().await;
     let results = |result| metrics.sum("roadstead_cache_results_total", &[("type", "blob"), ("result", result)]);
-    assert_eq!(results("miss"), BLOBS as f64, "who causes a fetch has missed, however fast it was");
+    assert_eq!(
+        results("miss"),
+        BLOBS as f64,
+        "a request that starts a fill counts as a miss, however fast the fill is"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dripping_answer_is_late_like_any_other() {
+async fn a_trickling_upstream_response_times_out() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[10]);
     upstream.add_image(REPO, "v1", &image);
@@ -55,7 +59,7 @@ async fn a_dripping_answer_is_late_like_any_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_file_that_has_lost_its_end_is_not_served() {
+async fn a_truncated_blob_file_is_not_served() {
     let mut scene = Scene::with_blob(MIB).await;
     let pushed = blob(7, 100 * KIB);
     scene.server.client().push_blob(&scene.server.url(""), "team/app", &pushed).await;
@@ -76,7 +80,7 @@ async fn a_blob_file_that_has_lost_its_end_is_not_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_of_absurd_size_makes_no_names() {
+async fn an_oversized_index_creates_no_names() {
     let upstream = Upstream::start().await;
     let server = TestServer::mirror_of(&upstream).await;
     let entries: Vec<_> =
@@ -94,16 +98,16 @@ async fn an_index_of_absurd_size_makes_no_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_token_server_matters_only_to_who_is_challenged() {
-    let (upstream, desk) = (Upstream::start().await, Upstream::start().await);
+async fn a_dead_token_server_affects_only_challenged_requests() {
+    let (upstream, issuer) = (Upstream::start().await, Upstream::start().await);
     let (open, closed) = (Image::new(1, &[10]), Image::new(2, &[10]));
     upstream.add_image("org/open", "v1", &open);
     upstream.add_image("org/closed", "v1", &closed);
     let builder = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
     let server = builder.start().await;
-    upstream.require_bearer_from(&desk, Bearer::new());
-    desk.always("GET", "/token", Reply::error(500, "UNKNOWN"));
-    desk.always("POST", "/token", Reply::error(500, "UNKNOWN"));
+    upstream.require_bearer_from(&issuer, Bearer::new());
+    issuer.always("GET", "/token", Reply::error(500, "UNKNOWN"));
+    issuer.always("POST", "/token", Reply::error(500, "UNKNOWN"));
     assert!(server.get("/v2/org/closed/manifests/v1").await.status >= 500);
     upstream.require_nothing();
     assert_eq!(server.get("/v2/org/open/manifests/v1").await.status, 200);
@@ -118,7 +122,7 @@ async fn idle_connections_leave_descriptors_for_files() {
         Client::new().push_blob(&server.url(""), "team/app", blob).await;
     }
     let mut first = Conn::get(address, "/v2/").await;
-    // More than there are descriptors; those that wait to be accepted are connected, too.
+    // More connections than descriptors. Those in the accept queue are connected, too.
     let mut others = Vec::new();
     for _ in 0..100 {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -126,9 +130,9 @@ async fn idle_connections_leave_descriptors_for_files() {
         others.push(stream);
     }
     let mut begun = [0; 16];
-    timeout(Duration::from_secs(20), others[0].read(&mut begun)).await.expect("some are served").unwrap();
+    timeout(Duration::from_secs(20), others[0].read(&mut begun)).await.expect("some connections are served").unwrap();
     for blob in &blobs {
-        assert_eq!(first.rest().await.1, Ended::Whole);
+        assert_eq!(first.rest().await.1, Ended::Complete);
         let path = blob_path("team/app", blob);
         first = first.then(&format!("GET {path} HTTP/1.1\r\nHost: registry\r\n\r\n")).await.unwrap();
         assert_eq!(first.status, 200);
@@ -137,7 +141,7 @@ async fn idle_connections_leave_descriptors_for_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn open_sessions_hold_no_files_open() {
+async fn open_sessions_hold_no_descriptors() {
     let server = TestServer::builder().start().await;
     let descriptors = || files_below(std::path::Path::new("/proc/self/fd"));
     let before = descriptors();
@@ -149,7 +153,7 @@ async fn open_sessions_hold_no_files_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_file_that_is_no_text_is_no_name() {
+async fn a_name_file_with_binary_content_is_ignored() {
     let mut scene = Scene::with_blob(KIB).await;
     let image = Image::new(3, &[10]);
     scene.upstream.add_image(REPO, "v1", &image);
@@ -165,7 +169,7 @@ async fn a_name_file_that_is_no_text_is_no_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_pulled_can_be_pushed_back_under_its_short_name() {
+async fn a_pulled_image_can_be_pushed_under_its_short_name() {
     let upstream = Upstream::start().await;
     let image = Image::new(3, &[10 * KIB]);
     upstream.add_image("library/two", "latest", &image);
@@ -173,7 +177,7 @@ async fn what_was_pulled_can_be_pushed_back_under_its_short_name() {
     server.get("/v2/library/two/manifests/latest").await;
     for blob in image.blobs() {
         server.get(&blob_path("library/two", blob)).await;
-        // As docker asks before it uploads: a yes would be for another repository than the one it pushes to.
+        // Docker sends this HEAD before an upload. 200 would speak of another repository than the one it pushes to.
         assert_eq!(server.head(&blob_path("two", blob)).await.status, 404);
     }
     server.client().push_image(&server.url(""), "two", "mine", &image).await;
@@ -182,13 +186,13 @@ async fn what_was_pulled_can_be_pushed_back_under_its_short_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_between_two_generations_waits_for_the_right_one() {
+async fn a_client_between_two_generations_gets_the_correct_bytes() {
     let scene = Scene::with_blob(MIB).await;
     let gate = crate::support::Gate::new();
     let bad = Reply::normal().flip(MIB as u64 - 1);
     scene.upstream.script("GET", &scene.path(), [bad, Reply::normal().wait_before_head(&gate)]);
     let first = crate::support::Conn::get(scene.server.addr(), &scene.path()).await;
-    // The first answer is known to be wrong by now, and the second has been asked for.
+    // By now the first generation has failed its check, and the second one is requested.
     gate.reached(1).await;
     let path = scene.path();
     let late = scene.server.get(&path);
@@ -201,11 +205,11 @@ async fn who_comes_between_two_generations_waits_for_the_right_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_was_told_one_length_never_gets_a_part_of_another_as_the_whole() {
+async fn a_client_never_gets_a_truncated_generation_as_complete() {
     for _ in 0..20 {
         let upstream = Upstream::start().await;
         let content = blob(1, 400_000);
-        // Each client asks in a repository of its own: between the start of its answer and its first byte lies a wait.
+        // Each client uses its own repository: its confirmation separates the start of the response from the first byte.
         let repos: Vec<_> = (0..12).map(|n| format!("org/r{n}")).collect();
         for repo in &repos {
             upstream.add_blob(repo, &content);
@@ -218,17 +222,17 @@ async fn a_client_that_was_told_one_length_never_gets_a_part_of_another_as_the_w
                 let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
                 let mut client = crate::support::Conn::ask(addr, &request).await.ok()?;
                 let (body, ended) = client.rest().await;
-                (client.status == 200 && ended == crate::support::Ended::Whole).then_some(body)
+                (client.status == 200 && ended == crate::support::Ended::Complete).then_some(body)
             }
         });
         for whole in futures_util::future::join_all(clients).await.into_iter().flatten() {
-            assert!(whole == content.bytes, "{} bytes passed off as the whole", whole.len());
+            assert!(whole == content.bytes, "{} wrong bytes as a complete body", whole.len());
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_of_referrers_with_odd_entries_is_read_without_them() {
+async fn malformed_referrer_entries_are_skipped() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[10]);
     upstream.add_image(REPO, "v1", &image);
@@ -247,7 +251,7 @@ async fn a_list_of_referrers_with_odd_entries_is_read_without_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_referrers_is_bounded_whatever_its_texts_are() {
+async fn a_page_of_referrers_is_bounded_in_size() {
     let server = TestServer::builder().start().await;
     let subject = format!("sha256:{:064x}", 7);
     for n in 0..4 {

@@ -1,4 +1,4 @@
-//! A backup of a running server, by the recipe of docs/operating.md.
+//! Backup of a running server with the script of docs/operating.md.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ async fn start() -> ServerProcess {
     process
 }
 
-/// The script that the page shows, for these folders.
+/// The script of that page, for these folders.
 fn recipe(data: &Path, copy: &Path) -> String {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating.md")).unwrap();
     let script =
-        page.split("```sh\n").find(|part| part.contains("backup-lease --data")).expect("the page has the recipe");
+        page.split("```sh\n").find(|part| part.contains("backup-lease --data")).expect("the page has the script");
     let script = script.split("```").next().unwrap();
     let changed = script
         .replace("/var/lib/roadstead", data.to_str().unwrap())
@@ -34,7 +34,7 @@ fn recipe(data: &Path, copy: &Path) -> String {
     changed
 }
 
-/// Pushes and deletes until it is told to end; how many images it pushed.
+/// Pushes and deletes until `end` is set. Returns the number of images pushed.
 async fn churn(base: String, writer: u64, end: Arc<AtomicBool>) -> u64 {
     let client = Client::new();
     let name = format!("churn/app{writer}");
@@ -42,7 +42,7 @@ async fn churn(base: String, writer: u64, end: Arc<AtomicBool>) -> u64 {
     while !end.load(Ordering::Relaxed) {
         let image = Image::new(1000 * (writer + 1) + pushed, &[20_000, 1000]);
         client.push_image(&base, &name, &format!("v{pushed}"), &image).await;
-        // A tag that is always there and always means another image.
+        // A tag that always exists and moves with every push.
         client.push_manifest(&base, &name, "latest", &image.manifest).await;
         let doomed = Image::new(500_000 * (writer + 1) + pushed, &[5000]);
         client.push_image(&base, &name, "doomed", &doomed).await;
@@ -56,7 +56,7 @@ async fn churn(base: String, writer: u64, end: Arc<AtomicBool>) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_that_was_made_while_others_push_and_delete_is_whole() {
+async fn a_backup_during_pushes_and_deletes_is_consistent() {
     let mut process = start().await;
     let base = process.url("");
     let client = Client::new();
@@ -68,7 +68,7 @@ async fn a_copy_that_was_made_while_others_push_and_delete_is_whole() {
     let writers: Vec<_> = (0..3).map(|writer| tokio::spawn(churn(base.clone(), writer, end.clone()))).collect();
     for writer in 0..3 {
         let latest = format!("{base}/v2/churn/app{writer}/manifests/latest");
-        until("it has begun", async || client.get(&latest).await.status == 200).await;
+        until("the first push is done", async || client.get(&latest).await.status == 200).await;
     }
 
     let folder = tempfile::tempdir().unwrap();
@@ -84,13 +84,13 @@ async fn a_copy_that_was_made_while_others_push_and_delete_is_whole() {
     assert_eq!(client.get(&process.url("/readyz")).await.json()["deletions_held"], false);
     tokio::task::spawn_blocking(move || process.stop()).await.unwrap();
 
-    let said = roadstead(&copy, &["scrub", "--output", "json"]).await;
-    let events = said.events();
+    let output = roadstead(&copy, &["scrub", "--output", "json"]).await;
+    let events = output.events();
     let done = events.last().unwrap();
     let figures = ["damaged_cached", "damaged_pushed"].map(|key| done[key].as_u64().unwrap());
-    assert_eq!((said.code, figures), (0, [0, 0]), "{}", said.out);
-    // What somebody deleted meanwhile may be missing, but no manifest that is there lacks anything.
-    assert!(events.iter().all(|event| event["problem"] != "incomplete"), "{}", said.out);
+    assert_eq!((output.code, figures), (0, [0, 0]), "{}", output.out);
+    // Content deleted during the backup may be missing, but every manifest in the copy is complete.
+    assert!(events.iter().all(|event| event["problem"] != "incomplete"), "{}", output.out);
 
     let address = format!("127.0.0.1:{}", free_port());
     let args = ["serve", "--listen", &address, "--data", copy.to_str().unwrap(), "--default-upstream", "none"];
@@ -107,7 +107,7 @@ async fn a_copy_that_was_made_while_others_push_and_delete_is_whole() {
     }
     for writer in 0..3 {
         let manifest = client.get(&format!("{restored}/v2/churn/app{writer}/manifests/latest")).await;
-        assert_eq!(manifest.status, 200, "a tag that moves is in the copy, too");
+        assert_eq!(manifest.status, 200, "the moving tag is in the copy");
     }
 }
 
@@ -125,8 +125,8 @@ async fn a_lease_lasts_as_long_as_its_command() {
     let held = async || Client::new().get(&process.url("/readyz")).await.json()["deletions_held"].clone();
     assert_eq!(held().await, true);
     std::fs::write(&may_end, "").unwrap();
-    let said = command.await.unwrap();
-    assert_eq!((said.code, said.err.as_str()), (7, ""), "its exit code is ours");
+    let output = command.await.unwrap();
+    assert_eq!((output.code, output.err.as_str()), (7, ""), "the exit code of the command is passed on");
     assert_eq!(held().await, false);
 
     let taken = roadstead(&data, &["backup-lease", "--for", "2h"]).await;
@@ -142,7 +142,7 @@ async fn a_lease_lasts_as_long_as_its_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_whose_server_was_stopped_meanwhile_fails() {
+async fn a_backup_fails_when_the_server_stops_meanwhile() {
     let mut process = start().await;
     let data = process.data_dir();
     let (began, may_end) = (data.join("began"), data.join("may-end"));
@@ -158,13 +158,13 @@ async fn a_backup_whose_server_was_stopped_meanwhile_fails() {
     });
     let _folder = stopped.await.unwrap();
     std::fs::write(&may_end, "").unwrap();
-    let said = command.await.unwrap();
-    assert_eq!(said.code, 1);
-    assert!(said.err.contains("the lease was lost"), "{}", said.err);
+    let output = command.await.unwrap();
+    assert_eq!(output.code, 1);
+    assert!(output.err.contains("the lease was lost"), "{}", output.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_is_for_the_command_and_the_lease_ends_with_it() {
+async fn a_signal_reaches_the_command_and_ends_the_lease() {
     let process = start().await;
     let data = process.data_dir();
     for (signal, name) in [(Signal::SIGTERM, "TERM"), (Signal::SIGINT, "INT")] {
@@ -175,19 +175,19 @@ async fn a_signal_is_for_the_command_and_the_lease_ends_with_it() {
         let mut running = command.stdin(std::process::Stdio::null()).spawn().unwrap();
         until("the command runs", async || began.exists()).await;
         kill(Pid::from_raw(running.id().unwrap().cast_signed()), signal).unwrap();
-        assert_eq!(running.wait().await.unwrap().code(), Some(3), "its exit code is ours");
-        assert!(got.exists(), "it had the signal");
+        assert_eq!(running.wait().await.unwrap().code(), Some(3), "the exit code of the command is passed on");
+        assert!(got.exists(), "the command received the signal");
         assert_eq!(Client::new().get(&process.url("/readyz")).await.json()["deletions_held"], false);
     }
 }
 
-/// As long as the server keeps no connection that nobody uses, and longer than the lease goes without being renewed.
+/// Waits longer than the server keeps an idle connection, and longer than the interval between renewals of a lease.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_outlasts_its_connection() {
     let process = start().await;
-    let said = roadstead(&process.data_dir(), &["backup-lease", "--", "sleep", "17"]).await;
-    assert_eq!((said.code, said.err.as_str()), (0, ""));
+    let output = roadstead(&process.data_dir(), &["backup-lease", "--", "sleep", "17"]).await;
+    assert_eq!((output.code, output.err.as_str()), (0, ""));
     let taken = process.log().matches("holds deletions").count();
-    assert_eq!(taken, 1, "a lease that is renewed is no news");
+    assert_eq!(taken, 1, "a renewal is not logged");
     assert_eq!(Client::new().get(&process.url("/readyz")).await.json()["deletions_held"], false);
 }

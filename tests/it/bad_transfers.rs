@@ -1,22 +1,22 @@
-//! Every way in which a transfer goes wrong, in one table: what clients see, what the upstream is asked, what is counted.
+//! Every failure of a transfer in one table: what clients receive, what the upstream is asked, and what is counted.
 //!
-//! Each case runs for one client and for fifty, one of which reads slowly and one of which leaves, and for sizes around
-//! what is held back.
+//! Each case runs for one client and for fifty. Of the fifty, one reads slowly and one leaves. Sizes lie around that of
+//! the held-back tail.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::scene::{HELD_BACK, KIB, MIB, REPO, blob_path, files_below, settle, until};
+use crate::scene::{HELD_BACK_TAIL_BYTES, KIB, MIB, REPO, blob_path, files_below, settle, until};
 use crate::support::{Conn, Content, Ended, Gate, Image, Reply, TestServer, Upstream, digest_of, random_bytes};
 
-const CROWD: usize = 50;
+const CONCURRENT_CLIENTS: usize = 50;
 
 struct Case {
     name: &'static str,
-    /// What the upstream says to the first GETs; after them it is well.
+    /// The upstream's responses to the first GETs. Later ones are normal.
     replies: fn(&Blob) -> Vec<Reply>,
     prepared: Prepared,
-    sees: Sees,
+    expected: Expectation,
     gets: RangeInclusive<usize>,
     resumes: RangeInclusive<usize>,
     mismatches: usize,
@@ -25,29 +25,29 @@ struct Case {
 #[derive(Clone, Copy, PartialEq)]
 enum Prepared {
     Nothing,
-    /// Somebody has pulled the manifest, which tells the length.
+    /// The manifest was pulled before, so the length is known.
     Manifest,
     Idle,
-    /// The blob is at a second URL, too, and the first one is gone after its replies.
+    /// The blob is also at a second URL, and the first URL fails after its scripted replies.
     SecondUrl,
 }
 
-/// What every client must see. A whole wrong body is never among it.
+/// What every client must receive. A complete wrong body is never allowed.
 #[derive(Clone, Copy)]
-enum Sees {
-    /// All of it, and right.
-    Right,
-    /// The same up to this size; beyond it, who has had bytes already may be cut short.
-    RightUpTo(usize),
-    /// 502 up to this size; beyond it, who has had bytes already is cut short.
+enum Expectation {
+    /// The complete correct blob.
+    Correct,
+    /// The complete correct blob up to this size. Beyond it, a client that has received bytes may be cut short.
+    CorrectUpTo(usize),
+    /// 502 up to this size. Beyond it, a client that has received bytes is cut short.
     ErrorUpTo(usize),
 }
 
-/// What a client saw.
+/// What a client received.
 #[derive(Debug, PartialEq)]
-enum Saw {
-    Right,
-    Short,
+enum Outcome {
+    Correct,
+    CutShort,
     Error(u16),
 }
 
@@ -61,7 +61,7 @@ impl Blob {
         self.content.bytes.len() as u64
     }
 
-    fn but_more(&self) -> Vec<u8> {
+    fn with_extra_bytes(&self) -> Vec<u8> {
         [&self.content.bytes[..], &[7; 100]].concat()
     }
 }
@@ -70,7 +70,7 @@ fn cut(blob: &Blob) -> Reply {
     Reply::normal().cut_after(blob.half)
 }
 
-/// 206 with these bytes, which are called `first..=last`.
+/// 206 with these bytes, announced as `first..=last`.
 fn part(blob: &Blob, bytes: RangeInclusive<u64>, first: u64, last: u64) -> Reply {
     let body = blob.content.bytes.slice(*bytes.start() as usize..=*bytes.end() as usize);
     Reply::normal().body(body).header("Content-Range", &format!("bytes {first}-{last}/{}", blob.len()))
@@ -81,53 +81,53 @@ fn with_other_digest(reply: Reply) -> Reply {
 }
 
 const CASES: [Case; 25] = [
-    Case { name: "cut", replies: |blob| vec![cut(blob)], ..TAKEN_UP },
-    Case { name: "cut at once", replies: |_| vec![Reply::normal().cut_after(0)], ..TAKEN_UP },
+    Case { name: "cut", replies: |blob| vec![cut(blob)], ..RESUMED },
+    Case { name: "cut at once", replies: |_| vec![Reply::normal().cut_after(0)], ..RESUMED },
     Case {
         name: "cut one byte before its end",
         replies: |blob| vec![Reply::normal().cut_after(blob.len() - 1)],
-        ..TAKEN_UP
+        ..RESUMED
     },
-    Case { name: "reset", replies: |blob| vec![Reply::normal().reset_after(blob.half)], ..TAKEN_UP },
-    Case { name: "503 once", replies: |_| vec![Reply::error(503, "UNAVAILABLE")], resumes: 0..=0, ..TAKEN_UP },
-    Case { name: "hung up once", replies: |_| vec![Reply::hang_up()], resumes: 0..=0, ..TAKEN_UP },
+    Case { name: "reset", replies: |blob| vec![Reply::normal().reset_after(blob.half)], ..RESUMED },
+    Case { name: "503 once", replies: |_| vec![Reply::error(503, "UNAVAILABLE")], resumes: 0..=0, ..RESUMED },
+    Case { name: "hung up once", replies: |_| vec![Reply::hang_up()], resumes: 0..=0, ..RESUMED },
     Case {
         name: "silence",
         replies: |blob| vec![Reply::normal().silent_after(blob.half)],
         prepared: Prepared::Idle,
-        // Two busy cores may be silent, too.
+        // On a busy machine a resumed transfer may run into the same time-out.
         gets: 2..=4,
         resumes: 1..=3,
-        ..TAKEN_UP
+        ..RESUMED
     },
     Case {
         name: "cut on resume",
         replies: |blob| vec![cut(blob), Reply::normal().cut_after(blob.half / 2)],
         gets: 3..=3,
         resumes: 2..=2,
-        ..TAKEN_UP
+        ..RESUMED
     },
-    Case { name: "200 for 206", replies: |blob| vec![cut(blob), Reply::normal().ignore_range()], ..TAKEN_UP },
+    Case { name: "200 for 206", replies: |blob| vec![cut(blob), Reply::normal().ignore_range()], ..RESUMED },
     Case {
-        name: "200 for 206, cut within what is here",
+        name: "200 for 206, cut before the resume offset",
         replies: |blob| vec![cut(blob), Reply::normal().ignore_range().cut_after(blob.half / 2)],
         gets: 3..=3,
-        ..TAKEN_UP
+        ..RESUMED
     },
     Case {
-        name: "206 with less than was asked for",
+        name: "206 with less than requested",
         replies: |blob| vec![cut(blob), part(blob, blob.half..=blob.half + 5, blob.half, blob.half + 5)],
         gets: 3..=3,
         resumes: 2..=2,
-        ..TAKEN_UP
+        ..RESUMED
     },
     Case {
         name: "second URL",
         replies: |blob| vec![cut(blob)],
         prepared: Prepared::SecondUrl,
-        // The first one is asked once more where it has brought something.
+        // The first URL is asked again where its last transfer made progress.
         gets: 2..=3,
-        ..TAKEN_UP
+        ..RESUMED
     },
     Case {
         name: "206 from elsewhere",
@@ -162,20 +162,20 @@ const CASES: [Case; 25] = [
     },
     Case {
         name: "over-long",
-        replies: |blob| vec![Reply::normal().body(blob.but_more())],
-        sees: Sees::RightUpTo(HELD_BACK - 1),
+        replies: |blob| vec![Reply::normal().body(blob.with_extra_bytes())],
+        expected: Expectation::CorrectUpTo(HELD_BACK_TAIL_BYTES - 1),
         ..WRONG
     },
     Case {
         name: "over-long, in chunks",
-        replies: |blob| vec![Reply::normal().body(blob.but_more()).chunked()],
+        replies: |blob| vec![Reply::normal().body(blob.with_extra_bytes()).chunked()],
         ..WRONG
     },
     Case {
         name: "a Content-Length beyond the descriptor's",
         replies: |blob| vec![Reply::normal().declare_length(blob.len() + 10)],
         prepared: Prepared::Manifest,
-        sees: Sees::Right,
+        expected: Expectation::Correct,
         gets: 3..=3,
         ..WRONG
     },
@@ -183,13 +183,13 @@ const CASES: [Case; 25] = [
         name: "a Content-Length below the descriptor's",
         replies: |blob| vec![Reply::normal().declare_length(blob.len() - 10)],
         prepared: Prepared::Manifest,
-        sees: Sees::Right,
+        expected: Expectation::Correct,
         ..WRONG
     },
     Case {
         name: "another digest in the header, and in the bytes",
         replies: |blob| vec![with_other_digest(Reply::normal().flip(blob.half))],
-        sees: Sees::Right,
+        expected: Expectation::Correct,
         ..WRONG
     },
     Case {
@@ -197,60 +197,62 @@ const CASES: [Case; 25] = [
         replies: |_| vec![with_other_digest(Reply::normal())],
         gets: 1..=1,
         resumes: 0..=0,
-        ..TAKEN_UP
+        ..RESUMED
     },
 ];
 
-/// Of 16 MiB, what a crowd gets is looked at where it differs; it is a gigabyte each time.
-const OF_CROWDS: [&str; 6] =
+/// The cases of 16 MiB that run with many clients, as each of them transfers a gigabyte: those that differ most.
+const LARGE_CONCURRENT_CASES: [&str; 6] =
     ["cut", "silence", "second URL", "changed content on resume", "wrong bytes", "another digest in the header only"];
 
 const TWICE: Case = Case {
     name: "wrong bytes twice",
     replies: |blob| vec![Reply::normal().flip(blob.half); 2],
-    sees: Sees::ErrorUpTo(HELD_BACK),
+    expected: Expectation::ErrorUpTo(HELD_BACK_TAIL_BYTES),
     mismatches: 2,
     ..WRONG
 };
 
-/// A transfer that breaks and is taken up: nobody notices.
-const TAKEN_UP: Case = Case {
+/// A transfer that breaks off and is resumed, unnoticed by clients.
+const RESUMED: Case = Case {
     name: "",
     replies: |_| Vec::new(),
     prepared: Prepared::Nothing,
-    sees: Sees::Right,
+    expected: Expectation::Correct,
     gets: 2..=2,
     resumes: 1..=1,
     mismatches: 0,
 };
 
-/// A transfer that turns out wrong: fetched afresh for who has had nothing yet.
-const WRONG: Case = Case { sees: Sees::RightUpTo(HELD_BACK), resumes: 0..=0, mismatches: 1, ..TAKEN_UP };
+/// A transfer with wrong content. It is fetched again for clients that have received nothing yet.
+const WRONG: Case =
+    Case { expected: Expectation::CorrectUpTo(HELD_BACK_TAIL_BYTES), resumes: 0..=0, mismatches: 1, ..RESUMED };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_of_1_kib() {
+async fn bad_transfers_of_1_kib() {
     run_all(KIB, 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_of_what_is_held_back() {
-    run_all(HELD_BACK, 4).await;
+async fn bad_transfers_of_exactly_the_held_back_tail() {
+    run_all(HELD_BACK_TAIL_BYTES, 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_of_one_byte_more_than_is_held_back() {
-    run_all(HELD_BACK + 1, 4).await;
+async fn bad_transfers_of_one_byte_more_than_the_held_back_tail() {
+    run_all(HELD_BACK_TAIL_BYTES + 1, 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_of_16_mib() {
+async fn bad_transfers_of_16_mib() {
     run_all(16 * MIB, 2).await;
 }
 
-/// A server does one case after the other, each at an upstream of its own; several servers do so at once.
+/// Runs the cases on several servers in parallel. Each server runs one case after another, each with its own upstream.
 async fn run_all(size: usize, servers: usize) {
-    let cases = CASES.iter().chain([&TWICE]).flat_map(|case| [(case, 1), (case, CROWD)]);
-    let cases = cases.filter(|(case, clients)| size < MIB || *clients == 1 || OF_CROWDS.contains(&case.name));
+    let cases = CASES.iter().chain([&TWICE]).flat_map(|case| [(case, 1), (case, CONCURRENT_CLIENTS)]);
+    let cases =
+        cases.filter(|(case, clients)| size < MIB || *clients == 1 || LARGE_CONCURRENT_CASES.contains(&case.name));
     let mut scenes = Vec::new();
     for (number, (case, clients)) in cases.enumerate() {
         scenes.push(Scene::new(case, size, clients, number).await);
@@ -267,10 +269,10 @@ async fn run_some(scenes: impl Iterator<Item = &Scene> + Clone) {
     }
 }
 
-/// One case at one upstream.
+/// One case with its upstream.
 struct Scene {
     case: &'static Case,
-    /// What it is about, for who has to find out why it failed.
+    /// Describes the case in messages of failures.
     what: String,
     name: String,
     image: Image,
@@ -324,30 +326,30 @@ impl Scene {
         if case.prepared == Prepared::Manifest {
             server.get(&format!("/v2/{repository}/manifests/v1")).await;
         }
-        let everybody = (0..self.clients).map(|n| pull(server, &path, bytes, n));
-        let (saw, ()) = tokio::join!(futures_util::future::join_all(everybody), async {
-            // All have asked before the first of it comes.
+        let pulls = (0..self.clients).map(|n| pull(server, &path, bytes, n));
+        let (outcome, ()) = tokio::join!(futures_util::future::join_all(pulls), async {
+            // Every request is in flight before the first byte arrives.
             let blobs = [("handler", "blob")];
-            until("all have asked", async || {
+            until("every request is in flight", async || {
                 server.metric("registry_http_in_flight_requests", &blobs).await == self.clients as f64
             })
             .await;
             self.gate.open();
         });
-        for saw in saw.into_iter().flatten() {
-            case.sees.check(&saw, bytes.len(), what);
+        for outcome in outcome.into_iter().flatten() {
+            case.expected.check(&outcome, bytes.len(), what);
         }
         settle(server).await;
         self.check_counts(server).await;
 
-        // Whatever happened, the next request has it. Failures are shared for a second.
-        if matches!(case.sees, Sees::ErrorUpTo(_)) {
+        // Afterwards the next request succeeds. A failure is shared for one second.
+        if matches!(case.expected, Expectation::ErrorUpTo(_)) {
             tokio::time::sleep(Duration::from_millis(1050)).await;
         }
-        assert_eq!(pull(server, &path, bytes, 0).await, Some(Saw::Right), "{what}");
+        assert_eq!(pull(server, &path, bytes, 0).await, Some(Outcome::Correct), "{what}");
         settle(server).await;
         let kept = std::fs::read(file_of(server, self.blob())).unwrap();
-        assert!(&kept == bytes, "{what}: what is kept is wrong");
+        assert!(&kept == bytes, "{what}: the stored file is wrong");
         assert_eq!(files_below(&server.data_dir().join("spool")), 0, "{what}");
     }
 
@@ -365,32 +367,32 @@ impl Scene {
         let (hits, misses) = (blobs("registry_proxy_hits_total"), blobs("registry_proxy_misses_total"));
         assert_eq!((blobs("registry_proxy_requests_total"), hits + misses), (*clients, *clients), "{what}");
         let total: usize = self.upstreams.iter().map(Upstream::total).sum();
-        assert_eq!(sum("roadstead_upstream_requests_total"), total, "{what}: it counts what the upstream counts");
+        assert_eq!(sum("roadstead_upstream_requests_total"), total, "{what}: both sides count the same requests");
     }
 }
 
-impl Sees {
-    fn check(self, saw: &Saw, size: usize, what: &str) {
+impl Expectation {
+    fn check(self, outcome: &Outcome, size: usize, what: &str) {
         let fits = match self {
-            Self::Right => *saw == Saw::Right,
-            Self::RightUpTo(limit) if size <= limit => *saw == Saw::Right,
-            Self::RightUpTo(_) => matches!(saw, Saw::Right | Saw::Short),
-            Self::ErrorUpTo(limit) if size <= limit => *saw == Saw::Error(502),
-            Self::ErrorUpTo(_) => matches!(saw, Saw::Short | Saw::Error(502)),
+            Self::Correct => *outcome == Outcome::Correct,
+            Self::CorrectUpTo(limit) if size <= limit => *outcome == Outcome::Correct,
+            Self::CorrectUpTo(_) => matches!(outcome, Outcome::Correct | Outcome::CutShort),
+            Self::ErrorUpTo(limit) if size <= limit => *outcome == Outcome::Error(502),
+            Self::ErrorUpTo(_) => matches!(outcome, Outcome::CutShort | Outcome::Error(502)),
         };
-        assert!(fits, "{what}: {saw:?}");
+        assert!(fits, "{what}: {outcome:?}");
     }
 }
 
-/// The second one reads slowly, and the third one leaves with the first byte and has seen nothing.
-async fn pull(server: &TestServer, path: &str, expected: &[u8], n: usize) -> Option<Saw> {
+/// Client 1 reads slowly. Client 2 leaves after the first byte and reports nothing.
+async fn pull(server: &TestServer, path: &str, expected: &[u8], n: usize) -> Option<Outcome> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
     let slow = n == 1;
     let asked = match slow {
         true => Conn::ask_with_small_buffer(server.addr(), &request).await,
         false => Conn::ask(server.addr(), &request).await,
     };
-    let mut client = asked.expect("every answer has a head");
+    let mut client = asked.expect("every response has headers");
     if n == 2 && client.status == 200 {
         client.take(1).await;
         return None;
@@ -402,12 +404,12 @@ async fn pull(server: &TestServer, path: &str, expected: &[u8], n: usize) -> Opt
         client.compare(expected).await
     };
     match (client.status, ended) {
-        (200, Ended::Whole) => {
-            assert!(same, "a whole wrong body of {length} bytes");
-            Some(Saw::Right)
+        (200, Ended::Complete) => {
+            assert!(same, "a complete wrong body of {length} bytes");
+            Some(Outcome::Correct)
         }
-        (200, _) => Some(Saw::Short),
-        (status, _) => Some(Saw::Error(status)),
+        (200, _) => Some(Outcome::CutShort),
+        (status, _) => Some(Outcome::Error(status)),
     }
 }
 

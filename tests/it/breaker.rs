@@ -1,6 +1,6 @@
-//! An outage: nobody waits for an upstream that is known to be down, and its return is noticed without being asked for.
+//! The circuit breaker: no request waits for an upstream that is down, and probes notice its return.
 
-use crate::freshness::{EVERY_TIME, REPO, TAG, mirror, upstream_with};
+use crate::freshness::{ALWAYS_REVALIDATE, REPO, TAG, mirror, upstream_with};
 use crate::scene::{blob, blob_path, until};
 use crate::support::{Image, Reply, TestServer, Upstream};
 
@@ -10,9 +10,9 @@ async fn available(server: &TestServer) -> bool {
     server.metric("roadstead_upstream_available", &[("upstream", "docker.io")]).await == 1.0
 }
 
-/// Asks for what is not cached until the upstream is left alone.
-async fn until_left_alone(server: &TestServer) {
-    until("it is left alone", async || {
+/// Requests uncached content until the circuit is open.
+async fn until_circuit_open(server: &TestServer) {
+    until("the circuit is open", async || {
         server.get(&format!("/v2/{REPO}/manifests/cold")).await;
         !available(server).await
     })
@@ -35,7 +35,7 @@ async fn bring_back(upstream: &Upstream, how: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_an_outage_the_cached_is_served_the_rest_refused_at_once_and_the_end_is_noticed() {
+async fn an_outage_serves_the_cache_fails_fast_and_ends_by_itself() {
     let cases = ["refused", "silent", "503"].map(|how| async move {
         let image = Image::new(1, &[5000, 10]);
         let upstream = upstream_with(&image).await;
@@ -49,8 +49,8 @@ async fn in_an_outage_the_cached_is_served_the_rest_refused_at_once_and_the_end_
             assert_eq!(server.get(path).await.status, 200, "{how}: {path}");
         }
         take_down(&upstream, how).await;
-        until_left_alone(&server).await;
-        // Probes, and everything else.
+        until_circuit_open(&server).await;
+        // Counts of probes and of all other requests.
         let sent = async || {
             let (metrics, name) = (server.metrics().await, "roadstead_upstream_requests_total");
             let probes = metrics.sum(name, &[("kind", "probe")]);
@@ -66,7 +66,11 @@ async fn in_an_outage_the_cached_is_served_the_rest_refused_at_once_and_the_end_
                 let answer = server.get(path).await;
                 assert_eq!((answer.status, answer.header("warning").is_empty()), (200, false), "{how}: {path}");
             }
-            assert_eq!(server.head(&uncached).await.header("content-length"), "10", "{how}: the manifest says so");
+            assert_eq!(
+                server.head(&uncached).await.header("content-length"),
+                "10",
+                "{how}: the manifest has the length"
+            );
             for path in [&format!("/v2/{REPO}/manifests/other"), &blob_path(REPO, &blob(7, 7)), &uncached] {
                 let answer = server.get(path).await;
                 assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"), "{how}: {path}");
@@ -74,9 +78,9 @@ async fn in_an_outage_the_cached_is_served_the_rest_refused_at_once_and_the_end_
                 assert!(answer.text().contains("docker.io"), "{how}: {}", answer.text());
             }
         }
-        assert_eq!(sent().await.1, before, "{how}: nobody waited for the upstream");
+        assert_eq!(sent().await.1, before, "{how}: no request was sent to the upstream");
         bring_back(&upstream, how).await;
-        until("its return is noticed, with nobody asking", async || available(&server).await).await;
+        until("a probe notices the return", async || available(&server).await).await;
         assert_eq!(server.get(&uncached).await.body, image.layers[1].bytes, "{how}");
         assert_eq!(server.get(TAG).await.header("warning"), "", "{how}");
         let (probes, asked) = sent().await;
@@ -88,13 +92,13 @@ async fn in_an_outage_the_cached_is_served_the_rest_refused_at_once_and_the_end_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_does_not_wait_for_probes_and_a_start_asks_afresh() {
+async fn a_stop_does_not_wait_for_probes() {
     let image = Image::new(1, &[10]);
     let upstream = upstream_with(&image).await;
     let mut server = mirror(&upstream, QUICK).await;
     server.get(TAG).await;
     take_down(&upstream, "silent").await;
-    until_left_alone(&server).await;
+    until_circuit_open(&server).await;
     server.restart().await;
     assert!(available(&server).await);
     let stale = server.get(TAG).await;
@@ -103,10 +107,10 @@ async fn a_stop_does_not_wait_for_probes_and_a_start_asks_afresh() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_image_that_is_broken_upstream_does_not_stop_the_others() {
+async fn one_broken_image_does_not_open_the_circuit() {
     let image = Image::new(1, &[10]);
     let upstream = upstream_with(&image).await;
-    let server = mirror(&upstream, EVERY_TIME).await;
+    let server = mirror(&upstream, ALWAYS_REVALIDATE).await;
     upstream.always("*", &format!("/v2/{REPO}/manifests/broken"), Reply::error(500, "UNKNOWN"));
     for _ in 0..4 {
         assert!(server.get(&format!("/v2/{REPO}/manifests/broken")).await.status >= 502);
@@ -117,12 +121,12 @@ async fn one_image_that_is_broken_upstream_does_not_stop_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_upstream_has_a_breaker_of_its_own() {
+async fn each_upstream_has_its_own_breaker() {
     let (dead, well) = (Upstream::start().await, upstream_with(&Image::new(1, &[10])).await);
     dead.go_down().await;
     let builder = TestServer::builder().upstream("docker.io", &dead).upstream("quay.io", &well);
     let server = builder.default_upstream("docker.io").start().await;
-    until_left_alone(&server).await;
+    until_circuit_open(&server).await;
     assert_eq!(server.get(&format!("{TAG}?ns=quay.io")).await.status, 200);
     assert_eq!(server.metric("roadstead_upstream_available", &[("upstream", "quay.io")]).await, 1.0);
 }

@@ -1,16 +1,16 @@
-//! Roadstead behind Roadstead: what each hop says is true for the client at the end, and loops are seen.
+//! Roadstead behind Roadstead: responses stay true over several hops, and loops are detected.
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use crate::freshness::{EVERY_TIME, REPO, TAG, mirror, upstream_with};
+use crate::freshness::{ALWAYS_REVALIDATE, REPO, TAG, mirror, upstream_with};
 use crate::scene::{MIB, blob_path};
 use crate::support::daemon::free_port;
 use crate::support::{Conn, Ended, Image, Reply, TestServer, Upstream};
 
-/// A mirror of the mirror `inner`, with these lines under `[cache]`.
+/// A mirror of the mirror `inner`, with `cache` as the lines of `[cache]`.
 async fn outer_of(inner: &TestServer, cache: &str) -> TestServer {
     let builder = TestServer::builder().upstream_url("docker.io", &inner.url("")).default_upstream("docker.io");
     builder.config(&format!("[cache]\n{cache}")).start().await
@@ -28,14 +28,14 @@ async fn upstream_requests(server: &TestServer) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cold_pull_goes_through_both_once() {
+async fn a_cold_pull_passes_each_mirror_once() {
     let image = Image::new(1, &[3 * MIB, 10]);
     let (upstream, inner, outer) = chain(&image, "").await;
     let pull = async || {
         assert_eq!(outer.get(TAG).await.body, image.manifest.bytes);
         for blob in image.blobs() {
             let mut client = Conn::get(outer.addr(), &blob_path(REPO, blob)).await;
-            assert!(client.rest().await == (blob.bytes.clone(), Ended::Whole));
+            assert!(client.rest().await == (blob.bytes.clone(), Ended::Complete));
         }
     };
     join_all((0..10).map(|_| pull())).await;
@@ -43,7 +43,7 @@ async fn a_cold_pull_goes_through_both_once() {
     assert_eq!(upstream.total(), contents);
     assert_eq!((upstream_requests(&inner).await, upstream_requests(&outer).await), (contents as f64, contents as f64));
     pull().await;
-    assert_eq!(upstream_requests(&outer).await, contents as f64, "and never again");
+    assert_eq!(upstream_requests(&outer).await, contents as f64, "a warm pull sends nothing upstream");
     let names: Vec<_> = upstream.requests()[0].header("via").split(", ").map(str::to_owned).collect();
     let id = |server: &TestServer| {
         let id = std::fs::read_to_string(server.data_dir().join("id")).unwrap();
@@ -53,24 +53,24 @@ async fn a_cold_pull_goes_through_both_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_at_the_end_is_none_for_what_either_has_and_a_503_for_the_rest() {
+async fn either_mirror_serves_its_cache_in_an_outage() {
     let image = Image::new(1, &[1000]);
-    let (upstream, inner, outer) = chain(&image, EVERY_TIME).await;
+    let (upstream, inner, outer) = chain(&image, ALWAYS_REVALIDATE).await;
     outer.get(TAG).await;
-    // The inner one alone has this.
+    // Only the inner mirror has this blob.
     inner.get(&blob_path(REPO, &image.layers[0])).await;
     upstream.go_down().await;
     for _ in 0..5 {
         let stale = outer.get(TAG).await;
         assert_eq!((stale.status, &stale.body), (200, &image.manifest.bytes));
-        assert!(stale.header("warning").starts_with("299"), "what the inner one says of it is passed on");
+        assert!(stale.header("warning").starts_with("299"), "the warning of the inner mirror is passed on");
     }
     let list = outer.get(&format!("/v2/docker.io/{REPO}/tags/list")).await;
     assert_eq!((list.status, list.header("warning").is_empty()), (200, false));
     let stale = [("type", "manifest"), ("result", "stale")];
     for server in [&inner, &outer] {
         let count = server.metric("roadstead_cache_results_total", &stale).await;
-        // The inner one is asked by HEAD, which is not counted.
+        // The inner mirror gets HEAD requests, which are not counted.
         assert_eq!(count, if std::ptr::eq(server, &outer) { 5.0 } else { 0.0 });
     }
     assert_eq!(outer.get(&blob_path(REPO, &image.layers[0])).await.body, image.layers[0].bytes);
@@ -83,9 +83,9 @@ async fn an_outage_at_the_end_is_none_for_what_either_has_and_a_503_for_the_rest
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_of_the_inner_one_is_served_by_the_outer_one() {
+async fn the_outer_mirror_serves_stale_when_the_inner_is_down() {
     let image = Image::new(1, &[1000]);
-    let (_upstream, inner, outer) = chain(&image, EVERY_TIME).await;
+    let (_upstream, inner, outer) = chain(&image, ALWAYS_REVALIDATE).await;
     outer.get(TAG).await;
     inner.stop().await;
     let stale = outer.get(TAG).await;
@@ -93,7 +93,7 @@ async fn an_outage_of_the_inner_one_is_served_by_the_outer_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_limit_at_the_end_reaches_the_client_with_its_time() {
+async fn an_upstream_rate_limit_reaches_the_client_with_retry_after() {
     let image = Image::new(1, &[10]);
     let (upstream, inner, outer) = chain(&image, "").await;
     upstream.always("*", "/v2/*", Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "50"));
@@ -105,7 +105,7 @@ async fn a_limit_at_the_end_reaches_the_client_with_its_time() {
     assert_eq!((upstream_requests(&inner).await, upstream_requests(&outer).await), (1.0, 1.0));
 }
 
-/// Two mirrors of each other, which nobody would set up on purpose.
+/// Two servers that mirror each other.
 async fn ring() -> [TestServer; 2] {
     let ports = [free_port(), free_port()];
     let server = |own: u16, other: u16| {
@@ -119,18 +119,18 @@ async fn ring() -> [TestServer; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loop_over_two_servers_is_seen_at_the_second_pass() {
+async fn a_loop_of_two_servers_is_detected_at_the_second_pass() {
     let [one, other] = ring().await;
     let digest = Image::new(1, &[10]).manifest.digest;
     let paths =
         ["manifests/1", &format!("manifests/{digest}"), &format!("blobs/{digest}"), &format!("referrers/{digest}")];
     for (n, path) in paths.iter().enumerate() {
         let path = format!("/v2/docker.io/{REPO}/{path}");
-        // Nobody gives up by himself before the minute is over.
-        let answer = timeout(Duration::from_secs(60), one.get(&path)).await.expect("an answer at once");
+        // No configured deadline ends within this minute.
+        let answer = timeout(Duration::from_secs(60), one.get(&path)).await.expect("an immediate response");
         assert_eq!((answer.status, answer.error_code().as_str()), (508, "UNAVAILABLE"), "{path}: {}", answer.text());
         let passed = n as f64 + 1.0;
         assert_eq!((upstream_requests(&one).await, upstream_requests(&other).await), (passed, passed), "{path}");
     }
-    assert_eq!(one.metric("roadstead_upstream_available", &[]).await, 1.0, "a loop is no outage");
+    assert_eq!(one.metric("roadstead_upstream_available", &[]).await, 1.0, "a loop does not open the circuit");
 }

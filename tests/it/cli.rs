@@ -1,4 +1,4 @@
-//! The program as people run it: what it says when it cannot start, and how it stops.
+//! The program as operators run it: its messages when it cannot start, and how it stops.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn run(folder: &Path, config: &str, args: &[&str], environment: &[(&str, &str)])
     command.envs(environment.iter().copied()).output().expect("the program runs")
 }
 
-/// A start that fails: one line on the standard error stream, with all of this in it.
+/// Checks a failed start: one line on standard error that contains all `parts`.
 fn assert_one_line(output: &Output, what: &str, parts: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(stderr.trim_end().lines().count(), 1, "{what}: {stderr}");
@@ -39,20 +39,20 @@ fn assert_one_line(output: &Output, what: &str, parts: &[&str]) {
 }
 
 #[test]
-fn what_is_mounted_at_the_folder_of_registry_2_is_the_data_folder() {
-    // In a mount namespace of its own, where nothing of this machine is changed.
+fn the_volume_of_registry_2_becomes_the_data_folder() {
+    // In a separate mount namespace, so that the machine itself is not changed.
     let script = "mount -t tmpfs none /var/lib && mkdir /var/lib/registry && mount -t tmpfs none /var/lib/registry && \
                   exec \"$0\" check";
     let mut command = Command::new("unshare");
     let output =
         command.args(["--mount", "sh", "-c", script, PROGRAM]).env_clear().env("PATH", "/usr/bin:/bin").output();
     let output = output.expect("unshare, of util-linux, can be started");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("\npath = \"/var/lib/registry\"\n"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("\npath = \"/var/lib/registry\"\n"), "{text}{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test]
-async fn it_starts_as_the_image_of_registry_2_does() {
+async fn settings_of_the_registry_2_image_are_accepted() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[1000]);
     upstream.add_image("team/app", "1", &image);
@@ -79,17 +79,17 @@ async fn it_starts_as_the_image_of_registry_2_does() {
 }
 
 #[test]
-fn a_configuration_that_is_wrong_is_one_clear_line() {
+fn an_invalid_configuration_is_one_error_line() {
     let folder = tempfile::tempdir().unwrap();
     for (what, config, parts) in [
         ("an unknown key", "[cache]\ntagttl = \"1s\"", ["roadstead.toml:2: cache.tagttl: ", "tag_ttl"].as_slice()),
         ("an unknown table", "\n\n[chache]\nx = 1", &["roadstead.toml:3: ", "chache", "cache"]),
-        ("a duration that is none", "[cache]\ntag_ttl = \"60 parsecs\"", &[":2: cache.tag_ttl: ", "60 parsecs"]),
-        ("a size that is none", "[cache]\nmax_size = \"big\"", &[":2: cache.max_size: ", "big"]),
+        ("an invalid duration", "[cache]\ntag_ttl = \"60 parsecs\"", &[":2: cache.tag_ttl: ", "60 parsecs"]),
+        ("an invalid size", "[cache]\nmax_size = \"big\"", &[":2: cache.max_size: ", "big"]),
         ("no scheme", "[upstream.\"a.b\"]\nurl = \"a.b\"", &[":2: upstream.\"a.b\".url: ", "https://a.b"]),
-        ("a default that is not there", "default_upstream = \"a.b\"", &[":1: default_upstream: ", "a.b"]),
+        ("an unconfigured default upstream", "default_upstream = \"a.b\"", &[":1: default_upstream: ", "a.b"]),
         ("no TOML", "[server", &["roadstead.toml:1"]),
-        ("an address that is none", "[server]\nlisten = \"localhost\"", &[":2: server.listen: ", "localhost"]),
+        ("an invalid address", "[server]\nlisten = \"localhost\"", &[":2: server.listen: ", "localhost"]),
     ] {
         for command in ["serve", "check"] {
             assert_one_line(&run(folder.path(), config, &[command], &[]), what, parts);
@@ -98,13 +98,13 @@ fn a_configuration_that_is_wrong_is_one_clear_line() {
     let output = Command::new(PROGRAM).args(["serve", "--config", "/none/x.toml"]).output().unwrap();
     assert_one_line(&output, "no file", &["/none/x.toml"]);
     let output = run(folder.path(), "", &["serve"], &[("RUST_LOG", "=!=")]);
-    assert_one_line(&output, "a filter that is none", &["RUST_LOG"]);
+    assert_one_line(&output, "an invalid log filter", &["RUST_LOG"]);
     let output = run(folder.path(), "", &["check"], &[("ROADSTEAD_CACHE__TAG_TTL", "soon")]);
     assert_one_line(&output, "a variable", &["ROADSTEAD_CACHE__TAG_TTL", "soon"]);
 }
 
 #[test]
-fn a_place_that_cannot_be_used_is_one_clear_line() {
+fn an_unusable_address_or_folder_is_one_error_line() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let data = data.to_str().unwrap();
@@ -112,14 +112,14 @@ fn a_place_that_cannot_be_used_is_one_clear_line() {
     let busy = taken.local_addr().unwrap().to_string();
     let output = run(folder.path(), "", &["serve", "--listen", &busy, "--data", data], &[]);
     assert_one_line(&output, "a busy port", &["cannot listen on", &busy, "in use"]);
-    assert!(!Path::new(data).exists(), "nothing is touched before the port is ours");
+    assert!(!Path::new(data).exists(), "the data folder is untouched before the port is bound");
 
     let file = folder.path().join("file");
     std::fs::write(&file, "").unwrap();
     let below = file.join("data");
     let below = below.to_str().unwrap();
     let output = run(folder.path(), "", &["serve", "--listen", "127.0.0.1:0", "--data", below], &[]);
-    assert_one_line(&output, "a folder that cannot be made", &["data folder", below, "ot a directory"]);
+    assert_one_line(&output, "a folder that cannot be created", &["data folder", below, "ot a directory"]);
 
     let server = ServerProcess::start(Settings::new());
     let data = server.data_dir();
@@ -129,7 +129,7 @@ fn a_place_that_cannot_be_used_is_one_clear_line() {
 }
 
 #[test]
-fn check_prints_what_is_in_force_and_no_secret() {
+fn check_prints_effective_settings_without_secrets() {
     let folder = tempfile::tempdir().unwrap();
     let config = "[cache]\ntag_ttl = \"5m\"\n[upstream.\"docker.io\"]\nusername = \"ann\"\npassword = \"hunter2\"";
     let environment = [("ROADSTEAD_CACHE__NEGATIVE_TTL", "7s"), ("ROADSTEAD_SERVER__LISTEN", "127.0.0.1:1")];
@@ -137,15 +137,15 @@ fn check_prints_what_is_in_force_and_no_secret() {
     assert!(output.status.success(), "{output:?}");
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(!printed.contains("hunter2") && !String::from_utf8_lossy(&output.stderr).contains("hunter2"), "{printed}");
-    let table: toml::Table = printed.parse().expect("what is printed is a configuration");
+    let table: toml::Table = printed.parse().expect("the output is a valid configuration");
     assert_eq!(table["cache"]["tag_ttl"].as_str(), Some("5m"));
     assert_eq!(table["cache"]["negative_ttl"].as_str(), Some("7s"));
-    assert_eq!(table["server"]["listen"].as_str(), Some("127.0.0.1:2"), "a flag wins over a variable");
+    assert_eq!(table["server"]["listen"].as_str(), Some("127.0.0.1:2"), "a flag takes precedence over a variable");
     assert_eq!(table["upstream"]["docker.io"]["password"].as_str(), Some("***"));
     assert_eq!(table["upstream"]["docker.io"]["username"].as_str(), Some("ann"));
 }
 
-/// Starts the program with its log in the folder, and waits until it answers.
+/// Starts the program with its log in the folder, and waits until it responds.
 fn serve(folder: &TempDir, name: &str, address: &str, args: &[&str]) -> Daemon {
     let data = folder.path().join(name);
     let args = [&["serve", "--listen", address, "--data", data.to_str().unwrap()], args].concat();
@@ -156,7 +156,7 @@ fn serve(folder: &TempDir, name: &str, address: &str, args: &[&str]) -> Daemon {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logs_in_json_are_one_object_a_line() {
+async fn json_logs_are_one_object_per_line() {
     let folder = tempfile::tempdir().unwrap();
     let address = format!("127.0.0.1:{}", free_port());
     let dead = format!("docker.io=http://127.0.0.1:{}", free_port());
@@ -178,7 +178,7 @@ async fn logs_in_json_are_one_object_a_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_listens_beyond_this_machine_is_warned_once() {
+async fn listening_beyond_loopback_warns_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut daemon = serve(&folder, "open", &format!("0.0.0.0:{}", free_port()), &[]);
     assert!(daemon.stop().success());
@@ -186,14 +186,14 @@ async fn who_listens_beyond_this_machine_is_warned_once() {
     assert_eq!(log.matches("without authentication").count(), 1, "{log}");
 }
 
-/// Whether the index says of itself that it was closed in good order.
+/// Whether the index is marked as closed cleanly.
 fn was_stopped_cleanly(data: &Path) -> bool {
     let index = open_index(&data.join("index"));
     index.get(b"M").unwrap().expect("a mark")[1] == 1
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_lets_transfers_end_and_leaves_a_clean_index() {
+async fn a_stop_finishes_transfers_and_closes_the_index_cleanly() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[400_000]);
     upstream.add_image("library/a", "1", &image);
@@ -202,15 +202,15 @@ async fn a_stop_lets_transfers_end_and_leaves_a_clean_index() {
     upstream.script("GET", &path, [Reply::normal().wait_after(200_000, &gate)]);
     let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io");
     let mut process = tokio::task::spawn_blocking(|| ServerProcess::start(settings)).await.unwrap();
-    until("the index has been brought into step", async || process.log().contains("in step")).await;
+    until("the index is in step with the files", async || process.log().contains("in step")).await;
     let address = process.host().parse().unwrap();
     let mut conn = Conn::get(address, &path).await;
     let begin = conn.take(1000).await;
     kill(Pid::from_raw(process.pid().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
-    until("nobody is let in any more", async || std::net::TcpStream::connect(address).is_err()).await;
+    until("new connections are refused", async || std::net::TcpStream::connect(address).is_err()).await;
     gate.open();
     let (rest, ended) = conn.rest().await;
-    assert_eq!(([begin, rest].concat(), ended), (image.layers[0].bytes.to_vec(), Ended::Whole));
+    assert_eq!(([begin, rest].concat(), ended), (image.layers[0].bytes.to_vec(), Ended::Complete));
     let status = tokio::task::spawn_blocking(move || {
         let status = process.stop();
         (status, process)
@@ -222,7 +222,7 @@ async fn a_stop_lets_transfers_end_and_leaves_a_clean_index() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_does_not_wait_for_those_who_take_too_long() {
+async fn a_stop_cuts_transfers_after_its_deadline() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[400_000]);
     upstream.add_image("library/a", "1", &image);
@@ -231,15 +231,15 @@ async fn a_stop_does_not_wait_for_those_who_take_too_long() {
     let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io");
     let settings = settings.config("[server]\ndrain_timeout = \"200ms\"");
     let mut process = tokio::task::spawn_blocking(|| ServerProcess::start(settings)).await.unwrap();
-    until("the index has been brought into step", async || process.log().contains("in step")).await;
+    until("the index is in step with the files", async || process.log().contains("in step")).await;
     let mut conn = Conn::get(process.host().parse().unwrap(), &path).await;
     conn.take(1000).await;
     let stopped = tokio::task::spawn_blocking(move || {
         let status = process.stop();
         (status, process)
     });
-    // Cut, and in a way that cannot be taken for the end.
-    assert_ne!(conn.rest().await.1, Ended::Whole);
+    // The body is cut so that the client cannot mistake it for complete.
+    assert_ne!(conn.rest().await.1, Ended::Complete);
     let (status, process) = stopped.await.unwrap();
     assert_eq!(status.and_then(|status| status.code()), Some(0));
     assert!(was_stopped_cleanly(&process.data_dir()));

@@ -1,4 +1,4 @@
-//! The collector: what nobody can reach goes, when it has been so for long enough, and nothing else.
+//! The collector removes content that has been unreachable for long enough, and nothing else.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::scene::{KIB, blob_path, is_stored, until};
 use crate::support::image::{OCI_LAYER, random_bytes};
 use crate::support::{Content, Image, Index, TestServer};
 
-const EAGER: &str = "[gc]\ninterval = \"20ms\"\nafter_start = \"0s\"\ngrace = \"0s\"\nunreferenced_after = \"0s\"";
+const IMMEDIATE_GC: &str =
+    "[gc]\ninterval = \"20ms\"\nafter_start = \"0s\"\ngrace = \"0s\"\nunreferenced_after = \"0s\"";
 const SECOND: Duration = Duration::from_secs(1);
 const AT_ONCE: CollectRules =
     CollectRules { grace: Duration::ZERO, unreferenced_after: Duration::ZERO, untagged_after: None, remove: true };
@@ -22,11 +23,11 @@ async fn push(server: &TestServer, repo: &str, tag: &str, image: &Image) {
     server.client().push_image(&server.url(""), repo, tag, image).await;
 }
 
-async fn is_gone(server: &TestServer, content: &Content) {
-    until("it is collected", async || !is_stored(server.data_dir(), content)).await;
+async fn wait_until_collected(server: &TestServer, content: &Content) {
+    until("the content is collected", async || !is_stored(server.data_dir(), content)).await;
 }
 
-async fn is_whole(server: &TestServer, repo: &str, tag: &str, image: &Image) {
+async fn assert_complete(server: &TestServer, repo: &str, tag: &str, image: &Image) {
     assert_eq!(server.get(&format!("/v2/{repo}/manifests/{tag}")).await.body, image.manifest.bytes);
     for content in image.layers.iter().chain([&image.config]) {
         assert!(server.get(&blob_path(repo, content)).await.body == content.bytes);
@@ -34,7 +35,7 @@ async fn is_whole(server: &TestServer, repo: &str, tag: &str, image: &Image) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_deleted_goes_and_what_something_else_needs_stays() {
+async fn deleted_content_is_collected_unless_another_name_needs_it() {
     let mut server = TestServer::builder().start().await;
     let shared = Content::new(OCI_LAYER, random_bytes(1, 50 * KIB));
     let own = Content::new(OCI_LAYER, random_bytes(2, 50 * KIB));
@@ -43,20 +44,20 @@ async fn what_was_deleted_goes_and_what_something_else_needs_stays() {
     push(&server, "team/a", "v1", &going).await;
     push(&server, "team/b", "v1", &staying).await;
     assert_eq!(server.delete(&format!("/v2/team/a/manifests/{}", going.manifest.digest)).await.status, 202);
-    assert!(is_stored(server.data_dir(), &own), "not at once");
-    server.restart_with(EAGER).await;
+    assert!(is_stored(server.data_dir(), &own), "deletion leaves the file to the collector");
+    server.restart_with(IMMEDIATE_GC).await;
     for content in [&own, &going.config, &going.manifest] {
-        is_gone(&server, content).await;
+        wait_until_collected(&server, content).await;
     }
-    is_whole(&server, "team/b", "v1", &staying).await;
-    assert_eq!(server.get(&blob_path("team/a", &shared)).await.status, 404, "it is team/b's alone now");
+    assert_complete(&server, "team/b", "v1", &staying).await;
+    assert_eq!(server.get(&blob_path("team/a", &shared)).await.status, 404, "only team/b may read it now");
     server.restart_with("[gc]\ninterval = \"0s\"").await;
     push(&server, "team/a", "v1", &staying).await;
-    is_whole(&server, "team/a", "v1", &staying).await;
+    assert_complete(&server, "team/a", "v1", &staying).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn untagged_manifests_stay_until_somebody_wants_them_gone() {
+async fn untagged_manifests_stay_unless_configured() {
     let mut server = TestServer::builder().start().await;
     let [first, second] = [11, 12].map(|seed| Image::new(seed, &[20 * KIB]));
     let listed = Image::new(13, &[20 * KIB]);
@@ -66,17 +67,17 @@ async fn untagged_manifests_stay_until_somebody_wants_them_gone() {
     let index = Index::of(vec![listed.clone()]);
     server.client().push_index(&server.url(""), "team/a", "all", &index).await;
     assert_eq!(server.delete("/v2/team/a/manifests/part").await.status, 202);
-    server.restart_with(EAGER).await;
+    server.restart_with(IMMEDIATE_GC).await;
     let uploaded = Image::new(14, &[20 * KIB]);
-    // A pass has been made when an upload without a manifest is gone.
+    // Once an unreferenced upload is gone, a pass has ended.
     server.client().push_blob(&server.url(""), "team/b", &uploaded.layers[0]).await;
-    is_gone(&server, &uploaded.layers[0]).await;
-    assert!(is_stored(server.data_dir(), &first.manifest), "untagged, and nobody asked for it to go");
+    wait_until_collected(&server, &uploaded.layers[0]).await;
+    assert!(is_stored(server.data_dir(), &first.manifest), "untagged manifests are not configured to be removed");
     server.restart_with("[gc]\nuntagged_after = \"1ms\"").await;
-    is_gone(&server, &first.manifest).await;
-    is_gone(&server, &first.layers[0]).await;
-    is_whole(&server, "team/a", "v1", &second).await;
-    is_whole(&server, "team/a", &listed.manifest.digest, &listed).await;
+    wait_until_collected(&server, &first.manifest).await;
+    wait_until_collected(&server, &first.layers[0]).await;
+    assert_complete(&server, "team/a", "v1", &second).await;
+    assert_complete(&server, "team/a", &listed.manifest.digest, &listed).await;
 }
 
 struct Scene {
@@ -86,7 +87,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// A store with no manifests, in step with its files.
+    /// A store without manifests whose index is in step with its files.
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
@@ -109,13 +110,13 @@ impl Scene {
         pass.await.unwrap().unwrap()
     }
 
-    async fn is_here(&self, digest: &Digest) -> bool {
+    async fn is_stored(&self, digest: &Digest) -> bool {
         self.store.blob(digest).await.unwrap().is_some()
     }
 }
 
 #[tokio::test]
-async fn an_upload_goes_in_two_steps_and_each_waits_for_its_time() {
+async fn an_unreferenced_upload_is_collected_in_two_delayed_steps() {
     let scene = Scene::new();
     let digest = scene.upload(b"never referred to").await;
     let week = CollectRules { unreferenced_after: 7 * 24 * 3600 * SECOND, ..AT_ONCE };
@@ -130,18 +131,18 @@ async fn an_upload_goes_in_two_steps_and_each_waits_for_its_time() {
     let day = CollectRules { grace: 24 * 3600 * SECOND, ..AT_ONCE };
     assert_eq!(scene.collect(day).await, Collected { waiting: 1, ..Collected::default() });
     assert_eq!(scene.collect(AT_ONCE).await, Collected { files: 1, bytes: 17, ..Collected::default() });
-    assert!(!scene.is_here(&digest).await);
+    assert!(!scene.is_stored(&digest).await);
     assert_eq!(scene.collect(AT_ONCE).await, Collected::default());
 }
 
 #[tokio::test]
-async fn whoever_asks_for_it_in_time_keeps_it() {
+async fn a_request_in_time_unmarks_content() {
     let scene = Scene::new();
     let (asked, forgotten) = (scene.upload(b"asked for").await, scene.upload(b"forgotten").await);
     let soon = CollectRules { unreferenced_after: SECOND, ..AT_ONCE };
     assert_eq!(scene.collect(soon).await.waiting, 2);
     tokio::time::sleep(2 * SECOND).await;
-    assert!(scene.store.member(&scene.repo, &asked).await.unwrap().is_some(), "as a HEAD asks");
+    assert!(scene.store.member(&scene.repo, &asked).await.unwrap().is_some(), "the lookup of a HEAD request");
     let collected = scene.collect(soon).await;
     assert_eq!((collected.members, collected.waiting), (1, 1));
     assert!(scene.store.member(&scene.repo, &forgotten).await.unwrap().is_none());
@@ -149,17 +150,21 @@ async fn whoever_asks_for_it_in_time_keeps_it() {
 }
 
 #[tokio::test]
-async fn an_upload_of_what_is_marked_keeps_it_and_marks_survive_a_clean_stop_only() {
+async fn an_upload_unmarks_and_marks_survive_a_clean_stop_only() {
     let scene = Scene::new();
     let digest = scene.upload(b"again").await;
     scene.collect(AT_ONCE).await;
     let later = CollectRules { grace: SECOND, ..AT_ONCE };
-    assert_eq!(scene.collect(later).await.waiting, 1, "its content is marked");
+    assert_eq!(scene.collect(later).await.waiting, 1, "the content is marked");
     tokio::time::sleep(2 * SECOND).await;
     scene.upload(b"again").await;
     let keep = CollectRules { unreferenced_after: 60 * SECOND, ..later };
-    assert_eq!(scene.collect(keep).await, Collected { waiting: 1, ..Collected::default() }, "its right only");
-    assert!(scene.is_here(&digest).await);
+    assert_eq!(
+        scene.collect(keep).await,
+        Collected { waiting: 1, ..Collected::default() },
+        "only its link is marked again"
+    );
+    assert!(scene.is_stored(&digest).await);
     scene.store.close().await;
     let Scene { store, repo, _folder } = scene;
     drop(store);
@@ -174,18 +179,18 @@ async fn an_upload_of_what_is_marked_keeps_it_and_marks_survive_a_clean_stop_onl
     assert_eq!(clean.collect(CollectRules { remove: false, ..rules }).await.members, 1, "marked before the stop");
     drop(clean);
     let unclean = again();
-    assert_eq!(unclean.collect(rules).await, Collected::default(), "not before the walk");
+    assert_eq!(unclean.collect(rules).await, Collected::default(), "nothing is collected before the walk");
     unclean.store.reconcile(&AtomicBool::new(false));
     assert_eq!(unclean.collect(rules).await, Collected { waiting: 1, ..Collected::default() });
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_a_backup_copies_names_go_and_content_stays() {
+async fn during_a_backup_names_are_collected_but_content_stays() {
     let mut server = TestServer::builder().start().await;
     let going = Image::new(31, &[20 * KIB]);
     push(&server, "team/a", "v1", &going).await;
     assert_eq!(server.delete(&format!("/v2/team/a/manifests/{}", going.manifest.digest)).await.status, 202);
-    // The lease comes first: the collector begins after it.
+    // The lease is taken before the collector starts.
     server
         .restart_with("[gc]\nafter_start = \"1s\"\ninterval = \"20ms\"\ngrace = \"0s\"\nunreferenced_after = \"0s\"")
         .await;
@@ -193,10 +198,10 @@ async fn while_a_backup_copies_names_go_and_content_stays() {
     let layer = &going.layers[0];
     let hex = layer.digest.strip_prefix("sha256:").unwrap();
     let link = server.data_dir().join("repositories/local/team/a/_blobs/sha256").join(hex);
-    until("its name is collected", async || !link.exists()).await;
+    until("the link is collected", async || !link.exists()).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(is_stored(server.data_dir(), layer) && is_stored(server.data_dir(), &going.manifest));
     assert_eq!(roadstead(server.data_dir(), &["backup-lease", "--release"]).await.code, 0);
-    is_gone(&server, layer).await;
-    is_gone(&server, &going.manifest).await;
+    wait_until_collected(&server, layer).await;
+    wait_until_collected(&server, &going.manifest).await;
 }

@@ -1,4 +1,4 @@
-//! `control.sock`: who may use it, what is there before and after, and what goes on without it.
+//! `control.sock`: its permissions, its lifetime, and operation without it.
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 
@@ -12,7 +12,7 @@ use crate::support::settings::Settings;
 use crate::support::{Client, Image, TestServer, Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_socket_is_for_the_servers_user_alone_and_goes_with_the_server() {
+async fn the_socket_is_private_and_removed_at_stop() {
     let mut server = TestServer::builder().start().await;
     let socket = server.data_dir().join("control.sock");
     let metadata = std::fs::metadata(&socket).unwrap();
@@ -25,41 +25,41 @@ async fn the_socket_is_for_the_servers_user_alone_and_goes_with_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_server_leaves_is_in_nobodys_way() {
+async fn a_stale_socket_blocks_no_command_and_no_start() {
     let mut process = tokio::task::spawn_blocking(|| ServerProcess::start(Settings::new())).await.unwrap();
     let data = process.data_dir();
     let socket = data.join("control.sock");
-    until("it listens", async || socket.exists()).await;
+    until("the socket exists", async || socket.exists()).await;
     process.kill();
     assert!(socket.exists());
-    assert_eq!(roadstead(&data, &["scrub"]).await.code, 0, "nobody listens: it works on the folder");
+    assert_eq!(roadstead(&data, &["scrub"]).await.code, 0, "without a listener the command works on the folder");
     let started = tokio::task::spawn_blocking(move || {
         process.begin();
         process
     });
     let process = started.await.unwrap();
     assert_eq!(Client::new().get(&process.url("/v2/")).await.status, 200);
-    // The server that has it now holds the lock.
+    // The running server holds the lock, so the command uses its socket.
     assert_eq!(roadstead(&data, &["scrub"]).await.code, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_whose_path_is_too_long_for_a_socket_is_served_all_the_same() {
+async fn a_path_too_long_for_a_socket_is_still_served() {
     let parent = tempfile::tempdir().unwrap();
     let deep = parent.path().join("d".repeat(100));
     std::fs::create_dir(&deep).unwrap();
     let process = tokio::task::spawn_blocking(move || ServerProcess::start_in(&deep, Settings::new())).await.unwrap();
     assert_eq!(Client::new().get(&process.url("/v2/")).await.status, 200);
-    until("it has said so", async || process.log().contains("control.sock")).await;
+    until("the missing socket is logged", async || process.log().contains("control.sock")).await;
     assert_eq!(process.log().matches("control.sock").count(), 1, "{}", process.log());
-    let said = roadstead(&process.data_dir(), &["du"]).await;
+    let output = roadstead(&process.data_dir(), &["du"]).await;
     let pid = process.pid().unwrap().to_string();
-    assert_eq!(said.code, 1);
-    assert!(said.err.contains("in use") && said.err.contains(&pid), "{}", said.err);
+    assert_eq!(output.code, 1);
+    assert!(output.err.contains("in use") && output.err.contains(&pid), "{}", output.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn explain_takes_a_request_as_it_stands_in_a_log() {
+async fn explain_accepts_request_lines_from_logs() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[1000]);
     upstream.add_image("library/app", "v1", &image);
@@ -103,13 +103,13 @@ async fn explain_takes_a_request_as_it_stands_in_a_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn explain_knows_what_the_running_server_remembers() {
+async fn explain_shows_the_memory_of_the_running_server() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[1000]);
     upstream.add_image("library/app", "v1", &image);
     let mut server = TestServer::mirror_of(&upstream).await;
     server.get("/v2/library/app/manifests/v1").await;
-    // Confirmed long ago, says the file; the server has asked since.
+    // The file has an old confirmation time. The running server has a newer one in memory.
     let file = server.data_dir().join("repositories/docker.io/library/app/_tags/v1");
     let text = std::fs::read_to_string(&file).unwrap();
     let lines = text.lines().map(|line| if line.starts_with("confirmed ") { "confirmed 1000000000" } else { line });
@@ -130,7 +130,7 @@ async fn explain_knows_what_the_running_server_remembers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn questions_that_never_end_keep_nobody_else_waiting() {
+async fn unfinished_control_requests_block_no_other_request() {
     let server = TestServer::builder().start().await;
     let mut half_sent = Vec::new();
     for _ in 0..20 {
@@ -140,7 +140,7 @@ async fn questions_that_never_end_keep_nobody_else_waiting() {
         half_sent.push(stream);
     }
     assert_eq!(roadstead(server.data_dir(), &["du"]).await.code, 0);
-    let mut said = String::new();
-    half_sent[0].read_to_string(&mut said).await.unwrap();
-    assert!(said.starts_with("HTTP/1.1 408 "), "{said}");
+    let mut response = String::new();
+    half_sent[0].read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
 }

@@ -1,5 +1,4 @@
-//! A data folder that somebody has copied, or gone over, so that its files say nothing any more of who pushed them:
-//! pushed content is still not evicted.
+//! A data folder that lost its file permissions, which mark pushed content: that content is still not evicted.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,11 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::disk::files_below;
-use crate::eviction::{blobs, evictions, is_settled, pull, with_bounds};
+use crate::eviction::{blobs, evictions, pull, wait_until_index_ready, with_bounds};
 use crate::scene::{KIB, blob_path};
 use crate::support::{Image, TestServer, Upstream};
 
-/// As a volume does that is made writable for a group at every mount, or a copy without permissions.
+/// Like a copy without permissions, or a volume that is made writable for a group at every mount.
 fn lose_permissions(data: &Path) {
     for file in files_below(data) {
         fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
@@ -26,12 +25,12 @@ struct Scene {
     upstream: Upstream,
     server: TestServer,
     pushed: [(&'static str, Image); 2],
-    /// The index as it was left before anything was pushed.
+    /// The index from before the pushes.
     earlier: tempfile::TempDir,
 }
 
 impl Scene {
-    /// Something that was pushed, and something that was cached before it was pushed; stopped.
+    /// A stopped server with pushed content, part of which was cached before.
     async fn new() -> Self {
         let upstream = Upstream::start().await;
         let mut server = with_bounds(&upstream, "max_size = \"1200KiB\"").await;
@@ -41,7 +40,7 @@ impl Scene {
         let earlier = tempfile::tempdir().unwrap();
         copy(&server.data_dir().join("index"), earlier.path());
         server.restart().await;
-        is_settled(&server).await;
+        wait_until_index_ready(&server).await;
         let both = Image::for_platform("linux/amd64", cached);
         let pushed = [("team/app", Image::new(7, &[300 * KIB, 300 * KIB])), ("team/both", both)];
         for (repo, image) in &pushed {
@@ -51,11 +50,11 @@ impl Scene {
         Self { upstream, server, pushed, earlier }
     }
 
-    /// Starts, makes everything go that may, and looks what is left; twice.
+    /// Starts the server, fills the cache so that all cached content is evicted, and checks the pushed content; twice.
     async fn assert_kept(mut self) {
         for seeds in [0..20, 20..40] {
             self.server.restart().await;
-            is_settled(&self.server).await;
+            wait_until_index_ready(&self.server).await;
             for blob in &blobs(&self.upstream, seeds, 256 * KIB) {
                 pull(&self.server, blob).await;
             }
@@ -71,7 +70,7 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pushed_content_stays_without_permissions_and_without_an_index() {
+async fn pushed_content_stays_without_permissions_or_index() {
     let scene = Scene::new().await;
     let data = scene.server.data_dir();
     lose_permissions(data);
@@ -87,7 +86,7 @@ async fn pushed_content_stays_without_permissions_after_a_clean_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pushed_content_stays_without_permissions_and_with_an_index_that_knows_it_as_cached() {
+async fn pushed_content_stays_when_the_index_lists_it_as_cached() {
     let scene = Scene::new().await;
     let data = scene.server.data_dir();
     lose_permissions(data);

@@ -1,4 +1,4 @@
-//! Credentials of upstreams as a whole server uses them: Docker's helpers on the PATH, and no secret in anything it says.
+//! Upstream credentials in a complete server: Docker's helpers on the PATH, and no secret in any output.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -27,16 +27,16 @@ async fn private() -> (Upstream, Image) {
 }
 
 #[tokio::test]
-async fn a_docker_helper_is_asked_and_nothing_that_is_said_carries_its_secret() {
+async fn a_docker_credential_helper_is_used_without_leaking_its_secret() {
     let (upstream, image) = private().await;
     let folder = tempfile::tempdir().unwrap();
     let host = upstream.addr().to_string();
-    let said = folder.path().join("said");
+    let calls = folder.path().join("calls");
     program(
         &folder.path().join("docker-credential-canary"),
         &format!(
             "echo \"$1 $(cat)\" >> '{}'\necho {CANARY} >&2\necho '{{\"ServerURL\":\"x\",\"Username\":\"ann\",\"Secret\":\"{CANARY}\"}}'",
-            said.display()
+            calls.display()
         ),
     );
     let logins = folder.path().join("config.json");
@@ -58,12 +58,20 @@ async fn a_docker_helper_is_asked_and_nothing_that_is_said_carries_its_secret() 
         assert_eq!(client.get(&server.url(&format!("/v2/org/app/blobs/{}", blob.digest))).await.status, 200);
     }
     assert!(answers.starts_with("200 "), "{answers}");
-    assert_eq!(fs::read_to_string(&said).unwrap(), format!("get {host}\n"), "once, by its host");
+    assert_eq!(
+        fs::read_to_string(&calls).unwrap(),
+        format!("get {host}\n"),
+        "the helper runs once, with the host as its input"
+    );
 
     upstream.require_bearer(Bearer::new().credentials("ann", "another"));
     upstream.script("HEAD", "/v2/org/app/manifests/v1", [Reply::normal()]);
     let stale = client.get(&server.url("/v2/org/app/manifests/v1")).await;
-    assert_eq!((stale.status, stale.header("warning").is_empty()), (200, false), "refused credentials are trouble");
+    assert_eq!(
+        (stale.status, stale.header("warning").is_empty()),
+        (200, false),
+        "refused credentials are an upstream failure"
+    );
     let config = server.config_file();
     let run = |command: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_roadstead"));
@@ -105,9 +113,9 @@ async fn check_and_explain_show_no_secret_of_any_source() {
     }
 }
 
-/// Content of one account's repository is not another's, though both are at one host and here already.
+/// Stored content of one account's repository is not readable with another account of the same host.
 #[tokio::test]
-async fn what_one_account_fetched_the_other_has_to_prove() {
+async fn a_second_account_must_prove_its_access() {
     let (upstream, image) = private().await;
     upstream.add_image("other/app", "v1", &Image::new(2, &[10]));
     let layer = &image.blobs().next().unwrap().digest.clone();
@@ -121,8 +129,8 @@ async fn what_one_account_fetched_the_other_has_to_prove() {
         .await;
     assert_eq!(server.get("/v2/org/app/manifests/v1").await.status, 200);
     assert_eq!(server.get(&format!("/v2/org/app/blobs/{layer}")).await.status, 200);
-    until("the blob is here", async || server.metric("roadstead_fills_in_flight", &[]).await == 0.0).await;
+    until("the fill has ended", async || server.metric("roadstead_fills_in_flight", &[]).await == 0.0).await;
     for path in ["manifests/v1".to_owned(), format!("blobs/{layer}")] {
-        assert_eq!(server.get(&format!("/v2/other/app/{path}")).await.status, 404, "{path}: nobody in particular");
+        assert_eq!(server.get(&format!("/v2/other/app/{path}")).await.status, 404, "{path}: an anonymous account");
     }
 }

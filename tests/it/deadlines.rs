@@ -1,4 +1,4 @@
-//! What is not HTTP, and who keeps a connection waiting: every wait has an end.
+//! Malformed HTTP and slow clients: every wait on a connection has a deadline.
 
 use std::time::Duration;
 
@@ -10,50 +10,50 @@ use crate::scene::until;
 use crate::support::image::OCI_LAYER;
 use crate::support::{Conn, Content, Gate, Image, Reply, TestServer, Upstream, random_bytes};
 
-/// Far above any deadline that is set here, far below those by default.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Far above the deadlines configured here, far below the default ones.
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// All that the server says to these bytes until it closes the connection.
-async fn all_said_to(server: &TestServer, bytes: &[u8]) -> String {
+/// Sends these bytes and returns everything that the server sends until it closes the connection.
+async fn full_response(server: &TestServer, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(server.addr()).await.unwrap();
     stream.write_all(bytes).await.unwrap();
-    let mut said = Vec::new();
-    // A reset is an end, too.
-    let end = timeout(PATIENCE, stream.read_to_end(&mut said)).await;
-    assert!(end.is_ok(), "the connection is still open after {:?}", String::from_utf8_lossy(&said));
-    String::from_utf8_lossy(&said).into_owned()
+    let mut response = Vec::new();
+    // A reset also ends the connection.
+    let end = timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await;
+    assert!(end.is_ok(), "the connection is still open after {:?}", String::from_utf8_lossy(&response));
+    String::from_utf8_lossy(&response).into_owned()
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_told_so_in_http() {
+async fn malformed_http_gets_an_http_error() {
     let server = TestServer::builder().start().await;
     let client_hello = [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".as_slice(), &random_bytes(1, 506)].concat();
     for (what, bytes) in [
         ("a TLS ClientHello", client_hello.as_slice()),
         ("garbage", b"\x00\x01\x02\xff\xfe\r\n\r\n"),
         ("no version", b"GET /v2/\r\n\r\n"),
-        ("a version of the future", b"GET /v2/ HTTP/9.9\r\n\r\n"),
+        ("an unknown version", b"GET /v2/ HTTP/9.9\r\n\r\n"),
         ("no target", b"GET  HTTP/1.1\r\n\r\n"),
         ("a header without a name", b"GET /v2/ HTTP/1.1\r\n: x\r\n\r\n"),
         ("a target with a space", b"GET /v2/a b/tags/list HTTP/1.1\r\n\r\n"),
         ("two lengths", b"PUT /v2/a/manifests/b HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx"),
-        ("a length that is none", b"PUT /v2/a/manifests/b HTTP/1.1\r\nContent-Length: -1\r\n\r\n"),
+        ("an invalid length", b"PUT /v2/a/manifests/b HTTP/1.1\r\nContent-Length: -1\r\n\r\n"),
         ("SSH", b"SSH-2.0-OpenSSH_9.9\r\n"),
     ] {
-        let said = all_said_to(&server, bytes).await;
-        assert!(said.starts_with("HTTP/1.1 400 ") || said.starts_with("HTTP/1.0 400 "), "{what}: {said}");
+        let response = full_response(&server, bytes).await;
+        assert!(response.starts_with("HTTP/1.1 400 ") || response.starts_with("HTTP/1.0 400 "), "{what}: {response}");
     }
     assert_eq!(server.get("/v2/").await.status, 200);
 }
 
 #[tokio::test]
-async fn a_head_that_is_never_finished_ends_with_its_deadline() {
+async fn unfinished_request_headers_end_at_their_deadline() {
     let builder = TestServer::builder().config("[server]\nhead_timeout = \"300ms\"\nkeep_alive = \"300ms\"");
     let server = builder.start().await;
     for begun in ["", "G", "GET /v2/ HTTP/1.1\r\n", "GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Slow: a"] {
-        assert_eq!(all_said_to(&server, begun.as_bytes()).await, "", "{begun:?}");
+        assert_eq!(full_response(&server, begun.as_bytes()).await, "", "{begun:?}");
     }
-    // One that drips a byte now and then does not begin the clock anew.
+    // A byte now and then does not restart the clock.
     let mut stream = TcpStream::connect(server.addr()).await.unwrap();
     let drip = async {
         for byte in "GET /v2/ HTTP/1.1\r\nX-Slow: ".bytes().chain(std::iter::repeat(b'x')) {
@@ -63,14 +63,14 @@ async fn a_head_that_is_never_finished_ends_with_its_deadline() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, drip).await.expect("the server closes");
-    // And a connection that is idle between requests is closed, after a whole answer.
-    let said = all_said_to(&server, b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
-    assert!(said.starts_with("HTTP/1.1 200 ") && said.ends_with("{}"), "{said}");
+    timeout(TEST_TIMEOUT, drip).await.expect("the server closes the connection");
+    // A connection that is idle after a complete response is closed, too.
+    let response = full_response(&server, b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("{}"), "{response}");
 }
 
 #[tokio::test]
-async fn a_request_that_is_being_answered_has_no_deadline_of_its_connection() {
+async fn a_request_in_progress_outlives_the_idle_deadline() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[300_000]);
     upstream.add_image("library/a", "1", &image);
@@ -88,36 +88,36 @@ async fn a_request_that_is_being_answered_has_no_deadline_of_its_connection() {
 }
 
 #[tokio::test]
-async fn an_upload_that_stands_still_ends_and_its_session_goes_on() {
+async fn a_stalled_upload_ends_and_its_session_resumes() {
     let server = TestServer::builder().config("[server]\nprogress_timeout = \"300ms\"").start().await;
     let content = Content::new(OCI_LAYER, random_bytes(1, 100));
     let location = server.client().start_upload(&server.url(""), "team/app").await;
     let path = location.replace(&server.url(""), "");
     let head = format!("PATCH {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n");
-    let said = all_said_to(&server, &[head.as_bytes(), &content.bytes[..40]].concat()).await;
-    assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("BLOB_UPLOAD_INVALID"), "{said}");
+    let response = full_response(&server, &[head.as_bytes(), &content.bytes[..40]].concat()).await;
+    assert!(response.starts_with("HTTP/1.1 400 ") && response.contains("BLOB_UPLOAD_INVALID"), "{response}");
     assert_eq!(server.client().get(&location).await.header("range"), "0-39");
     let url = format!("{location}?digest={}", content.digest);
     assert_eq!(server.client().send("PUT", &url, &[], content.bytes.slice(40..)).await.status, 201);
     let manifest = "PUT /v2/team/app/manifests/1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{";
-    assert!(all_said_to(&server, manifest.as_bytes()).await.starts_with("HTTP/1.1 400 "));
+    assert!(full_response(&server, manifest.as_bytes()).await.starts_with("HTTP/1.1 400 "));
 }
 
 #[tokio::test]
-async fn a_client_that_stops_reading_is_let_go() {
+async fn a_client_that_stops_reading_is_disconnected() {
     let server = TestServer::builder().config("[server]\nprogress_timeout = \"300ms\"").start().await;
     let content = Content::new(OCI_LAYER, random_bytes(1, 32 << 20));
     server.client().push_blob(&server.url(""), "team/app", &content).await;
     let request = format!("GET /v2/team/app/blobs/{} HTTP/1.1\r\nHost: x\r\n\r\n", content.digest);
     let conn = Conn::ask_with_small_buffer(server.addr(), &request).await.unwrap();
     let blobs = [("handler", "blob")];
-    until("nobody is being served", async || server.metric("registry_http_in_flight_requests", &blobs).await == 0.0)
+    until("no request is in flight", async || server.metric("registry_http_in_flight_requests", &blobs).await == 0.0)
         .await;
     drop(conn);
 }
 
 #[tokio::test]
-async fn no_more_connections_are_served_at_once_than_configured() {
+async fn connections_are_limited_to_the_configured_number() {
     let server = TestServer::builder().config("[server]\nmax_connections = 2").start().await;
     let held = [TcpStream::connect(server.addr()).await.unwrap(), TcpStream::connect(server.addr()).await.unwrap()];
     let (client, url) = (server.client().clone(), server.url("/v2/"));
@@ -125,5 +125,5 @@ async fn no_more_connections_are_served_at_once_than_configured() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!waiting.is_finished());
     drop(held);
-    assert_eq!(timeout(PATIENCE, waiting).await.expect("its turn comes").unwrap(), 200);
+    assert_eq!(timeout(TEST_TIMEOUT, waiting).await.expect("the connection is served in its turn").unwrap(), 200);
 }

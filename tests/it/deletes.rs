@@ -1,4 +1,4 @@
-//! What is deleted is gone with the answer, whatever had it in memory; and only that is gone.
+//! A delete takes effect with its response, whatever was in memory, and removes nothing else.
 
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// An image under three tags here and one elsewhere, and a signature of it.
+    /// An image under three tags in one repository and one tag in another, and a signature of it.
     async fn start() -> Self {
         let scene = Self::empty().await;
         scene.push_all().await;
@@ -43,7 +43,7 @@ impl Scene {
         self.server.delete(&format!("/v2/{REPO}/{what}")).await.status
     }
 
-    /// What every way to look at it says, each asked twice: once it may come from the disk, once from memory.
+    /// Reads the state in every way, twice each: once possibly from disk, once from memory.
     async fn look(&self) -> Value {
         let mut seen = Vec::new();
         for _ in 0..2 {
@@ -68,7 +68,7 @@ impl Scene {
             let referrers = referrers["manifests"].as_array().map(Vec::len);
             seen.push(json!({"found": found, "tags": tags, "referrers": referrers}));
         }
-        assert_eq!(seen[0], seen[1], "the disk and the memory agree");
+        assert_eq!(seen[0], seen[1], "disk and memory agree");
         seen.swap_remove(0)
     }
 }
@@ -78,7 +78,7 @@ fn seen(found: [bool; 5], tags: &[&str], referrers: usize) -> Value {
 }
 
 #[tokio::test]
-async fn each_delete_is_visible_at_once_and_nothing_else_goes() {
+async fn each_delete_is_visible_at_once_and_removes_nothing_else() {
     let scene = Scene::start().await;
     let (image, layer) = (scene.image.digest().to_owned(), scene.image.layers[0].digest.clone());
     assert_eq!(scene.look().await, seen([true; 5], &["v1", "v2", "v3"], 1));
@@ -95,25 +95,25 @@ async fn each_delete_is_visible_at_once_and_nothing_else_goes() {
         let other = format!("/v2/team/other/{what}");
         assert_eq!(scene.server.get(&other).await.status, 200, "{other}");
     }
-    // The name stays ours, and takes everything again.
+    // The name stays local and accepts the same pushes again.
     assert_eq!(scene.server.get("/v2/_catalog").await.json()["repositories"], json!([REPO, "team/other"]));
     scene.push_all().await;
     assert_eq!(scene.look().await, seen([true; 5], &["v1", "v2", "v3"], 1));
 }
 
 #[tokio::test]
-async fn a_manifest_that_is_gone_is_no_blob_either() {
+async fn a_deleted_manifest_is_not_served_as_a_blob() {
     let scene = Scene::start().await;
     let blob = format!("blobs/{}", scene.image.digest());
     let path = format!("/v2/{REPO}/{blob}");
-    // containerd asks for a manifest as a blob, too.
+    // containerd also requests manifests as blobs.
     assert_eq!(scene.server.get(&path).await.body, scene.image.manifest.bytes);
     assert_eq!(scene.delete(&format!("manifests/{}", scene.image.digest())).await, 202);
     assert_eq!((scene.server.get(&path).await.status, scene.delete(&blob).await), (404, 404));
 }
 
 #[tokio::test]
-async fn what_a_manifest_needs_cannot_have_been_deleted_before_it_is_pushed() {
+async fn a_manifest_cannot_refer_to_deleted_content() {
     let scene = Scene::start().await;
     let layer = &scene.image.layers[0];
     assert_eq!(scene.delete(&format!("blobs/{}", layer.digest)).await, 202);
@@ -128,7 +128,7 @@ async fn what_a_manifest_needs_cannot_have_been_deleted_before_it_is_pushed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_and_pushers_beside_a_delete_see_all_of_it_or_nothing() {
+async fn concurrent_requests_see_a_delete_atomically() {
     let scene = Scene::start().await;
     let path = format!("/v2/{REPO}/manifests/v1");
     for _ in 0..10 {
@@ -138,14 +138,14 @@ async fn readers_and_pushers_beside_a_delete_see_all_of_it_or_nothing() {
         for answer in answers {
             assert!(answer.status == 404 || answer.body == scene.image.manifest.bytes, "{}", answer.status);
         }
-        assert_eq!(scene.server.get(&path).await.status, 404, "no reader has put it back into memory");
+        assert_eq!(scene.server.get(&path).await.status, 404, "no concurrent reader has cached it again");
         scene.server.client().push_manifest(&scene.server.url(""), REPO, "v1", &scene.image.manifest).await;
         assert_eq!(scene.server.get(&path).await.status, 200);
     }
 }
 
 #[tokio::test]
-async fn a_download_that_has_begun_ends_well_though_its_blob_is_deleted() {
+async fn a_download_completes_after_its_blob_is_deleted() {
     let scene = Scene::empty().await;
     let content = crate::scene::blob(7, 4 << 20);
     scene.server.client().push_blob(&scene.server.url(""), REPO, &content).await;
@@ -155,6 +155,6 @@ async fn a_download_that_has_begun_ends_well_though_its_blob_is_deleted() {
     assert_eq!(scene.delete(&format!("blobs/{}", content.digest)).await, 202);
     assert_eq!(scene.server.get(&path).await.status, 404);
     let (rest, ended) = reader.rest().await;
-    assert_eq!(ended, crate::support::Ended::Whole);
+    assert_eq!(ended, crate::support::Ended::Complete);
     assert!([&first[..], &rest].concat() == content.bytes);
 }

@@ -1,4 +1,4 @@
-//! What a data folder holds, for tests that look behind the API.
+//! Access to the files of a data folder, for tests that look behind the API.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use crate::scene::{KIB, REPO, blob, blob_path, until};
 use crate::support::{Image, TestServer, Upstream};
 
-/// Where the content of a digest lies.
+/// The path of a blob's file.
 pub fn blob_file(data: &Path, digest: &str) -> PathBuf {
     let (algorithm, hex) = digest.split_once(':').expect("a digest");
     data.join("blobs").join(algorithm).join(&hex[..2]).join(hex)
 }
 
-/// Every file below a folder, in order.
+/// Every file below a folder, sorted.
 pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -26,7 +26,7 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The index, once sled's threads have let go of it: they hold it a moment longer than the server.
+/// Opens the index once sled's threads have released it, which is a moment after the server has stopped.
 pub fn open_index(index: &Path) -> sled::Db {
     let mut tries = (0..500).map(|_| {
         std::thread::sleep(Duration::from_millis(10));
@@ -35,8 +35,8 @@ pub fn open_index(index: &Path) -> sled::Db {
     tries.find_map(Result::ok).expect("the index can be opened")
 }
 
-/// Waits until nothing is left of what was under way: no spool file, no open upload.
-pub async fn settled(data: &Path) {
+/// Waits until there is no spool file and no open upload.
+pub async fn wait_until_idle(data: &Path) {
     for folder in ["spool", "uploads"] {
         let folder = data.join(folder);
         until(&format!("{} is empty", folder.display()), async || entries(&folder) == 0).await;
@@ -48,7 +48,7 @@ fn entries(folder: &Path) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn folders_that_somebody_removed_are_made_again() {
+async fn removed_folders_are_created_again() {
     let upstream = Upstream::start().await;
     let (cached, pushed) = (blob(1, 10 * KIB), Image::new(2, &[10 * KIB]));
     upstream.add_blob(REPO, &cached);
@@ -63,12 +63,12 @@ async fn folders_that_somebody_removed_are_made_again() {
     for _ in 0..2 {
         assert_eq!(server.get(&blob_path(REPO, &cached)).await.body, cached.bytes);
     }
-    assert_eq!(upstream.count("GET", &blob_path(REPO, &cached)), 1, "it was kept");
+    assert_eq!(upstream.count("GET", &blob_path(REPO, &cached)), 1, "the blob was stored");
     server.client().push_image(&server.url(""), "team/app", "v1", &pushed).await;
     assert_eq!(server.get("/v2/team/app/manifests/v1").await.body, pushed.manifest.bytes);
     assert_eq!(server.get("/readyz").await.status, 200);
 
-    // A disk that is not mounted any more is another matter.
+    // Without the data folder itself, as with an unmounted disk, nothing is created.
     std::fs::remove_dir_all(data.join("spool")).unwrap();
     std::fs::remove_file(data.join("lock")).unwrap();
     assert_eq!(server.get("/readyz").await.status, 503);

@@ -1,4 +1,4 @@
-//! A cache within its bounds: what goes, in which order, and what never does.
+//! Eviction: the bounds of the cache, the eviction order, and what is never evicted.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ fn bytes_stored(data: &Path) -> u64 {
             match fs::metadata(&path) {
                 Ok(found) if found.is_dir() => folders.push(path),
                 Ok(found) => bytes += found.len(),
-                // Evicted between the two looks.
+                // Evicted since the listing.
                 Err(_) => {}
             }
         }
@@ -35,7 +35,7 @@ pub fn blobs(upstream: &Upstream, seeds: std::ops::Range<u64>, size: usize) -> V
 
 pub async fn pull(server: &TestServer, blob: &Content) {
     let answer = server.get(&blob_path(REPO, blob)).await;
-    assert!(answer.status == 200 && answer.body == blob.bytes, "{} comes whole", blob.digest);
+    assert!(answer.status == 200 && answer.body == blob.bytes, "{} arrives completely", blob.digest);
     settle(server).await;
 }
 
@@ -49,12 +49,12 @@ async fn pull_image(server: &TestServer, tag: &str, image: &Image) {
 pub async fn with_bounds(upstream: &Upstream, cache: &str) -> TestServer {
     let builder = TestServer::builder().upstream("docker.io", upstream).default_upstream("docker.io");
     let server = builder.config(&format!("[cache]\nmin_free = \"0B\"\n{cache}")).start().await;
-    is_settled(&server).await;
+    wait_until_index_ready(&server).await;
     server
 }
 
-/// Nothing is evicted before the order of last use is known.
-pub async fn is_settled(server: &TestServer) {
+/// Nothing is evicted before the order of last uses is known.
+pub async fn wait_until_index_ready(server: &TestServer) {
     until("the index is ready", async || server.metric("roadstead_index_ready", &[]).await == 1.0).await;
 }
 
@@ -63,7 +63,7 @@ pub async fn evictions(server: &TestServer) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cache_never_holds_more_than_its_size_and_what_went_is_fetched_again() {
+async fn the_cache_stays_within_max_size_and_refetches_evicted_content() {
     let upstream = Upstream::start().await;
     let server = with_bounds(&upstream, "max_size = \"2MiB\"").await;
     let blobs = blobs(&upstream, 0..20, 256 * KIB);
@@ -73,20 +73,20 @@ async fn the_cache_never_holds_more_than_its_size_and_what_went_is_fetched_again
     }
     assert!(!is_stored(server.data_dir(), &blobs[0]) && is_stored(server.data_dir(), &blobs[19]));
     let kept = blobs.iter().filter(|blob| is_stored(server.data_dir(), blob)).count();
-    assert!(kept >= 6, "{kept} of at most 7 are kept: no more went than had to");
+    assert!(kept >= 6, "{kept} of at most 7 are stored: no more than necessary was evicted");
     assert_eq!(evictions(&server).await as usize, 20 - kept);
     let bytes = server.metric("roadstead_evicted_bytes_total", &[]).await as usize;
     assert_eq!(bytes, (20 - kept) * 256 * KIB);
     assert_eq!(server.metric("roadstead_storage_bytes", &[("class", "cached")]).await as usize, kept * 256 * KIB);
     upstream.forget();
     pull(&server, &blobs[19]).await;
-    assert_eq!(upstream.total(), 0, "what stayed is served");
+    assert_eq!(upstream.total(), 0, "stored blobs are served");
     pull(&server, &blobs[0]).await;
-    assert_eq!(upstream.count("GET", &blob_path(REPO, &blobs[0])), 1, "what went is fetched again");
+    assert_eq!(upstream.count("GET", &blob_path(REPO, &blobs[0])), 1, "an evicted blob is fetched again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_used_goes_after_what_was_not() {
+async fn used_content_is_evicted_after_unused_content() {
     let upstream = Upstream::start().await;
     let server = with_bounds(&upstream, "max_size = \"1200KiB\"").await;
     let blobs = blobs(&upstream, 0..12, 256 * KIB);
@@ -97,19 +97,19 @@ async fn what_was_used_goes_after_what_was_not() {
         pull(&server, &blobs[0]).await;
         pull(&server, blob).await;
     }
-    assert!(is_stored(server.data_dir(), &blobs[0]), "used before each of the others came");
+    assert!(is_stored(server.data_dir(), &blobs[0]), "it was used before each of the others arrived");
     assert!(!is_stored(server.data_dir(), &blobs[1]));
     assert_eq!(upstream.count("GET", &blob_path(REPO, &blobs[0])), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pushed_content_is_never_evicted_also_when_it_was_cached_before() {
+async fn pushed_content_is_not_evicted_even_if_cached_before() {
     let upstream = Upstream::start().await;
     let server = with_bounds(&upstream, "max_size = \"1200KiB\"").await;
     let blobs = blobs(&upstream, 100..120, 256 * KIB);
     let pushed = Image::new(7, &[300 * KIB, 300 * KIB, 300 * KIB, 300 * KIB]);
     server.client().push_image(&server.url(""), "team/app", "v1", &pushed).await;
-    // Cached first, and then uploaded by somebody.
+    // Cached first, then uploaded.
     pull(&server, &blobs[0]).await;
     let both = Image::for_platform("linux/amd64", vec![blobs[0].clone()]);
     server.client().push_image(&server.url(""), "team/both", "v1", &both).await;
@@ -126,7 +126,7 @@ async fn pushed_content_is_never_evicted_also_when_it_was_cached_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_reads_stays_until_he_has_read_it() {
+async fn content_being_read_is_not_evicted() {
     let upstream = Upstream::start().await;
     let server = with_bounds(&upstream, "max_size = \"24MiB\"").await;
     let read = blob(1, 16 * MIB);
@@ -137,12 +137,12 @@ async fn what_somebody_reads_stays_until_he_has_read_it() {
     for blob in &small {
         pull(&server, blob).await;
     }
-    assert!(is_stored(server.data_dir(), &read), "the oldest, but somebody reads it");
+    assert!(is_stored(server.data_dir(), &read), "the oldest blob, but it is being read");
     assert!(evictions(&server).await > 0.0);
     let (body, ended) = slow.rest().await;
-    assert!(ended == Ended::Whole && body == read.bytes);
+    assert!(ended == Ended::Complete && body == read.bytes);
     drop(slow);
-    until("it may go like any other", async || {
+    until("it can be evicted like any other", async || {
         for blob in &small {
             pull(&server, blob).await;
         }
@@ -152,13 +152,13 @@ async fn what_somebody_reads_stays_until_he_has_read_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_served_manifest_refers_to_is_shielded() {
+async fn references_of_a_served_manifest_are_shielded() {
     let upstream = Upstream::start().await;
     let server = with_bounds(&upstream, "max_size = \"3MiB\"").await;
     let image = Image::new(3, &[400 * KIB, 400 * KIB]);
     upstream.add_image(REPO, "v1", &image);
     pull_image(&server, "v1", &image).await;
-    // Served once more: the first time, what it refers to had not come yet.
+    // Served once more: the first time, its blobs were not stored yet.
     server.get(&format!("/v2/{REPO}/manifests/{}", image.manifest.digest)).await;
     let others = blobs(&upstream, 10..30, 256 * KIB);
     for blob in &others {
@@ -166,16 +166,16 @@ async fn what_a_served_manifest_refers_to_is_shielded() {
     }
     assert!(evictions(&server).await > 0.0);
     let mut parts = image.layers.iter().chain([&image.config, &image.manifest]);
-    assert!(parts.all(|part| is_stored(server.data_dir(), part)), "its own use was long ago");
+    assert!(parts.all(|part| is_stored(server.data_dir(), part)), "shielded although their own last use is older");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_manifest_go_its_link_and_its_tags() {
+async fn eviction_of_a_manifest_removes_its_link_and_tags() {
     names_go_with_their_manifest(|_| {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_manifest_go_its_link_and_its_tags_also_when_the_index_was_lost() {
+async fn eviction_removes_links_and_tags_after_the_index_was_lost() {
     names_go_with_their_manifest(|data| fs::remove_dir_all(data.join("index")).unwrap()).await;
 }
 
@@ -190,27 +190,24 @@ async fn names_go_with_their_manifest(while_stopped: fn(&Path)) {
     settle(&server).await;
     let repositories = server.data_dir().join("repositories/docker.io");
     assert!(repositories.join("org/deep/app/_tags/v1").exists());
-    // What is shielded is known in memory only.
+    // Shields are kept in memory only.
     server.stop_running().await;
     while_stopped(server.data_dir());
     server.restart().await;
-    is_settled(&server).await;
+    wait_until_index_ready(&server).await;
     for blob in &blobs(&upstream, 10..30, 256 * KIB) {
         pull(&server, blob).await;
     }
     assert!(!is_stored(server.data_dir(), &image.manifest));
     let names = repositories.join("org/deep/app");
-    assert!(
-        !names.join("_tags").exists() && !names.join("_manifests").exists(),
-        "nobody could be served what they say"
-    );
+    assert!(!names.join("_tags").exists() && !names.join("_manifests").exists(), "the content of the names is gone");
     upstream.forget();
     assert_eq!(server.get(tag).await.body, image.manifest.bytes);
     assert_eq!(upstream.count("GET", tag), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pinned_image_is_kept_whatever_happens() {
+async fn a_pinned_image_is_never_evicted() {
     let upstream = Upstream::start().await;
     let pins = "max_size = \"2MiB\"\npin = [\"docker.io/library/app:v*\"]";
     let mut server = with_bounds(&upstream, pins).await;
@@ -221,7 +218,7 @@ async fn a_pinned_image_is_kept_whatever_happens() {
     pull_image(&server, "edge", &other).await;
     for seeds in [10..30, 30..50] {
         server.restart().await;
-        is_settled(&server).await;
+        wait_until_index_ready(&server).await;
         for blob in &blobs(&upstream, seeds, 256 * KIB) {
             pull(&server, blob).await;
         }
@@ -234,7 +231,7 @@ async fn a_pinned_image_is_kept_whatever_happens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_larger_than_the_cache_passes_through_and_nothing_goes_for_it() {
+async fn a_blob_larger_than_the_cache_evicts_nothing() {
     let upstream = Upstream::start().await;
     let server = with_bounds(&upstream, "max_size = \"2MiB\"").await;
     let small = blobs(&upstream, 0..4, 256 * KIB);
@@ -251,19 +248,19 @@ async fn what_is_larger_than_the_cache_passes_through_and_nothing_goes_for_it() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_smaller_size_takes_effect_at_the_next_start() {
+async fn a_smaller_max_size_takes_effect_at_the_next_start() {
     let upstream = Upstream::start().await;
     let mut server = with_bounds(&upstream, "max_size = \"20MiB\"").await;
     for blob in &blobs(&upstream, 0..12, MIB) {
         pull(&server, blob).await;
     }
     server.restart_with("[cache]\nmax_size = \"5MiB\"").await;
-    until("it is within its bounds again", async || bytes_stored(server.data_dir()) <= 5 * MIB as u64).await;
-    assert!(bytes_stored(server.data_dir()) >= 3 * MIB as u64, "and no emptier than it has to be");
+    until("the cache is within its bounds again", async || bytes_stored(server.data_dir()) <= 5 * MIB as u64).await;
+    assert!(bytes_stored(server.data_dir()) >= 3 * MIB as u64, "no more than necessary was evicted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_goes_while_a_backup_copies() {
+async fn nothing_is_evicted_during_a_backup() {
     let upstream = Upstream::start().await;
     let first = blobs(&upstream, 0..8, 128 * KIB);
     let server = with_bounds(&upstream, "max_size = \"1200KiB\"").await;
@@ -277,9 +274,9 @@ async fn nothing_goes_while_a_backup_copies() {
     }
     assert_eq!(evictions(&server).await, 0.0);
     assert!(first.iter().all(|blob| is_stored(server.data_dir(), blob)));
-    assert!(server.metric("roadstead_no_room_total", &[]).await > 0.0, "what finds no room passes by");
+    assert!(server.metric("roadstead_no_room_total", &[]).await > 0.0, "content without room bypasses the store");
     assert_eq!(roadstead(server.data_dir(), &["backup-lease", "--release"]).await.code, 0);
-    until("what is asked for is kept again", async || {
+    until("requested content is stored again", async || {
         pull(&server, &more[3]).await;
         is_stored(server.data_dir(), &more[3])
     })

@@ -1,12 +1,14 @@
-//! One fill, many followers: what the upstream is asked, and what happens when it answers badly.
+//! One fill, many followers: upstream requests, and failures of the upstream.
 
 use std::time::Duration;
 
-use crate::scene::{HELD_BACK, KIB, MIB, REPO, Scene, blob, blob_path, files_below, is_stored, settle, until};
+use crate::scene::{
+    HELD_BACK_TAIL_BYTES, KIB, MIB, REPO, Scene, blob, blob_path, files_below, is_stored, settle, until,
+};
 use crate::support::{Conn, Ended, Gate, Image, Reply, TestServer, Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_clients_are_one_get_and_all_have_bytes_before_the_upstream_has_sent_them_all() {
+async fn many_clients_share_one_get_and_stream_before_it_ends() {
     const CLIENTS: usize = 24;
     let scene = Scene::with_blob(2 * MIB).await;
     let gate = Gate::new();
@@ -16,14 +18,14 @@ async fn many_clients_are_one_get_and_all_have_bytes_before_the_upstream_has_sen
     for _ in 0..CLIENTS {
         let mut client = Conn::get(addr, &scene.path()).await;
         assert_eq!(client.status, 200);
-        // The upstream waits for this: if bytes were kept from any client, nobody would ever go on.
+        // The upstream waits for all clients to read: a client without bytes would block the test for ever.
         assert_eq!(client.take(1).await, scene.bytes()[..1]);
         clients.push(client);
     }
     gate.open();
     for mut client in clients {
         let (rest, ended) = client.rest().await;
-        assert_eq!(ended, Ended::Whole);
+        assert_eq!(ended, Ended::Complete);
         assert!(rest == scene.bytes()[1..]);
     }
     assert_eq!(scene.fetches(), 1);
@@ -38,7 +40,7 @@ async fn many_clients_are_one_get_and_all_have_bytes_before_the_upstream_has_sen
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_byte_goes_on_as_soon_as_the_upstream_sends_one() {
+async fn the_first_byte_is_forwarded_as_soon_as_it_arrives() {
     let scene = Scene::with_blob(MIB).await;
     let gate = Gate::new();
     scene.upstream.script("GET", &scene.path(), [Reply::normal().wait_after(1, &gate)]);
@@ -46,11 +48,11 @@ async fn the_first_byte_goes_on_as_soon_as_the_upstream_sends_one() {
     assert_eq!(client.header("content-length"), MIB.to_string());
     assert_eq!(client.take(1).await, scene.bytes()[..1]);
     gate.open();
-    assert_eq!(client.rest().await.1, Ended::Whole);
+    assert_eq!(client.rest().await.1, Ended::Complete);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_warm_blob_asks_nobody_and_survives_a_restart_and_a_dead_upstream() {
+async fn a_warm_blob_needs_no_upstream_even_after_a_restart() {
     let mut scene = Scene::with_blob(300 * KIB).await;
     assert!(scene.server.get(&scene.path()).await.body == scene.bytes());
     scene.settle().await;
@@ -66,8 +68,8 @@ async fn a_warm_blob_asks_nobody_and_survives_a_restart_and_a_dead_upstream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_bytes_are_never_a_whole_answer_whatever_the_size_and_the_next_request_starts_afresh() {
-    let sizes = [1, KIB, HELD_BACK, HELD_BACK + 1, MIB];
+async fn wrong_bytes_never_form_a_complete_response() {
+    let sizes = [1, KIB, HELD_BACK_TAIL_BYTES, HELD_BACK_TAIL_BYTES + 1, MIB];
     futures_util::future::join_all(sizes.map(wrong_bytes_of)).await;
 }
 
@@ -82,15 +84,15 @@ async fn wrong_bytes_of(size: usize) {
         scene.upstream.always("GET", &scene.path(), bad);
         let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
         let (body, ended) = client.rest().await;
-        let whole = client.status == 200 && ended == Ended::Whole;
-        assert!(!whole, "{what} of {size}: {} bytes whole", body.len());
-        // Only where the upstream announces more than is held back may the answer have begun.
+        let whole = client.status == 200 && ended == Ended::Complete;
+        assert!(!whole, "{what} of {size}: {} bytes as a complete body", body.len());
+        // The response may have started only where the announced length exceeds the held-back tail.
         let announced = client.header("content-length").parse().unwrap_or(size);
-        assert!(client.status == 502 || size.max(announced) > HELD_BACK, "{what} of {size}");
+        assert!(client.status == 502 || size.max(announced) > HELD_BACK_TAIL_BYTES, "{what} of {size}");
         scene.settle().await;
         assert!(!scene.is_stored(), "{what} of {size}");
         scene.upstream.end_scripts();
-        // Failures are shared for a second; this is a later request.
+        // A failure is shared for one second; this request comes later.
         tokio::time::sleep(Duration::from_millis(1050)).await;
     }
     assert!(scene.server.get(&scene.path()).await.body == scene.bytes(), "{size}");
@@ -99,7 +101,7 @@ async fn wrong_bytes_of(size: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_follower_of_a_fill_that_fails_learns_it_and_nobody_gets_an_end() {
+async fn every_follower_of_a_failed_fill_gets_an_error() {
     const CLIENTS: usize = 10;
     let scene = Scene::with_blob(MIB).await;
     let gate = Gate::new();
@@ -114,14 +116,14 @@ async fn every_follower_of_a_fill_that_fails_learns_it_and_nobody_gets_an_end() 
     }
     gate.open();
     for mut client in clients {
-        assert_ne!(client.rest().await.1, Ended::Whole);
+        assert_ne!(client.rest().await.1, Ended::Complete);
     }
     scene.settle().await;
-    assert!(scene.fetches() <= 2, "the fill, and perhaps a fresh one while somebody was still there");
+    assert!(scene.fetches() <= 2, "the fill, and perhaps a second generation for a remaining follower");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_is_shared_and_remembered_for_a_moment_and_an_absence_for_longer() {
+async fn failures_are_shared_briefly_and_absences_are_cached() {
     let scene = Scene::with_blob(MIB).await;
     let gate = Gate::new();
     let path = scene.path();
@@ -148,7 +150,7 @@ async fn a_failure_is_shared_and_remembered_for_a_moment_and_an_absence_for_long
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_of_unknown_length_is_chunked_unless_a_manifest_or_head_says_how_long_it_is() {
+async fn a_blob_is_chunked_only_if_its_length_is_unknown() {
     let upstream = Upstream::start().await;
     let image = Image::new(3, &[300 * KIB]);
     upstream.add_image(REPO, "v1", &image);
@@ -171,11 +173,11 @@ async fn a_blob_of_unknown_length_is_chunked_unless_a_manifest_or_head_says_how_
     assert_eq!(client.header("transfer-encoding"), "chunked");
     gate.open();
     let (body, ended) = client.rest().await;
-    assert!(body == other.bytes && ended == Ended::Whole);
+    assert!(body == other.bytes && ended == Ended::Complete);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_http10_client_is_told_the_length_or_an_error_but_never_a_part() {
+async fn an_http10_client_never_gets_a_truncated_body() {
     let scene = Scene::with_blob(300 * KIB).await;
     let path = scene.path();
     let blind = || Reply::normal().chunked();
@@ -192,7 +194,7 @@ async fn a_http10_client_is_told_the_length_or_an_error_but_never_a_part() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_blob_is_a_blob() {
+async fn an_empty_blob_is_served() {
     let scene = Scene::with_blob(0).await;
     for _ in 0..2 {
         let answer = scene.server.get(&scene.path()).await;
@@ -219,7 +221,7 @@ async fn a_client_that_leaves_does_not_end_the_fill() {
     assert_eq!(scene.fetches(), 1);
 }
 
-/// Starts fills of `count` blobs of `REPO`, each stopped half-way, and leaves them.
+/// Starts fills of `count` blobs of `REPO`, each held half-way, and lets their clients leave.
 async fn abandon(server: &TestServer, upstream: &Upstream, gate: &Gate, count: u64) -> Vec<crate::support::Content> {
     let blobs: Vec<_> = (0..count).map(|n| blob(100 + n, MIB)).collect();
     for (blob, n) in blobs.iter().zip(2..) {
@@ -232,42 +234,42 @@ async fn abandon(server: &TestServer, upstream: &Upstream, gate: &Gate, count: u
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_the_fills_that_nobody_follows_four_go_on_and_the_least_done_are_given_up() {
+async fn four_fills_without_followers_continue_the_others_stop() {
     let upstream = Upstream::start().await;
     upstream.add_image(REPO, "v1", &Image::new(5, &[10]));
     let server = TestServer::mirror_of(&upstream).await;
     server.get(&format!("/v2/{REPO}/manifests/v1")).await;
     let gate = Gate::new();
     let blobs = abandon(&server, &upstream, &gate, 6).await;
-    until("two were given up", async || server.metric("roadstead_fills_in_flight", &[]).await == 4.0).await;
+    until("two fills were stopped", async || server.metric("roadstead_fills_in_flight", &[]).await == 4.0).await;
     gate.open();
     settle(&server).await;
     let stored: Vec<_> = blobs.iter().map(|blob| is_stored(server.data_dir(), blob)).collect();
     assert_eq!(stored, [false, false, true, true, true, true]);
-    // Given up is not failed: whoever asks next gets it.
+    // A stopped fill is not a failure: the next request gets the blob.
     assert!(server.get(&blob_path(REPO, &blobs[0])).await.body == blobs[0].bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_repository_never_seen_before_one_fill_goes_on_alone() {
+async fn an_unknown_repository_keeps_one_fill_without_followers() {
     let upstream = Upstream::start().await;
     let server = TestServer::mirror_of(&upstream).await;
     let gate = Gate::new();
     abandon(&server, &upstream, &gate, 3).await;
-    until("two were given up", async || server.metric("roadstead_fills_in_flight", &[]).await == 1.0).await;
+    until("two fills were stopped", async || server.metric("roadstead_fills_in_flight", &[]).await == 1.0).await;
     gate.open();
     settle(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_ends_fills_and_leaves_nothing_behind() {
+async fn a_stop_ends_fills_and_empties_the_spool() {
     let scene = Scene::configured(MIB, "[server]\ndrain_timeout = \"1s\"").await;
     let gate = Gate::new();
     scene.upstream.script("GET", &scene.path(), [Reply::normal().wait_after(128 * KIB as u64, &gate)]);
     let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
     client.take(1).await;
     let data = scene.server.stop_and_keep().await;
-    assert_ne!(client.rest().await.1, Ended::Whole);
+    assert_ne!(client.rest().await.1, Ended::Complete);
     assert_eq!(files_below(&data.path().join("spool")), 0);
     assert!(!is_stored(data.path(), &scene.blob));
 }

@@ -1,7 +1,7 @@
-//! Ten thousand requests that were good once, sent by a client that is broken or means harm.
+//! Ten thousand mutated requests, as a broken or malicious client would send them.
 //!
-//! The seed is fixed, so a failure names the request that can be sent again. What is looked for: an answer that blames the
-//! server, a panic (which is a 500), a file that nobody was told of, and a server that is not itself afterwards.
+//! The seed is fixed, so a failure names a request that can be repeated. The test fails for a 5xx (a panic is a 500), for a
+//! file that no response mentioned, and for a server that does not work afterwards.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -19,15 +19,15 @@ use crate::support::mutants::Ingredients;
 use crate::support::{Image, TestServer, Upstream};
 
 const REQUESTS: u64 = 10_000;
-const AT_ONCE: usize = 32;
-/// How long an answer may take, and how long to wait for one to a request that has not ended.
-const PATIENCE: Duration = Duration::from_secs(20);
-const PATIENCE_WITH_LIES: Duration = Duration::from_millis(50);
+const CONCURRENT_REQUESTS: usize = 32;
+/// How long a response may take, and how long to wait for the response to an incomplete request.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
+const INCOMPLETE_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// The head of every answer that came, one after the other; a client that lied does not wait for ever.
+/// The headers of the responses, in order. A client that announced a wrong length stops waiting after `wait`.
 async fn send(addr: SocketAddr, bytes: &[u8], cut: bool, wait: Duration) -> String {
     let mut stream = TcpStream::connect(addr).await.expect("the server accepts");
-    // It may have said no before it has heard all.
+    // The server may respond before it has read everything.
     let _ = stream.write_all(bytes).await;
     if cut {
         let _ = stream.shutdown().await;
@@ -39,13 +39,13 @@ async fn send(addr: SocketAddr, bytes: &[u8], cut: bool, wait: Duration) -> Stri
     text.split_once("\r\n\r\n").map_or("", |(head, _)| head).to_ascii_lowercase()
 }
 
-/// Whether the head is there that matters: what comes before it says only that the body may come.
+/// Whether the headers of the final response have arrived, after any 100 Continue.
 fn is_complete(answer: &[u8]) -> bool {
     !answer.starts_with(b"HTTP/1.1 100") && answer.windows(4).any(|window| window == b"\r\n\r\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_broken_requests_leave_nothing_broken() {
+async fn ten_thousand_malformed_requests_break_nothing() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[1500]);
     upstream.add_image("org/app", "v1", &image);
@@ -53,7 +53,7 @@ async fn ten_thousand_broken_requests_leave_nothing_broken() {
     let (client, base) = (server.client(), server.url(""));
     client.push_image(&base, "team/app", "v1", &image).await;
     let session = client.start_upload(&base, "team/app").await.replace(&base, "");
-    let mut told = BTreeSet::from([session.rsplit('/').next().unwrap().to_owned()]);
+    let mut reported = BTreeSet::from([session.rsplit('/').next().unwrap().to_owned()]);
     let ingredients = Arc::new(Ingredients { image: image.clone(), session });
     let addr = server.addr();
     let answers = stream::iter(0..REQUESTS).map(|seed| {
@@ -66,11 +66,11 @@ async fn ten_thousand_broken_requests_leave_nothing_broken() {
             if cut {
                 bytes.truncate(rng.usize(..bytes.len()));
             }
-            let wait = if request.framing.lies() { PATIENCE_WITH_LIES } else { PATIENCE };
+            let wait = if request.framing.is_incomplete() { INCOMPLETE_TIMEOUT } else { RESPONSE_TIMEOUT };
             (seed, request, send(addr, &bytes, cut, wait).await)
         }
     });
-    let mut answers = answers.buffer_unordered(AT_ONCE);
+    let mut answers = answers.buffer_unordered(CONCURRENT_REQUESTS);
     let mut answered = 0;
     while let Some((seed, request, head)) = answers.next().await {
         let status: u16 = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
@@ -78,16 +78,16 @@ async fn ten_thousand_broken_requests_leave_nothing_broken() {
         assert!(status < 500 || matches!(status, 501 | 505 | 508), "{}", what());
         answered += u64::from(status != 0);
         let uuid = head.lines().find_map(|line| line.strip_prefix("docker-upload-uuid: "));
-        told.extend(uuid.filter(|_| status == 202).map(str::to_owned));
+        reported.extend(uuid.filter(|_| status == 202).map(str::to_owned));
     }
     drop(answers);
     assert!(answered > REQUESTS / 2, "{answered} of {REQUESTS} were answered");
 
-    until("nothing is left in the spool", async || files_below(&server.data_dir().join("spool")) == 0).await;
+    until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
     let open = std::fs::read_dir(server.data_dir().join("uploads")).unwrap();
     let open: BTreeSet<String> = open.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    let untold: Vec<_> = open.difference(&told).collect();
-    assert!(untold.is_empty(), "sessions of which nobody was told: {untold:?}");
+    let unreported: Vec<_> = open.difference(&reported).collect();
+    assert!(unreported.is_empty(), "sessions that no response named: {unreported:?}");
 
     let next = Image::new(2, &[3000, 0]);
     client.push_image(&base, "team/app", "next", &next).await;

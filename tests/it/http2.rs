@@ -1,4 +1,4 @@
-//! HTTP/2 over TLS: what ALPN chooses, and that nobody holds a stream, or a connection, for ever.
+//! HTTP/2 over TLS: protocol selection by ALPN, and the deadlines of streams and connections.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::support::http2::{Http2, tls};
 use crate::support::metrics::Metrics;
 use crate::support::{Authority, Client, Content, Gate, Reply, TestServer, Upstream};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 struct Scene {
     authority: Authority,
@@ -49,26 +49,26 @@ impl Scene {
     }
 }
 
-async fn whole(body: Incoming) -> hyper::Result<Bytes> {
+async fn read_all(body: Incoming) -> hyper::Result<Bytes> {
     body.collect().await.map(|body| body.to_bytes())
 }
 
 #[tokio::test]
-async fn alpn_chooses_http2_and_who_does_not_ask_for_it_gets_http1() {
+async fn alpn_chooses_http2_or_http1() {
     let scene = Scene::start("").await;
     let answer = scene.client.start("GET", &scene.url("/v2/"), &[], "").await.unwrap();
     assert_eq!((answer.version(), answer.status().as_u16()), (http::Version::HTTP_2, 200));
     for alpn in [&["http/1.1"][..], &[]] {
         let mut stream = tls(scene.server.addr(), &scene.authority.ca, alpn).await.unwrap();
         stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-        let mut said = String::new();
-        stream.read_to_string(&mut said).await.unwrap();
-        assert!(said.starts_with("HTTP/1.1 200 ") && said.ends_with("{}"), "{said}");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("{}"), "{response}");
     }
 }
 
 #[tokio::test]
-async fn many_blobs_come_at_once_over_one_connection() {
+async fn many_blobs_are_pulled_over_one_connection() {
     let scene = Scene::start("").await;
     let contents: Vec<Content> = (0..30).map(|seed| blob(seed, MIB + seed as usize)).collect();
     let mut paths = Vec::new();
@@ -76,23 +76,23 @@ async fn many_blobs_come_at_once_over_one_connection() {
         paths.push(scene.push(content).await);
     }
     let http2 = scene.http2().await;
-    let pulls = paths.iter().map(async |path| whole(http2.get(path).await.unwrap().into_body()).await.unwrap());
+    let pulls = paths.iter().map(async |path| read_all(http2.get(path).await.unwrap().into_body()).await.unwrap());
     let pulled = futures_util::future::join_all(pulls).await;
     assert!(pulled.iter().zip(&contents).all(|(pulled, content)| *pulled == content.bytes));
 }
 
 #[tokio::test]
-async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
+async fn a_stalled_stream_is_reset_and_others_continue() {
     let scene = Scene::start("[server]\nprogress_timeout = \"1s\"").await;
     let (large, small) = (blob(1, 4 * MIB), blob(2, MIB));
     let (large_path, small_path) = (scene.push(&large).await, scene.push(&small).await);
     let http2 = scene.http2().await;
     let stalled = http2.get(&large_path).await.unwrap();
-    until("nobody is being served", async || scene.blobs_in_flight().await == 0.0).await;
-    assert_eq!(whole(http2.get(&small_path).await.unwrap().into_body()).await.unwrap(), small.bytes);
-    let error = whole(stalled.into_body()).await.expect_err("it was cut");
+    until("no request is in flight", async || scene.blobs_in_flight().await == 0.0).await;
+    assert_eq!(read_all(http2.get(&small_path).await.unwrap().into_body()).await.unwrap(), small.bytes);
+    let error = read_all(stalled.into_body()).await.expect_err("the stream was reset");
     assert!(error.to_string().contains("error reading"), "{error}");
-    // One that takes a little now and then is served to its end, for longer than the deadline.
+    // A client that reads a little now and then is served to its end, beyond the deadline.
     let mut body = http2.get(&large_path).await.unwrap().into_body();
     let (mut taken, mut pauses) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
@@ -106,7 +106,7 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn an_answer_that_waits_for_its_upstream_has_no_deadline_of_its_stream() {
+async fn a_response_waiting_for_its_upstream_is_not_reset() {
     let (authority, upstream) = (Authority::new(), Upstream::start().await);
     let (content, gate) = (blob(1, 300_000), crate::support::Gate::new());
     upstream.add_blob("library/a", &content);
@@ -118,14 +118,14 @@ async fn an_answer_that_waits_for_its_upstream_has_no_deadline_of_its_stream() {
     let http2 = Http2::connect(server.addr(), &authority.ca).await;
     let mut body = http2.get(&path).await.unwrap().into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
-    let rest = tokio::spawn(whole(body));
+    let rest = tokio::spawn(read_all(body));
     tokio::time::sleep(Duration::from_millis(600)).await;
     gate.open();
     assert_eq!(rest.await.unwrap().unwrap(), content.bytes[first.len()..]);
 }
 
 #[tokio::test]
-async fn a_transfer_that_goes_wrong_is_reset_and_never_just_ends() {
+async fn a_failed_transfer_resets_its_stream() {
     let (authority, upstream) = (Authority::new(), Upstream::start().await);
     let content = blob(1, MIB);
     upstream.add_blob("library/a", &content);
@@ -137,15 +137,15 @@ async fn a_transfer_that_goes_wrong_is_reset_and_never_just_ends() {
     let http2 = Http2::connect(server.addr(), &authority.ca).await;
     let answer = http2.get(&path).await.unwrap();
     assert_eq!(answer.status(), 200);
-    // A client that has nothing yet could be given what is fetched afresh.
+    // A client without bytes could still be given a second generation.
     let mut body = answer.into_body();
     assert!(body.frame().await.unwrap().is_ok());
     gate.open();
-    assert!(whole(body).await.is_err());
+    assert!(read_all(body).await.is_err());
 }
 
 #[tokio::test]
-async fn no_more_than_a_hundred_requests_are_served_at_once_on_one_connection() {
+async fn a_connection_serves_at_most_100_requests_at_once() {
     let scene = Scene::start("").await;
     let path = scene.push(&blob(1, MIB)).await;
     let http2 = scene.http2().await;
@@ -158,20 +158,23 @@ async fn no_more_than_a_hundred_requests_are_served_at_once_on_one_connection() 
     let mut one_more = std::pin::pin!(one_more);
     assert!(timeout(Duration::from_millis(300), &mut one_more).await.is_err(), "it waits");
     held.pop();
-    assert_eq!(timeout(PATIENCE, one_more).await.expect("its turn comes").unwrap().status(), 200);
+    assert_eq!(
+        timeout(TEST_TIMEOUT, one_more).await.expect("the request is served in its turn").unwrap().status(),
+        200
+    );
 }
 
 #[tokio::test]
-async fn a_connection_that_nobody_uses_is_closed() {
+async fn an_idle_connection_is_closed() {
     let scene =
         Scene::start("[server]\nhead_timeout = \"300ms\"\nkeep_alive = \"300ms\"\nprogress_timeout = \"300ms\"").await;
     let http2 = scene.http2().await;
     assert_eq!(http2.get("/v2/").await.unwrap().status(), 200);
-    let ended = timeout(PATIENCE, http2.connection).await.expect("it is closed").unwrap();
-    assert!(ended.is_ok(), "in good order: {ended:?}");
-    // One that never sends a request, or not even what HTTP/2 begins with.
+    let ended = timeout(TEST_TIMEOUT, http2.connection).await.expect("the connection is closed").unwrap();
+    assert!(ended.is_ok(), "a clean close: {ended:?}");
+    // A connection without a request, and one without the HTTP/2 preface.
     let unused = scene.http2().await;
-    timeout(PATIENCE, unused.connection).await.expect("it is closed").unwrap().unwrap();
+    timeout(TEST_TIMEOUT, unused.connection).await.expect("the connection is closed").unwrap().unwrap();
     let mut mute = tls(scene.server.addr(), &scene.authority.ca, &["h2"]).await.unwrap();
-    let _ = timeout(PATIENCE, mute.read_to_end(&mut Vec::new())).await.expect("it is closed");
+    let _ = timeout(TEST_TIMEOUT, mute.read_to_end(&mut Vec::new())).await.expect("the connection is closed");
 }

@@ -1,13 +1,13 @@
-//! Bad input gets the code of the spec and a JSON body: never a 5xx, never a file that nobody asked for.
+//! Invalid input gets the code of the specification and a JSON body, never a 5xx, and creates no file.
 
 use bytes::Bytes;
 use serde_json::Value;
 
-use crate::disk::{blob_file, files_below, settled};
+use crate::disk::{blob_file, files_below, wait_until_idle};
 use crate::support::image::OCI_MANIFEST;
 use crate::support::{Conn, Image, TestServer, Upstream};
 
-/// A server with one local and one mirrored image, and what its folder holds.
+/// A server with one local and one mirrored image.
 async fn scene() -> (Upstream, TestServer, Image) {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[1000]);
@@ -18,11 +18,11 @@ async fn scene() -> (Upstream, TestServer, Image) {
     for blob in image.blobs() {
         server.get(&format!("/v2/org/app/blobs/{}", blob.digest)).await;
     }
-    settled(server.data_dir()).await;
+    wait_until_idle(server.data_dir()).await;
     (upstream, server, image)
 }
 
-/// Status and code of an answer to a request line as it stands; nothing is escaped or tidied.
+/// Status and error code of the response to a request line that is sent unchanged.
 async fn ask(server: &TestServer, method: &str, target: &str, headers: &str) -> (u16, String) {
     let request = format!("{method} {target} HTTP/1.1\r\nHost: registry\r\n{headers}\r\n");
     let mut conn =
@@ -51,7 +51,7 @@ async fn assert_all(server: &TestServer, requests: impl IntoIterator<Item = (&st
 }
 
 #[tokio::test]
-async fn what_is_no_name_tag_digest_or_session_is_refused_and_leaves_no_trace() {
+async fn invalid_names_are_refused_without_a_trace() {
     let (upstream, server, image) = scene().await;
     let before = files_below(server.data_dir());
     upstream.forget();
@@ -75,7 +75,7 @@ async fn what_is_no_name_tag_digest_or_session_is_refused_and_leaves_no_trace() 
         "a$b/c",
         &long,
     ] {
-        // What looks like a host is a registry that is not configured.
+        // A first component that looks like a host means an unconfigured registry.
         let host = name.split('/').next().is_some_and(|first| first.contains(['.', ':'])) && name.contains('/');
         let (status, code) = if host { (404, "NAME_UNKNOWN") } else { (400, "NAME_INVALID") };
         let reads = ["manifests/v1", "tags/list", &format!("manifests/{digest}"), &format!("blobs/{digest}")];
@@ -134,7 +134,7 @@ async fn what_is_no_name_tag_digest_or_session_is_refused_and_leaves_no_trace() 
 }
 
 #[tokio::test]
-async fn what_is_not_there_or_not_supported_is_said_so() {
+async fn missing_and_unsupported_resources_have_their_codes() {
     let (_upstream, server, image) = scene().await;
     let digest = image.digest();
     for (path, allowed) in [
@@ -161,7 +161,7 @@ async fn what_is_not_there_or_not_supported_is_said_so() {
 }
 
 #[tokio::test]
-async fn headers_that_make_no_sense_are_ignored_or_refused() {
+async fn malformed_headers_are_ignored_or_refused() {
     let (_upstream, server, image) = scene().await;
     let manifest = "/v2/team/app/manifests/v1";
     for headers in [
@@ -182,7 +182,7 @@ async fn headers_that_make_no_sense_are_ignored_or_refused() {
     {
         let answer =
             ask(&server, "PATCH", &location, &format!("Content-Range: {range}\r\nContent-Length: 0\r\n")).await;
-        // A value that is no text is no value.
+        // A header value that is not text is ignored.
         let expected = if range.is_ascii() { (400, "BLOB_UPLOAD_INVALID".to_owned()) } else { (202, String::new()) };
         assert_eq!(answer, expected, "Content-Range: {range:?}");
     }
@@ -194,14 +194,14 @@ async fn headers_that_make_no_sense_are_ignored_or_refused() {
         let conn = Conn::ask(server.addr(), &request).await.unwrap();
         assert!(matches!(conn.status, 201 | 400), "{kind}: {}", conn.status);
     }
-    // Whatever it was called last, it is served with a type that a client can read.
+    // Whatever type it was pushed with, it is served with one that clients can read.
     assert!(server.get(manifest).await.header("content-type").starts_with("application/"));
     let wrong = server.send("PUT", manifest, &[("Content-Type", OCI_MANIFEST)], Bytes::from_static(b"\0\0")).await;
     assert_eq!((wrong.status, wrong.error_code().as_str()), (400, "MANIFEST_INVALID"));
 }
 
 #[tokio::test]
-async fn a_range_that_does_not_parse_is_no_range() {
+async fn a_malformed_range_is_ignored() {
     let (_upstream, server, image) = scene().await;
     let layer = &image.layers[0];
     for repo in ["team/app", "org/app"] {
@@ -247,25 +247,25 @@ async fn a_range_that_does_not_parse_is_no_range() {
 }
 
 #[tokio::test]
-async fn a_failure_of_ours_names_no_path_to_strangers() {
+async fn an_internal_error_reveals_no_path() {
     let (_upstream, server, image) = scene().await;
     let tags = server.data_dir().join("repositories/local/team/app/_tags");
     std::fs::create_dir(tags.join("broken")).unwrap();
-    // A folder where a tag should be is no tag.
+    // A folder in place of a tag's file.
     assert_eq!(ask(&server, "GET", "/v2/team/app/manifests/broken", "").await, (404, "MANIFEST_UNKNOWN".to_owned()));
     let uploads = server.data_dir().join("uploads");
     std::fs::remove_dir_all(&uploads).unwrap();
-    // A folder that is missing would be made again.
+    // A file in place of a folder: a missing folder would be created again.
     std::fs::write(&uploads, "").unwrap();
     let post = "Content-Length: 0\r\n";
     assert_eq!(ask(&server, "POST", "/v2/team/app/blobs/uploads/", post).await, (500, "UNKNOWN".to_owned()));
     std::fs::remove_file(&uploads).unwrap();
     std::fs::create_dir(&uploads).unwrap();
-    // A folder where a blob should be is no blob.
+    // A folder in place of a blob's file.
     let file = blob_file(server.data_dir(), &image.layers[0].digest);
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
     let blob = format!("/v2/team/app/blobs/{}", image.layers[0].digest);
     assert_eq!(ask(&server, "GET", &blob, "").await, (404, "BLOB_UNKNOWN".to_owned()));
-    assert_eq!(ask(&server, "GET", "/v2/team/app/manifests/v1", "").await.0, 200, "the next request is answered");
+    assert_eq!(ask(&server, "GET", "/v2/team/app/manifests/v1", "").await.0, 200, "the next request succeeds");
 }

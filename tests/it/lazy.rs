@@ -1,4 +1,4 @@
-//! Lazy pullers (stargz, SOCI, nydus): many small ranges of a large blob that is not here yet.
+//! Lazy pulling (stargz, SOCI, nydus): many small ranges of a large blob that is not stored yet.
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -10,13 +10,13 @@ const GIB: u64 = 1 << 30;
 const CONNECTIONS: usize = 8;
 const RANGES: usize = 200;
 
-/// First and last byte of a piece of up to 64 KiB, anywhere.
+/// First and last byte of a random range of up to 64 KiB.
 fn piece(random: &mut fastrand::Rng, total: usize) -> (usize, usize) {
     let first = random.usize(..total);
     (first, (first + random.usize(..64 * KIB)).min(total - 1))
 }
 
-/// Whether the answer to these ranges is right: a part, several parts, or the whole.
+/// Whether the response to these ranges is correct: one part, several parts, or the complete blob.
 fn is_right(content_type: &str, status: u16, body: &Bytes, whole: &Bytes, ranges: &[(usize, usize)]) -> bool {
     if status == 200 {
         return body == whole;
@@ -38,14 +38,14 @@ fn is_right(content_type: &str, status: u16, body: &Bytes, whole: &Bytes, ranges
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_ranges_of_a_cold_blob_cost_little_more_than_the_blob() {
+async fn many_ranges_of_a_cold_blob_fetch_it_about_once() {
     let scene = Scene::with_blob(64 * MIB).await;
     let slowly = Reply::normal().pace(48 * MIB as u64);
     scene.upstream.script("GET", &scene.path(), [slowly]);
     let reader = async |reader: usize| {
         let mut random = fastrand::Rng::with_seed(reader as u64);
         for turn in 0..RANGES / CONNECTIONS {
-            // Several at once are answered with the whole while it is on its way: late, so that most come before it is here.
+            // During the fill, several ranges may be answered with the complete blob. The end is late, so most ranges come before.
             let pieces = if turn >= 20 && turn % 4 == 0 { 3 } else { 1 };
             let ranges: Vec<_> = (0..pieces).map(|_| piece(&mut random, 64 * MIB)).collect();
             let text: Vec<_> = ranges.iter().map(|(first, last)| format!("{first}-{last}")).collect();
@@ -53,7 +53,7 @@ async fn two_hundred_ranges_of_a_cold_blob_cost_little_more_than_the_blob() {
             let answer = scene.server.get_with(&scene.path(), &[("Range", &range)]).await;
             let right = is_right(answer.header("content-type"), answer.status, &answer.body, scene.bytes(), &ranges);
             assert!(right, "{reader} {turn} {range}: {}", answer.status);
-            assert!(answer.status == 206 || pieces > 1, "one range is never answered with the whole");
+            assert!(answer.status == 206 || pieces > 1, "a single range never gets the complete blob");
         }
     };
     join_all((0..CONNECTIONS).map(reader)).await;
@@ -61,18 +61,18 @@ async fn two_hundred_ranges_of_a_cold_blob_cost_little_more_than_the_blob() {
     assert!(scene.is_stored());
     let (sent, blob) = (scene.upstream.bytes_sent(), 64 * MIB as u64);
     assert!(sent >= blob && sent * 2 <= blob * 3, "{sent} bytes for {blob}");
-    // Nothing more is asked for, whatever is read now.
+    // From now on no range causes an upstream request.
     let before = scene.upstream.total();
     reader(99).await;
     assert_eq!(scene.upstream.total(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_footer_of_a_blob_of_five_gibibytes_is_there_before_the_blob_is() {
+async fn the_footer_of_a_large_blob_arrives_before_the_rest() {
     let total = 5 * GIB;
     let footer = random_bytes(7, 64 * KIB);
     let (upstream, gate) = (Upstream::start().await, Gate::new());
-    let path = format!("/v2/library/app/blobs/{}", digest_of(b"nobody will ever see all of it"));
+    let path = format!("/v2/library/app/blobs/{}", digest_of(b"never read completely"));
     let (body, stuck) = (footer.clone(), gate.clone());
     upstream.behave(move |seen| {
         let range = seen.header("range");
@@ -103,7 +103,7 @@ async fn the_footer_of_a_blob_of_five_gibibytes_is_there_before_the_blob_is() {
     gate.reached(1).await;
     let whole = |seen: &&crate::support::wire::Seen| seen.header("range").is_empty();
     assert!(upstream.requests().iter().filter(whole).count() <= 3, "{}", upstream.total());
-    assert!(upstream.bytes_sent() < 8 * MIB as u64, "the footer was answered without what lies before it");
+    assert!(upstream.bytes_sent() < 8 * MIB as u64, "the footer was served without the bytes before it");
     gate.open();
     settle(&server).await;
 }

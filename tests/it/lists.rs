@@ -1,4 +1,4 @@
-//! Lists of tags and repositories: their order, their pages, and where they come from.
+//! Lists of tags and repositories: order, pages and sources.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::support::{Client, Image, Reply, TestServer, Upstream};
 
 const REPO: &str = "team/app";
 
-/// A repository with these tags, set in an order of their own.
+/// Pushes these tags into a repository, in another order.
 async fn push_tags(client: &Client, base: &str, repo: &str, tags: &[&str]) {
     let image = Image::new(1, &[5]);
     client.push_image(base, repo, tags[0], &image).await;
@@ -35,7 +35,7 @@ fn next(link: &str) -> &str {
     }
 }
 
-/// Follows the links from `path` to the end; the pages.
+/// Follows the links from `path` to the end and returns the pages.
 async fn pages(server: &TestServer, path: &str, field: &str) -> Vec<Vec<String>> {
     let mut pages = Vec::new();
     let mut path = path.to_owned();
@@ -49,7 +49,7 @@ async fn pages(server: &TestServer, path: &str, field: &str) -> Vec<Vec<String>>
 }
 
 #[tokio::test]
-async fn tags_come_in_ascii_order_and_in_pages() {
+async fn tags_are_listed_in_ascii_order_and_pages() {
     let server = TestServer::builder().start().await;
     push_tags(server.client(), &server.url(""), REPO, &["v2", "latest", "V1", "_x", "v10", "1.0", "v1", "v1-a"]).await;
     let sorted = ["1.0", "V1", "_x", "latest", "v1", "v1-a", "v10", "v2"];
@@ -85,7 +85,7 @@ async fn tags_come_in_ascii_order_and_in_pages() {
 }
 
 #[tokio::test]
-async fn the_catalogue_holds_what_was_pushed_here_and_nothing_mirrored() {
+async fn the_catalogue_lists_local_repositories_only() {
     let upstream = Upstream::start().await;
     upstream.add_image("library/alpine", "1", &Image::new(2, &[5]));
     let server = TestServer::mirror_of(&upstream).await;
@@ -106,7 +106,7 @@ async fn the_catalogue_holds_what_was_pushed_here_and_nothing_mirrored() {
 }
 
 #[tokio::test]
-async fn a_repository_that_is_unknown_has_no_list_and_one_without_tags_an_empty_one() {
+async fn an_unknown_repository_is_404_and_an_untagged_one_empty() {
     let server = TestServer::builder().start().await;
     let unknown = server.get("/v2/team/none/tags/list").await;
     assert_eq!((unknown.status, unknown.error_code().as_str()), (404, "NAME_UNKNOWN"));
@@ -115,7 +115,7 @@ async fn a_repository_that_is_unknown_has_no_list_and_one_without_tags_an_empty_
 }
 
 #[tokio::test]
-async fn lists_are_the_same_from_the_files_when_the_index_is_gone() {
+async fn lists_are_the_same_without_the_index() {
     let mut server = TestServer::builder().start().await;
     push_tags(server.client(), &server.url(""), REPO, &["c", "a", "b"]).await;
     make_local(&server, "other").await;
@@ -131,7 +131,7 @@ async fn lists_are_the_same_from_the_files_when_the_index_is_gone() {
     let data = server.data_dir().to_owned();
     server.restart_with("[cache]\ntag_ttl = \"1s\"").await;
     assert_eq!(look(&server).await, before, "after a clean restart");
-    // Whether the walk has ended already or not, the answers are the same.
+    // During the walk and after it, the responses are the same.
     server = restart_without_index(server, &data).await;
     for _ in 0..20 {
         assert_eq!(look(&server).await, before);
@@ -148,7 +148,7 @@ async fn restart_without_index(mut server: TestServer, data: &std::path::Path) -
 }
 
 #[tokio::test]
-async fn a_mirrored_list_is_the_upstreams_and_in_an_outage_what_is_cached_of_it() {
+async fn a_mirrored_list_falls_back_to_the_cache_in_an_outage() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[5]);
     for tag in ["a", "b", "c", "d"] {
@@ -158,7 +158,7 @@ async fn a_mirrored_list_is_the_upstreams_and_in_an_outage_what_is_cached_of_it(
     let list = "/v2/docker.io/org/app/tags/list";
     assert_eq!(pages(&server, &format!("{list}?n=3"), "tags").await.concat(), ["a", "b", "c", "d"]);
     assert_eq!(server.get(list).await.json()["name"], "docker.io/org/app");
-    // The link keeps the namespace that the client named.
+    // The link keeps the `ns` of the client.
     let by_ns = "/v2/org/app/tags/list?n=2&ns=docker.io";
     let first = server.get(by_ns).await;
     assert!(next(first.header("link")).contains("ns=docker.io"));
@@ -167,7 +167,7 @@ async fn a_mirrored_list_is_the_upstreams_and_in_an_outage_what_is_cached_of_it(
     for tag in ["b", "d"] {
         server.get(&format!("/v2/org/app/manifests/{tag}")).await;
     }
-    // Without ns the repository is known by now, so the default upstream is asked.
+    // Without `ns` the repository is known by now, so the default upstream is asked.
     assert_eq!(server.get("/v2/org/app/tags/list").await.json()["tags"], json!(["a", "b", "c", "d"]));
     let limited = Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "0");
     for trouble in [Reply::error(500, "UNKNOWN"), limited, Reply::normal().body("no list")] {
@@ -183,7 +183,7 @@ async fn a_mirrored_list_is_the_upstreams_and_in_an_outage_what_is_cached_of_it(
 }
 
 #[tokio::test]
-async fn an_upstream_that_lists_carelessly_is_read_with_care() {
+async fn malformed_upstream_lists_are_cleaned() {
     let upstream = Upstream::start().await;
     upstream.add_image("org/app", "a", &Image::new(1, &[5]));
     let server = TestServer::mirror_of(&upstream).await;
@@ -193,7 +193,7 @@ async fn an_upstream_that_lists_carelessly_is_read_with_care() {
         (body("{\"name\":\"x\",\"tags\":null}"), "", json!([]), false),
         (body("{}"), "", json!([]), false),
         (body("{\"tags\":[\"a\",\"../x\",\"\",\"a b\",\"b\"]}"), "", json!(["a", "b"]), false),
-        // It ignores n: the page is cut, and the rest is the next one's.
+        // The upstream ignores `n`: the page is cut, and the rest is on the next page.
         (body("{\"tags\":[\"a\",\"b\",\"c\"]}"), "?n=2", json!(["a", "b"]), true),
     ] {
         upstream.script("GET", "/v2/org/app/tags/list", [reply]);
@@ -205,7 +205,7 @@ async fn an_upstream_that_lists_carelessly_is_read_with_care() {
 }
 
 #[tokio::test]
-async fn an_upstreams_own_mark_of_the_next_page_is_followed_at_the_upstream_alone() {
+async fn upstream_page_tokens_are_passed_through() {
     let (upstream, elsewhere) = (Upstream::start().await, Upstream::start().await);
     upstream.add_image("org/app", "a", &Image::new(1, &[5]));
     let server = TestServer::mirror_of(&upstream).await;
@@ -213,9 +213,9 @@ async fn an_upstreams_own_mark_of_the_next_page_is_followed_at_the_upstream_alon
     let absolute = |query: &str| format!("<{}?{query}>; rel=\"next\"", elsewhere.url(theirs));
     let list = |tags: &str| Reply::normal().body(format!("{{\"tags\":[{tags}]}}"));
     for (link, asks) in [
-        // A position that is no tag, as of ECR, and tags in no order.
+        // A page token that is not a tag, as ECR sends it, and unsorted tags.
         (absolute("n=2&last=q%2F8%3D"), "n=2&last=q%2F8%3D"),
-        // Quay's mark, and a relative link.
+        // Quay's page token, and a relative link.
         (format!("<{theirs}?next_page=gAAA%3D&n=2>; rel=\"next\""), "n=2&next_page=gAAA%3D"),
         (absolute("last=x&n=0&ns=evil.example"), "n=2&last=x"),
     ] {
@@ -230,7 +230,7 @@ async fn an_upstreams_own_mark_of_the_next_page_is_followed_at_the_upstream_alon
 }
 
 #[tokio::test]
-async fn a_list_of_an_upstream_that_knows_no_pages_comes_to_an_end() {
+async fn a_list_without_upstream_pages_ends() {
     let upstream = Upstream::start().await;
     upstream.add_image("org/app", "a", &Image::new(1, &[5]));
     let server = TestServer::mirror_of(&upstream).await;
@@ -239,7 +239,7 @@ async fn a_list_of_an_upstream_that_knows_no_pages_comes_to_an_end() {
     let ends = tokio::time::timeout(std::time::Duration::from_secs(20), pages(&server, list, "tags"));
     assert_eq!(ends.await.expect("it ends"), [vec!["c", "a"], vec!["b", "d"], vec!["e"]]);
     upstream.end_scripts();
-    // Its link leads to the same page again.
+    // The upstream's link leads to the same page again.
     let again = Reply::normal().body("{\"tags\":[\"a\"]}").header("Link", "</v2/org/app/tags/list?n=2>; rel=\"next\"");
     upstream.always("GET", "/v2/org/app/tags/list", again);
     let ends = tokio::time::timeout(std::time::Duration::from_secs(20), pages(&server, list, "tags"));
@@ -247,7 +247,7 @@ async fn a_list_of_an_upstream_that_knows_no_pages_comes_to_an_end() {
 }
 
 #[tokio::test]
-async fn a_cached_list_says_that_it_may_be_out_of_date_and_a_fresh_one_does_not() {
+async fn only_a_cached_list_carries_a_warning() {
     let upstream = Upstream::start().await;
     upstream.add_image("org/app", "a", &Image::new(1, &[5]));
     let server = TestServer::mirror_of(&upstream).await;
@@ -262,7 +262,7 @@ async fn a_cached_list_says_that_it_may_be_out_of_date_and_a_fresh_one_does_not(
 }
 
 #[tokio::test]
-async fn no_page_holds_more_than_a_thousand_whatever_is_asked_for() {
+async fn a_page_holds_at_most_1000_entries() {
     let server = TestServer::builder().start().await;
     let tags: Vec<String> = (0..1030).map(|n| format!("t{n:04}")).collect();
     for tags in tags.chunks(64) {

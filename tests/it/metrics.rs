@@ -1,4 +1,4 @@
-//! Counters that can be trusted: a random run, counted by everybody who took part.
+//! Accuracy of the counters: a random run, compared with the counts of clients and upstreams.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ impl Origin {
         Self { name, upstream, images }
     }
 
-    /// A path of something, there or not, and the `type` it is counted as.
+    /// A random path, of existing or missing content, and the `type` label that it is counted under.
     fn any(&self, rng: &mut fastrand::Rng) -> (String, &'static str) {
         let (repo, image) = &self.images[rng.usize(..self.images.len())];
         let unknown = Image::new(rng.u64(900..910), &[]).manifest.digest;
@@ -49,7 +49,7 @@ impl Origin {
     }
 }
 
-/// How many GETs of each type one client made of each upstream.
+/// The requests of one client, by upstream and type.
 #[derive(Default)]
 struct Counted {
     gets: Vec<(&'static str, &'static str)>,
@@ -74,7 +74,7 @@ async fn pull(url: String, origins: Arc<Vec<Origin>>, seed: u64) -> Counted {
             "GET" => counted.gets.push((origin.name, kind)),
             _ => counted.heads += 1,
         }
-        // An upstream's trouble in the middle of a body is nothing here: only the counters matter.
+        // Failures in the middle of a body do not matter here, only the counters do.
         let answer = client.send(method, &url, headers, "").await;
         let expected = [200, 206, 304, 404, 416, 429, 502, 503, 504];
         assert!(expected.contains(&answer.status), "{method} {path}: {} {}", answer.status, answer.text());
@@ -83,7 +83,7 @@ async fn pull(url: String, origins: Arc<Vec<Origin>>, seed: u64) -> Counted {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_pull_is_counted_once_by_us_and_every_question_as_often_as_by_the_upstream() {
+async fn every_pull_and_every_upstream_request_is_counted_once() {
     let origins = vec![Origin::start("docker.io", 1000).await, Origin::start("quay.io", 2000).await];
     origins[0].upstream.require_bearer(Bearer::new());
     for (n, origin) in origins.iter().enumerate() {
@@ -157,7 +157,7 @@ fn assert_no_image_name(metrics: &Metrics) {
 }
 
 #[tokio::test]
-async fn the_names_that_dashboards_use_are_there() {
+async fn traffic_appears_under_the_metric_names_of_dashboards() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[500]);
     upstream.add_image("org/app", "v1", &image);
@@ -202,7 +202,7 @@ async fn the_names_that_dashboards_use_are_there() {
     assert_eq!(http("manifest", "201", "put"), 1.0);
     assert_eq!((http("blob_upload", "202", "post"), http("blob_upload_chunk", "201", "put")), (2.0, 2.0));
     assert_eq!(metrics.sum("registry_http_requests_total", &[("code", "404")]), 1.0);
-    // What was pushed here is nobody's hit or miss.
+    // Pushed content counts neither as a hit nor as a miss.
     server.get("/v2/team/app/manifests/v1").await;
     assert_eq!(server.metric("registry_proxy_requests_total", &[]).await, 2.0);
     let bytes = image.manifest.bytes.len() as f64;
@@ -213,20 +213,23 @@ async fn the_names_that_dashboards_use_are_there() {
 }
 
 #[tokio::test]
-async fn health_is_of_the_process_and_readiness_of_the_storage() {
+async fn healthz_reports_the_process_and_readyz_the_storage() {
     let upstream = Upstream::start().await;
     let server = TestServer::mirror_of(&upstream).await;
     upstream.go_down().await;
     let answer = server.get("/healthz").await;
     assert_eq!((answer.status, answer.text()), (200, "ok\n"));
-    until("the index is in step", async || server.get("/readyz").await.json()["index_rebuilding"] == false).await;
+    until("the index is in step with the files", async || {
+        server.get("/readyz").await.json()["index_rebuilding"] == false
+    })
+    .await;
     let ready = server.get("/readyz").await;
-    let all_is_well = json!({"ready": true, "storage": "writable", "index_rebuilding": false,
+    let healthy = json!({"ready": true, "storage": "writable", "index_rebuilding": false,
                           "index_without_room": false, "bypassing": false,
                              "deletions_held": false});
-    assert_eq!((ready.status, ready.json()), (200, all_is_well));
+    assert_eq!((ready.status, ready.json()), (200, healthy));
     let page = include_str!("../../docs/operating.md");
-    assert!(page.contains(&format!("```json\n{}```", ready.text())), "{} is not what the page shows", ready.text());
+    assert!(page.contains(&format!("```json\n{}```", ready.text())), "{} is not in docs/operating.md", ready.text());
     let spool = server.data_dir().join("spool");
     std::fs::remove_dir_all(&spool).unwrap();
     std::fs::write(&spool, "").unwrap();
@@ -234,6 +237,6 @@ async fn health_is_of_the_process_and_readiness_of_the_storage() {
     let unready = server.get("/readyz").await.json();
     assert_eq!((&unready["ready"], &unready["storage"]), (&json!(false), &json!("cannot_be_written")));
     std::fs::remove_file(&spool).unwrap();
-    assert_eq!(server.get("/readyz").await.status, 200, "a folder that is missing is made again");
+    assert_eq!(server.get("/readyz").await.status, 200, "a missing folder is created again");
     assert!(spool.is_dir());
 }

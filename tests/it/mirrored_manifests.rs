@@ -1,20 +1,20 @@
-//! Mirrored manifests: served exactly as they came, or not at all; and requests that run in circles.
+//! Mirrored manifests: served unchanged or not at all. Requests that loop are refused.
 
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::disk::{blob_file, settled};
-use crate::freshness::{REPO, TAG, asked, mirror, upstream_with};
+use crate::disk::{blob_file, wait_until_idle};
+use crate::freshness::{REPO, TAG, mirror, take_requests, upstream_with};
 use crate::support::daemon::free_port;
 use crate::support::image::{DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
 use crate::support::{Content, Image, Index, Reply, TestServer, Upstream};
 
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// Valid JSON that no serialiser would write.
-fn odd_json(kind: &str, extra: &str) -> Vec<u8> {
+/// Valid JSON with formatting that no serialiser would produce.
+fn unusual_json(kind: &str, extra: &str) -> Vec<u8> {
     format!("\n{{ \"b\":1e3 ,\"mediaType\" : \"{kind}\",\t\"schemaVersion\":2,\"unknown\":{{}}{extra}}}\n\n")
         .into_bytes()
 }
@@ -26,17 +26,17 @@ fn sha512_of(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn manifests_are_served_byte_for_byte_with_the_type_they_came_with() {
+async fn manifests_are_served_unchanged_with_their_media_type() {
     let upstream = Upstream::start().await;
     let server = TestServer::mirror_of(&upstream).await;
     let mut cases = Vec::new();
     for kind in [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, "application/vnd.example+json"] {
-        cases.push(Content::new(kind, odd_json(kind, "")));
+        cases.push(Content::new(kind, unusual_json(kind, "")));
     }
     let image = Image::docker(3, &[10]);
     cases.push(image.manifest);
     cases.push(Index::new(4, &["linux/amd64", "linux/arm64"], &[10]).manifest);
-    let bytes = odd_json(OCI_MANIFEST, ",\"sha\":512");
+    let bytes = unusual_json(OCI_MANIFEST, ",\"sha\":512");
     cases.push(Content { media_type: OCI_MANIFEST.to_owned(), digest: sha512_of(&bytes), bytes: bytes.into() });
     for (n, content) in cases.iter().enumerate() {
         upstream.add_manifest(REPO, content);
@@ -50,17 +50,18 @@ async fn manifests_are_served_byte_for_byte_with_the_type_they_came_with() {
             assert_eq!(answer.header("content-encoding"), "");
         }
     }
-    assert_eq!(asked(&upstream).len(), cases.len());
+    assert_eq!(take_requests(&upstream).len(), cases.len());
 }
 
 #[tokio::test]
-async fn a_type_that_says_nothing_is_replaced_by_the_manifests_own() {
+async fn a_generic_content_type_is_replaced_by_the_media_type() {
     let upstream = Upstream::start().await;
     let server = TestServer::mirror_of(&upstream).await;
     let child = Image::new(1, &[10]).manifest.descriptor();
-    for (n, said) in ["text/plain; charset=utf-8", "application/json", "application/octet-stream", "nonsense", ""]
-        .into_iter()
-        .enumerate()
+    for (n, content_type) in
+        ["text/plain; charset=utf-8", "application/json", "application/octet-stream", "nonsense", ""]
+            .into_iter()
+            .enumerate()
     {
         let index = json!({"schemaVersion": 2, "manifests": [&child], "annotations": {"n": n.to_string()}});
         for (content, kind) in
@@ -69,39 +70,43 @@ async fn a_type_that_says_nothing_is_replaced_by_the_manifests_own() {
             upstream.add_manifest(REPO, &content);
             let path = format!("/v2/{REPO}/manifests/{}", content.digest);
             let reply = Reply::normal().without("Content-Type");
-            upstream.always("*", &path, if said.is_empty() { reply } else { reply.header("Content-Type", said) });
+            upstream.always(
+                "*",
+                &path,
+                if content_type.is_empty() { reply } else { reply.header("Content-Type", content_type) },
+            );
             let answer = server.get(&path).await;
-            assert_eq!((answer.status, answer.header("content-type")), (200, kind), "{said}");
+            assert_eq!((answer.status, answer.header("content-type")), (200, kind), "{content_type}");
             assert_eq!(answer.body, content.bytes);
         }
     }
 }
 
 #[tokio::test]
-async fn a_manifest_that_is_not_what_it_claims_is_a_bad_gateway_and_nothing_is_kept() {
+async fn an_inconsistent_manifest_is_502_and_not_stored() {
     let image = Image::new(1, &[10]);
     let upstream = upstream_with(&image).await;
     let digest = format!("/v2/{REPO}/manifests/{}", image.digest());
     let server = mirror(&upstream, "").await;
     let filler = "x".repeat(8 << 20);
-    let huge = Reply::normal().without_digest().body(odd_json(OCI_MANIFEST, &format!(",\"f\":\"{filler}\"")));
+    let huge = Reply::normal().without_digest().body(unusual_json(OCI_MANIFEST, &format!(",\"f\":\"{filler}\"")));
     let other = Image::new(2, &[10]).manifest;
-    let odd = |body: &'static str| Reply::normal().without_digest().body(body);
+    let unusual = |body: &'static str| Reply::normal().without_digest().body(body);
     for (what, path, reply) in [
-        ("spoilt, by tag", TAG, Reply::normal().flip(9)),
-        ("spoilt, by digest", &digest, Reply::normal().flip(9)),
+        ("corrupt, by tag", TAG, Reply::normal().flip(9)),
+        ("corrupt, by digest", &digest, Reply::normal().flip(9)),
         ("another one, by digest", &digest, Reply::normal().body(other.bytes.clone())),
         ("another one, with its own digest", &digest, {
             Reply::normal().body(other.bytes.clone()).header("Docker-Content-Digest", &other.digest)
         }),
         ("over 8 MiB", TAG, huge.clone()),
         ("over 8 MiB, chunked", TAG, huge.chunked()),
-        ("compressed, it says", TAG, Reply::normal().claims_gzip()),
-        ("compressed, by digest", &digest, Reply::normal().claims_gzip()),
+        ("claims compression, by tag", TAG, Reply::normal().claims_gzip()),
+        ("claims compression, by digest", &digest, Reply::normal().claims_gzip()),
         ("cut short", TAG, Reply::normal().cut_after(20)),
-        ("not JSON", TAG, odd("<html>welcome to the hotel</html>")),
-        ("an array", TAG, odd("[]")),
-        ("schema 1", TAG, odd("{\"schemaVersion\":1}")),
+        ("not JSON", TAG, unusual("<html>welcome to the hotel</html>")),
+        ("an array", TAG, unusual("[]")),
+        ("schema 1", TAG, unusual("{\"schemaVersion\":1}")),
         ("a part", TAG, Reply::status(206).header("Content-Range", "bytes 0-1/9").body("{}")),
     ] {
         upstream.script("GET", path, [reply]);
@@ -112,7 +117,7 @@ async fn a_manifest_that_is_not_what_it_claims_is_a_bad_gateway_and_nothing_is_k
             assert!(!blob_file(server.data_dir(), content).exists(), "{what}");
         }
     }
-    settled(server.data_dir()).await;
+    wait_until_idle(server.data_dir()).await;
     assert_eq!(server.metric("roadstead_digest_mismatches_total", &[("upstream", "docker.io")]).await, 4.0);
     assert_eq!(server.get(TAG).await.body, image.manifest.bytes);
     assert_eq!(server.get(&digest).await.body, image.manifest.bytes);
@@ -121,7 +126,7 @@ async fn a_manifest_that_is_not_what_it_claims_is_a_bad_gateway_and_nothing_is_k
 #[tokio::test]
 async fn manifests_up_to_8_mib_are_served() {
     let filler = "x".repeat((8 << 20) - 200);
-    let big = Content::new(OCI_MANIFEST, odd_json(OCI_MANIFEST, &format!(",\"f\":\"{filler}\"")));
+    let big = Content::new(OCI_MANIFEST, unusual_json(OCI_MANIFEST, &format!(",\"f\":\"{filler}\"")));
     let upstream = Upstream::start().await;
     upstream.add_manifest(REPO, &big);
     upstream.tag(REPO, "1", &big.digest);
@@ -132,15 +137,15 @@ async fn manifests_up_to_8_mib_are_served() {
 }
 
 #[tokio::test]
-async fn serving_a_manifest_lets_its_blobs_be_read_without_another_question() {
+async fn a_served_manifest_makes_its_blobs_readable() {
     let image = Image::new(1, &[300]);
     let upstream = upstream_with(&image).await;
     let server = mirror(&upstream, "").await;
     server.get(TAG).await;
     server.get(&format!("/v2/{REPO}/blobs/{}", image.layers[0].digest)).await;
-    asked(&upstream);
+    take_requests(&upstream);
     upstream.go_down().await;
-    // Its config is not here; how long it is has been said by the manifest.
+    // Its config is not stored; the manifest has its length.
     let config = format!("/v2/{REPO}/blobs/{}", image.config.digest);
     assert_eq!(server.head(&config).await.header("content-length"), image.config.bytes.len().to_string());
     assert_eq!(server.get(&config).await.status, 503);
@@ -148,12 +153,12 @@ async fn serving_a_manifest_lets_its_blobs_be_read_without_another_question() {
 }
 
 #[tokio::test]
-async fn a_request_that_was_here_before_is_refused() {
+async fn a_request_with_our_via_is_refused() {
     let upstream = upstream_with(&Image::new(1, &[10])).await;
     let server = mirror(&upstream, "").await;
     server.get("/v2/docker.io/library/busybox/tags/list").await;
     let own = upstream.requests()[0].header("via").to_owned();
-    asked(&upstream);
+    take_requests(&upstream);
     let blob = format!("/v2/{REPO}/blobs/{}", Content::new(OCI_CONFIG, "x").digest);
     for via in [own.clone(), format!("1.1 proxy.corp, {own}"), format!("{own}, HTTP/2 other (comment)")] {
         for path in [TAG, &blob, "/v2/library/busybox/tags/list"] {
@@ -161,14 +166,14 @@ async fn a_request_that_was_here_before_is_refused() {
             assert_eq!((answer.status, answer.error_code().as_str()), (508, "UNAVAILABLE"), "{via} {path}");
         }
     }
-    assert_eq!(asked(&upstream), [""; 0]);
+    assert_eq!(take_requests(&upstream), [""; 0]);
     for via in ["1.1 roadstead-0123456789abcdef0123456789abcdef", "1.1 proxy.corp"] {
         assert_eq!(server.get_with(TAG, &[("Via", via)]).await.status, 200, "{via}");
     }
 }
 
 #[tokio::test]
-async fn a_server_that_is_its_own_upstream_does_not_wait_for_itself() {
+async fn a_server_that_is_its_own_upstream_answers_508() {
     let port = free_port();
     let own = format!("http://127.0.0.1:{port}");
     let config = format!("[server]\nlisten = \"127.0.0.1:{port}\"\n[cache]\nanswer_within = \"120s\"");
@@ -177,8 +182,9 @@ async fn a_server_that_is_its_own_upstream_does_not_wait_for_itself() {
     let digest = Image::new(1, &[10]).manifest.digest;
     for path in ["manifests/1", &format!("manifests/{digest}"), &format!("blobs/{digest}")] {
         let path = format!("/v2/{REPO}/{path}");
-        let answer =
-            timeout(Duration::from_secs(60), server.get(&path)).await.expect("an answer before anybody gives up");
+        let answer = timeout(Duration::from_secs(60), server.get(&path))
+            .await
+            .expect("a response before any configured deadline");
         assert_eq!(answer.status, 508, "{path}: {}", answer.text());
     }
 }

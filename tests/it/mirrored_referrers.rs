@@ -1,4 +1,4 @@
-//! Referrers through a mirror: from the upstream's API, else from its fallback tag; remembered briefly, stale in an outage.
+//! Referrers through a mirror: from the upstream's API or its fallback tag, cached briefly, and stale in an outage.
 
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ fn referrers(subject: &Content, count: u32) -> Vec<Content> {
     (0..count).map(|n| about(subject, kind(n), &json!({"n": n.to_string()}))).collect()
 }
 
-/// As the upstream's list describes it.
+/// The descriptor in the upstream's list.
 fn described(referrer: &Content) -> Value {
     let manifest: Value = serde_json::from_slice(&referrer.bytes).unwrap();
     let mut descriptor = referrer.descriptor();
@@ -46,7 +46,7 @@ async fn scene(toml: &str) -> (Upstream, TestServer, Content) {
     (upstream, builder.config(toml).start().await, image.manifest)
 }
 
-/// What is listed, in order, and the `Warning` with it.
+/// The listed descriptors, sorted, and whether the response has a `Warning`.
 async fn list(server: &TestServer, path: &str) -> (Vec<Value>, bool) {
     let answer = server.get(path).await;
     assert_eq!((answer.status, answer.header("content-type")), (200, OCI_INDEX), "{}", answer.text());
@@ -62,7 +62,7 @@ fn sorted(referrers: &[Content]) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_upstreams_list_is_asked_for_once_and_remembered() {
+async fn the_upstream_list_is_fetched_once_and_cached() {
     let (upstream, server, subject) = scene("").await;
     let found = referrers(&subject, 3);
     let path = path(&subject);
@@ -78,11 +78,11 @@ async fn the_upstreams_list_is_asked_for_once_and_remembered() {
         assert_eq!(list(&server, &path).await, first, "{path}");
     }
     assert_eq!(upstream.count("GET", &path), 1);
-    assert_eq!(upstream.total(), 1, "and nothing else was asked");
+    assert_eq!(upstream.total(), 1, "nothing else was requested");
 }
 
 #[tokio::test]
-async fn every_page_of_the_upstreams_list_is_read() {
+async fn every_page_of_the_upstream_list_is_read() {
     let (upstream, server, subject) = scene("").await;
     let found = referrers(&subject, 450);
     let pages = found.chunks(200).collect::<Vec<_>>();
@@ -102,7 +102,7 @@ async fn every_page_of_the_upstreams_list_is_read() {
 }
 
 #[tokio::test]
-async fn where_there_is_no_such_api_the_fallback_tag_is_read() {
+async fn without_a_referrers_api_the_fallback_tag_is_read() {
     let (upstream, server, subject) = scene("").await;
     for subject in [subject.clone(), by_sha512(&subject)] {
         let found = referrers(&subject, 2);
@@ -119,19 +119,19 @@ async fn where_there_is_no_such_api_the_fallback_tag_is_read() {
 }
 
 #[tokio::test]
-async fn where_there_is_neither_nothing_refers_to_it_and_that_is_remembered() {
+async fn without_api_and_fallback_tag_the_list_is_empty() {
     let (upstream, server, subject) = scene("").await;
     for _ in 0..3 {
         assert_eq!(list(&server, &path(&subject)).await, (Vec::new(), false));
     }
-    assert_eq!(upstream.total(), 2, "the API and the tag, once each");
+    assert_eq!(upstream.total(), 2, "one request each for the API and the tag");
     let bad = server.get(&format!("/v2/{REPO}/referrers/sha256:12")).await;
     assert_eq!((bad.status, bad.error_code().as_str()), (400, "DIGEST_INVALID"));
     assert_eq!(upstream.total(), 2);
 }
 
 #[tokio::test]
-async fn a_list_is_asked_for_again_after_its_time_and_served_stale_in_trouble() {
+async fn an_expired_list_is_revalidated_or_served_stale() {
     let (upstream, server, subject) = scene("[cache]\ntag_ttl = \"0s\"").await;
     let found = referrers(&subject, 2);
     upstream.always("GET", &path(&subject), listing(&found[..1]));
@@ -147,9 +147,9 @@ async fn a_list_is_asked_for_again_after_its_time_and_served_stale_in_trouble() 
     }
     upstream.go_down().await;
     assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), true));
-    let unknown = Content::new(OCI_INDEX, "never asked for");
+    let unknown = Content::new(OCI_INDEX, "never requested before");
     let answer = server.get(&path(&unknown)).await;
-    assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"), "an outage is no empty list");
+    assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"), "an outage is not an empty list");
     upstream.end_scripts();
     upstream.come_back().await;
     server.until_available("docker.io").await;
@@ -158,7 +158,7 @@ async fn a_list_is_asked_for_again_after_its_time_and_served_stale_in_trouble() 
 }
 
 #[tokio::test]
-async fn a_stale_list_does_not_wait_for_an_upstream_that_says_nothing() {
+async fn a_stale_list_does_not_wait_for_a_silent_upstream() {
     let (upstream, server, subject) = scene("[cache]\ntag_ttl = \"0s\"").await;
     let found = referrers(&subject, 1);
     upstream.script("GET", &path(&subject), [listing(&found), Reply::never()]);
@@ -169,7 +169,7 @@ async fn a_stale_list_does_not_wait_for_an_upstream_that_says_nothing() {
 }
 
 #[tokio::test]
-async fn a_pushed_repository_is_never_looked_for_upstream() {
+async fn referrers_of_a_local_repository_never_ask_upstream() {
     let (upstream, server, _) = scene("").await;
     let image = Image::new(2, &[10]);
     server.client().push_image(&server.url(""), "team/app", "v1", &image).await;

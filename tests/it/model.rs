@@ -1,5 +1,5 @@
-//! The store and its index against a model in memory: pushes, fills, deletes, mounts, evictions, collections, restarts and
-//! rebuilds in any order.
+//! The store and its index compared with a model in memory: pushes, fills, deletes, mounts, evictions, collections,
+//! restarts and rebuilds in random order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,13 +20,13 @@ use crate::scene::KIB;
 use crate::support::image::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, random_bytes};
 
 const BLOBS: usize = 6;
-const BLOB_SIZE: usize = 16 * KIB;
+const BLOB_BYTES: usize = 16 * KIB;
 const MANIFESTS: [&[usize]; 4] = [&[0], &[1, 2], &[2, 3], &[4, 5]];
 const REPOSITORIES: usize = 2;
 const TAGS: [&str; 2] = ["v1", "v2"];
 /// Room for a few blobs and their names.
-const MAX_SIZE: u64 = 4 * BLOB_SIZE as u64 + 24 * NAME_BYTES;
-const NOW: CollectRules =
+const MAX_SIZE_BYTES: u64 = 4 * BLOB_BYTES as u64 + 24 * NAME_BYTES;
+const NO_GRACE: CollectRules =
     CollectRules { grace: Duration::ZERO, unreferenced_after: Duration::ZERO, untagged_after: None, remove: true };
 
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ enum Step {
         repo: usize,
         blob: usize,
     },
-    /// Somebody asks for this much room, and does not use it.
+    /// Reserves this much room and does not use it.
     Squeeze {
         blobs: usize,
     },
@@ -98,7 +98,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What was pushed to one repository.
+/// The pushed content of one repository.
 #[derive(Default)]
 struct Local {
     members: BTreeSet<usize>,
@@ -118,7 +118,7 @@ struct World {
     blobs: Vec<Content>,
     manifests: Vec<Content>,
     local: Vec<Local>,
-    /// The last that a mirrored tag was set to.
+    /// The last target of each mirrored tag.
     mirrored: BTreeMap<(usize, usize), usize>,
 }
 
@@ -140,7 +140,7 @@ fn tag(tag: usize) -> Tag {
 
 impl World {
     fn new() -> Self {
-        let blobs: Vec<Content> = (0..BLOBS).map(|seed| content(random_bytes(seed as u64, BLOB_SIZE))).collect();
+        let blobs: Vec<Content> = (0..BLOBS).map(|seed| content(random_bytes(seed as u64, BLOB_BYTES))).collect();
         let descriptor = |media_type: &str, blob: &Content| json!({"mediaType": media_type, "digest": blob.digest.to_string(), "size": blob.bytes.len()});
         let manifests = MANIFESTS.iter().map(|parts| {
             let layers: Vec<_> = parts[1..].iter().map(|&part| descriptor(OCI_LAYER, &blobs[part])).collect();
@@ -165,7 +165,8 @@ impl World {
     }
 
     fn open(&mut self) {
-        let store = Store::open_within(self.folder.path(), Bounds { max_size: MAX_SIZE, min_free: 0 }, None).unwrap();
+        let store =
+            Store::open_within(self.folder.path(), Bounds { max_size: MAX_SIZE_BYTES, min_free: 0 }, None).unwrap();
         if store.needs_reconcile() {
             store.reconcile(&AtomicBool::new(false));
         }
@@ -220,7 +221,7 @@ impl World {
                 });
             }
             Step::Mount { repo, blob } => {
-                let here = self.is_here(&self.blobs[blob]);
+                let here = self.is_stored(&self.blobs[blob]);
                 let mounted = self.runtime.block_on(store.adopt(&local(repo), &self.blobs[blob].digest)).unwrap();
                 assert_eq!(mounted, here);
                 if mounted {
@@ -228,7 +229,7 @@ impl World {
                 }
             }
             Step::PutLocal { repo, manifest, tag: to } => {
-                // What the server makes sure of before.
+                // The server checks this before the call.
                 if MANIFESTS[manifest].iter().all(|part| self.local[repo].members.contains(part)) {
                     assert!(self.put(&local(repo), manifest, vec![tag(to)]));
                     self.local[repo].manifests.insert(manifest);
@@ -259,15 +260,15 @@ impl World {
                 }
             }
             Step::Squeeze { blobs } => {
-                let room = store.begin(Algorithm::Sha256, Some((blobs * BLOB_SIZE) as u64));
+                let room = store.begin(Algorithm::Sha256, Some((blobs * BLOB_BYTES) as u64));
                 if let Err(error) = self.runtime.block_on(room) {
                     assert!(error.is_full(), "{error}");
                 }
             }
             Step::Collect => {
-                // Rights first, and then what nobody has a right to.
+                // The first pass removes links, the second one the content without links.
                 for _ in 0..2 {
-                    store.collect(NOW, &AtomicBool::new(false), &|_| {}).unwrap();
+                    store.collect(NO_GRACE, &AtomicBool::new(false), &|_| {}).unwrap();
                 }
                 for repository in &mut self.local {
                     let needed: BTreeSet<usize> =
@@ -288,7 +289,7 @@ impl World {
 
     fn reopen(&mut self, store: Store, without_index: bool) {
         self.store = None;
-        // What runs on the blocking pool holds the store, too.
+        // Tasks on the blocking pool hold the store, too.
         self.runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         drop(store);
         if without_index {
@@ -297,12 +298,12 @@ impl World {
         self.open();
     }
 
-    fn is_here(&self, content: &Content) -> bool {
+    fn is_stored(&self, content: &Content) -> bool {
         let store = self.store();
         self.runtime.block_on(async {
             let Some(blob) = store.blob(&content.digest).await.unwrap() else { return false };
             assert_eq!(blob.length, content.bytes.len() as u64);
-            assert!(blob.reader.read_at(0, blob.length).await.unwrap() == content.bytes, "what is here is right");
+            assert!(blob.reader.read_at(0, blob.length).await.unwrap() == content.bytes, "stored content is correct");
             true
         })
     }
@@ -314,7 +315,7 @@ impl World {
             for (index, blob) in self.blobs.iter().enumerate() {
                 let member = self.runtime.block_on(store.member(&id, &blob.digest)).unwrap();
                 assert_eq!(member.is_some(), model.members.contains(&index), "blob {index} in {id}");
-                assert!(member.is_none() || self.is_here(blob), "pushed content is here");
+                assert!(member.is_none() || self.is_stored(blob), "pushed content is stored");
             }
             for (index, manifest) in self.manifests.iter().enumerate() {
                 let found = self.runtime.block_on(store.manifest(&id, &manifest.digest)).unwrap();
@@ -331,7 +332,7 @@ impl World {
         }
         for repo in 0..REPOSITORIES {
             for which in 0..TAGS.len() {
-                // It may have been evicted; if it is here, it means what it was last set to.
+                // The manifest may have been evicted. If it is stored, the tag has its last target.
                 if let Some(found) = self.runtime.block_on(store.tag(&mirrored(repo), &tag(which))).unwrap() {
                     let expected = self.mirrored[&(repo, which)];
                     assert_eq!(found.digest, self.manifests[expected].digest);
@@ -341,8 +342,11 @@ impl World {
         let [cached, pushed] = bytes_by_class(self.folder.path());
         assert_eq!((store.bytes(Class::Cached), store.bytes(Class::Pushed)), (cached, pushed));
         let names = names_below(&self.folder.path().join("repositories/docker.io"));
-        assert!(cached + names * NAME_BYTES <= MAX_SIZE, "{cached} bytes and {names} names are within the bounds");
-        assert_eq!(store.used(), cached + names * NAME_BYTES, "and known to be");
+        assert!(
+            cached + names * NAME_BYTES <= MAX_SIZE_BYTES,
+            "{cached} bytes and {names} names are within the bounds"
+        );
+        assert_eq!(store.used(), cached + names * NAME_BYTES, "the store knows the sum");
     }
 
     fn only_what_is_named_is_pushed(&self) {
@@ -363,7 +367,7 @@ fn is_pushed_file(data: &Path, digest: &Digest) -> bool {
     file.is_ok_and(|file| file.permissions().mode() & 0o200 == 0)
 }
 
-/// Bytes of cached and of pushed files.
+/// Bytes of cached and pushed files.
 fn bytes_by_class(data: &Path) -> [u64; 2] {
     let mut bytes = [0; 2];
     for folder in fs::read_dir(data.join("blobs/sha256")).unwrap() {
@@ -388,7 +392,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_store_does_what_a_model_of_it_does(steps in prop::collection::vec(step(), 1..60)) {
+    fn the_store_matches_its_model(steps in prop::collection::vec(step(), 1..60)) {
         let mut world = World::new();
         for step in &steps {
             world.run(step);

@@ -1,4 +1,4 @@
-//! Mounts without a source, and what becomes of them and of their sources. Who may mount what is with the rights.
+//! Mounts without `from`, and the independence of a mount from its source. `rights` tests which mounts are allowed.
 
 use bytes::Bytes;
 use serde_json::json;
@@ -18,7 +18,7 @@ fn assert_mounted(answer: &Answer, repo: &str, content: &Content) {
     assert_eq!(answer.header("docker-content-digest"), content.digest);
 }
 
-/// The session that is opened instead takes the content as any other.
+/// Checks that the response opened a session instead of a mount, and that the session accepts the content.
 async fn assert_opened_instead(server: &TestServer, answer: &Answer, repo: &str, content: &Content) {
     assert_eq!((answer.status, answer.header("range")), (202, "0-0"), "{}", answer.text());
     assert_eq!(server.head(&format!("/v2/{repo}/blobs/{}", content.digest)).await.status, 404);
@@ -27,7 +27,7 @@ async fn assert_opened_instead(server: &TestServer, answer: &Answer, repo: &str,
 }
 
 #[tokio::test]
-async fn a_mount_makes_a_repository_that_was_not_there() {
+async fn a_mount_creates_its_target_repository() {
     let server = TestServer::builder().start().await;
     let image = Image::new(1, &[1000]);
     server.client().push_image(&server.url(""), "team/from", "v1", &image).await;
@@ -41,7 +41,7 @@ async fn a_mount_makes_a_repository_that_was_not_there() {
 }
 
 #[tokio::test]
-async fn without_a_source_it_is_found_in_what_was_pushed_and_nowhere_else() {
+async fn a_mount_without_from_finds_pushed_content_only() {
     let upstream = Upstream::start().await;
     let [pushed, cached, unknown] = [1, 2, 3].map(|seed| blob(seed, 1000));
     upstream.add_blob("org/app", &cached);
@@ -55,7 +55,7 @@ async fn without_a_source_it_is_found_in_what_was_pushed_and_nowhere_else() {
         assert_opened_instead(&server, &answer, "team/to", content).await;
         assert_mounted(&mount(&server, "team/again", content, "").await, "team/again", content);
     }
-    assert_eq!(upstream.total(), 0, "a mount asks nobody");
+    assert_eq!(upstream.total(), 0, "a mount sends no upstream request");
     server.restart().await;
     for content in [&pushed, &cached, &unknown] {
         assert_mounted(&mount(&server, "team/later", content, "").await, "team/later", content);
@@ -63,14 +63,14 @@ async fn without_a_source_it_is_found_in_what_was_pushed_and_nowhere_else() {
 }
 
 #[tokio::test]
-async fn what_was_deleted_at_its_source_is_mounted_from_there_no_more() {
+async fn deleted_content_is_not_mounted_from_its_source() {
     let server = TestServer::builder().start().await;
     let content = blob(1, 1000);
     server.client().push_blob(&server.url(""), "team/from", &content).await;
     let delete = async |repo: &str| server.delete(&format!("/v2/{repo}/blobs/{}", content.digest)).await.status;
     assert_mounted(&mount(&server, "team/kept", &content, "team/from").await, "team/kept", &content);
     assert_eq!(delete("team/from").await, 202);
-    // Not from where it was, but from where it still is.
+    // Not from the repository that deleted it, but from one that still has it.
     let answer = mount(&server, "team/a", &content, "team/from").await;
     assert_eq!(answer.status, 202);
     assert_eq!(server.delete(answer.header("location")).await.status, 204);
@@ -84,7 +84,7 @@ async fn what_was_deleted_at_its_source_is_mounted_from_there_no_more() {
 }
 
 #[tokio::test]
-async fn a_mount_of_what_is_there_already_changes_nothing() {
+async fn a_repeated_mount_changes_nothing() {
     let server = TestServer::builder().start().await;
     let content = blob(1, 1000);
     server.client().push_blob(&server.url(""), "team/app", &content).await;
@@ -97,7 +97,7 @@ async fn a_mount_of_what_is_there_already_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_mount_that_brings_its_content_along_is_a_push() {
+async fn a_mount_with_a_body_is_a_push() {
     let server = TestServer::builder().start().await;
     let content = blob(1, 1000);
     let digest = &content.digest;

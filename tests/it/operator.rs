@@ -1,24 +1,24 @@
-//! What an operator types, as tests type it.
+//! Runs the program's commands.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// What a command printed and how it ended.
+/// The output and exit code of a command.
 #[derive(Debug)]
-pub struct Said {
+pub struct CommandOutput {
     pub code: i32,
     pub out: String,
     pub err: String,
 }
 
-impl Said {
+impl CommandOutput {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// One JSON object a line, without those that only say how far it is.
+    /// The JSON objects, one per line, without progress reports.
     pub fn events(&self) -> Vec<Value> {
         let lines = self.out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{self:?}")));
         lines.filter(|event: &Value| event["event"] != "progress").collect()
@@ -26,12 +26,12 @@ impl Said {
 }
 
 /// Runs `roadstead` on a data folder.
-pub async fn roadstead(data: &Path, args: &[&str]) -> Said {
+pub async fn roadstead(data: &Path, args: &[&str]) -> CommandOutput {
     roadstead_with(data, args, &[]).await
 }
 
-/// The same with variables.
-pub async fn roadstead_with(data: &Path, args: &[&str], variables: &[(&str, &str)]) -> Said {
+/// The same with environment variables.
+pub async fn roadstead_with(data: &Path, args: &[&str], variables: &[(&str, &str)]) -> CommandOutput {
     let (before, after) = match args.iter().position(|arg| *arg == "--") {
         Some(at) => args.split_at(at),
         None => (args, [].as_slice()),
@@ -43,5 +43,5 @@ pub async fn roadstead_with(data: &Path, args: &[&str], variables: &[(&str, &str
     let run = tokio::task::spawn_blocking(move || command.output().expect("the program runs"));
     let Output { status, stdout, stderr } = run.await.unwrap();
     let text = |bytes| String::from_utf8(bytes).expect("text");
-    Said { code: status.code().expect("it ended by itself"), out: text(stdout), err: text(stderr) }
+    CommandOutput { code: status.code().expect("the command was not killed"), out: text(stdout), err: text(stderr) }
 }

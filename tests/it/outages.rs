@@ -1,14 +1,14 @@
-//! An outage is not a 404: what is served, and what is said, while an upstream is in trouble.
+//! An outage is not a 404: responses while an upstream fails.
 
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::freshness::{EVERY_TIME, REPO, TAG, asked, mirror, upstream_with};
+use crate::freshness::{ALWAYS_REVALIDATE, REPO, TAG, mirror, take_requests, upstream_with};
 use crate::support::{Answer, Bearer, Image, Reply, TestServer, Upstream};
 
-/// Patience of the upstream client that would let a test time out if anything relied on it.
-const SLOW: &str = "[cache]\nanswer_within = \"120s\"\n[upstream.\"docker.io\"]\nheader_timeout = \"120s\"";
+/// Deadlines so long that a test which depended on them would time out.
+const LONG_DEADLINES: &str = "[cache]\nanswer_within = \"120s\"\n[upstream.\"docker.io\"]\nheader_timeout = \"120s\"";
 
 fn assert_stale(answer: &Answer, image: &Image, what: &str) {
     assert_eq!((answer.status, answer.header("docker-content-digest")), (200, image.digest()), "{what}");
@@ -17,10 +17,10 @@ fn assert_stale(answer: &Answer, image: &Image, what: &str) {
 }
 
 #[tokio::test]
-async fn a_cached_tag_outlives_every_kind_of_trouble_and_says_so() {
+async fn a_cached_tag_is_served_stale_in_every_failure() {
     let [image, moved] = [1, 2].map(|seed| Image::new(seed, &[10]));
     let upstream = upstream_with(&image).await;
-    let server = mirror(&upstream, EVERY_TIME).await;
+    let server = mirror(&upstream, ALWAYS_REVALIDATE).await;
     assert_eq!(server.get(TAG).await.header("warning"), "");
     let elsewhere = Reply::normal().header("Docker-Content-Digest", moved.digest());
     for (what, reply) in [
@@ -39,7 +39,7 @@ async fn a_cached_tag_outlives_every_kind_of_trouble_and_says_so() {
         server.until_available("docker.io").await;
         assert_eq!(server.get(TAG).await.header("warning"), "", "after {what}");
     }
-    // It has moved, and what it means now cannot be had.
+    // The tag has moved, and its new manifest cannot be fetched.
     upstream.add_manifest(REPO, &moved.manifest);
     let path = format!("/v2/{REPO}/manifests/{}", moved.digest());
     for trouble in [Reply::error(500, "UNKNOWN"), Reply::normal().flip(3), Reply::normal().cut_after(5)] {
@@ -60,20 +60,20 @@ async fn a_cached_tag_outlives_every_kind_of_trouble_and_says_so() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_says_nothing_does_not_keep_a_cached_tag_waiting() {
+async fn a_silent_upstream_does_not_delay_a_cached_tag() {
     let image = Image::new(1, &[10]);
     let upstream = upstream_with(&image).await;
-    let mut server = mirror(&upstream, EVERY_TIME).await;
-    server.restart_with(SLOW).await;
+    let mut server = mirror(&upstream, ALWAYS_REVALIDATE).await;
+    server.restart_with(LONG_DEADLINES).await;
     server.get(TAG).await;
     upstream.always("HEAD", TAG, Reply::never());
-    // Nothing else that ends the wait is shorter than two minutes.
-    let answer = timeout(Duration::from_secs(60), server.get(TAG)).await.expect("an answer without the upstream's");
+    // Every other deadline is two minutes or longer.
+    let answer = timeout(Duration::from_secs(60), server.get(TAG)).await.expect("a response without the upstream");
     assert_stale(&answer, &image, "silence");
 }
 
 #[tokio::test]
-async fn a_tag_is_not_served_stale_for_ever() {
+async fn a_tag_is_served_stale_only_for_stale_if_error() {
     let image = Image::new(1, &[10]);
     let upstream = upstream_with(&image).await;
     let server = mirror(&upstream, "tag_ttl = \"0s\"\nstale_if_error = \"0s\"").await;
@@ -83,7 +83,7 @@ async fn a_tag_is_not_served_stale_for_ever() {
 }
 
 #[tokio::test]
-async fn trouble_with_nothing_cached_is_a_5xx_or_429_and_is_not_remembered_as_absence() {
+async fn a_failure_without_cache_is_5xx_or_429_and_never_404() {
     let upstream = upstream_with(&Image::new(1, &[10])).await;
     let other = Image::new(2, &[10]).manifest;
     upstream.add_manifest(REPO, &other);
@@ -113,7 +113,7 @@ async fn trouble_with_nothing_cached_is_a_5xx_or_429_and_is_not_remembered_as_ab
 }
 
 #[tokio::test]
-async fn what_a_denial_means_depends_on_who_is_denied() {
+async fn a_denial_means_404_only_without_credentials() {
     let image = Image::new(1, &[10]);
     let with_credentials = "username = \"ann\"\npassword = \"secret\"";
     for (what, keys, warm_status, stale, cold_status) in [
@@ -126,7 +126,7 @@ async fn what_a_denial_means_depends_on_who_is_denied() {
         upstream.tag(REPO, "401", image.digest());
         upstream.tag(REPO, "403", image.digest());
         let builder = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
-        let builder = builder.config(&format!("[cache]\n{EVERY_TIME}\n[upstream.\"docker.io\"]\n{keys}"));
+        let builder = builder.config(&format!("[cache]\n{ALWAYS_REVALIDATE}\n[upstream.\"docker.io\"]\n{keys}"));
         let server = builder.start().await;
         for status in [401, 403] {
             let tag = format!("/v2/{REPO}/manifests/{status}");
@@ -141,7 +141,7 @@ async fn what_a_denial_means_depends_on_who_is_denied() {
             let cold = server.get(&format!("/v2/{REPO}/manifests/cold-{status}")).await;
             assert_eq!(cold.status, cold_status, "{what}, {status}");
             for answer in [&warm, &cold] {
-                assert_eq!(answer.header("www-authenticate"), "", "nobody is asked for a password here");
+                assert_eq!(answer.header("www-authenticate"), "", "the challenge of the upstream is not passed on");
             }
             upstream.end_scripts();
         }
@@ -149,11 +149,11 @@ async fn what_a_denial_means_depends_on_who_is_denied() {
 }
 
 #[tokio::test]
-async fn a_denial_is_believed_only_after_a_fresh_token() {
+async fn a_denial_counts_only_after_a_fresh_token() {
     let image = Image::new(1, &[10]);
     let upstream = upstream_with(&image).await;
     upstream.require_bearer(Bearer::new());
-    let server = mirror(&upstream, EVERY_TIME).await;
+    let server = mirror(&upstream, ALWAYS_REVALIDATE).await;
     server.get(TAG).await;
     upstream.script("HEAD", TAG, [Reply::error(403, "DENIED")]);
     let answer = server.get(TAG).await;
@@ -162,7 +162,7 @@ async fn a_denial_is_believed_only_after_a_fresh_token() {
 }
 
 #[tokio::test]
-async fn a_restart_in_an_outage_loses_nothing() {
+async fn a_restart_in_an_outage_keeps_the_cache() {
     let image = Image::new(1, &[5000, 10]);
     let upstream = upstream_with(&image).await;
     let mut server = mirror(&upstream, "").await;
@@ -172,10 +172,10 @@ async fn a_restart_in_an_outage_loses_nothing() {
         server.get(path).await;
     }
     upstream.go_down().await;
-    asked(&upstream);
-    // At once: what a client has had whole is put away before the stop ends.
+    take_requests(&upstream);
+    // Immediately: a manifest that a client has received is stored before the stop ends.
     server.restart().await;
-    assert_eq!(server.get(TAG).await.header("warning"), "", "it is still fresh");
+    assert_eq!(server.get(TAG).await.header("warning"), "", "the tag is still fresh");
     assert_eq!(server.get(&format!("/v2/{REPO}/manifests/{}", image.digest())).await.body, image.manifest.bytes);
     for (path, blob) in paths.iter().zip(image.blobs()) {
         assert_eq!(server.get(path).await.body, blob.bytes);
@@ -188,7 +188,7 @@ async fn a_restart_in_an_outage_loses_nothing() {
 }
 
 #[tokio::test]
-async fn it_starts_with_every_upstream_dead_and_takes_pushes() {
+async fn the_server_starts_and_accepts_pushes_without_upstreams() {
     let upstream = Upstream::start().await;
     upstream.go_down().await;
     let server = TestServer::mirror_of(&upstream).await;

@@ -1,4 +1,4 @@
-//! After a power cut: what had not been settled is looked at before it is served.
+//! After a power cut, files that were not fsynced are verified before they are served.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,21 +11,21 @@ fn blob_file(scene: &Scene) -> PathBuf {
     scene.server.data_dir().join("blobs/sha256").join(&hex[..2]).join(hex)
 }
 
-/// The folder as a power cut in another boot leaves it: the index not closed, the mark older than every file.
+/// Sets the folder to the state after a power cut in another boot: index not closed, durability mark older than all files.
 fn cut_the_power(data: &std::path::Path) {
     fs::remove_dir_all(data.join("index")).unwrap();
     fs::write(data.join("settled"), "boot another-one\nsettled 1.000000000\n").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_a_power_cut_has_spoilt_is_fetched_again_and_never_served() {
+async fn a_file_corrupted_by_a_power_cut_is_refetched() {
     let mut scene = Scene::with_blob(MIB).await;
     scene.server.get(&scene.path()).await;
     scene.settle().await;
     let (data, file) = (scene.server.data_dir().to_owned(), blob_file(&scene));
     scene.server.stop_running().await;
     cut_the_power(&data);
-    // The right length, and nothing in it.
+    // The correct length, but only zeros.
     fs::write(&file, vec![0; MIB]).unwrap();
     scene.server.restart().await;
     for _ in 0..2 {
@@ -36,7 +36,7 @@ async fn a_file_that_a_power_cut_has_spoilt_is_fetched_again_and_never_served() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_survived_a_power_cut_is_served_without_a_question_and_settles_again() {
+async fn content_that_survived_a_power_cut_is_served_from_disk() {
     let mut scene = Scene::with_blob(MIB).await;
     scene.server.get(&scene.path()).await;
     scene.settle().await;
@@ -46,8 +46,8 @@ async fn what_survived_a_power_cut_is_served_without_a_question_and_settles_agai
     scene.server.restart().await;
     assert!(scene.server.get(&scene.path()).await.body == scene.bytes());
     assert_eq!(scene.fetches(), 1);
-    // The walk may need another start to come to its end.
-    until("a mark of this boot is set", async || {
+    // The walk may need another start to finish.
+    until("the durability mark is of this boot", async || {
         scene.server.restart().await;
         !fs::read_to_string(data.join("settled")).unwrap().contains("another-one")
     })
@@ -55,7 +55,7 @@ async fn what_survived_a_power_cut_is_served_without_a_question_and_settles_agai
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_manifest_file_that_holds_something_else_is_fetched_again() {
+async fn a_manifest_file_with_wrong_content_is_refetched() {
     let mut scene = Scene::with_blob(KIB).await;
     let image = Image::new(7, &[10]);
     scene.upstream.add_image(crate::scene::REPO, "v1", &image);
@@ -67,5 +67,5 @@ async fn a_manifest_file_that_holds_something_else_is_fetched_again() {
     fs::write(&file, b"{}").unwrap();
     scene.server.restart().await;
     assert_eq!(scene.server.get(&path).await.body, image.manifest.bytes);
-    until("it is whole again", async || fs::read(&file).unwrap() == image.manifest.bytes).await;
+    until("the file is complete again", async || fs::read(&file).unwrap() == image.manifest.bytes).await;
 }

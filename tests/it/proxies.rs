@@ -1,4 +1,4 @@
-//! Upstreams behind the proxies of the environment: which hosts are asked through them, and which never.
+//! Proxies from the environment: which upstream hosts are requested through them.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
 use crate::support::{Client, Image, Upstream};
 
-/// A proxy on a loopback port: whatever host is asked for, it is one of two servers. It ends with the test's process.
+/// A proxy on a loopback port that connects every host to one of two servers. It ends with the process.
 struct Proxy {
     addr: SocketAddr,
     lines: Arc<Mutex<Vec<String>>>,
@@ -70,7 +70,7 @@ fn pass(mut client: TcpStream, plain: SocketAddr, tls: SocketAddr, lines: &Mutex
     }
 }
 
-/// One request to a server, whose answer is all that it sends.
+/// Sends one request and reads until the server closes.
 fn ask(server: SocketAddr, request: &str) -> Vec<u8> {
     let (method, rest) = request.split_once(' ').unwrap();
     let path = rest.find("/v2/").map(|at| &rest[at..]).unwrap();
@@ -82,7 +82,7 @@ fn ask(server: SocketAddr, request: &str) -> Vec<u8> {
     answer
 }
 
-/// TLS in front of a plain server, one request to a connection.
+/// A TLS endpoint in front of a plain server, one request per connection.
 fn tls_front(plain: SocketAddr) -> SocketAddr {
     let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("src/upstream/testdata").join(name);
     let chain = vec![CertificateDer::from_pem_file(file("server.pem")).unwrap()];
@@ -111,7 +111,7 @@ fn tls_front(plain: SocketAddr) -> SocketAddr {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn upstreams_are_asked_through_the_proxies_of_the_environment_and_loopback_never() {
+async fn environment_proxies_are_used_except_for_loopback() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[2000]);
     upstream.add_image("org/app", "v1", &image);
@@ -144,6 +144,10 @@ async fn upstreams_are_asked_through_the_proxies_of_the_environment_and_loopback
     let before = proxy.lines().len();
     assert_eq!(get("/v2/here.test/org/app/manifests/v1".to_owned()).await.status, 200);
     let direct = get("/v2/direct.test/org/app/manifests/v1".to_owned()).await;
-    assert!(direct.status >= 500, "no such host without the proxy: {}", direct.status);
-    assert_eq!(proxy.lines().len(), before, "neither loopback nor what NO_PROXY names is asked through a proxy");
+    assert!(direct.status >= 500, "the host does not exist without the proxy: {}", direct.status);
+    assert_eq!(
+        proxy.lines().len(),
+        before,
+        "neither loopback nor the hosts in NO_PROXY are requested through the proxy"
+    );
 }

@@ -1,10 +1,10 @@
-//! Push sessions: every way in which clients send a blob, and what they are told.
+//! Push sessions: every way in which clients send a blob, and the responses to them.
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::disk::{blob_file, files_below, settled};
+use crate::disk::{blob_file, files_below, wait_until_idle};
 use crate::scene::until;
 use crate::support::client::chunked;
 use crate::support::image::OCI_LAYER;
@@ -46,7 +46,7 @@ async fn assert_pushed(server: &TestServer, answer: &Answer, content: &Content) 
     assert_eq!(std::fs::read(blob_file(server.data_dir(), &content.digest)).unwrap(), content.bytes);
     let got = server.get(&blob_path(content)).await;
     assert_eq!((got.status, &got.body), (200, &content.bytes));
-    settled(server.data_dir()).await;
+    wait_until_idle(server.data_dir()).await;
 }
 
 fn assert_error(answer: &Answer, status: u16, code: &str) {
@@ -54,7 +54,7 @@ fn assert_error(answer: &Answer, status: u16, code: &str) {
 }
 
 #[tokio::test]
-async fn a_layer_is_pushed_as_docker_does_it() {
+async fn a_layer_is_pushed_the_way_docker_does() {
     let server = TestServer::builder().start().await;
     let content = layer(1, 1_500_000);
     assert_eq!(server.head(&blob_path(&content)).await.status, 404);
@@ -80,13 +80,13 @@ async fn a_layer_is_pushed_in_one_put_or_in_one_post() {
         let path = format!("/v2/{REPO}/blobs/uploads/?digest={}", other.digest);
         assert_pushed(&server, &server.send("POST", &path, &[], other.bytes.clone()).await, &other).await;
     }
-    // Empty content has no first byte to ask for.
+    // Empty content has no first byte to request.
     let range = server.get_with(&blob_path(&layer(1, 0)), &[("Range", "bytes=0-")]).await;
     assert_eq!((range.status, range.header("content-range")), (416, "bytes */0"));
 }
 
 #[tokio::test]
-async fn chunks_that_say_where_they_begin_must_begin_where_the_session_is() {
+async fn a_chunk_must_start_at_the_session_offset() {
     let server = TestServer::builder().start().await;
     let content = layer(1, 300);
     let location = open(&server).await;
@@ -97,7 +97,7 @@ async fn chunks_that_say_where_they_begin_must_begin_where_the_session_is() {
         let refused = patch(&server, &location, range, part(0..100)).await;
         assert_error(&refused, status, "BLOB_UPLOAD_INVALID");
         if status == 416 {
-            assert_eq!(refused.header("range"), "0-99", "{range}: where to go on");
+            assert_eq!(refused.header("range"), "0-99", "{range}: the offset to resume from");
             assert_eq!(next(&server, &refused), location);
         }
     }
@@ -112,14 +112,14 @@ async fn chunks_that_say_where_they_begin_must_begin_where_the_session_is() {
 }
 
 #[tokio::test]
-async fn a_session_can_be_looked_at_and_cancelled() {
+async fn a_session_can_be_queried_and_cancelled() {
     let server = TestServer::builder().start().await;
     let location = open(&server).await;
     patch(&server, &location, "", Bytes::from_static(b"half")).await;
     let elsewhere = location.replace(REPO, "team/other");
     assert_error(&server.client().get(&elsewhere).await, 404, "BLOB_UPLOAD_UNKNOWN");
     assert_eq!(server.client().send("DELETE", &location, &[], Bytes::new()).await.status, 204);
-    settled(server.data_dir()).await;
+    wait_until_idle(server.data_dir()).await;
     for method in ["GET", "PATCH", "DELETE"] {
         let answer = server.client().send(method, &location, &[], Bytes::new()).await;
         assert_error(&answer, 404, "BLOB_UPLOAD_UNKNOWN");
@@ -128,7 +128,7 @@ async fn a_session_can_be_looked_at_and_cancelled() {
 }
 
 #[tokio::test]
-async fn content_that_is_not_what_its_digest_says_is_not_kept() {
+async fn content_with_a_wrong_digest_is_not_stored() {
     let server = TestServer::builder().start().await;
     let (content, other) = (layer(1, 1000), layer(2, 1000));
     let location = open(&server).await;
@@ -138,17 +138,17 @@ async fn content_that_is_not_what_its_digest_says_is_not_kept() {
     for content in [&content, &other] {
         assert_error(&server.get(&blob_path(content)).await, 404, "BLOB_UNKNOWN");
     }
-    settled(server.data_dir()).await;
+    wait_until_idle(server.data_dir()).await;
     assert!(files_below(&server.data_dir().join("blobs")).is_empty());
     let location = open(&server).await;
     assert_error(&server.client().send("PUT", &location, &[], content.bytes.clone()).await, 400, "UNSUPPORTED");
     assert_error(&put(&server, &location, "sha256:12", content.bytes.clone()).await, 400, "DIGEST_INVALID");
-    // What was wrong with the request was no fault of the session.
+    // The session survives an invalid request.
     assert_pushed(&server, &put(&server, &location, &content.digest, content.bytes.clone()).await, &content).await;
 }
 
 #[tokio::test]
-async fn sha512_is_taken_announced_or_not() {
+async fn sha512_is_accepted_with_or_without_announcement() {
     use sha2::Digest as _;
     let server = TestServer::builder().start().await;
     for (seed, announce) in [(1, ""), (2, "?digest-algorithm=sha512")] {
@@ -167,7 +167,7 @@ async fn sha512_is_taken_announced_or_not() {
 }
 
 #[tokio::test]
-async fn a_session_survives_a_restart_with_what_it_had() {
+async fn a_session_survives_a_restart_with_its_bytes() {
     let mut server = TestServer::builder().start().await;
     let content = layer(1, 400_000);
     let location = open(&server).await;
@@ -187,7 +187,7 @@ async fn two_writers_of_one_session_do_not_mix() {
     let server = TestServer::builder().start().await;
     let content = layer(1, 200_000);
     let location = open(&server).await;
-    // The first sends half of its chunk and then waits; the second comes meanwhile.
+    // The first writer sends half of its chunk and waits. The second writer starts meanwhile.
     let gate = Gate::new();
     let (first, held) = (content.bytes.slice(..50_000), content.bytes.slice(50_000..100_000));
     let body = futures_util::stream::unfold(0, {
@@ -225,7 +225,7 @@ async fn two_writers_of_one_session_do_not_mix() {
 }
 
 #[tokio::test]
-async fn a_client_that_breaks_off_leaves_a_session_that_can_go_on() {
+async fn an_interrupted_upload_leaves_a_resumable_session() {
     let server = TestServer::builder().start().await;
     let content = layer(1, 100_000);
     let location = open(&server).await;
@@ -235,9 +235,9 @@ async fn a_client_that_breaks_off_leaves_a_session_that_can_go_on() {
     stream.write_all(&[head.as_bytes(), &content.bytes[..60_000]].concat()).await.unwrap();
     let uploads = server.data_dir().join("uploads");
     let received = || files_below(&uploads).iter().map(|file| std::fs::metadata(file).unwrap().len()).max();
-    until("the bytes are there", async || received() == Some(60_000)).await;
+    until("the bytes are stored", async || received() == Some(60_000)).await;
     drop(stream);
-    until("the session is free", async || server.client().get(&location).await.status == 204).await;
+    until("the session is no longer in use", async || server.client().get(&location).await.status == 204).await;
     assert_eq!(server.client().get(&location).await.header("range"), "0-59999");
     let answer = put(&server, &location, &content.digest, content.bytes.slice(60_000..)).await;
     assert_pushed(&server, &answer, &content).await;

@@ -1,9 +1,9 @@
-//! Pushed manifests, indexes and tags, and how they are deleted.
+//! Pushed manifests, indexes and tags, and their deletion.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::disk::{blob_file, settled};
+use crate::disk::{blob_file, wait_until_idle};
 use crate::support::image::{OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use crate::support::{Answer, Conn, Content, Image, Index, TestServer, random_bytes};
 
@@ -28,7 +28,7 @@ async fn with_image(image: &Image) -> TestServer {
 }
 
 #[tokio::test]
-async fn an_image_comes_back_as_it_was_pushed() {
+async fn a_pushed_image_is_served_unchanged() {
     for image in [Image::new(1, &[1000, 10]), Image::docker(2, &[1000])] {
         let server = with_image(&image).await;
         let kind = format!("{}; charset=utf-8", image.manifest.media_type);
@@ -43,7 +43,7 @@ async fn an_image_comes_back_as_it_was_pushed() {
             let head = server.head(&manifest_path(reference)).await;
             assert_eq!(head.header("content-length"), image.manifest.bytes.len().to_string());
         }
-        settled(server.data_dir()).await;
+        wait_until_idle(server.data_dir()).await;
     }
 }
 
@@ -61,7 +61,7 @@ async fn an_index_is_pushed_after_its_images() {
 }
 
 #[tokio::test]
-async fn a_manifest_must_refer_to_what_its_repository_has() {
+async fn a_manifest_must_refer_to_content_of_its_repository() {
     let server = TestServer::builder().start().await;
     let (image, base) = (Image::new(1, &[100, 50]), server.url(""));
     server.client().push_blob(&base, REPO, &image.config).await;
@@ -92,7 +92,7 @@ async fn a_manifest_must_refer_to_what_its_repository_has() {
 }
 
 #[tokio::test]
-async fn what_is_no_manifest_is_refused() {
+async fn an_invalid_manifest_is_refused() {
     let image = Image::new(1, &[10]);
     let server = with_image(&image).await;
     for (what, kind, body) in [
@@ -101,7 +101,7 @@ async fn what_is_no_manifest_is_refused() {
         ("no JSON", OCI_MANIFEST, b"{".to_vec()),
         ("an array", OCI_MANIFEST, b"[]".to_vec()),
         ("schema 1", "application/json", b"{\"schemaVersion\":1}".to_vec()),
-        ("a layer that is none", OCI_MANIFEST, b"{\"schemaVersion\":2,\"layers\":[7]}".to_vec()),
+        ("an invalid layer", OCI_MANIFEST, b"{\"schemaVersion\":2,\"layers\":[7]}".to_vec()),
         ("too deep", OCI_MANIFEST, format!("{{\"a\":{}", "[".repeat(100_000)).into_bytes()),
     ] {
         assert_error(&put(&server, "v2", kind, body).await, 400, "MANIFEST_INVALID", what);
@@ -127,7 +127,7 @@ async fn a_manifest_over_4_mib_is_refused_before_it_is_read() {
     let (body, _) = announced.rest().await;
     assert_eq!(announced.status, 413);
     assert!(String::from_utf8_lossy(&body).contains("SIZE_INVALID"));
-    // Not announced: it is read until it is too long.
+    // Without an announced length: the body is read up to the limit.
     let chunk = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{}", limit + 1, "x".repeat(limit + 1));
     assert_eq!(Conn::ask(server.addr(), &chunk).await.unwrap().status, 413);
     let mut manifest = json!({"schemaVersion": 2, "config": image.config.descriptor(), "layers": []});
@@ -154,7 +154,7 @@ async fn a_push_by_digest_may_set_many_tags() {
 }
 
 #[tokio::test]
-async fn a_deleted_tag_leaves_its_manifest_and_a_deleted_manifest_takes_its_tags() {
+async fn deleting_a_manifest_removes_its_tags_but_not_vice_versa() {
     let image = Image::new(1, &[10]);
     let mut server = with_image(&image).await;
     for tag in ["v2", "v3"] {
@@ -177,7 +177,7 @@ async fn a_deleted_tag_leaves_its_manifest_and_a_deleted_manifest_takes_its_tags
 }
 
 #[tokio::test]
-async fn a_deleted_blob_stays_for_whoever_else_has_it() {
+async fn a_deleted_blob_stays_in_other_repositories() {
     let image = Image::new(1, &[10]);
     let server = with_image(&image).await;
     server.client().push_image(&server.url(""), "team/other", "v1", &image).await;
@@ -189,7 +189,7 @@ async fn a_deleted_blob_stays_for_whoever_else_has_it() {
 }
 
 #[tokio::test]
-async fn deletes_are_off_where_they_are_switched_off_or_content_is_not_ours() {
+async fn deletes_are_refused_when_disabled_or_for_mirrored_content() {
     let image = Image::new(1, &[10]);
     let upstream = crate::support::Upstream::start().await;
     upstream.add_image("org/app", "v1", &image);
@@ -208,7 +208,7 @@ async fn deletes_are_off_where_they_are_switched_off_or_content_is_not_ours() {
 }
 
 #[tokio::test]
-async fn a_pushed_blob_that_was_lost_is_a_404_and_a_new_push_brings_it_back() {
+async fn a_lost_pushed_blob_is_404_until_pushed_again() {
     let image = Image::new(1, &[1000]);
     let mut server = with_image(&image).await;
     let layer = &image.layers[0];

@@ -1,4 +1,4 @@
-//! Several ranges of one blob, as lazy pullers ask for them (RFC 9110, 14.6): whole blobs and those on their way.
+//! Several ranges of one blob in one request (RFC 9110, 14.6), of stored blobs and of running fills.
 
 use bytes::Bytes;
 
@@ -35,7 +35,7 @@ fn parts(content_type: &str, body: &Bytes) -> Vec<(usize, usize, usize, Bytes)> 
 }
 
 fn find(bytes: &[u8], what: &[u8]) -> usize {
-    bytes.windows(what.len()).position(|window| window == what).expect("it is there")
+    bytes.windows(what.len()).position(|window| window == what).expect("the delimiter is present")
 }
 
 fn assert_parts(content_type: &str, body: &Bytes, whole: &Bytes, expected: &[(usize, usize)]) {
@@ -49,7 +49,7 @@ fn assert_parts(content_type: &str, body: &Bytes, whole: &Bytes, expected: &[(us
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_ranges_of_a_blob_that_is_here_come_as_parts_in_the_order_asked_for() {
+async fn ranges_of_a_stored_blob_come_as_parts_in_order() {
     let scene = Scene::with_blob(2048).await;
     scene.server.get(&scene.path()).await;
     scene.settle().await;
@@ -67,7 +67,7 @@ async fn several_ranges_of_a_blob_that_is_here_come_as_parts_in_the_order_asked_
             assert_eq!(answer.header("content-length"), answer.body.len().to_string(), "{range}");
             assert_parts(answer.header("content-type"), &answer.body, scene.bytes(), expected);
         }
-        // One that is left over is a plain part.
+        // A single satisfiable range is a plain 206.
         let one = scene.server.get_with(&path, &[("Range", "bytes=5-6,3000-")]).await;
         assert_eq!(
             (one.status, one.header("content-range"), &one.body[..]),
@@ -77,7 +77,7 @@ async fn several_ranges_of_a_blob_that_is_here_come_as_parts_in_the_order_asked_
         assert_eq!((none.status, none.header("content-range")), (416, "bytes */2048"));
         let many = |count: usize| format!("bytes={}", vec!["0-0"; count].join(","));
         for (what, range) in
-            [("more than the whole", "bytes=0-,0-99,5-"), ("too many", &many(257)), ("nonsense", "bytes=0-1,x")]
+            [("more bytes than the blob", "bytes=0-,0-99,5-"), ("too many", &many(257)), ("nonsense", "bytes=0-1,x")]
         {
             let answer = scene.server.get_with(&path, &[("Range", range)]).await;
             assert_eq!((answer.status, &answer.body), (200, scene.bytes()), "{what}");
@@ -95,7 +95,7 @@ async fn several_ranges_of_a_blob_that_is_here_come_as_parts_in_the_order_asked_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_ranges_of_a_blob_on_its_way_come_as_parts_once_they_are_there_and_else_the_whole() {
+async fn ranges_of_a_running_fill_come_as_parts_or_completely() {
     let scene = Scene::with_blob(4 * MIB).await;
     let gate = Gate::new();
     let scripted = crate::support::Reply::normal().wait_after(2 * MIB as u64, &gate);
@@ -111,11 +111,15 @@ async fn several_ranges_of_a_blob_on_its_way_come_as_parts_once_they_are_there_a
 
     let range = format!("bytes=0-9,{}-{}", here - 1, here);
     let mut beyond = Conn::get_with(scene.server.addr(), &scene.path(), &[("Range", &range)]).await;
-    assert_eq!((beyond.status, beyond.header("content-length")), (200, "4194304"), "one of them is not there yet");
+    assert_eq!(
+        (beyond.status, beyond.header("content-length")),
+        (200, "4194304"),
+        "one of the ranges has not arrived yet"
+    );
     let unsatisfiable = scene.server.get_with(&scene.path(), &[("Range", "bytes=4194304-,9999999-")]).await;
     assert_eq!((unsatisfiable.status, unsatisfiable.header("content-range")), (416, "bytes */4194304"));
     gate.open();
-    assert!(beyond.rest().await == (scene.bytes().clone(), Ended::Whole));
+    assert!(beyond.rest().await == (scene.bytes().clone(), Ended::Complete));
     assert!(first.rest().await.0 == scene.bytes()[here..]);
     assert_eq!(scene.fetches(), 1);
     scene.settle().await;

@@ -1,18 +1,18 @@
-//! 429 and what comes before it: the upstream is not asked what it will not answer, and clients are told when it will.
+//! Rate limits: no request goes to an upstream that would refuse it, and clients learn when to retry.
 
 use std::time::Duration;
 
-use crate::freshness::{EVERY_TIME, REPO, TAG, asked, mirror, upstream_with};
+use crate::freshness::{ALWAYS_REVALIDATE, REPO, TAG, mirror, take_requests, upstream_with};
 use crate::scene::{blob, blob_path, until};
 use crate::support::{Image, Reply, TestServer, Upstream};
 
-/// Docker Hub's, once the pulls of a window are used up.
+/// Docker Hub's response once the pulls of a window are used up.
 fn out_of_pulls() -> Reply {
     let body = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}"#;
     Reply::status(429).header("Content-Type", "application/json").header("Retry-After", "100").body(body)
 }
 
-/// Docker Hub's for an address that asks too much.
+/// Docker Hub's response to an address with too many requests.
 fn too_many() -> Reply {
     Reply::status(429).header("Retry-After", "100").body("Too Many Requests")
 }
@@ -28,28 +28,28 @@ async fn assert_limited(server: &TestServer, path: &str) {
 async fn assert_counts_agree(server: &TestServer, upstream: &Upstream) {
     assert_eq!(server.metric("roadstead_upstream_requests_total", &[]).await, upstream.total() as f64);
     assert_eq!(server.metric("roadstead_upstream_requests_total", &[("code", "429")]).await, 1.0);
-    // Who limits us is there.
+    // A rate limit does not open the circuit.
     assert_eq!(server.metric("roadstead_upstream_available", &[]).await, 1.0);
 }
 
 #[tokio::test]
-async fn while_pulls_are_limited_blobs_and_confirmations_flow() {
+async fn a_pull_limit_does_not_stop_blobs_and_revalidation() {
     let image = Image::new(1, &[10, 20]);
     let upstream = upstream_with(&image).await;
-    let server = mirror(&upstream, EVERY_TIME).await;
+    let server = mirror(&upstream, ALWAYS_REVALIDATE).await;
     server.get(TAG).await;
     upstream.always("GET", &format!("/v2/{REPO}/manifests/*"), out_of_pulls());
     let cold = format!("/v2/{REPO}/manifests/cold");
     for path in [&cold, &cold, &format!("/v2/{REPO}/manifests/{}", blob(7, 7).digest)] {
         assert_limited(&server, path).await;
     }
-    // Confirmed by a HEAD, which is free.
+    // Revalidated by a HEAD, which Docker Hub does not count.
     assert_eq!((server.get(TAG).await.status, server.get(TAG).await.header("warning")), (200, ""));
     for blob in image.blobs() {
         assert_eq!(server.get(&blob_path(REPO, blob)).await.body, blob.bytes);
     }
     assert_counts_agree(&server, &upstream).await;
-    // It moves, and what it means now cannot be had.
+    // The tag moves, and its new manifest cannot be fetched.
     let moved = Image::new(2, &[10]);
     upstream.add_image(REPO, "1", &moved);
     let stale = server.get(TAG).await;
@@ -61,14 +61,14 @@ async fn while_pulls_are_limited_blobs_and_confirmations_flow() {
 }
 
 #[tokio::test]
-async fn while_everything_is_limited_nothing_is_asked_and_what_is_cached_is_served() {
+async fn under_a_total_limit_only_the_cache_answers() {
     let image = Image::new(1, &[10, 20]);
     let upstream = upstream_with(&image).await;
-    let server = mirror(&upstream, EVERY_TIME).await;
+    let server = mirror(&upstream, ALWAYS_REVALIDATE).await;
     server.get(TAG).await;
     server.get(&blob_path(REPO, &image.config)).await;
     upstream.always("*", "/v2/*", too_many());
-    asked(&upstream);
+    take_requests(&upstream);
     for _ in 0..5 {
         let stale = server.get(TAG).await;
         assert_eq!((stale.status, &stale.body), (200, &image.manifest.bytes));
@@ -83,27 +83,27 @@ async fn while_everything_is_limited_nothing_is_asked_and_what_is_cached_is_serv
     ] {
         assert_limited(&server, &path).await;
     }
-    assert_eq!(asked(&upstream), ["HEAD manifests/1"], "once, and never again within the time");
+    assert_eq!(take_requests(&upstream), ["HEAD manifests/1"], "one request, and none until Retry-After");
     let results = [("type", "manifest"), ("result", "stale")];
     assert_eq!(server.metric("roadstead_cache_results_total", &results).await, 5.0);
     let errors = server.metric("roadstead_cache_results_total", &[("result", "error")]).await;
-    assert_eq!(errors, 3.0, "the list is no content");
+    assert_eq!(errors, 3.0, "the tag list is not counted");
 }
 
 #[tokio::test]
-async fn a_limit_is_over_when_its_time_is() {
+async fn a_rate_limit_ends_with_retry_after() {
     let image = Image::new(1, &[10]);
     let upstream = upstream_with(&image).await;
     let server = mirror(&upstream, "").await;
     upstream.script("*", "/v2/*", [Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "1")]);
     assert_eq!(server.get(TAG).await.status, 429);
-    until("it is asked again", async || server.get(TAG).await.status == 200).await;
-    assert_eq!(asked(&upstream), ["GET manifests/1"; 2]);
+    until("the upstream is asked again", async || server.get(TAG).await.status == 200).await;
+    assert_eq!(take_requests(&upstream), ["GET manifests/1"; 2]);
 }
 
 #[tokio::test]
-async fn when_few_pulls_are_left_tags_are_believed_longer_unless_they_never_are() {
-    let said =
+async fn few_remaining_pulls_extend_a_nonzero_tag_ttl() {
+    let with_remaining =
         |left: &str| Reply::normal().header("RateLimit-Limit", "100;w=21600").header("RateLimit-Remaining", left);
     for (ttl, left, expected) in [
         ("1s", "50;w=21600", vec!["HEAD manifests/1"]),
@@ -111,13 +111,13 @@ async fn when_few_pulls_are_left_tags_are_believed_longer_unless_they_never_are(
         ("0s", "3;w=21600", vec!["HEAD manifests/1"]),
     ] {
         let upstream = upstream_with(&Image::new(1, &[10])).await;
-        upstream.always("*", TAG, said(left));
+        upstream.always("*", TAG, with_remaining(left));
         let server = mirror(&upstream, &format!("tag_ttl = {ttl:?}")).await;
         server.get(TAG).await;
-        asked(&upstream);
+        take_requests(&upstream);
         tokio::time::sleep(Duration::from_millis(1100)).await;
         assert_eq!(server.get(TAG).await.header("warning"), "");
-        assert_eq!(asked(&upstream), expected, "{ttl}, {left}");
+        assert_eq!(take_requests(&upstream), expected, "{ttl}, {left}");
         let remaining = server.metric("roadstead_upstream_ratelimit_remaining", &[]).await;
         assert_eq!(remaining, if left.starts_with('3') { 3.0 } else { 50.0 });
     }

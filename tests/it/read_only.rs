@@ -1,4 +1,4 @@
-//! A folder that is only read: what is there is served, the rest passes by, and nothing is written.
+//! A read-only data folder: stored content is served, other content bypasses the store, and nothing is written.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -13,7 +13,7 @@ use crate::support::{Answer, Image, TestServer, Upstream};
 
 const READ_ONLY: (&str, &str) = ("ROADSTEAD_STORAGE__READ_ONLY", "true");
 
-/// An image pushed, one pulled and one that only the upstream has; then the folder is only read.
+/// A pushed image, a pulled one and one that only the upstream has. Then the folder becomes read-only.
 struct Scene {
     upstream: Upstream,
     server: TestServer,
@@ -47,7 +47,7 @@ async fn pull(server: &TestServer, tag: &str, image: &Image) {
     }
 }
 
-/// Every file with what a write would change.
+/// Every file with its size and modification time.
 fn state(data: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
     let of = |path: PathBuf| {
         let metadata = std::fs::metadata(&path).unwrap();
@@ -62,7 +62,7 @@ fn assert_refused(answer: &Answer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_here_is_served_and_what_is_not_passes_by() {
+async fn stored_content_is_served_and_other_content_bypasses_the_store() {
     let scene = Scene::new().await;
     let server = &scene.server;
     let before = state(server.data_dir());
@@ -76,7 +76,7 @@ async fn what_is_here_is_served_and_what_is_not_passes_by() {
         pull(server, "v2", &scene.elsewhere).await;
     }
     let layer = format!("/v2/library/app/blobs/{}", scene.elsewhere.layers[0].digest);
-    assert_eq!(scene.upstream.count("GET", &layer), 2, "each time from the upstream");
+    assert_eq!(scene.upstream.count("GET", &layer), 2, "each request goes to the upstream");
     let bypassed = server.metric("roadstead_cache_results_total", &[("result", "bypass")]).await;
     assert_eq!(bypassed, 6.0);
     let head = server.head(&layer).await;
@@ -87,7 +87,7 @@ async fn what_is_here_is_served_and_what_is_not_passes_by() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_are_refused_as_clients_understand_and_readyz_says_why() {
+async fn changes_are_refused_and_readyz_reports_read_only() {
     let scene = Scene::new().await;
     let server = &scene.server;
     let before = state(server.data_dir());
@@ -107,13 +107,13 @@ async fn changes_are_refused_as_clients_understand_and_readyz_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_share_a_folder_and_keep_writers_out() {
+async fn readers_share_a_folder_and_exclude_writers() {
     let mut scene = Scene::new().await;
     let data = scene.server.data_dir().to_owned();
     let before = state(&data);
     for command in [["scrub"].as_slice(), &["du"]] {
-        let said = roadstead_with(&data, command, &[READ_ONLY]).await;
-        assert_eq!((said.code, said.err.as_str()), (0, ""), "{command:?}: {said:?}");
+        let output = roadstead_with(&data, command, &[READ_ONLY]).await;
+        assert_eq!((output.code, output.err.as_str()), (0, ""), "{command:?}: {output:?}");
     }
     let repair = roadstead_with(&data, &["scrub", "--repair"], &[READ_ONLY]).await;
     assert_eq!(repair.code, 2);

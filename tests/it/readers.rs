@@ -1,12 +1,12 @@
-//! Who may read what, and which part: rights by repository and credential, lengths, ranges.
+//! Read access by repository and credential, lengths, and ranges.
 
-use crate::scene::{HELD_BACK, KIB, MIB, REPO, Scene, blob, blob_path, settle};
+use crate::scene::{HELD_BACK_TAIL_BYTES, KIB, MIB, REPO, Scene, blob, blob_path, settle};
 use crate::support::{Conn, Ended, Gate, Image, Index, Reply, TestServer, Upstream};
 
 const OTHER: &str = "library/other";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_that_is_here_is_readable_elsewhere_only_once_that_upstream_repository_has_said_yes() {
+async fn stored_content_needs_confirmation_for_each_upstream_repository() {
     let scene = Scene::with_blob(MIB).await;
     assert_eq!(scene.server.get(&scene.path()).await.status, 200);
     scene.settle().await;
@@ -24,7 +24,7 @@ async fn content_that_is_here_is_readable_elsewhere_only_once_that_upstream_repo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_repository_joins_a_fill_only_after_a_proof_of_its_own() {
+async fn another_repository_joins_a_fill_only_after_its_own_confirmation() {
     let scene = Scene::with_blob(MIB).await;
     let gate = Gate::new();
     scene.upstream.script("GET", &scene.path(), [Reply::normal().wait_after(128 * KIB as u64, &gate)]);
@@ -45,7 +45,7 @@ async fn another_repository_joins_a_fill_only_after_a_proof_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_of_another_source_tries_its_own_when_the_fill_it_joined_fails() {
+async fn a_follower_falls_back_to_its_own_source() {
     let scene = Scene::with_blob(MIB).await;
     let third = blob_path("library/third", &scene.blob);
     scene.upstream.add_blob("library/third", &scene.blob);
@@ -58,8 +58,10 @@ async fn a_follower_of_another_source_tries_its_own_when_the_fill_it_joined_fail
             scene.server.get(&third).await
         },
         async {
-            crate::scene::until("the second has proved its right", async || scene.upstream.count("HEAD", &third) == 1)
-                .await;
+            crate::scene::until("the second repository is confirmed", async || {
+                scene.upstream.count("HEAD", &third) == 1
+            })
+            .await;
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             gate.open();
         }
@@ -70,7 +72,7 @@ async fn a_follower_of_another_source_tries_its_own_when_the_fill_it_joined_fail
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_served_manifest_refers_to_needs_no_question() {
+async fn references_of_a_served_manifest_need_no_confirmation() {
     let upstream = Upstream::start().await;
     let (image, index) = (Image::new(1, &[200 * KIB]), Index::new(2, &["linux/amd64", "linux/arm64"], &[10]));
     upstream.add_image(REPO, "v1", &image);
@@ -90,13 +92,13 @@ async fn what_a_served_manifest_refers_to_needs_no_question() {
             assert_eq!(answer.header("content-type"), image.manifest.media_type);
         }
     }
-    // Of the second repository, the upstream was asked for its two tags only.
+    // For the second repository, only its two tags were requested upstream.
     let asked: Vec<_> = upstream.requests().into_iter().filter(|seen| seen.path.contains(OTHER)).collect();
     assert_eq!(asked.len(), 2, "{asked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pushed_content_is_not_readable_in_a_mirrored_repository_nor_the_other_way_round() {
+async fn pushed_and_mirrored_content_are_not_readable_across_scopes() {
     let scene = Scene::with_blob(100 * KIB).await;
     let pushed = blob(50, 100 * KIB);
     scene.server.client().push_blob(&scene.server.url(""), "team/app", &pushed).await;
@@ -111,7 +113,7 @@ async fn pushed_content_is_not_readable_in_a_mirrored_repository_nor_the_other_w
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_head_of_a_cold_blob_is_the_upstreams_asked_once_and_in_trouble_the_manifests() {
+async fn head_of_a_cold_blob_falls_back_to_the_manifest() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[200 * KIB, 10]);
     upstream.add_image(REPO, "v1", &image);
@@ -132,13 +134,13 @@ async fn the_head_of_a_cold_blob_is_the_upstreams_asked_once_and_in_trouble_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_range_of_a_cold_blob_near_the_mark_comes_from_the_fill_and_one_far_ahead_past_it() {
+async fn a_range_far_ahead_of_the_mark_bypasses_the_fill() {
     let size = 20 * MIB;
     let scene = Scene::with_blob(size).await;
     let gate = Gate::new();
     scene.upstream.script("GET", &scene.path(), [Reply::normal().wait_after(MIB as u64, &gate)]);
     let bytes = scene.bytes();
-    let ranges = [(0, 100), (MIB - HELD_BACK - 100, MIB - HELD_BACK)];
+    let ranges = [(0, 100), (MIB - HELD_BACK_TAIL_BYTES - 100, MIB - HELD_BACK_TAIL_BYTES)];
     for (start, end) in ranges {
         let range = format!("bytes={start}-{}", end - 1);
         let near = scene.server.get_with(&scene.path(), &[("Range", &range)]).await;
@@ -156,24 +158,24 @@ async fn a_range_of_a_cold_blob_near_the_mark_comes_from_the_fill_and_one_far_ah
     assert_eq!(asked, ["", "bytes=20971020-20971519", "bytes=15728640-15728999"]);
     let beyond = scene.server.get_with(&scene.path(), &[("Range", "bytes=20971520-")]).await;
     assert_eq!((beyond.status, beyond.header("content-range")), (416, "bytes */20971520"));
-    // Within reach of the mark, but not there yet: it waits for the fill.
+    // Close behind the mark, but not readable yet: the request waits for the fill.
     let path = scene.path();
     let mut waiting = Conn::get_with(scene.server.addr(), &path, &[("Range", "bytes=2097152-2097161")]).await;
     assert_eq!(waiting.status, 206);
     gate.open();
     let (body, ended) = waiting.rest().await;
-    assert!(body == bytes[2 * MIB..2 * MIB + 10] && ended == Ended::Whole);
+    assert!(body == bytes[2 * MIB..2 * MIB + 10] && ended == Ended::Complete);
     scene.settle().await;
     assert_eq!(scene.server.metric("roadstead_cache_results_total", &[("result", "bypass")]).await, 2.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn open_ended_ranges_side_by_side_are_one_fetch() {
+async fn parallel_open_ended_ranges_share_one_fetch() {
     let scene = Scene::with_blob(4 * MIB).await;
     let addr = scene.server.addr();
     let path = &scene.path();
     let parts = (0..4).map(|part| async move {
-        // As containerd does: it asks to the end and leaves when it has its part.
+        // Like containerd: an open-ended range, closed once the client has its part.
         let range = format!("bytes={}-", part * MIB);
         let mut client = Conn::get_with(addr, path, &[("Range", &range)]).await;
         assert_eq!(client.status, 206);
@@ -186,7 +188,7 @@ async fn open_ended_ranges_side_by_side_are_one_fetch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_ignores_ranges_makes_a_far_one_wait_for_the_fill() {
+async fn an_upstream_without_ranges_makes_far_ranges_wait() {
     let scene = Scene::with_blob(12 * MIB).await;
     let gate = Gate::new();
     scene.upstream.script(
@@ -196,7 +198,7 @@ async fn an_upstream_that_ignores_ranges_makes_a_far_one_wait_for_the_fill() {
     );
     let (far, ()) =
         tokio::join!(async { scene.server.get_with(&scene.path(), &[("Range", "bytes=-10")]).await }, async {
-            crate::scene::until("the range was asked for", async || scene.fetches() == 2).await;
+            crate::scene::until("the range was requested", async || scene.fetches() == 2).await;
             gate.open();
         });
     assert_eq!(far.status, 206);
@@ -228,7 +230,7 @@ async fn ranges_and_conditions_of_a_warm_blob_follow_rfc_9110() {
             416 => assert_eq!(answer.header("content-range"), "bytes */2048", "{range}"),
             _ => assert!(answer.body == bytes[start..end], "{range}"),
         }
-        // A HEAD has no range.
+        // Range does not apply to HEAD.
         assert_eq!(scene.server.send("HEAD", &path, &[("Range", range)], "").await.header("content-length"), "2048");
     }
     let range = ("Range", "bytes=0-9");

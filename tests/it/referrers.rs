@@ -1,4 +1,4 @@
-//! Referrers of pushed content: what is listed, in which pages, and when.
+//! Referrers of pushed content: descriptors, pages, and changes over time.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ const REPO: &str = "team/app";
 const SBOM: &str = "application/vnd.example.sbom";
 const SIGNATURE: &str = "application/vnd.example.signature+json";
 
-/// A server with an image to refer to and the blob that artifacts need.
+/// A server with an image as the subject, and the empty blob that artifacts need.
 async fn scene() -> (TestServer, Content) {
     let server = TestServer::builder().start().await;
     let image = Image::new(1, &[10]);
@@ -39,7 +39,7 @@ async fn list(server: &TestServer, path: &str) -> Vec<Value> {
     index["manifests"].as_array().expect("a list").clone()
 }
 
-/// The digests of all pages, as a client that follows the links sees them.
+/// The digests of all pages, found by following the links.
 async fn all_pages(server: &TestServer, path: &str) -> Vec<Vec<String>> {
     let mut pages = Vec::new();
     let mut next = Some(path.to_owned());
@@ -52,13 +52,13 @@ async fn all_pages(server: &TestServer, path: &str) -> Vec<Vec<String>> {
 }
 
 #[tokio::test]
-async fn a_referrer_is_listed_with_the_type_and_the_annotations_of_its_manifest() {
+async fn a_referrer_is_listed_with_its_type_and_annotations() {
     let (server, subject) = scene().await;
     let annotations = json!({"org.example.b": "2", "a": "", "ü": "\u{1F40B}"});
     let typed = json!({"artifactType": SBOM, "annotations": annotations});
     for (what, manifest, artifact_type, annotations) in [
         ("an artifact", manifest_about(&subject, OCI_MANIFEST, &typed), json!(SBOM), annotations.clone()),
-        ("known by its config", manifest_about(&subject, OCI_MANIFEST, &json!({})), json!(EMPTY), Value::Null),
+        ("typed by its config", manifest_about(&subject, OCI_MANIFEST, &json!({})), json!(EMPTY), Value::Null),
         (
             "with an empty type",
             manifest_about(&subject, OCI_MANIFEST, &json!({"artifactType": "", "x": 1})),
@@ -67,7 +67,7 @@ async fn a_referrer_is_listed_with_the_type_and_the_annotations_of_its_manifest(
         ),
         ("an index", manifest_about(&subject, OCI_INDEX, &typed), json!(SBOM), annotations),
         ("an index without a type", manifest_about(&subject, OCI_INDEX, &json!({})), Value::Null, Value::Null),
-        ("of docker's type", manifest_about(&subject, DOCKER_MANIFEST, &json!({})), json!(EMPTY), Value::Null),
+        ("of Docker's type", manifest_about(&subject, DOCKER_MANIFEST, &json!({})), json!(EMPTY), Value::Null),
     ] {
         let answer = push(&server, &manifest).await;
         assert_eq!(answer.header("oci-subject"), subject.digest, "{what}");
@@ -84,7 +84,7 @@ async fn a_referrer_is_listed_with_the_type_and_the_annotations_of_its_manifest(
 }
 
 #[tokio::test]
-async fn a_filter_is_applied_and_said_to_be() {
+async fn an_artifact_type_filter_is_applied_and_announced() {
     let (server, subject) = scene().await;
     let [first, second, other] =
         [(SBOM, 1), (SBOM, 2), (SIGNATURE, 3)].map(|(kind, n)| about(&subject, kind, &json!({"n": n.to_string()})));
@@ -106,7 +106,7 @@ async fn a_filter_is_applied_and_said_to_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_referrers_come_in_pages_that_are_followed_to_the_end() {
+async fn many_referrers_are_listed_in_linked_pages() {
     let (server, subject) = scene().await;
     let kind = |n: u32| if n.is_multiple_of(3) { SIGNATURE } else { SBOM };
     let manifests: Vec<Content> = (0..450).map(|n| about(&subject, kind(n), &json!({"n": n.to_string()}))).collect();
@@ -114,14 +114,14 @@ async fn many_referrers_come_in_pages_that_are_followed_to_the_end() {
     stream::iter(pushes).buffer_unordered(16).collect::<Vec<_>>().await;
     let all: BTreeSet<String> = manifests.iter().map(|manifest| manifest.digest.clone()).collect();
     let pages = all_pages(&server, &path(&subject)).await;
-    assert_eq!(pages.concat(), all.iter().cloned().collect::<Vec<_>>(), "each once, in order");
+    assert_eq!(pages.concat(), all.iter().cloned().collect::<Vec<_>>(), "each exactly once, in order");
     assert_eq!(pages.len(), 3);
-    // The link keeps the filter, and only what it lets through counts.
+    // The link keeps the filter, and only matching entries count.
     let filtered = format!("{}?artifactType={SBOM}", path(&subject));
     let pages = all_pages(&server, &filtered).await;
     assert_eq!((pages.concat().len(), pages.len()), (300, 2));
     assert!(next_page(&server.get(&filtered).await).unwrap().contains("artifactType=application"));
-    // A referrer that goes meanwhile takes nobody else with it.
+    // A referrer deleted between two pages hides no other.
     let next = next_page(&server.get(&path(&subject)).await).unwrap();
     let (_, last) = next.split_once("last=").unwrap();
     server.delete(&format!("/v2/{REPO}/manifests/{}", last.replace("%3A", ":"))).await;
@@ -129,14 +129,14 @@ async fn many_referrers_come_in_pages_that_are_followed_to_the_end() {
 }
 
 #[tokio::test]
-async fn large_annotations_make_more_and_smaller_pages() {
+async fn large_annotations_make_smaller_pages() {
     let (server, subject) = scene().await;
     for n in 0..4 {
         push(&server, &about(&subject, SBOM, &json!({"n": n.to_string(), "x": "x".repeat(1 << 20)}))).await;
     }
     let pages = all_pages(&server, &path(&subject)).await;
     assert_eq!(pages.concat().len(), 4);
-    assert!(pages.len() > 1, "a page is read in one piece");
+    assert!(pages.len() > 1, "the list has several pages");
     let huge = about(&subject, SIGNATURE, &json!({"x": "x".repeat(3 << 20)}));
     push(&server, &huge).await;
     let filtered = format!("{}?artifactType={}", path(&subject), SIGNATURE.replace('+', "%2B"));
@@ -144,9 +144,9 @@ async fn large_annotations_make_more_and_smaller_pages() {
 }
 
 #[tokio::test]
-async fn what_is_unknown_has_no_referrers_and_what_is_no_digest_is_refused() {
+async fn unknown_digests_have_no_referrers_and_invalid_ones_are_refused() {
     let (server, subject) = scene().await;
-    let unknown = Content::new(OCI_MANIFEST, "nobody has this");
+    let unknown = Content::new(OCI_MANIFEST, "stored nowhere");
     for path in [path(&subject), path(&unknown), path(&unknown).replace(REPO, "team/none")] {
         assert_eq!(list(&server, &path).await, Vec::<Value>::new(), "{path}");
         assert_eq!(server.head(&path).await.status, 200);
@@ -158,7 +158,7 @@ async fn what_is_unknown_has_no_referrers_and_what_is_no_digest_is_refused() {
 }
 
 #[tokio::test]
-async fn a_referrer_may_come_before_its_subject_and_stay_after_it() {
+async fn a_referrer_is_independent_of_its_subject() {
     let (mut server, subject) = scene().await;
     let later = Image::new(2, &[10]);
     let early = about(&later.manifest, SBOM, &json!({}));
@@ -169,14 +169,14 @@ async fn a_referrer_may_come_before_its_subject_and_stay_after_it() {
     assert_eq!(list(&server, &path(&later.manifest)).await, listed);
     server.delete(&format!("/v2/{REPO}/manifests/{}", later.digest())).await;
     server.restart().await;
-    assert_eq!(list(&server, &path(&later.manifest)).await, listed, "after the subject has gone and a restart");
+    assert_eq!(list(&server, &path(&later.manifest)).await, listed, "after the deletion of the subject and a restart");
     assert!(list(&server, &path(&subject)).await.is_empty());
-    // It refers to nothing elsewhere.
+    // Other repositories do not list it.
     assert!(list(&server, &path(&later.manifest).replace(REPO, "team/other")).await.is_empty());
 }
 
 #[tokio::test]
-async fn a_deleted_referrer_is_listed_no_more_and_a_deleted_tag_of_it_changes_nothing() {
+async fn only_deleting_its_manifest_removes_a_referrer() {
     let (server, subject) = scene().await;
     let [kept, gone] = ["1", "2"].map(|n| about(&subject, SBOM, &json!({"n": n})));
     for (manifest, tag) in [(&kept, "kept"), (&gone, "gone")] {
@@ -192,10 +192,10 @@ async fn a_deleted_referrer_is_listed_no_more_and_a_deleted_tag_of_it_changes_no
 }
 
 #[tokio::test]
-async fn manifests_that_came_with_a_fallback_tag_are_listed() {
+async fn manifests_pushed_with_a_fallback_tag_are_listed() {
     let (server, subject) = scene().await;
     let base = server.url("");
-    // A client that knows no referrers API pushes the artifact and then the index under the fallback tag.
+    // A client without the referrers API pushes the artifact and then the index under the fallback tag.
     let artifact = about(&subject, SBOM, &json!({"by": "an old client"}));
     push(&server, &artifact).await;
     let unrelated = Image::new(5, &[]);
@@ -205,9 +205,9 @@ async fn manifests_that_came_with_a_fallback_tag_are_listed() {
     let tag = fallback_tag(&subject);
     server.client().push_manifest(&base, REPO, &tag, &Content::json(OCI_INDEX, &index)).await;
     let listed = list(&server, &path(&subject)).await;
-    assert_eq!(listed.len(), 1, "what has no subject refers to nothing: {listed:?}");
+    assert_eq!(listed.len(), 1, "a manifest without a subject is not listed: {listed:?}");
     assert_eq!(listed[0]["digest"], json!(artifact.digest));
-    // The tag is as the client left it, for clients that only know it.
+    // The fallback tag is unchanged, for clients that use only it.
     assert_eq!(server.get(&format!("/v2/{REPO}/manifests/{tag}")).await.json(), index);
     server.delete(&format!("/v2/{REPO}/manifests/{tag}")).await;
     assert_eq!(list(&server, &path(&subject)).await, listed);

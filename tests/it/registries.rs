@@ -1,7 +1,7 @@
-//! Every registry that people pull from, as a stand-in that behaves like it on the wire: its challenge and token, where it
-//! redirects to, what it leaves out, and what it says when a token or password has expired.
+//! Stand-ins for every registry in docs/upstreams.md, with the same challenges, tokens, redirects, missing headers, and
+//! responses to expired tokens and passwords.
 //!
-//! Three hosts each: the registry, its token server, and the storage that refuses to see an `Authorization`.
+//! Each has three hosts: the registry, its token server, and a storage that refuses requests with `Authorization`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,9 +19,9 @@ const PUBLIC: &str = "library/app";
 const PRIVATE: &str = "corp/app";
 const PASSWORD: &str = "s3cret";
 
-/// How a registry lets people in. `{realm}`, `{elsewhere}` and `{repository}` stand for what they say.
+/// How a registry authenticates. `{realm}`, `{elsewhere}` and `{repository}` are placeholders.
 #[derive(Clone, Copy, Debug)]
-enum Door {
+enum Authentication {
     Open,
     Basic(&'static str),
     Bearer(Bearer),
@@ -32,22 +32,22 @@ struct Bearer {
     challenge: &'static str,
     fields: &'static [&'static str],
     expires_in: Option<u64>,
-    /// What each token has to be asked for, with `{repository}`.
+    /// The scope that a token request must have, with `{repository}`.
     scope: &'static str,
-    /// Whether `grant_type=refresh_token` is taken by POST; other POSTs are a 404.
+    /// Whether POST with `grant_type=refresh_token` is accepted. Any other POST gets 404.
     takes_refresh_token: bool,
-    /// What the token server says to a wrong password.
+    /// The token server's status for a wrong password.
     refuses_with: u16,
 }
 
-/// What is said to a token or password that has expired.
+/// The response to an expired token or password.
 #[derive(Clone, Copy, Debug)]
 enum Expired {
-    /// The same as to nobody.
+    /// The same as without credentials.
     Challenge,
-    /// This status alone.
+    /// Only this status.
     Bare(u16),
-    /// 401 with another challenge, which leads nowhere.
+    /// 401 with another challenge, whose realm does not work.
     Other(&'static str),
 }
 
@@ -62,30 +62,30 @@ enum Digest {
 enum Redirects {
     Nothing,
     Blobs,
-    /// Manifests as well, to a registry with a token server of its own.
+    /// Manifests as well, to a registry with its own token server.
     All,
 }
 
-/// What somebody has to show who pulls what is private.
+/// The credentials that private pulls need.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// Nothing is private.
+    /// There is no private content.
     None,
     Password,
-    /// Printed by a program; the second time it is another.
+    /// A password printed by a program; the second run prints another one.
     Exec,
-    /// In Docker's file of logins, to be exchanged for a token.
+    /// An identity token in Docker's `config.json`, to be exchanged for a token.
     IdentityToken,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Registry {
     name: &'static str,
-    door: Door,
+    authentication: Authentication,
     expired: Expired,
     digest: Digest,
     redirects: Redirects,
-    /// What manifests say of their type, if not the truth.
+    /// The `Content-Type` of manifests, where it is not their media type.
     media_type: Option<&'static str>,
     is_public: bool,
     kind: Kind,
@@ -103,7 +103,7 @@ const BEARER: Bearer = Bearer {
 
 const REGISTRY: Registry = Registry {
     name: "",
-    door: Door::Open,
+    authentication: Authentication::Open,
     expired: Expired::Challenge,
     digest: Digest::Always,
     redirects: Redirects::Blobs,
@@ -113,16 +113,16 @@ const REGISTRY: Registry = Registry {
     user: "ann",
 };
 
-const fn bearer(challenge: &'static str) -> Door {
-    Door::Bearer(Bearer { challenge, ..BEARER })
+const fn bearer(challenge: &'static str) -> Authentication {
+    Authentication::Bearer(Bearer { challenge, ..BEARER })
 }
 
-/// One row for each of docs/upstreams.md.
+/// One row for each registry in docs/upstreams.md.
 fn registries() -> Vec<Registry> {
     vec![
         Registry {
             name: "docker.io",
-            door: Door::Bearer(Bearer {
+            authentication: Authentication::Bearer(Bearer {
                 fields: &["token", "access_token"],
                 challenge: r#"Bearer realm="{realm}",service="registry.docker.io",scope="repository:{repository}:pull""#,
                 ..BEARER
@@ -131,7 +131,7 @@ fn registries() -> Vec<Registry> {
         },
         Registry {
             name: "ghcr.io",
-            door: Door::Bearer(Bearer {
+            authentication: Authentication::Bearer(Bearer {
                 challenge: r#"Bearer realm="{realm}",service="ghcr.io",scope="repository:{repository}:pull""#,
                 refuses_with: 403,
                 ..BEARER
@@ -140,7 +140,7 @@ fn registries() -> Vec<Registry> {
         },
         Registry {
             name: "quay.io",
-            door: Door::Bearer(Bearer {
+            authentication: Authentication::Bearer(Bearer {
                 challenge: r#"Bearer realm="{realm}",service="quay.io",scope="repository:{repository}:pull""#,
                 expires_in: None,
                 ..BEARER
@@ -150,17 +150,17 @@ fn registries() -> Vec<Registry> {
         },
         Registry { name: "mcr.microsoft.com", kind: Kind::None, ..REGISTRY },
         Registry { name: "registry.k8s.io", redirects: Redirects::All, kind: Kind::None, ..REGISTRY },
-        Registry { name: "gcr.io", door: bearer(r#"Bearer realm="{realm}""#), user: "_json_key", ..REGISTRY },
+        Registry { name: "gcr.io", authentication: bearer(r#"Bearer realm="{realm}""#), user: "_json_key", ..REGISTRY },
         Registry {
             name: "europe-docker.pkg.dev",
-            door: bearer(r#"Bearer realm="{realm}",service="europe-docker.pkg.dev""#),
+            authentication: bearer(r#"Bearer realm="{realm}",service="europe-docker.pkg.dev""#),
             kind: Kind::Exec,
             user: "oauth2accesstoken",
             ..REGISTRY
         },
         Registry {
             name: "public.ecr.aws",
-            door: Door::Bearer(Bearer {
+            authentication: Authentication::Bearer(Bearer {
                 challenge: r#"Bearer realm="{realm}",service="public.ecr.aws",scope="aws""#,
                 scope: "aws",
                 ..BEARER
@@ -172,7 +172,7 @@ fn registries() -> Vec<Registry> {
         },
         Registry {
             name: "123456789012.dkr.ecr.eu-west-1.amazonaws.com",
-            door: Door::Basic(r#"Basic realm="https://ecr.example/",service="ecr.amazonaws.com""#),
+            authentication: Authentication::Basic(r#"Basic realm="https://ecr.example/",service="ecr.amazonaws.com""#),
             expired: Expired::Bare(403),
             digest: Digest::OnHead,
             is_public: false,
@@ -182,7 +182,7 @@ fn registries() -> Vec<Registry> {
         },
         Registry {
             name: "corp.azurecr.io",
-            door: Door::Bearer(Bearer {
+            authentication: Authentication::Bearer(Bearer {
                 challenge: r#"Bearer realm="{realm}",service="corp.azurecr.io",scope="repository:{repository}:pull""#,
                 fields: &["access_token"],
                 expires_in: None,
@@ -194,21 +194,23 @@ fn registries() -> Vec<Registry> {
         },
         Registry {
             name: "registry.gitlab.com",
-            door: bearer(
+            authentication: bearer(
                 r#"Bearer realm="{realm}",service="container_registry",scope="repository:{repository}:pull",error="invalid_token""#,
             ),
             ..REGISTRY
         },
         Registry {
             name: "nvcr.io",
-            door: bearer(r#"Bearer realm="{realm}",scope="repository:{repository}:pull""#),
+            authentication: bearer(r#"Bearer realm="{realm}",scope="repository:{repository}:pull""#),
             expired: Expired::Other(r#"Bearer realm="{elsewhere}", service="registry", error="invalid_token""#),
             user: "$oauthtoken",
             ..REGISTRY
         },
         Registry {
             name: "harbor.example.com",
-            door: bearer(r#"Bearer realm="{realm}",service="harbor-registry",scope="repository:{repository}:pull""#),
+            authentication: bearer(
+                r#"Bearer realm="{realm}",service="harbor-registry",scope="repository:{repository}:pull""#,
+            ),
             expired: Expired::Other(r#"Basic realm="harbor""#),
             redirects: Redirects::Nothing,
             user: "robot$ci",
@@ -216,7 +218,7 @@ fn registries() -> Vec<Registry> {
         },
         Registry {
             name: "registry.heroku.com",
-            door: Door::Basic(r#"Basic realm="heroku""#),
+            authentication: Authentication::Basic(r#"Basic realm="heroku""#),
             redirects: Redirects::Nothing,
             is_public: false,
             user: "_",
@@ -224,14 +226,14 @@ fn registries() -> Vec<Registry> {
         },
         Registry {
             name: "distribution.example.com",
-            door: Door::Basic(r#"Basic realm="Registry Realm""#),
+            authentication: Authentication::Basic(r#"Basic realm="Registry Realm""#),
             redirects: Redirects::Nothing,
             is_public: false,
             ..REGISTRY
         },
         Registry {
             name: "codeberg.org",
-            door: Door::Bearer(Bearer {
+            authentication: Authentication::Bearer(Bearer {
                 challenge: r#"Bearer realm="{realm}",service="container_registry",scope="*",Basic realm="{realm}",service="container_registry",scope="*""#,
                 scope: "*",
                 ..BEARER
@@ -248,26 +250,26 @@ fn registries() -> Vec<Registry> {
         },
         Registry {
             name: "nexus.example.com:8082",
-            door: bearer(r#"Bearer realm="{realm}",service="nexus.example.com:8082""#),
+            authentication: bearer(r#"Bearer realm="{realm}",service="nexus.example.com:8082""#),
             redirects: Redirects::Nothing,
             ..REGISTRY
         },
         Registry {
             name: "corp.jfrog.io",
-            door: Door::Basic(r#"Basic realm="Artifactory Realm""#),
+            authentication: Authentication::Basic(r#"Basic realm="Artifactory Realm""#),
             is_public: false,
             ..REGISTRY
         },
     ]
 }
 
-/// The three hosts of a registry with two images, the public and the private one, and their layers of two pulls.
+/// The three hosts of a registry with a public and a private image, in two versions each.
 struct StandIn {
     row: Registry,
     registry: Upstream,
     tokens: Arc<Upstream>,
     storage: Upstream,
-    /// Counts up when everything that was given so far expires.
+    /// Increases when all tokens and passwords expire.
     age: Arc<AtomicUsize>,
     folder: TempDir,
 }
@@ -299,7 +301,7 @@ impl StandIn {
 
     fn behave(&self) {
         let (row, age) = (self.row, self.age.clone());
-        if let Door::Bearer(bearer) = row.door {
+        if let Authentication::Bearer(bearer) = row.authentication {
             let age = age.clone();
             self.tokens.behave(move |seen| Some(give_token(&row, bearer, seen, age.load(Ordering::SeqCst))));
         }
@@ -329,17 +331,17 @@ impl StandIn {
                 Some(Reply::error(401, "DENIED").header("WWW-Authenticate", &format!("Bearer realm=\"{realm}\"")))
             }
             "Bearer of the storage" if is_registry => None,
-            // Amazon: "Only one auth mechanism allowed"; Google: several ranges.
+            // Amazon refuses a second authentication ("Only one auth mechanism allowed"). Google refuses several ranges.
             "" if !seen.header("range").contains(',') => None,
             _ => Some(Reply::status(400)),
         });
     }
 
-    /// Everything that was given so far is worth nothing from now on.
+    /// Makes all tokens and passwords invalid.
     fn expire(&self) {
         self.age.fetch_add(1, Ordering::SeqCst);
         if let Kind::Exec = self.row.kind {
-            std::fs::write(self.folder.path().join("says"), self.password()).unwrap();
+            std::fs::write(self.folder.path().join("password"), self.password()).unwrap();
         }
     }
 
@@ -353,16 +355,16 @@ impl StandIn {
         TestServer::builder().upstream(name, &self.registry).config(&config).start().await
     }
 
-    /// The configuration for what this registry wants to see of its users.
+    /// The configuration of the credentials that this registry needs.
     fn keys(&self) -> String {
         let (user, folder) = (self.row.user, self.folder.path());
         match self.row.kind {
             Kind::None => String::new(),
             Kind::Password => format!("username = '{user}'\npassword = \"{}\"", self.password()),
             Kind::Exec => {
-                let says = folder.join("says");
-                std::fs::write(&says, self.password()).unwrap();
-                format!("username = \"{user}\"\nexec = [\"cat\", {says:?}]\nexec_lifetime = \"1s\"")
+                let file = folder.join("password");
+                std::fs::write(&file, self.password()).unwrap();
+                format!("username = \"{user}\"\nexec = [\"cat\", {file:?}]\nexec_lifetime = \"1s\"")
             }
             Kind::IdentityToken => {
                 let file = folder.join("config.json");
@@ -374,7 +376,7 @@ impl StandIn {
         }
     }
 
-    /// Manifest, config and layers of one tag, all bytes right.
+    /// Pulls manifest, config and layers of one tag, and checks all bytes.
     async fn pull(&self, server: &TestServer, repository: &str, tag: &str, image: &Image) {
         let name = self.row.name;
         let manifest = server.get(&format!("/v2/{name}/{repository}/manifests/{tag}")).await;
@@ -389,21 +391,21 @@ impl StandIn {
         }
     }
 
-    /// A pull, an expiry, and a pull of something else.
+    /// A pull, an expiry, and a pull of other content.
     async fn pull_twice(&self, server: &TestServer, repository: &str) {
         let [one, two] = images();
         self.pull(server, repository, "v1", &one).await;
         self.expire();
         if let Kind::Exec = self.row.kind {
-            // The program is not run again for everything that is refused at once.
+            // The program does not run again for each of several refusals in a short time.
             tokio::time::sleep(std::time::Duration::from_millis(150)).await;
         }
         self.pull(server, repository, "v1", &one).await;
         self.pull(server, repository, "v2", &two).await;
     }
 
-    /// Credentials stay with the registry and its token server, and each request is made with a full `Accept`.
-    fn assert_manners(&self) {
+    /// Checks that credentials go only to the registry and its token server, and that each request has a full `Accept`.
+    fn assert_requests(&self) {
         let name = self.row.name;
         let storage = self.storage.requests();
         assert_eq!(storage.is_empty(), self.row.redirects == Redirects::Nothing, "{name}");
@@ -430,18 +432,18 @@ fn repository(seen: &Seen) -> &str {
 }
 
 fn token(scope: &str, is_named: bool, age: usize) -> String {
-    format!("{scope}.{}.{age}", if is_named { "named" } else { "anybody" })
+    format!("{scope}.{}.{age}", if is_named { "named" } else { "anonymous" })
 }
 
-/// The challenge and status for who may not pass.
+/// The challenge and status of a refusal; `None` if the request is allowed.
 fn refuse(row: &Registry, seen: &Seen, age: usize) -> Option<(Option<String>, u16)> {
     let shown = seen.header("authorization");
-    // A token that is good, but not for this, has not expired.
-    let is_old = matches!(row.door, Door::Basic(_)) || !shown.ends_with(&format!(".{age}"));
-    let (challenge, may_pass) = match row.door {
-        Door::Open => return None,
-        Door::Basic(challenge) => (challenge, shown == basic(row.user, &password(row, age))),
-        Door::Bearer(bearer) => {
+    // A valid token for another repository is not an expired one.
+    let is_old = matches!(row.authentication, Authentication::Basic(_)) || !shown.ends_with(&format!(".{age}"));
+    let (challenge, may_pass) = match row.authentication {
+        Authentication::Open => return None,
+        Authentication::Basic(challenge) => (challenge, shown == basic(row.user, &password(row, age))),
+        Authentication::Bearer(bearer) => {
             let scope = bearer.scope.replace("{repository}", repository(seen));
             let with = |is_named| shown == format!("Bearer {}", token(&scope, is_named, age));
             (bearer.challenge, with(true) || (repository(seen) == PUBLIC && with(false)))
@@ -480,7 +482,7 @@ fn give_token(row: &Registry, bearer: Bearer, seen: &Seen, age: usize) -> Reply 
     Reply::status(200).header("Content-Type", "application/json").body(answer.to_string())
 }
 
-/// The usual answer with this registry's habits.
+/// The usual response with the peculiarities of this registry.
 fn manifest(row: &Registry, seen: &Seen) -> Reply {
     let mut reply = Reply::normal();
     if row.digest == Digest::Never || (row.digest == Digest::OnHead && seen.method == "GET") {
@@ -495,13 +497,13 @@ fn manifest(row: &Registry, seen: &Seen) -> Reply {
     reply
 }
 
-/// The same with every registry that is meant, at once.
+/// Runs a test for every selected registry in parallel.
 async fn of_each(meant: impl Fn(&Registry) -> bool, test: impl AsyncFn(Registry)) {
     join_all(registries().into_iter().filter(|row| meant(row)).map(async |row| test(row).await)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn public_images_of_every_registry_are_pulled_by_nobody_in_particular() {
+async fn public_images_of_every_registry_are_pulled_anonymously() {
     of_each(
         |row| row.is_public,
         async |row| {
@@ -511,7 +513,7 @@ async fn public_images_of_every_registry_are_pulled_by_nobody_in_particular() {
             let private = server.get(&format!("/v2/{}/{PRIVATE}/manifests/v1", row.name)).await;
             let expected = if matches!(row.kind, Kind::None) { 200 } else { 404 };
             assert_eq!(private.status, expected, "{}", row.name);
-            stand_in.assert_manners();
+            stand_in.assert_requests();
             server.stop().await;
         },
     )
@@ -519,14 +521,14 @@ async fn public_images_of_every_registry_are_pulled_by_nobody_in_particular() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn private_images_of_every_registry_are_pulled_with_what_it_wants_to_see() {
+async fn private_images_of_every_registry_are_pulled_with_credentials() {
     of_each(
         |row| !matches!(row.kind, Kind::None),
         async |row| {
             let stand_in = StandIn::start(row).await;
             let server = stand_in.server(&stand_in.keys()).await;
             stand_in.pull_twice(&server, PRIVATE).await;
-            stand_in.assert_manners();
+            stand_in.assert_requests();
             if row.name == "docker.io" {
                 let labels = [("upstream", "docker.io")];
                 assert_eq!(server.metric("roadstead_upstream_ratelimit_remaining", &labels).await, 93.0);
@@ -538,7 +540,7 @@ async fn private_images_of_every_registry_are_pulled_with_what_it_wants_to_see()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_registry_takes_a_user_and_password_and_refuses_a_wrong_one() {
+async fn every_registry_accepts_a_password_and_refuses_a_wrong_one() {
     of_each(
         |row| !matches!(row.kind, Kind::None),
         async |row| {
@@ -552,7 +554,7 @@ async fn every_registry_takes_a_user_and_password_and_refuses_a_wrong_one() {
             let answer = wrong.get(&format!("/v2/{}/{PRIVATE}/manifests/v1", row.name)).await;
             assert_eq!(answer.status, 403, "{}: {}", row.name, answer.text());
             let requests = stand_in.registry.total() + stand_in.tokens.total() - before;
-            assert!(requests <= 3, "{}: a wrong password is tried once, not {requests} requests", row.name);
+            assert!(requests <= 3, "{}: a wrong password is tried once, not in {requests} requests", row.name);
             wrong.stop().await;
         },
     )

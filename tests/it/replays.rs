@@ -1,7 +1,7 @@
-//! What programs ask that cannot be started here: their requests in their order, and what each needs of the answers.
+//! Request sequences of clients that cannot run here, and what each of them needs in the responses.
 //!
 //! They stand for versions of crane, oras, regctl, Helm, cosign, Docker, containerd and lazy snapshotters that Debian does
-//! not have. Their own words are the user agents, so that a failure says whose habit broke.
+//! not package. Each sends its user agent, so that a failure names the client.
 
 use bytes::Bytes;
 use serde_json::json;
@@ -12,7 +12,7 @@ use crate::support::image::{OCI_INDEX, OCI_MANIFEST};
 use crate::support::push::absolute;
 use crate::support::{Answer, Client, Content, Gate, Image, Index, Reply, TestServer, Upstream};
 
-/// One program and the server it talks to.
+/// One client and the server it talks to.
 struct Program<'a> {
     agent: &'a str,
     server: &'a TestServer,
@@ -38,8 +38,8 @@ impl<'a> Program<'a> {
         self.ask("HEAD", path, &[], Bytes::new()).await
     }
 
-    /// A new session; its `Location` has to be relative: crane refuses another private address, and behind a proxy
-    /// nobody knows our own.
+    /// Opens a session. Its `Location` must be relative: crane refuses a different private address, and behind a proxy the
+    /// server does not know its own.
     async fn post(&self, path: &str) -> String {
         let answer = self.ask("POST", path, &[("Content-Type", "application/json")], Bytes::new()).await;
         assert_eq!(answer.status, 202, "{}: {}", self.agent, answer.text());
@@ -57,7 +57,7 @@ impl<'a> Program<'a> {
     }
 }
 
-/// What crane and containerd need of a HEAD.
+/// What crane and containerd need in the response to a HEAD.
 fn assert_described(answer: &Answer, manifest: &Content, what: &str) {
     let length = manifest.bytes.len().to_string();
     assert_eq!(answer.status, 200, "{what}");
@@ -76,7 +76,7 @@ async fn crane_pushes_and_pulls() {
         assert_eq!(crane.head(&path).await.status, 404);
         let mount = format!("/v2/team/app/blobs/uploads/?mount={}&from=team%2Fother&origin=localhost", content.digest);
         let location = crane.post(&mount).await;
-        // No Content-Range, and no length: it streams.
+        // Streamed, without Content-Range and length.
         let patched = crane.ask("PATCH", &location, &[], content.bytes.clone()).await;
         assert_eq!(patched.status, 202, "{}", patched.text());
         let finish = format!("{}?digest={}", patched.header("location"), content.digest);
@@ -92,13 +92,13 @@ async fn crane_pushes_and_pulls() {
 }
 
 #[tokio::test]
-async fn oras_finds_the_referrers_api_and_attaches() {
+async fn oras_detects_the_referrers_api_and_attaches() {
     let server = TestServer::builder().start().await;
     let (oras, image) = (Program::new("oras", &server), Image::new(1, &[10]));
     oras.client.push_image(&server.url(""), "team/app", "v1", &image).await;
-    // Its probe: is there a referrers API at all?
-    let nobody = format!("/v2/team/app/referrers/sha256:{}", "0".repeat(64));
-    let probe = oras.get(&nobody, &[]).await;
+    // oras probes whether there is a referrers API.
+    let probed = format!("/v2/team/app/referrers/sha256:{}", "0".repeat(64));
+    let probe = oras.get(&probed, &[]).await;
     assert_eq!((probe.status, probe.header("content-type")), (200, OCI_INDEX));
     let location = oras.post("/v2/team/app/blobs/uploads/").await;
     let put = format!("{location}?digest={}", empty().digest);
@@ -134,7 +134,7 @@ async fn regctl_tries_a_mount_cancels_it_and_pushes_in_chunks() {
     assert_eq!(regctl.get(&blob_path("team/app", &content), &[]).await.body, content.bytes);
 }
 
-/// `1.0.0+build.5` is the tag `1.0.0_build.5`, and a range of versions is looked for in the list of tags.
+/// `1.0.0+build.5` becomes the tag `1.0.0_build.5`, and a range of versions is resolved in the list of tags.
 #[tokio::test]
 async fn helm_pulls_a_chart_by_a_range_of_versions() {
     let upstream = Upstream::start().await;
@@ -167,7 +167,7 @@ async fn helm_pulls_a_chart_by_a_range_of_versions() {
 }
 
 #[tokio::test]
-async fn cosign_looks_for_what_is_seldom_there_and_the_upstream_is_asked_once() {
+async fn cosign_lookups_of_absent_tags_ask_upstream_once() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[10]);
     upstream.add_image("org/app", "1", &image);
@@ -184,7 +184,7 @@ async fn cosign_looks_for_what_is_seldom_there_and_the_upstream_is_asked_once() 
     }
 }
 
-/// Docker 29 by a mirror with a path: the index, its own platform, the attestation, and who refers to that.
+/// Docker 29 through a mirror with a path: the index, its platform, the attestation, and the referrers of that.
 #[tokio::test]
 async fn docker_29_pulls_an_image_with_attestations() {
     let upstream = Upstream::start().await;
@@ -219,12 +219,12 @@ async fn docker_29_pulls_an_image_with_attestations() {
         let referrers = docker.get(&path(&format!("referrers/{}", attested.digest)), &[]).await;
         assert!(referrers.status == 200 || referrers.status == 404, "{}", referrers.text());
         let fallback = docker.get(&path(&format!("manifests/{}", fallback_tag(attested))), &[]).await;
-        assert_eq!(fallback.status, 404, "no answer is an answer, too");
+        assert_eq!(fallback.status, 404, "an absent fallback tag is a valid result");
     }
     assert_eq!(upstream.count("GET", &format!("/v2/library/app/blobs/{}", index.images[0].layers[0].digest)), 1);
 }
 
-/// containerd 2.1 fetches a layer in several open-ended ranges at once, and closes each when it has its part.
+/// containerd 2.1 fetches a layer in parallel open-ended ranges, and closes each once it has its part.
 #[tokio::test]
 async fn containerd_pulls_a_cold_layer_in_parallel_ranges_from_one_transfer() {
     let (upstream, gate) = (Upstream::start().await, Gate::new());
@@ -253,7 +253,7 @@ async fn containerd_pulls_a_cold_layer_in_parallel_ranges_from_one_transfer() {
         })
     });
     let parts: Vec<_> = parts.collect();
-    until("the transfer has begun", async || upstream.count("GET", &at_upstream) == 1).await;
+    until("the transfer has started", async || upstream.count("GET", &at_upstream) == 1).await;
     gate.open();
     let mut whole = Vec::new();
     for part in parts {
@@ -263,9 +263,9 @@ async fn containerd_pulls_a_cold_layer_in_parallel_ranges_from_one_transfer() {
     assert_eq!(upstream.count("GET", &at_upstream), 1, "one transfer for all parts");
 }
 
-/// stargz: a look at two bytes, the footer, and then pieces, several in one request.
+/// stargz: a probe of two bytes, the footer, and then ranges, several in one request.
 #[tokio::test]
-async fn a_lazy_snapshotter_reads_a_footer_and_pieces() {
+async fn a_lazy_snapshotter_reads_a_footer_and_ranges() {
     let upstream = Upstream::start().await;
     let content = blob(1, 2 * MIB);
     upstream.add_blob("org/app", &content);

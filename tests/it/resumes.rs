@@ -1,12 +1,12 @@
-//! An upstream that breaks off in the middle: the fill goes on where it was, and the client sees bytes.
+//! Upstream transfers that break off: the fill resumes, and clients keep receiving bytes.
 
-use crate::scene::{HELD_BACK, KIB, MIB, REPO, Scene, blob, blob_path};
+use crate::scene::{HELD_BACK_TAIL_BYTES, KIB, MIB, REPO, Scene, blob, blob_path};
 use crate::support::{Conn, Ended, Reply, TestServer, Upstream};
 
 const BIG: usize = 4 * MIB;
 const QUICK: &str = "[upstream.\"docker.io\"]\nidle_timeout = \"300ms\"";
 
-/// How a transfer goes wrong, each time at the middle of the blob.
+/// Failures of a transfer, each in the middle of the blob.
 fn breaks(size: usize) -> [(&'static str, Reply); 3] {
     let half = size as u64 / 2;
     [
@@ -17,8 +17,8 @@ fn breaks(size: usize) -> [(&'static str, Reply); 3] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_transfer_goes_on_where_it_was_and_nobody_notices() {
-    for size in [KIB, HELD_BACK, HELD_BACK + 1, BIG] {
+async fn a_broken_transfer_resumes_unnoticed() {
+    for size in [KIB, HELD_BACK_TAIL_BYTES, HELD_BACK_TAIL_BYTES + 1, BIG] {
         for (what, reply) in breaks(size) {
             let scene = Scene::configured(size, QUICK).await;
             scene.upstream.script("GET", &scene.path(), [reply]);
@@ -41,7 +41,7 @@ async fn a_broken_transfer_goes_on_where_it_was_and_nobody_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_goes_on_as_often_as_there_is_progress() {
+async fn a_fill_resumes_as_long_as_it_progresses() {
     let scene = Scene::with_blob(BIG).await;
     let piece = BIG as u64 / 16;
     scene.upstream.script("GET", &scene.path(), (0..12).map(|_| Reply::normal().cut_after(piece)));
@@ -51,12 +51,12 @@ async fn it_goes_on_as_often_as_there_is_progress() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_below_the_rate_that_is_asked_for_is_taken_up_anew() {
+async fn a_transfer_below_min_rate_is_restarted() {
     let slow = || Reply::normal().pace(16 * KIB as u64);
     for (min_rate, goes_on) in [("64KiB", true), ("0", false)] {
         let keys = format!("idle_timeout = \"1s\"\nmin_rate = {min_rate:?}");
         let scene = Scene::configured(128 * KIB, &format!("[upstream.\"docker.io\"]\n{keys}")).await;
-        // At its pace it would take eight seconds, and is never silent.
+        // At this rate the transfer would take eight seconds, without ever being idle.
         scene.upstream.script("GET", &scene.path(), [slow()]);
         let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
         client.take(1).await;
@@ -66,13 +66,13 @@ async fn a_transfer_below_the_rate_that_is_asked_for_is_taken_up_anew() {
             assert!(scene.server.metric("roadstead_fill_resumes_total", &[]).await >= 1.0);
         } else {
             tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
-            assert_eq!(scene.fetches(), 1, "a slow line is a line");
+            assert_eq!(scene.fetches(), 1, "a slow transfer above min_rate is not restarted");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_limit_in_mid_body_is_waited_for_once() {
+async fn a_rate_limit_during_a_resume_is_awaited_once() {
     let scene = Scene::with_blob(BIG).await;
     let limited = || Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "1");
     scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(MIB as u64), limited()]);
@@ -83,20 +83,20 @@ async fn a_limit_in_mid_body_is_waited_for_once() {
     let scene = Scene::with_blob(BIG).await;
     scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(MIB as u64), limited(), limited()]);
     let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
-    assert_ne!(client.rest().await.1, Ended::Whole);
+    assert_ne!(client.rest().await.1, Ended::Complete);
     scene.settle().await;
     assert_eq!(scene.fetches(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_url_that_only_breaks_off_is_left_for_the_next_one() {
+async fn a_url_without_progress_is_replaced_by_the_next() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let content = blob(1, BIG);
     let path = blob_path(REPO, &content);
     for upstream in [&first, &second] {
         upstream.add_blob(REPO, &content);
     }
-    // It answers every time, and never gets far.
+    // The first URL always responds, but makes no more progress.
     first.script("GET", &path, [Reply::normal().cut_after(MIB as u64)]);
     first.always("GET", &path, Reply::normal().cut_after(0));
     let urls = format!("[upstream.\"docker.io\"]\nurl = [{:?}, {:?}]", first.url(""), second.url(""));
@@ -109,19 +109,19 @@ async fn a_url_that_only_breaks_off_is_left_for_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_progress_it_ends_and_the_client_is_cut_short() {
+async fn a_fill_without_progress_ends_and_cuts_its_client() {
     let scene = Scene::with_blob(BIG).await;
     scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(MIB as u64)]);
     scene.upstream.always("GET", &scene.path(), Reply::normal().cut_after(0));
     let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
-    assert_ne!(client.rest().await.1, Ended::Whole);
+    assert_ne!(client.rest().await.1, Ended::Complete);
     scene.settle().await;
     assert!(!scene.is_stored());
     assert!(scene.fetches() <= 8, "{}", scene.fetches());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_ignores_the_range_is_compared_with_what_is_here() {
+async fn a_resume_without_range_support_is_compared_with_the_spool() {
     let scene = Scene::with_blob(BIG).await;
     let half = BIG as u64 / 2;
     scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(half), Reply::normal().ignore_range()]);
@@ -132,21 +132,21 @@ async fn an_upstream_that_ignores_the_range_is_compared_with_what_is_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_changed_meanwhile_ends_who_had_bytes_and_is_asked_afresh() {
+async fn changed_content_cuts_followers_and_restarts_the_fill() {
     let scene = Scene::with_blob(BIG).await;
     let half = BIG as u64 / 2;
     let changed = Reply::normal().ignore_range().flip(MIB as u64);
     scene.upstream.script("GET", &scene.path(), [Reply::normal().cut_after(half), changed]);
     let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
-    assert_ne!(client.rest().await.1, Ended::Whole);
+    assert_ne!(client.rest().await.1, Ended::Complete);
     scene.settle().await;
     let (status, body) = scene.server.get_whole(&scene.path()).await;
     assert!(status == 200 && body == scene.bytes());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_had_no_byte_yet_gets_the_fresh_one() {
-    for size in [1, KIB, HELD_BACK - 1] {
+async fn a_follower_without_bytes_gets_the_new_generation() {
+    for size in [1, KIB, HELD_BACK_TAIL_BYTES - 1] {
         for bad in [Reply::normal().flip(0), Reply::normal().declare_length(size as u64 + 1)] {
             let scene = Scene::with_blob(size).await;
             scene.upstream.script("GET", &scene.path(), [bad]);
@@ -157,18 +157,18 @@ async fn who_has_had_no_byte_yet_gets_the_fresh_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fresh_transfer_of_another_length_is_not_passed_off_as_what_was_announced() {
+async fn a_new_generation_of_another_length_cuts_the_response() {
     let scene = Scene::with_blob(BIG).await;
-    // The first answer announces less than there is, and is wrong at once.
+    // The first generation announces too small a length and wrong bytes.
     let short = scene.bytes().slice(..MIB);
     scene.upstream.script("GET", &scene.path(), [Reply::normal().body(short).flip(0)]);
     let mut client = Conn::get(scene.server.addr(), &scene.path()).await;
     let (body, ended) = client.rest().await;
-    assert!(ended != Ended::Whole || body == scene.bytes(), "{} bytes", body.len());
+    assert!(ended != Ended::Complete || body == scene.bytes(), "{} bytes", body.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_url_goes_on_where_the_first_one_died() {
+async fn a_second_url_resumes_where_the_first_failed() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let content = blob(1, BIG);
     for upstream in [&first, &second] {
@@ -184,17 +184,17 @@ async fn a_second_url_goes_on_where_the_first_one_died() {
     client.take(KIB).await;
     first.go_down().await;
     let (rest, ended) = client.rest().await;
-    assert_eq!(ended, Ended::Whole);
+    assert_eq!(ended, Ended::Complete);
     assert!(rest == content.bytes[KIB..]);
     assert_eq!((first.count("GET", &path), second.count("GET", &path)), (1, 1));
 }
 
 impl TestServer {
-    /// Status and body of a GET that must not end short.
+    /// Status and body of a GET whose body must be complete.
     async fn get_whole(&self, path: &str) -> (u16, bytes::Bytes) {
         let mut client = Conn::get(self.addr(), path).await;
         let (body, ended) = client.rest().await;
-        assert_eq!(ended, Ended::Whole, "{path}");
+        assert_eq!(ended, Ended::Complete, "{path}");
         (client.status, body)
     }
 }

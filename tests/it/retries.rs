@@ -1,4 +1,4 @@
-//! Trouble before the first byte: what passes soon is not noticed, and what does not is told in time.
+//! Failures before the first byte: short ones are hidden by retries, longer ones are reported in time.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use crate::freshness::{REPO, TAG, mirror, upstream_with};
-use crate::scene::{HELD_BACK, KIB, MIB, Scene, blob, blob_path, settle};
+use crate::scene::{HELD_BACK_TAIL_BYTES, KIB, MIB, Scene, blob, blob_path, settle};
 use crate::support::{Image, Reply, TestServer, Upstream};
 
-/// Trouble that is over when one asks again, and the code that it is counted under.
-fn troubles() -> [(&'static str, Reply); 5] {
+/// Failures that a retry overcomes, and the code that each is counted under.
+fn transient_failures() -> [(&'static str, Reply); 5] {
     [
         ("500", Reply::error(500, "UNKNOWN")),
         ("502", Reply::status(502)),
@@ -20,16 +20,16 @@ fn troubles() -> [(&'static str, Reply); 5] {
     ]
 }
 
-/// Our count of requests to the upstream is its own.
+/// Checks that server and upstream count the same requests.
 async fn assert_counts_agree(server: &TestServer, upstream: &Upstream) {
     assert_eq!(server.metric("roadstead_upstream_requests_total", &[]).await, upstream.total() as f64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_failure_of_the_upstream_is_not_noticed_by_any_number_of_clients() {
-    let cases = [(KIB, 0), (HELD_BACK, 1), (HELD_BACK + 1, 2), (16 * MIB, 3), (MIB, 4)];
+async fn a_single_upstream_failure_is_hidden_from_all_clients() {
+    let cases = [(KIB, 0), (HELD_BACK_TAIL_BYTES, 1), (HELD_BACK_TAIL_BYTES + 1, 2), (16 * MIB, 3), (MIB, 4)];
     let cases = cases.map(|(size, trouble)| async move {
-        let (code, reply) = troubles()[trouble].clone();
+        let (code, reply) = transient_failures()[trouble].clone();
         for clients in [1, 50] {
             let scene = Scene::with_blob(size).await;
             scene.upstream.script("GET", &scene.path(), [reply.clone()]);
@@ -52,7 +52,7 @@ async fn one_failure_of_the_upstream_is_not_noticed_by_any_number_of_clients() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_question_is_asked_again() {
+async fn every_kind_of_request_is_retried() {
     let image = Image::new(1, &[1000]);
     let digest = format!("/v2/{REPO}/manifests/{}", image.digest());
     let layer = blob_path(REPO, &image.layers[0]);
@@ -61,7 +61,7 @@ async fn every_kind_of_question_is_asked_again() {
     let cases = questions.map(|(method, path)| {
         let image = image.clone();
         async move {
-            for (what, reply) in troubles() {
+            for (what, reply) in transient_failures() {
                 let upstream = upstream_with(&image).await;
                 let server = mirror(&upstream, "").await;
                 let path = path.replace("/v2/library", "/v2/docker.io/library");
@@ -77,7 +77,7 @@ async fn every_kind_of_question_is_asked_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_comes_back_while_a_client_waits_is_all_the_same_to_it() {
+async fn an_upstream_that_recovers_in_time_is_used() {
     let image = Image::new(1, &[10]);
     let upstream = upstream_with(&image).await;
     let server = mirror(&upstream, "").await;
@@ -87,18 +87,18 @@ async fn an_upstream_that_comes_back_while_a_client_waits_is_all_the_same_to_it(
         upstream.come_back().await;
     });
     assert_eq!((answer.status, &answer.body), (200, &image.manifest.bytes));
-    assert_eq!(upstream.total(), 1, "what was refused was never sent");
+    assert_eq!(upstream.total(), 1, "a refused connection carries no request");
     assert_counts_agree(&server, &upstream).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_cannot_be_reached_is_named_in_an_answer_that_comes_in_time() {
+async fn an_unreachable_upstream_is_named_within_answer_within() {
     let silent = Upstream::start().await;
     silent.always("*", "*", Reply::never());
     let plain = Upstream::start().await;
     let cases = [
         ("refused", "http://127.0.0.1:1".to_owned(), vec![503]),
-        ("no such host", "http://nowhere.invalid".to_owned(), vec![503, 504]),
+        ("an unknown host", "http://nowhere.invalid".to_owned(), vec![503, 504]),
         ("no TLS", plain.url("").replace("http:", "https:"), vec![502, 503]),
         ("silence", silent.url(""), vec![504]),
     ];
@@ -107,8 +107,8 @@ async fn an_upstream_that_cannot_be_reached_is_named_in_an_answer_that_comes_in_
         let server = builder.config("[cache]\nanswer_within = \"3s\"").start().await;
         let digest = blob(1, 10).digest;
         for path in [TAG.to_owned(), format!("/v2/{REPO}/manifests/{digest}"), format!("/v2/{REPO}/blobs/{digest}")] {
-            // Nothing but the deadline ends the silence before the minute is over.
-            let answer = timeout(Duration::from_secs(30), server.get(&path)).await.expect("an answer in time");
+            // Only `answer_within` is shorter than this time-out.
+            let answer = timeout(Duration::from_secs(30), server.get(&path)).await.expect("a response in time");
             let left_alone = answer.status == 503 && !answer.header("retry-after").is_empty();
             assert!(statuses.contains(&answer.status) || left_alone, "{what}: {} {}", answer.status, answer.text());
             assert_eq!(answer.error_code(), "UNAVAILABLE", "{what}");
@@ -120,7 +120,7 @@ async fn an_upstream_that_cannot_be_reached_is_named_in_an_answer_that_comes_in_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_url_is_asked_in_the_same_round() {
+async fn a_second_url_is_tried_in_the_same_round() {
     let (dead, well) = (Upstream::start().await, upstream_with(&Image::new(1, &[10])).await);
     dead.always("*", "*", Reply::error(503, "UNAVAILABLE"));
     let urls = format!("[upstream.\"docker.io\"]\nurl = [{:?}, {:?}]", dead.url(""), well.url(""));
@@ -130,7 +130,7 @@ async fn a_second_url_is_asked_in_the_same_round() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_push_does_not_wait_for_a_default_upstream_that_says_nothing() {
+async fn a_first_push_does_not_wait_for_a_silent_default_upstream() {
     let upstream = Upstream::start().await;
     upstream.always("*", "*", Reply::never());
     let server = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
@@ -138,8 +138,7 @@ async fn a_first_push_does_not_wait_for_a_default_upstream_that_says_nothing() {
     let server = server.config(slow).start().await;
     let digest = Image::new(1, &[10]).manifest.digest;
     for path in ["/v2/team/app/manifests/1".to_owned(), format!("/v2/team/app/manifests/{digest}")] {
-        let head =
-            timeout(Duration::from_secs(60), server.head(&path)).await.expect("an answer without the upstream's");
+        let head = timeout(Duration::from_secs(60), server.head(&path)).await.expect("a response without the upstream");
         assert_eq!(head.status, 404, "{path}");
     }
 }

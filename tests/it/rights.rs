@@ -1,4 +1,4 @@
-//! Who may push where, and who may read what: pushed and cached content share bytes, not names and not rights.
+//! Access by repository: pushed and cached content share bytes, but neither names nor rights.
 
 use bytes::Bytes;
 
@@ -9,7 +9,7 @@ fn assert_error(answer: &Answer, status: u16, code: &str, what: &str) {
     assert_eq!((answer.status, answer.error_code().as_str()), (status, code), "{what}: {}", answer.text());
 }
 
-/// Every request that begins a push.
+/// Every kind of request that starts a push.
 async fn push_attempts(server: &TestServer, repo: &str) -> Vec<Answer> {
     let image = Image::new(9, &[5]);
     let put = format!("/v2/{repo}/manifests/v1");
@@ -32,7 +32,7 @@ async fn mirror(toml: &str, repo: &str, image: &Image) -> (Upstream, TestServer)
 }
 
 #[tokio::test]
-async fn pushes_are_refused_where_they_could_be_taken_for_somebody_elses() {
+async fn pushes_to_mirrored_names_are_refused() {
     let image = Image::new(1, &[10]);
     let (upstream, server) = mirror("", "org/app", &image).await;
     server.get("/v2/org/app/manifests/1").await;
@@ -56,7 +56,7 @@ async fn pushes_are_refused_where_they_could_be_taken_for_somebody_elses() {
     let unknown = server.send("POST", "/v2/team/app/blobs/uploads/?ns=evil.example", &[], Bytes::new()).await;
     assert_error(&unknown, 404, "NAME_UNKNOWN", "an unknown registry");
     upstream.forget();
-    // A mirror client never sends a single component, and of team/app nothing is known.
+    // A mirror client never sends a name of one component, and team/app is unknown.
     for repo in ["alpine", "team/app", "evil.example/app"] {
         server.client().push_image(&server.url(""), repo, "1", &image).await;
         assert_eq!(server.get(&format!("/v2/{repo}/manifests/1")).await.body, image.manifest.bytes, "{repo}");
@@ -65,7 +65,7 @@ async fn pushes_are_refused_where_they_could_be_taken_for_somebody_elses() {
 }
 
 #[tokio::test]
-async fn with_namespaces_pushes_are_taken_there_and_nowhere_else() {
+async fn pushes_are_accepted_in_configured_namespaces_only() {
     let image = Image::new(1, &[10]);
     let (_upstream, server) = mirror("[local]\nnamespaces = [\"team/**\", \"library/own\"]", "org/app", &image).await;
     for repo in ["other/app", "alpine", "team"] {
@@ -80,7 +80,7 @@ async fn with_namespaces_pushes_are_taken_there_and_nowhere_else() {
 }
 
 #[tokio::test]
-async fn pushes_that_are_switched_off_are_not_supported() {
+async fn disabled_pushes_are_unsupported() {
     let image = Image::new(1, &[10]);
     let (_upstream, server) = mirror("[push]\nenabled = false", "org/app", &image).await;
     for answer in push_attempts(&server, "team/app").await {
@@ -90,7 +90,7 @@ async fn pushes_that_are_switched_off_are_not_supported() {
 }
 
 #[tokio::test]
-async fn a_blob_is_mounted_only_from_where_the_asker_may_read_it() {
+async fn a_blob_is_mounted_only_from_readable_repositories() {
     let [pushed, cached, secret] = [1, 2, 3].map(|seed| Image::new(seed, &[1000]));
     let (upstream, server) = mirror("", "org/app", &cached).await;
     upstream.add_image("org/secret", "1", &secret);
@@ -104,15 +104,15 @@ async fn a_blob_is_mounted_only_from_where_the_asker_may_read_it() {
         server.send("POST", &path, &[], Bytes::new()).await
     };
     for (what, digest, from) in [
-        ("without from, of what nobody has pushed", &cached_layer.digest, ""),
-        ("from a repository that has it not", &pushed.layers[0].digest, "&from=team/other"),
-        ("from one that nobody knows", &pushed.layers[0].digest, "&from=team/none"),
-        ("from a mirrored one that has it not", &pushed.layers[0].digest, "&from=org/app"),
+        ("without from, and never pushed", &cached_layer.digest, ""),
+        ("from a repository without it", &pushed.layers[0].digest, "&from=team/other"),
+        ("from an unknown repository", &pushed.layers[0].digest, "&from=team/none"),
+        ("from a mirrored repository without it", &pushed.layers[0].digest, "&from=org/app"),
         ("cached for another repository", &cached_layer.digest, "&from=org/other"),
-        ("cached, from a local one", &cached_layer.digest, "&from=team/from"),
-        ("not here yet", &cached.config.digest, "&from=org/app"),
+        ("cached, from a local repository", &cached_layer.digest, "&from=team/from"),
+        ("not stored yet", &cached.config.digest, "&from=org/app"),
         ("never seen", &secret.config.digest, "&from=org/secret"),
-        ("from no name", &pushed.layers[0].digest, "&from=../x"),
+        ("from an invalid name", &pushed.layers[0].digest, "&from=../x"),
         ("from an unknown registry", &pushed.layers[0].digest, "&from=evil.example/x"),
     ] {
         let answer = mount(digest, from).await;
@@ -131,7 +131,7 @@ async fn a_blob_is_mounted_only_from_where_the_asker_may_read_it() {
     ] {
         let answer = mount(&content.digest, from).await;
         if from.contains("localhost") {
-            assert_eq!(answer.status, 202, "the first from counts");
+            assert_eq!(answer.status, 202, "only the first `from` counts");
             continue;
         }
         assert_eq!((answer.status, answer.header("docker-content-digest")), (201, content.digest.as_str()), "{from}");
@@ -139,14 +139,14 @@ async fn a_blob_is_mounted_only_from_where_the_asker_may_read_it() {
         assert_eq!(answer.header("location"), path);
         assert_eq!(server.get(&path).await.body, content.bytes);
     }
-    assert_eq!(upstream.total(), 0, "a mount asks nobody");
-    // What is mounted lives on its own.
+    assert_eq!(upstream.total(), 0, "a mount sends no upstream request");
+    // A mounted blob is independent of its source.
     server.delete(&format!("/v2/team/from/blobs/{}", pushed.layers[0].digest)).await;
     assert_eq!(server.get(&format!("/v2/team/to/blobs/{}", pushed.layers[0].digest)).await.status, 200);
 }
 
 #[tokio::test]
-async fn a_mount_from_anywhere_finds_what_was_pushed_and_not_what_is_cached() {
+async fn a_mount_from_anywhere_finds_pushed_content_only() {
     let [pushed, cached] = [1, 2].map(|seed| Image::new(seed, &[1000]));
     let (_upstream, server) = mirror("", "org/app", &cached).await;
     server.client().push_image(&server.url(""), "team/from", "1", &pushed).await;
@@ -159,11 +159,11 @@ async fn a_mount_from_anywhere_finds_what_was_pushed_and_not_what_is_cached() {
     }
     server.delete(&format!("/v2/team/from/blobs/{}", pushed.config.digest)).await;
     let path = format!("/v2/team/to/blobs/uploads/?mount={}", pushed.config.digest);
-    assert_eq!(server.send("POST", &path, &[], Bytes::new()).await.status, 202, "nobody has it any more");
+    assert_eq!(server.send("POST", &path, &[], Bytes::new()).await.status, 202, "no repository has it any more");
 }
 
 #[tokio::test]
-async fn a_blob_whose_file_is_gone_is_not_mounted() {
+async fn a_blob_without_its_file_is_not_mounted() {
     let image = Image::new(1, &[1000]);
     let server = TestServer::builder().start().await;
     server.client().push_image(&server.url(""), "team/from", "1", &image).await;
@@ -174,7 +174,7 @@ async fn a_blob_whose_file_is_gone_is_not_mounted() {
 }
 
 #[tokio::test]
-async fn what_was_pushed_is_readable_only_where_it_was_pushed() {
+async fn pushed_content_is_readable_only_in_its_repository() {
     let [pushed, cached] = [1, 2].map(|seed| Image::new(seed, &[1000]));
     let (upstream, server) = mirror("[cache]\nnegative_ttl = \"0s\"", "org/app", &cached).await;
     server.client().push_image(&server.url(""), "team/a", "1", &pushed).await;
@@ -186,7 +186,7 @@ async fn what_was_pushed_is_readable_only_where_it_was_pushed() {
     };
     for content in contents(&pushed) {
         assert_eq!(server.get(&format!("/v2/team/b/{content}")).await.status, 404, "{content} in team/b");
-        // The upstream is asked, and says no.
+        // The upstream is asked and denies it.
         let asked = upstream.total();
         assert_eq!(server.get(&format!("/v2/org/app/{content}")).await.status, 404, "{content} in org/app");
         assert!(upstream.total() > asked);
@@ -196,7 +196,7 @@ async fn what_was_pushed_is_readable_only_where_it_was_pushed() {
         server.until_available("docker.io").await;
         assert_eq!(server.get(&format!("/v2/team/a/{content}")).await.status, 200, "{content}");
     }
-    // The other way round: what is cached is of no local repository, and of no other mirrored one.
+    // Conversely, cached content belongs to no local repository and to no other mirrored one.
     for content in contents(&cached) {
         assert_eq!(server.get(&format!("/v2/org/app/{content}")).await.status, 200);
     }
@@ -207,7 +207,7 @@ async fn what_was_pushed_is_readable_only_where_it_was_pushed() {
 }
 
 #[tokio::test]
-async fn the_upstreams_word_is_enough_for_bytes_that_are_here_already() {
+async fn stored_bytes_are_readable_once_upstream_confirms() {
     let image = Image::new(1, &[1000]);
     let (upstream, server) = mirror("", "org/app", &image).await;
     server.client().push_image(&server.url(""), "team/a", "1", &image).await;
@@ -222,7 +222,7 @@ async fn the_upstreams_word_is_enough_for_bytes_that_are_here_already() {
             assert_eq!(methods.concat(), asked, "{content}");
         }
     }
-    // It is ours when it is deleted there, and theirs when it is deleted here.
+    // Deleting it upstream or here leaves the other side unchanged.
     server.delete(&format!("/v2/team/a/manifests/{}", image.digest())).await;
     assert_eq!(server.get(&format!("/v2/org/app/manifests/{}", image.digest())).await.status, 200);
 }

@@ -1,9 +1,9 @@
-//! Which repository a request means, from the request to the upstream that is asked or is not.
+//! Resolution of requests to repositories, up to the upstream that is asked.
 
 use crate::support::{Answer, Conn, Image, Reply, TestServer, Upstream};
 
-/// docker.io, which is the default, and quay.io, each with images of its own under the same name.
-struct Harbour {
+/// docker.io, which is the default, and quay.io, each with its own images under the same names.
+struct TwoUpstreams {
     hub: Upstream,
     quay: Upstream,
     server: TestServer,
@@ -12,7 +12,7 @@ struct Harbour {
     quay_app: Image,
 }
 
-impl Harbour {
+impl TwoUpstreams {
     async fn start() -> Self {
         Self::configured("").await
     }
@@ -28,7 +28,7 @@ impl Harbour {
         Self { hub, quay, server, alpine, hub_app, quay_app }
     }
 
-    fn asked(&self) -> usize {
+    fn requests(&self) -> usize {
         self.hub.total() + self.quay.total()
     }
 }
@@ -38,32 +38,32 @@ fn assert_refused(answer: &Answer, status: u16, code: &str, what: &str) {
 }
 
 #[tokio::test]
-async fn a_host_below_a_routed_domain_is_its_upstreams() {
-    let harbour = Harbour::configured("[server]\nhost_routes = \"cache.test\"").await;
+async fn a_host_below_a_routed_domain_means_its_upstream() {
+    let scene = TwoUpstreams::configured("[server]\nhost_routes = \"cache.test\"").await;
     for (host, repository, image) in [
-        ("docker-io.cache.test:5000", "alpine", &harbour.alpine),
-        ("quay-io.cache.test", "org/app", &harbour.quay_app),
-        ("cache.test", "org/app", &harbour.hub_app),
+        ("docker-io.cache.test:5000", "alpine", &scene.alpine),
+        ("quay-io.cache.test", "org/app", &scene.quay_app),
+        ("cache.test", "org/app", &scene.hub_app),
     ] {
         let path = format!("/v2/{repository}/manifests/1");
         let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        let mut conn = Conn::ask(harbour.server.addr(), &request).await.unwrap();
+        let mut conn = Conn::ask(scene.server.addr(), &request).await.unwrap();
         assert_eq!(
             (conn.status, conn.take(image.manifest.bytes.len()).await),
             (200, image.manifest.bytes.clone()),
             "{host}"
         );
     }
-    let asked = harbour.asked();
+    let before = scene.requests();
     let request = "GET /v2/org/app/manifests/1 HTTP/1.1\r\nHost: none.cache.test\r\n\r\n";
-    assert_eq!(Conn::ask(harbour.server.addr(), request).await.unwrap().status, 404);
-    assert_eq!(harbour.asked(), asked, "nobody is asked");
+    assert_eq!(Conn::ask(scene.server.addr(), request).await.unwrap().status, 404);
+    assert_eq!(scene.requests(), before, "no upstream is asked");
 }
 
 #[tokio::test]
 async fn every_way_to_name_an_upstream_means_the_same_repository() {
-    let harbour = Harbour::start().await;
-    let (alpine, hub_app, quay_app) = (&harbour.alpine, &harbour.hub_app, &harbour.quay_app);
+    let scene = TwoUpstreams::start().await;
+    let (alpine, hub_app, quay_app) = (&scene.alpine, &scene.hub_app, &scene.quay_app);
     for (path, image, echo) in [
         ("/v2/library/alpine/manifests/1?ns=docker.io", alpine, "docker.io"),
         ("/v2/alpine/manifests/1?ns=docker.io", alpine, "docker.io"),
@@ -82,119 +82,119 @@ async fn every_way_to_name_an_upstream_means_the_same_repository() {
         ("/v2/alpine/manifests/1", alpine, ""),
         ("/v2/org/app/manifests/1", hub_app, ""),
     ] {
-        let answer = harbour.server.get(path).await;
+        let answer = scene.server.get(path).await;
         assert_eq!((answer.status, answer.header("docker-content-digest")), (200, image.digest()), "{path}");
         assert_eq!(answer.header("oci-namespace"), echo, "{path}");
     }
-    // One question for each of the three repositories: what has many names is cached once.
-    assert_eq!((harbour.hub.total(), harbour.quay.total()), (2, 1));
-    let layer = &harbour.quay_app.layers[0];
-    let blob = harbour.server.get(&format!("/v2/org/app/blobs/{}?ns=quay.io", layer.digest)).await;
+    // One request for each of the three repositories: content under many names is cached once.
+    assert_eq!((scene.hub.total(), scene.quay.total()), (2, 1));
+    let layer = &scene.quay_app.layers[0];
+    let blob = scene.server.get(&format!("/v2/org/app/blobs/{}?ns=quay.io", layer.digest)).await;
     assert_eq!((blob.status, blob.header("oci-namespace")), (200, "quay.io"));
     assert_eq!(blob.body, layer.bytes);
 }
 
 #[tokio::test]
-async fn an_upstream_may_be_called_by_host_and_port() {
+async fn an_upstream_may_be_named_by_host_and_port() {
     let upstream = Upstream::start().await;
     let image = Image::new(4, &[10]);
     upstream.add_image("team/app", "1", &image);
     let host = upstream.addr().to_string();
     let server = TestServer::builder().upstream(&host, &upstream).start().await;
-    // A configured name comes before the rule that loopback names are our own.
+    // A configured name takes precedence over the rule that loopback names are our own.
     for path in [format!("/v2/team/app/manifests/1?ns={host}"), format!("/v2/{host}/team/app/manifests/1")] {
         assert_eq!(server.get(&path).await.header("docker-content-digest"), image.digest(), "{path}");
     }
 }
 
 #[tokio::test]
-async fn a_registry_that_is_not_configured_is_never_dialled() {
-    let harbour = Harbour::start().await;
+async fn an_unconfigured_registry_is_never_contacted() {
+    let scene = TwoUpstreams::start().await;
     let stranger = Upstream::start().await;
-    stranger.add_image("org/app", "1", &harbour.hub_app);
-    let config = &harbour.hub_app.config.digest;
+    stranger.add_image("org/app", "1", &scene.hub_app);
+    let config = &scene.hub_app.config.digest;
     let at_stranger = stranger.addr().to_string();
     for host in ["evil.example", "evil.example:5000", "10.0.0.1", "localhost.evil.example", "", "docker.io.", "quay"] {
         for path in ["manifests/1", "tags/list", &format!("blobs/{config}"), &format!("manifests/{config}")] {
             let ns = format!("/v2/org/app/{path}?ns={host}");
-            assert_refused(&harbour.server.get(&ns).await, 404, "NAME_UNKNOWN", &ns);
+            assert_refused(&scene.server.get(&ns).await, 404, "NAME_UNKNOWN", &ns);
         }
     }
     for prefix in ["/v2/evil.example", "/evil.example/v2", "/v2/localhost", "/v2/evil.example:5000", "/quay/v2"] {
         let path = format!("{prefix}/org/app/manifests/1");
-        assert_refused(&harbour.server.get(&path).await, 404, "NAME_UNKNOWN", &path);
+        assert_refused(&scene.server.get(&path).await, 404, "NAME_UNKNOWN", &path);
     }
-    // A loopback name is one of our own, and an address in the path is no name: neither leads there.
+    // A loopback name is our own, and an address in the path is not a name. Neither leads to an upstream.
     for path in [format!("/v2/org/app/manifests/1?ns={at_stranger}"), format!("/v2/{at_stranger}/org/app/manifests/1")]
     {
-        assert_eq!(harbour.server.get(&path).await.status, 404, "{path}");
+        assert_eq!(scene.server.get(&path).await.status, 404, "{path}");
     }
-    assert_eq!((harbour.asked(), stranger.total()), (0, 0));
+    assert_eq!((scene.requests(), stranger.total()), (0, 0));
 }
 
 #[tokio::test]
-async fn our_own_names_mean_what_was_pushed_here_and_nothing_else() {
-    let harbour = Harbour::configured("[server]\nnames = [\"cache.example\"]").await;
+async fn our_own_names_mean_local_repositories_only() {
+    let scene = TwoUpstreams::configured("[server]\nnames = [\"cache.example\"]").await;
     let pushed = Image::new(9, &[20]);
-    let base = harbour.server.url("");
-    harbour.server.client().push_image(&base, "team/app", "1", &pushed).await;
-    let own = harbour.server.addr().to_string();
+    let base = scene.server.url("");
+    scene.server.client().push_image(&base, "team/app", "1", &pushed).await;
+    let own = scene.server.addr().to_string();
     for ns in ["localhost", "localhost:5000", "127.0.0.1:1", "[::1]:5000", "cache.example", "cache.example:80", &own] {
-        let answer = harbour.server.get(&format!("/v2/team/app/manifests/1?ns={ns}")).await;
+        let answer = scene.server.get(&format!("/v2/team/app/manifests/1?ns={ns}")).await;
         assert_eq!(answer.header("docker-content-digest"), pushed.digest(), "{ns}");
         assert_eq!(answer.header("oci-namespace"), ns);
-        let absent = harbour.server.get(&format!("/v2/org/app/manifests/1?ns={ns}")).await;
+        let absent = scene.server.get(&format!("/v2/org/app/manifests/1?ns={ns}")).await;
         assert_refused(&absent, 404, "MANIFEST_UNKNOWN", ns);
     }
     let host = [("Host", "cache.corp:5000")];
-    let answer = harbour.server.get_with("/v2/team/app/manifests/1?ns=cache.corp:5000", &host).await;
+    let answer = scene.server.get_with("/v2/team/app/manifests/1?ns=cache.corp:5000", &host).await;
     assert_eq!(answer.header("docker-content-digest"), pushed.digest());
-    assert_eq!(harbour.asked(), 0);
+    assert_eq!(scene.requests(), 0);
 }
 
 #[tokio::test]
-async fn a_local_repository_wins_over_the_default_upstream_and_hides_nothing_of_it() {
-    let harbour = Harbour::start().await;
+async fn a_local_repository_takes_precedence_over_the_default_upstream() {
+    let scene = TwoUpstreams::start().await;
     let pushed = Image::new(9, &[20]);
-    harbour.server.client().push_image(&harbour.server.url(""), "org/app", "1", &pushed).await;
-    let digest = async |path: &str| harbour.server.get(path).await.header("docker-content-digest").to_owned();
+    scene.server.client().push_image(&scene.server.url(""), "org/app", "1", &pushed).await;
+    let digest = async |path: &str| scene.server.get(path).await.header("docker-content-digest").to_owned();
     assert_eq!(digest("/v2/org/app/manifests/1").await, pushed.digest());
-    assert_eq!(harbour.asked(), 0);
-    assert_eq!(digest("/v2/org/app/manifests/1?ns=docker.io").await, harbour.hub_app.digest());
-    assert_eq!(digest("/v2/docker.io/org/app/manifests/1").await, harbour.hub_app.digest());
-    // It stays local when nothing is left in it.
-    harbour.server.delete(&format!("/v2/org/app/manifests/{}", pushed.digest())).await;
-    assert_refused(&harbour.server.get("/v2/org/app/manifests/1").await, 404, "MANIFEST_UNKNOWN", "emptied");
-    assert_eq!(harbour.server.get("/v2/org/app/tags/list").await.json()["tags"], serde_json::json!([]));
+    assert_eq!(scene.requests(), 0);
+    assert_eq!(digest("/v2/org/app/manifests/1?ns=docker.io").await, scene.hub_app.digest());
+    assert_eq!(digest("/v2/docker.io/org/app/manifests/1").await, scene.hub_app.digest());
+    // It stays local when it is empty.
+    scene.server.delete(&format!("/v2/org/app/manifests/{}", pushed.digest())).await;
+    assert_refused(&scene.server.get("/v2/org/app/manifests/1").await, 404, "MANIFEST_UNKNOWN", "emptied");
+    assert_eq!(scene.server.get("/v2/org/app/tags/list").await.json()["tags"], serde_json::json!([]));
 }
 
 #[tokio::test]
-async fn names_of_the_local_namespaces_are_local_even_when_empty() {
-    let harbour = Harbour::configured("[local]\nnamespaces = [\"org/**\"]").await;
-    assert_refused(&harbour.server.get("/v2/org/app/manifests/1").await, 404, "MANIFEST_UNKNOWN", "org/app");
-    assert_refused(&harbour.server.get("/v2/org/app/tags/list").await, 404, "NAME_UNKNOWN", "org/app");
-    assert_eq!(harbour.asked(), 0);
-    assert_eq!(harbour.server.get("/v2/alpine/manifests/1").await.status, 200);
+async fn names_in_local_namespaces_are_local_even_when_empty() {
+    let scene = TwoUpstreams::configured("[local]\nnamespaces = [\"org/**\"]").await;
+    assert_refused(&scene.server.get("/v2/org/app/manifests/1").await, 404, "MANIFEST_UNKNOWN", "org/app");
+    assert_refused(&scene.server.get("/v2/org/app/tags/list").await, 404, "NAME_UNKNOWN", "org/app");
+    assert_eq!(scene.requests(), 0);
+    assert_eq!(scene.server.get("/v2/alpine/manifests/1").await.status, 200);
 }
 
 #[tokio::test]
 async fn without_a_default_upstream_a_bare_name_is_local() {
-    let harbour = Harbour::configured("default_upstream = \"none\"").await;
-    for path in ["manifests/1", &format!("blobs/{}", harbour.alpine.config.digest), "tags/list"] {
-        assert_eq!(harbour.server.get(&format!("/v2/library/alpine/{path}")).await.status, 404, "{path}");
+    let scene = TwoUpstreams::configured("default_upstream = \"none\"").await;
+    for path in ["manifests/1", &format!("blobs/{}", scene.alpine.config.digest), "tags/list"] {
+        assert_eq!(scene.server.get(&format!("/v2/library/alpine/{path}")).await.status, 404, "{path}");
     }
-    assert_eq!(harbour.asked(), 0);
-    assert_eq!(harbour.server.get("/v2/docker.io/library/alpine/manifests/1").await.status, 200);
+    assert_eq!(scene.requests(), 0);
+    assert_eq!(scene.server.get("/v2/docker.io/library/alpine/manifests/1").await.status, 200);
 }
 
 #[tokio::test]
 async fn a_first_push_does_not_depend_on_the_default_upstream() {
-    let harbour = Harbour::start().await;
-    let server = &harbour.server;
-    let blob = format!("/v2/team/new/blobs/{}", harbour.alpine.config.digest);
+    let scene = TwoUpstreams::start().await;
+    let server = &scene.server;
+    let blob = format!("/v2/team/new/blobs/{}", scene.alpine.config.digest);
     assert_eq!(server.head(&blob).await.status, 404);
     assert_refused(&server.get("/v2/team/new/tags/list").await, 404, "NAME_UNKNOWN", "tags");
-    assert_eq!(harbour.asked(), 0, "nothing is known of the repository, so nobody is asked");
+    assert_eq!(scene.requests(), 0, "the repository is unknown, so no upstream is asked");
     let manifest = "/v2/team/new/manifests/1";
     for (trouble, honest) in [
         (Reply::error(500, "UNKNOWN"), 502),
@@ -203,25 +203,25 @@ async fn a_first_push_does_not_depend_on_the_default_upstream() {
         (Reply::hang_up(), 502),
     ] {
         server.until_available("docker.io").await;
-        harbour.hub.always("*", "/v2/*", trouble);
+        scene.hub.always("*", "/v2/*", trouble);
         assert_eq!(server.head(manifest).await.status, 404);
         assert_eq!(server.get(manifest).await.status, honest);
-        harbour.hub.end_scripts();
+        scene.hub.end_scripts();
     }
-    // A name that says which upstream is meant gets an honest answer, whatever the method.
+    // A name with an explicit upstream gets that upstream's response, for GET and HEAD alike.
     server.until_available("docker.io").await;
-    harbour.hub.always("*", "/v2/*", Reply::error(500, "UNKNOWN"));
+    scene.hub.always("*", "/v2/*", Reply::error(500, "UNKNOWN"));
     assert_eq!(server.head("/v2/docker.io/team/new/manifests/1").await.status, 502);
-    harbour.hub.go_down().await;
+    scene.hub.go_down().await;
     assert_eq!(server.head(manifest).await.status, 404);
     assert_eq!(server.get(manifest).await.status, 503);
     let base = server.url("");
-    server.client().push_image(&base, "team/new", "1", &harbour.quay_app).await;
-    assert_eq!(server.get(manifest).await.header("docker-content-digest"), harbour.quay_app.digest());
+    server.client().push_image(&base, "team/new", "1", &scene.quay_app).await;
+    assert_eq!(server.get(manifest).await.header("docker-content-digest"), scene.quay_app.digest());
 }
 
 #[tokio::test]
-async fn a_first_push_does_not_fail_for_credentials_that_the_upstream_refuses() {
+async fn a_first_push_succeeds_with_refused_upstream_credentials() {
     let hub = Upstream::start().await;
     hub.require_basic("ann", "right");
     let builder = TestServer::builder().upstream("docker.io", &hub).default_upstream("docker.io");
@@ -231,7 +231,7 @@ async fn a_first_push_does_not_fail_for_credentials_that_the_upstream_refuses() 
 
 #[tokio::test]
 async fn a_path_is_read_as_it_was_sent() {
-    let harbour = Harbour::start().await;
+    let scene = TwoUpstreams::start().await;
     for path in [
         "/v2/library%2Falpine/manifests/1",
         "/v2/library/alpine/manifests/%31",
@@ -247,14 +247,14 @@ async fn a_path_is_read_as_it_was_sent() {
         "/v2/library/alpine/blobs/.",
         "/v2/..%2f..%2fetc/manifests/passwd",
     ] {
-        let mut conn = Conn::get(harbour.server.addr(), path).await;
+        let mut conn = Conn::get(scene.server.addr(), path).await;
         let (body, _) = conn.rest().await;
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!((conn.status, body["errors"][0]["code"].as_str()), (400, Some("NAME_INVALID")), "{path}");
     }
-    assert_eq!(harbour.asked(), 0);
+    assert_eq!(scene.requests(), 0);
     for path in ["/v2/", "/v2", "/docker.io/v2/", "/v2/?ns=docker.io"] {
-        let answer = harbour.server.get(path).await;
+        let answer = scene.server.get(path).await;
         assert_eq!((answer.status, answer.text(), answer.header("content-type")), (200, "{}", "application/json"));
     }
 }

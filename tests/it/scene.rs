@@ -1,4 +1,4 @@
-//! The scene of most tests of the miss engine: one mirrored blob, its upstream, and a server that has nothing yet.
+//! The setup of most tests of the miss engine: one mirrored blob, its upstream, and an empty server.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use crate::support::{Content, TestServer, Upstream, random_bytes};
 
 pub const KIB: usize = 1 << 10;
 pub const MIB: usize = 1 << 20;
-/// What a fill holds back until the whole is known to be right.
-pub const HELD_BACK: usize = 64 * KIB;
+/// The tail that a fill holds back until the blob is verified.
+pub const HELD_BACK_TAIL_BYTES: usize = 64 * KIB;
 
 pub const REPO: &str = "library/app";
 
@@ -44,12 +44,12 @@ impl Scene {
         &self.blob.bytes
     }
 
-    /// GETs that the upstream got for the blob.
+    /// GETs of the blob that the upstream received.
     pub fn fetches(&self) -> usize {
         self.upstream.count("GET", &self.path())
     }
 
-    /// Waits until nothing is in flight, and looks that nothing was left behind.
+    /// Waits until no fill is in flight and the spool is empty.
     pub async fn settle(&self) {
         settle(&self.server).await;
     }
@@ -82,10 +82,10 @@ pub fn is_stored(data: &Path, blob: &Content) -> bool {
 }
 
 pub fn files_below(folder: &Path) -> usize {
-    std::fs::read_dir(folder).expect("the folder is there").count()
+    std::fs::read_dir(folder).expect("the folder exists").count()
 }
 
-/// Waits for something that must come about; how long it takes says nothing.
+/// Waits up to ten seconds until `holds` returns true.
 pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..2000 {
         if holds().await {
@@ -93,5 +93,5 @@ pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("it never came about that {what}");
+    panic!("timed out waiting until {what}");
 }

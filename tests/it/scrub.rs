@@ -1,4 +1,4 @@
-//! `roadstead scrub`: what is damaged is found, said, and with `--repair` moved aside and healed.
+//! `roadstead scrub`: damage is found, reported, and with `--repair` moved to quarantine and healed.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::disk::{blob_file, files_below};
-use crate::operator::{Said, roadstead};
+use crate::operator::{CommandOutput, roadstead};
 use crate::scene::{settle, until};
 use crate::support::{Conn, Ended, Gate, Image, Reply, TestServer, Upstream};
 
-/// One image pushed and another pulled, with what each layer is.
+/// One pushed and one pulled image.
 struct Scene {
     upstream: Upstream,
     server: TestServer,
@@ -38,7 +38,7 @@ impl Scene {
         self.server.data_dir()
     }
 
-    /// Turns one bit of a blob's file.
+    /// Flips one bit in a blob's file.
     fn alter(&self, digest: &str) {
         let file = std::fs::File::options().read(true).write(true).open(blob_file(self.data(), digest)).unwrap();
         let mut byte = [0];
@@ -47,7 +47,7 @@ impl Scene {
         file.sync_all().unwrap();
     }
 
-    async fn scrub(&self, args: &[&str]) -> Said {
+    async fn scrub(&self, args: &[&str]) -> CommandOutput {
         roadstead(self.data(), &[&["scrub", "--output", "json"], args].concat()).await
     }
 
@@ -66,7 +66,7 @@ fn problems(events: &[Value]) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_right_is_read_whole_and_said_to_be_right() {
+async fn an_intact_store_is_read_completely_and_reported_intact() {
     let mut scene = Scene::new().await;
     let bytes: usize = [&scene.pushed, &scene.cached]
         .iter()
@@ -77,10 +77,10 @@ async fn a_store_that_is_right_is_read_whole_and_said_to_be_right() {
         if !running {
             scene.server.stop_running().await;
         }
-        let said = scene.scrub(&[]).await;
+        let output = scene.scrub(&[]).await;
         let done = json!({"event": "done", "names": 8, "blobs": 6, "bytes": bytes, "damaged_cached": 0, "damaged_pushed": 0,
                           "incomplete": 0, "quarantined": 0, "complete": true});
-        assert_eq!((said.code, said.events()), (0, vec![done]), "running: {running}");
+        assert_eq!((output.code, output.events()), (0, vec![done]), "running: {running}");
     }
     let text = roadstead(scene.data(), &["scrub"]).await;
     assert_eq!(
@@ -90,7 +90,7 @@ async fn a_store_that_is_right_is_read_whole_and_said_to_be_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damaged_blobs_are_said_and_only_a_repair_moves_them_running_or_not() {
+async fn damaged_blobs_are_reported_and_moved_only_by_repair() {
     for running in [true, false] {
         let mut scene = Scene::new().await;
         let (pushed, cached) = (scene.pushed.layers[0].clone(), scene.cached.layers[0].clone());
@@ -100,9 +100,9 @@ async fn damaged_blobs_are_said_and_only_a_repair_moves_them_running_or_not() {
         if !running {
             scene.server.stop_running().await;
         }
-        let said = scene.scrub(&[]).await;
+        let output = scene.scrub(&[]).await;
         assert_eq!(
-            (said.code, problems(&said.events())),
+            (output.code, problems(&output.events())),
             (1, vec!["digest pushed".to_owned(), "length cached".to_owned()])
         );
         assert_eq!(scene.quarantined(), 0);
@@ -120,12 +120,12 @@ async fn damaged_blobs_are_said_and_only_a_repair_moves_them_running_or_not() {
         assert!(text.out.ends_with("; damaged: 1 cached, 1 pushed; 2 moved to quarantine/\n"), "{}", text.out);
         assert_eq!(scene.quarantined(), 2);
 
-        // Cached content comes back by itself, pushed content by a push.
+        // Cached content is fetched again, pushed content returns with a push.
         if !running {
             scene.server.restart().await;
         }
-        let said = scene.scrub(&["--repair"]).await;
-        assert_eq!((said.code, problems(&said.events())), (1, vec!["missing pushed".to_owned()]));
+        let output = scene.scrub(&["--repair"]).await;
+        assert_eq!((output.code, problems(&output.events())), (1, vec!["missing pushed".to_owned()]));
         assert_eq!(scene.server.get(&format!("/v2/library/app/blobs/{}", cached.digest)).await.body, cached.bytes);
         settle(&scene.server).await;
         assert_eq!(scene.server.get(&format!("/v2/team/app/blobs/{}", pushed.digest)).await.status, 404);
@@ -136,7 +136,7 @@ async fn damaged_blobs_are_said_and_only_a_repair_moves_them_running_or_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_that_say_nothing_are_damage_and_what_somebody_deleted_is_not() {
+async fn unreadable_names_are_damage_but_deleted_content_is_not() {
     let mut scene = Scene::new().await;
     let server = &scene.server;
     let base = server.url("");
@@ -147,21 +147,21 @@ async fn names_that_say_nothing_are_damage_and_what_somebody_deleted_is_not() {
     scene.server.stop_running().await;
     let local = scene.data().join("repositories/local/team/app");
     std::fs::write(local.join("_tags/v1"), "digest sha2").unwrap();
-    // A tag whose manifest was deleted while a backup was made: it counts as not there.
+    // A tag whose manifest was deleted during a backup counts as absent.
     let link = kept.manifest.digest.strip_prefix("sha256:").unwrap();
     std::fs::remove_file(local.join("_manifests/sha256").join(link)).unwrap();
     let cached = scene.cached.manifest.digest.strip_prefix("sha256:").unwrap();
     let mirrored = scene.data().join("repositories/docker.io/library/app");
     std::fs::write(mirrored.join("_manifests/sha256").join(cached), [0xff; 5]).unwrap();
 
-    let said = scene.scrub(&[]).await;
+    let output = scene.scrub(&[]).await;
     let expected = ["dangling pushed", "incomplete pushed", "name cached", "name pushed"];
-    assert_eq!((said.code, problems(&said.events())), (1, expected.map(str::to_owned).to_vec()), "{said:?}");
-    let said = scene.scrub(&["--repair"]).await;
-    assert_eq!((said.code, scene.quarantined()), (1, 2));
-    let said = scene.scrub(&[]).await;
+    assert_eq!((output.code, problems(&output.events())), (1, expected.map(str::to_owned).to_vec()), "{output:?}");
+    let output = scene.scrub(&["--repair"]).await;
+    assert_eq!((output.code, scene.quarantined()), (1, 2));
+    let output = scene.scrub(&[]).await;
     assert_eq!(
-        (said.code, problems(&said.events())),
+        (output.code, problems(&output.events())),
         (0, vec!["dangling pushed".to_owned(), "incomplete pushed".to_owned()])
     );
 
@@ -172,15 +172,15 @@ async fn names_that_say_nothing_are_damage_and_what_somebody_deleted_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scrub_that_cannot_be_made_is_no_damage() {
+async fn a_scrub_that_cannot_run_reports_no_damage() {
     let folder = tempfile::tempdir().unwrap();
     let none = folder.path().join("none");
-    let said = roadstead(&none, &["scrub"]).await;
-    assert_eq!((said.code, said.err), (2, format!("roadstead: there is no data folder {}\n", none.display())));
+    let output = roadstead(&none, &["scrub"]).await;
+    assert_eq!((output.code, output.err), (2, format!("roadstead: there is no data folder {}\n", none.display())));
     assert!(!none.exists());
 }
 
-/// What the slow scrub keeps of itself.
+/// The saved position of the background scrub.
 fn place(server: &TestServer) -> String {
     std::fs::read_to_string(server.data_dir().join("scrub")).unwrap_or_default()
 }
@@ -190,7 +190,7 @@ async fn scrubbed(server: &TestServer) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_running_server_finds_and_heals_what_the_disk_has_spoilt() {
+async fn the_background_scrub_finds_and_heals_corruption() {
     let mut scene = Scene::new().await;
     let (pushed, cached) = (scene.pushed.layers[0].clone(), scene.cached.layers[0].clone());
     scene.alter(&pushed.digest);
@@ -209,25 +209,25 @@ async fn a_running_server_finds_and_heals_what_the_disk_has_spoilt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pass_goes_on_after_a_restart_where_it_was() {
+async fn a_scrub_pass_resumes_after_a_restart() {
     let mut server = TestServer::builder().start().await;
     let image = Image::new(1, &[600_000; 4]);
     server.client().push_image(&server.url(""), "team/app", "v1", &image).await;
     server.restart_with("[scrub]\ninterval = \"100s\"\nrate = \"500KiB\"").await;
-    until("it has begun", async || scrubbed(&server).await > 0.0).await;
+    until("the pass has started", async || scrubbed(&server).await > 0.0).await;
     let before = scrubbed(&server).await;
     server.stop_running().await;
     assert!(place(&server).contains("\nafter sha256:") && !place(&server).contains("completed"), "{}", place(&server));
     server.restart_with("[scrub]\nrate = \"1GiB\"").await;
-    until("it has ended", async || place(&server).contains("completed")).await;
+    until("the pass has ended", async || place(&server).contains("completed")).await;
     let after = scrubbed(&server).await;
-    // One may have been read between the look and the stop.
+    // One more may have been read between the metric and the stop.
     assert!(before + after == 6.0 || before + after == 5.0, "{before} + {after}");
     assert!(after < 6.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_waits_while_content_is_transferred() {
+async fn the_background_scrub_pauses_during_transfers() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[400_000]);
     upstream.add_image("library/app", "v1", &image);
@@ -236,15 +236,15 @@ async fn it_waits_while_content_is_transferred() {
     upstream.script("GET", &path, [Reply::normal().wait_after(200_000, &gate)]);
     let mut server = TestServer::mirror_of(&upstream).await;
     server.client().push_image(&server.url(""), "team/app", "v1", &Image::new(2, &[1000])).await;
-    // It begins after two seconds, and finds the transfer under way.
+    // The scrub starts after two seconds, during the transfer.
     server.restart_with("[scrub]\ninterval = \"200s\"").await;
     let mut slow = Conn::get(server.addr(), &path).await;
     slow.take(1000).await;
-    until("it has begun", async || !place(&server).is_empty()).await;
+    until("the pass has started", async || !place(&server).is_empty()).await;
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     assert_eq!(scrubbed(&server).await, 0.0);
     gate.open();
-    assert_eq!(slow.rest().await.1, Ended::Whole);
+    assert_eq!(slow.rest().await.1, Ended::Complete);
     drop(slow);
-    until("it goes on", async || scrubbed(&server).await > 0.0).await;
+    until("the scrub continues", async || scrubbed(&server).await > 0.0).await;
 }

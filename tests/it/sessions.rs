@@ -1,4 +1,4 @@
-//! Push sessions from their edges: empty content, chunks that lie, addresses that are old, sessions that are abandoned.
+//! Edge cases of push sessions: empty content, wrong lengths, earlier locations and abandoned sessions.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::disk::{blob_file, files_below, settled};
+use crate::disk::{blob_file, files_below, wait_until_idle};
 use crate::scene::until;
 use crate::support::client::chunked;
 use crate::support::image::OCI_LAYER;
@@ -31,7 +31,7 @@ fn assert_error(answer: &Answer, status: u16, code: &str, what: &str) {
 }
 
 #[tokio::test]
-async fn content_of_no_bytes_comes_in_by_every_way_and_goes_out_by_every_way() {
+async fn empty_content_can_be_pushed_and_pulled_every_way() {
     let server = TestServer::builder().start().await;
     let client = server.client();
     let blob = format!("/v2/{REPO}/blobs/{EMPTY}");
@@ -64,14 +64,14 @@ async fn content_of_no_bytes_comes_in_by_every_way_and_goes_out_by_every_way() {
             let part = server.get_with(&blob, &[("Range", range)]).await;
             assert_eq!((part.status, part.header("content-range")), (416, "bytes */0"), "{way} {range}");
         }
-        settled(server.data_dir()).await;
+        wait_until_idle(server.data_dir()).await;
         assert_eq!(server.delete(&blob).await.status, 202, "{way}");
         assert_eq!(server.get(&blob).await.status, 404, "{way}");
     }
 }
 
 #[tokio::test]
-async fn an_address_that_was_used_before_still_leads_to_the_session() {
+async fn an_earlier_location_still_leads_to_the_session() {
     let server = TestServer::builder().start().await;
     let bytes = random_bytes(1, 3072);
     let first = open(&server).await;
@@ -82,7 +82,7 @@ async fn an_address_that_was_used_before_still_leads_to_the_session() {
         let answer = send(&server, "PATCH", &latest, &range, bytes.slice(start..end)).await;
         assert_eq!((answer.status, answer.header("range")), (202, &*format!("0-{}", end - 1)));
         latest = absolute(&server.url(""), answer.header("location"));
-        // The same chunk again, to where it was sent and to where the next belongs.
+        // The same chunk again, to its own location and to the next one.
         for url in [&first, &latest] {
             let again = send(&server, "PATCH", url, &range, bytes.slice(start..end)).await;
             assert_error(&again, 416, "BLOB_UPLOAD_INVALID", "again");
@@ -104,7 +104,7 @@ async fn an_address_that_was_used_before_still_leads_to_the_session() {
 }
 
 #[tokio::test]
-async fn a_chunk_that_is_not_as_long_as_it_says_is_refused_and_the_session_lives() {
+async fn a_chunk_of_wrong_length_is_refused_and_the_session_survives() {
     let server = TestServer::builder().start().await;
     let bytes = random_bytes(2, 100);
     let location = open(&server).await;
@@ -117,7 +117,7 @@ async fn a_chunk_that_is_not_as_long_as_it_says_is_refused_and_the_session_lives
         assert_error(&answer, 400, "SIZE_INVALID", range);
         assert_eq!(server.client().get(&location).await.header("range"), "0-0", "{range}");
     }
-    // Without a Content-Length it is as long as it is.
+    // Without a Content-Length any length is accepted.
     let answer = send(&server, "PATCH", &location, "0-49", chunked(&bytes.slice(..50), 7)).await;
     assert_eq!((answer.status, answer.header("range")), (202, "0-49"));
     assert_eq!(
@@ -127,7 +127,7 @@ async fn a_chunk_that_is_not_as_long_as_it_says_is_refused_and_the_session_lives
 }
 
 #[tokio::test]
-async fn an_abandoned_session_goes_and_one_in_use_stays() {
+async fn an_abandoned_session_expires_and_an_active_one_stays() {
     let mut server = TestServer::builder().start().await;
     let [old, young, finished] = [open(&server).await, open(&server).await, open(&server).await];
     let bytes = random_bytes(3, 500);
@@ -143,20 +143,20 @@ async fn an_abandoned_session_goes_and_one_in_use_stays() {
         std::fs::File::open(file).unwrap().set_modified(long_ago).unwrap();
     }
     let (base, data) = (server.url(""), server.data_dir().to_owned());
-    // It is looked for at the start, and every hour.
+    // Expired sessions are removed at the start, and every hour.
     server.restart().await;
-    until("the old one has gone", async || !folders[0].exists()).await;
+    until("the old session is removed", async || !folders[0].exists()).await;
     let [old, young] = [&old, &young].map(|location| location.replace(&base, &server.url("")));
     assert_error(&server.client().get(&old).await, 404, "BLOB_UPLOAD_UNKNOWN", "expired");
     assert_eq!(server.client().get(&young).await.header("range"), "0-99");
     let url = format!("{young}?digest={}", digest_of(&bytes));
     assert_eq!(send(&server, "PUT", &url, "100-499", bytes.slice(100..)).await.status, 201);
     assert!(blob_file(&data, &digest_of(&bytes)).exists());
-    settled(&data).await;
+    wait_until_idle(&data).await;
 }
 
 #[tokio::test]
-async fn a_push_in_one_post_that_breaks_off_leaves_nothing() {
+async fn an_interrupted_single_post_push_leaves_nothing() {
     let server = TestServer::builder().start().await;
     let bytes = random_bytes(4, 100_000);
     let path = format!("/v2/{REPO}/blobs/uploads/?digest={}", digest_of(&bytes));
@@ -164,16 +164,16 @@ async fn a_push_in_one_post_that_breaks_off_leaves_nothing() {
         let mut stream = TcpStream::connect(server.addr()).await.unwrap();
         let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n");
         stream.write_all(&[head.as_bytes(), &bytes[..sent]].concat()).await.unwrap();
-        until("the session is there", async || !files_below(&server.data_dir().join("uploads")).is_empty()).await;
+        until("the session exists", async || !files_below(&server.data_dir().join("uploads")).is_empty()).await;
         drop(stream);
-        settled(server.data_dir()).await;
+        wait_until_idle(server.data_dir()).await;
     }
     assert_eq!(server.send("POST", &path, &[], bytes.clone()).await.status, 201);
     assert_eq!(server.get(&format!("/v2/{REPO}/blobs/{}", digest_of(&bytes))).await.body, bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_has_sent_all_and_does_not_wait_leaves_no_session() {
+async fn a_client_that_leaves_after_sending_all_leaves_no_session() {
     let server = TestServer::builder().start().await;
     let bytes = random_bytes(5, 300_000);
     let path = format!("/v2/{REPO}/blobs/uploads/?digest={}", digest_of(&bytes));
@@ -183,7 +183,7 @@ async fn a_client_that_has_sent_all_and_does_not_wait_leaves_no_session() {
         stream.write_all(&[head.as_bytes(), &bytes].concat()).await.unwrap();
         drop(stream);
     }
-    settled(server.data_dir()).await;
+    wait_until_idle(server.data_dir()).await;
     let found = server.get(&format!("/v2/{REPO}/blobs/{}", digest_of(&bytes))).await;
-    assert!(found.status == 404 || found.body == bytes, "all of it or nothing");
+    assert!(found.status == 404 || found.body == bytes, "the complete blob or nothing");
 }

@@ -1,9 +1,9 @@
-//! Content under sha512 digests, end to end: pushed, mounted, referred to, and through a mirror.
+//! Content under sha512 digests: pushes, mounts, referrers and mirroring.
 
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::disk::settled;
+use crate::disk::wait_until_idle;
 use crate::scene::blob;
 use crate::support::artifact::{about, by_sha512, empty};
 use crate::support::image::{OCI_CONFIG, OCI_MANIFEST};
@@ -41,7 +41,7 @@ async fn an_image_of_sha512_digests_is_pushed_tagged_mounted_and_deleted() {
     for (content, announce) in blobs.iter().zip(["", "?digest-algorithm=sha512", "?digest-algorithm=sha256"]) {
         let started = server.client().send("POST", &format!("{uploads}{announce}"), &[], "").await;
         let location = absolute(&base, started.header("location"));
-        // Announced or not, in two pieces: the hash has to be right over both.
+        // With and without announcement, in two chunks: the hash must cover both.
         let half = content.bytes.len() / 2;
         server.client().send("PATCH", &location, &[], content.bytes.slice(..half)).await;
         let url = format!("{location}?digest={}", content.digest);
@@ -71,11 +71,11 @@ async fn an_image_of_sha512_digests_is_pushed_tagged_mounted_and_deleted() {
     assert_eq!(server.get(&format!("/v2/{REPO}/manifests/v1")).await.status, 404);
     assert_eq!(server.delete(&path(REPO, "blobs", &blobs[1])).await.status, 202);
     assert_is(&server.get(&path("team/other", "blobs", &blobs[1])).await, &blobs[1]);
-    settled(server.data_dir()).await;
+    wait_until_idle(server.data_dir()).await;
 }
 
 #[tokio::test]
-async fn a_session_goes_on_after_a_restart_under_either_algorithm() {
+async fn a_session_resumes_after_a_restart_with_either_algorithm() {
     let mut server = TestServer::builder().start().await;
     let short = blob(3, 300_000);
     for (content, announce) in [(by_sha512(&short), "?digest-algorithm=sha512"), (by_sha512(&short), ""), (short, "")] {
@@ -107,7 +107,7 @@ async fn one_manifest_under_two_digests_is_two_manifests() {
     for manifest in [&short, &long] {
         server.client().push_manifest(&base, REPO, &manifest.digest, manifest).await;
     }
-    // A tag alone says nothing of the algorithm: it is ours to choose.
+    // A push by tag does not name an algorithm, so the server chooses.
     let tagged = server.client().push_manifest(&base, REPO, "v1", &short).await;
     assert_eq!(tagged.header("docker-content-digest"), short.digest);
     assert_eq!(server.delete(&path(REPO, "manifests", &long)).await.status, 202);
@@ -138,7 +138,7 @@ async fn a_sha512_subject_has_referrers_by_both_algorithms() {
 }
 
 #[tokio::test]
-async fn a_mirror_passes_sha512_on_and_checks_it() {
+async fn a_mirror_verifies_sha512_content() {
     const MIRRORED: &str = "org/app";
     let (manifest, blobs) = image();
     let upstream = Upstream::start().await;
@@ -155,7 +155,7 @@ async fn a_mirror_passes_sha512_on_and_checks_it() {
         for content in &blobs {
             assert_is(&server.get(&path(MIRRORED, "blobs", content)).await, content);
         }
-        settled(server.data_dir()).await;
+        wait_until_idle(server.data_dir()).await;
     }
     for content in &blobs {
         assert_eq!(upstream.count("GET", &path(MIRRORED, "blobs", content)), 1);
@@ -163,5 +163,5 @@ async fn a_mirror_passes_sha512_on_and_checks_it() {
     let url = server.url(&path(MIRRORED, "blobs", &bad));
     let answer = server.client().try_send("GET", &url, &[], "").await;
     let refused = answer.map_or_else(|error| !error.is_timeout(), |answer| answer.status == 502);
-    assert!(refused, "a wrong blob does not come in whole");
+    assert!(refused, "a wrong blob is never complete");
 }

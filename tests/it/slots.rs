@@ -1,4 +1,4 @@
-//! Only so many fills run at once: who waits, who goes first, and what those who wait are told.
+//! Limits on concurrent fills: waiting, order, and responses to waiting clients.
 
 use crate::scene::{KIB, MIB, blob, blob_path, settle, until};
 use crate::support::{Conn, Content, Ended, Gate, Image, Reply, TestServer, Upstream};
@@ -6,14 +6,14 @@ use crate::support::{Conn, Content, Ended, Gate, Image, Reply, TestServer, Upstr
 const APP: &str = "library/app";
 const OTHER: &str = "library/other";
 
-/// A server that runs so many fills at once, and an upstream whose blobs wait at a gate after their first bytes.
+/// A server with `max_fills` slots for docker.io, and `cache` as the lines of `[cache]`.
 async fn server_with(upstream: &Upstream, max_fills: usize, cache: &str) -> TestServer {
     let config = format!("[upstream.\"docker.io\"]\nmax_fills = {max_fills}\n[cache]\n{cache}");
     let builder = TestServer::builder().upstream("docker.io", upstream).default_upstream("docker.io");
     builder.config(&config).start().await
 }
 
-/// An image whose layers wait at the gate half-way, and whose manifest somebody has pulled.
+/// An image whose layers wait at the gate half-way. Its manifest is already cached.
 async fn image(server: &TestServer, upstream: &Upstream, repo: &str, seed: u64, sizes: &[usize], gate: &Gate) -> Image {
     let image = Image::new(seed, sizes);
     upstream.add_image(repo, "v1", &image);
@@ -31,22 +31,22 @@ async fn counts(server: &TestServer) -> (f64, f64) {
 }
 
 async fn until_counts(server: &TestServer, wanted: (f64, f64)) {
-    until(&format!("{wanted:?} run and wait"), async || counts(server).await == wanted).await;
+    until(&format!("{wanted:?} fills run and wait"), async || counts(server).await == wanted).await;
 }
 
-/// Asks and reads to the end, in the background.
+/// Pulls to the end, in the background.
 fn pull(server: &TestServer, repo: &str, content: &Content) -> tokio::task::JoinHandle<()> {
     let (addr, path, content) = (server.addr(), blob_path(repo, content), content.clone());
     tokio::spawn(async move {
         let mut client = Conn::get(addr, &path).await;
         let (body, ended) = client.rest().await;
-        assert_eq!((client.status, ended), (200, Ended::Whole), "{path}");
+        assert_eq!((client.status, ended), (200, Ended::Complete), "{path}");
         assert!(body == content.bytes, "{path}");
     })
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_take_turns_and_a_config_does_not_wait_behind_layers() {
+async fn images_take_turns_and_configs_do_not_wait_for_layers() {
     let upstream = Upstream::start().await;
     // Two slots: one for anything, one for small blobs.
     let server = server_with(&upstream, 2, "").await;
@@ -60,7 +60,7 @@ async fn images_take_turns_and_a_config_does_not_wait_behind_layers() {
     }
     pulls.push(pull(&server, OTHER, &other.layers[0]));
     until_counts(&server, (1.0, 3.0)).await;
-    // All that is for layers is taken, and the configs come at once.
+    // The slot for layers is taken, and the configs arrive at once.
     for (repo, image) in [(APP, &app), (OTHER, &other)] {
         pull(&server, repo, &image.config).await.unwrap();
     }
@@ -72,12 +72,12 @@ async fn images_take_turns_and_a_config_does_not_wait_behind_layers() {
     let layers = [(APP, &app.layers[0]), (APP, &app.layers[1]), (OTHER, &other.layers[0]), (APP, &app.layers[2])];
     let layers = layers.map(|(repo, layer)| blob_path(repo, layer));
     let order: Vec<_> = gets.filter(|path| layers.contains(path)).collect();
-    assert_eq!(order, layers, "the one that came last waits for one layer of the other image only");
+    assert_eq!(order, layers, "the later image waits for only one layer of the other");
     settle(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn there_is_a_cap_for_all_upstreams_together() {
+async fn one_limit_covers_all_upstreams() {
     let upstreams = [Upstream::start().await, Upstream::start().await];
     let gate = Gate::new();
     let builder = TestServer::builder().config("[cache]\nmax_fills = 1");
@@ -99,42 +99,42 @@ async fn there_is_a_cap_for_all_upstreams_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_too_long_is_told_the_length_or_to_come_again() {
+async fn a_long_wait_ends_with_headers_or_retry_after() {
     let upstream = Upstream::start().await;
     let server = server_with(&upstream, 1, "answer_within = \"1s\"").await;
     let gate = Gate::new();
     let app = image(&server, &upstream, APP, 10, &[2 * MIB, MIB, 10 * KIB], &gate).await;
     let mut first = Conn::get(server.addr(), &blob_path(APP, &app.layers[0])).await;
     first.take(1).await;
-    // Nobody knows how long this one is.
+    // The length of this blob is unknown.
     let unknown = blob(99, MIB);
     upstream.add_blob(APP, &unknown);
-    // A small one is verified before anything is said, so nothing can be said of it yet.
+    // A small blob is verified before its headers are sent, so they cannot be sent yet.
     let small = &app.layers[2];
     for content in [&unknown, small] {
         let answer = server.get(&blob_path(APP, content)).await;
         assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"));
         assert!(answer.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0));
     }
-    // Who has left gives the place up.
+    // A client that leaves gives up its place.
     until_counts(&server, (1.0, 0.0)).await;
-    // A manifest said how long this one is: the head comes in time, the bytes when it is their turn.
+    // A manifest has the length of this blob: its headers come in time, its bytes in their turn.
     let mut known = Conn::get(server.addr(), &blob_path(APP, &app.layers[1])).await;
     assert_eq!((known.status, known.header("content-length")), (200, MIB.to_string().as_str()));
     assert_eq!(counts(&server).await, (1.0, 1.0));
     gate.open();
     let (body, ended) = known.rest().await;
-    assert!(ended == Ended::Whole && body == app.layers[1].bytes);
-    assert_eq!(first.rest().await.1, Ended::Whole);
+    assert!(ended == Ended::Complete && body == app.layers[1].bytes);
+    assert_eq!(first.rest().await.1, Ended::Complete);
     assert_eq!(upstream.count("GET", &blob_path(APP, &unknown)), 0);
     settle(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_images_at_once_all_come_through_few_slots() {
+async fn many_images_complete_through_few_slots() {
     const IMAGES: u64 = 20;
     let upstream = Upstream::start().await;
-    // Nobody would have an answer in time if it began with the bytes only.
+    // No response would come in time if it started with the bytes.
     let server = server_with(&upstream, 4, "answer_within = \"1s\"").await;
     let gate = Gate::new();
     let mut pulls = Vec::new();
@@ -143,7 +143,7 @@ async fn many_images_at_once_all_come_through_few_slots() {
         let image = image(&server, &upstream, &repo, 100 * (n + 1), &sizes, &gate).await;
         pulls.extend(image.layers.iter().map(|layer| pull(&server, &repo, layer)));
     }
-    // All of these are small, so that all of the slots are for them.
+    // All blobs are small, so every slot may serve them.
     until_counts(&server, (4.0, pulls.len() as f64 - 4.0)).await;
     gate.open();
     for pull in pulls {
@@ -156,7 +156,7 @@ async fn many_images_at_once_all_come_through_few_slots() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fill_that_waits_is_given_up_with_its_last_follower_and_not_before() {
+async fn a_waiting_fill_ends_with_its_last_follower() {
     let upstream = Upstream::start().await;
     let server = server_with(&upstream, 1, "").await;
     let gate = Gate::new();
@@ -179,32 +179,32 @@ async fn a_fill_that_waits_is_given_up_with_its_last_follower_and_not_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_waited_for_goes_before_what_nobody_follows() {
+async fn a_followed_fill_goes_before_one_without_followers() {
     let upstream = Upstream::start().await;
     let server = server_with(&upstream, 1, "").await;
     let gate = Gate::new();
     let app = image(&server, &upstream, APP, 10, &[2 * MIB, 2 * MIB, 2 * MIB], &gate).await;
-    // Left while nobody waits, it goes on; then somebody comes.
+    // Without followers and without waiting fills, the fill continues; then another request comes.
     let mut leaver = Conn::get(server.addr(), &blob_path(APP, &app.layers[0])).await;
     leaver.take(1).await;
     drop(leaver);
     let blobs = [("handler", "blob")];
-    until("it has left", async || server.metric("registry_http_in_flight_requests", &blobs).await == 0.0).await;
+    until("the client has left", async || server.metric("registry_http_in_flight_requests", &blobs).await == 0.0).await;
     assert_eq!(counts(&server).await, (1.0, 0.0));
     let mut leaver = Conn::get(server.addr(), &blob_path(APP, &app.layers[1])).await;
     leaver.take(1).await;
-    // Left while somebody waits, it makes room at once.
+    // Without followers while another fill waits, the fill stops at once.
     let waiting = pull(&server, APP, &app.layers[2]);
     until_counts(&server, (1.0, 1.0)).await;
     drop(leaver);
-    until("its turn has come", async || upstream.count("GET", &blob_path(APP, &app.layers[2])) == 1).await;
+    until("the waiting fill has started", async || upstream.count("GET", &blob_path(APP, &app.layers[2])) == 1).await;
     gate.open();
     waiting.await.unwrap();
     settle(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_passes_by_the_store_has_a_cap_of_its_own() {
+async fn bypasses_have_their_own_limit() {
     const CLIENTS: u64 = 12;
     let upstream = Upstream::start().await;
     let gate = Gate::new();
@@ -216,13 +216,13 @@ async fn what_passes_by_the_store_has_a_cap_of_its_own() {
         upstream.always("GET", &blob_path(APP, &content), Reply::normal().wait_after(MIB as u64, &gate));
         pulls.push(pull(&server, APP, &content));
     }
-    // Of four slots one is for small blobs.
+    // One of four slots is reserved for small blobs.
     let bypasses = async || {
         let metrics = server.metrics().await;
         let sum = |name| metrics.sum(name, &[]);
         (sum("roadstead_bypasses_in_flight"), sum("roadstead_bypasses_waiting"))
     };
-    until("three pass by and nine wait", async || bypasses().await == (3.0, CLIENTS as f64 - 3.0)).await;
+    until("three bypasses run and nine wait", async || bypasses().await == (3.0, CLIENTS as f64 - 3.0)).await;
     let small = blob(99, 10 * KIB);
     upstream.add_blob(APP, &small);
     pull(&server, APP, &small).await.unwrap();
@@ -236,7 +236,7 @@ async fn what_passes_by_the_store_has_a_cap_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_too_long_to_pass_by_is_told_to_come_again() {
+async fn a_bypass_that_waits_too_long_gets_retry_after() {
     let upstream = Upstream::start().await;
     let gate = Gate::new();
     let server = server_with(&upstream, 1, "max_size = \"1MiB\"\nmax_bypasses = 1\nanswer_within = \"1s\"").await;
@@ -251,7 +251,7 @@ async fn who_waits_too_long_to_pass_by_is_told_to_come_again() {
     assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"));
     assert!(answer.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0));
     gate.open();
-    assert_eq!(first.rest().await.1, Ended::Whole);
+    assert_eq!(first.rest().await.1, Ended::Complete);
     pull(&server, APP, &other).await.unwrap();
     settle(&server).await;
 }

@@ -1,4 +1,4 @@
-//! TLS of our own: who may connect, with which certificate, and what else may knock at such a port.
+//! TLS of the server: certificates of server and clients, and clients without TLS.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
 use crate::support::{Authority, Client, Image, TestServer, Upstream};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The certificate that the server shows now, in DER.
+/// The current certificate of the server, in DER.
 async fn shown(server: &TestServer, authority: &Authority) -> Vec<u8> {
     let stream = tls(server.addr(), &authority.ca, &["http/1.1"]).await.expect("a handshake");
     let certificates = stream.get_ref().1.peer_certificates().expect("a certificate");
@@ -26,7 +26,7 @@ fn https(server: &TestServer, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn pushes_and_pulls_go_over_tls_to_who_trusts_the_certificate() {
+async fn clients_that_trust_the_certificate_push_and_pull() {
     let (authority, other) = (Authority::new(), Authority::new());
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[300_000]);
@@ -44,7 +44,7 @@ async fn pushes_and_pulls_go_over_tls_to_who_trusts_the_certificate() {
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_taken_while_serving_and_a_broken_one_is_not() {
+async fn a_new_certificate_is_loaded_and_a_broken_one_ignored() {
     let authority = Authority::new();
     let server = TestServer::builder().config(&authority.config("one")).start().await;
     let first = shown(&server, &authority).await;
@@ -54,7 +54,7 @@ async fn a_new_certificate_is_taken_while_serving_and_a_broken_one_is_not() {
     until("the second certificate is shown", async || shown(&server, &authority).await != first).await;
     let second = shown(&server, &authority).await;
 
-    // A key that is not the certificate's, half a file, none: the server goes on with what it has.
+    // With a key of another certificate, a truncated file or none, the server keeps its certificate.
     authority.write("tls.key", &authority.sign("three").key);
     authority.write("tls.crt", "-----BEGIN CERTIFICATE-----\nMIIB");
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -65,13 +65,13 @@ async fn a_new_certificate_is_taken_while_serving_and_a_broken_one_is_not() {
 }
 
 #[tokio::test]
-async fn a_broken_certificate_is_said_once() {
+async fn a_broken_certificate_is_logged_once() {
     let authority = Authority::new();
     let process = ServerProcess::start(Settings::new().config(&authority.config("one")));
-    // Its port is open before it has read anything.
+    // The port is open before any file is read.
     let addr = ([127, 0, 0, 1], process.port()).into();
     tls(addr, &authority.ca, &[]).await.expect("a handshake");
-    // Who waits for a pipe would never see the files again.
+    // A server that waited for a pipe would never reload the files.
     let key = authority.write("tls.key", "");
     std::fs::remove_file(&key).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(&key).status().unwrap().success());
@@ -81,15 +81,15 @@ async fn a_broken_certificate_is_said_once() {
     until("the second certificate is taken", async || process.log().contains("took the new certificate")).await;
     let before = process.log().matches("the certificate stays as it is").count();
     authority.write("tls.crt", "nothing");
-    let said = || process.log().matches("the certificate stays as it is").count() - before;
+    let failures = || process.log().matches("the certificate stays as it is").count() - before;
     process.log().matches("the certificate stays as it is").count();
-    until("it is said", async || said() == 1).await;
+    until("the failure is logged", async || failures() == 1).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(said(), 1, "{}", process.log());
+    assert_eq!(failures(), 1, "{}", process.log());
 }
 
 #[tokio::test]
-async fn only_clients_with_a_certificate_of_the_client_authority_may_connect() {
+async fn clients_need_a_certificate_of_the_client_authority() {
     let (authority, clients, others) = (Authority::new(), Authority::new(), Authority::new());
     let client_ca = authority.write("clients.pem", &clients.ca);
     let config = format!("{}client_ca = {client_ca:?}\n", authority.config("server"));
@@ -104,7 +104,7 @@ async fn only_clients_with_a_certificate_of_the_client_authority_may_connect() {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_stop_the_start_with_one_line() {
+async fn unusable_tls_files_stop_the_start_with_one_line() {
     let authority = Authority::new();
     let good = authority.config("one");
     for (file, content, wrong) in [
@@ -127,8 +127,8 @@ async fn files_that_cannot_be_used_stop_the_start_with_one_line() {
             .args(["check", "--config", file.to_str().unwrap()])
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&checked.stderr);
-        assert!(!checked.status.success() && said.contains(wrong), "check: {said}");
+        let message = String::from_utf8_lossy(&checked.stderr);
+        assert!(!checked.status.success() && message.contains(wrong), "check: {message}");
         let config = roadstead::config::Config::from_toml(&config, "test").unwrap();
         let error = roadstead::server::start(config).await.err().expect("no start").to_string();
         assert!(error.contains("[server.tls]") && error.contains(wrong), "{error}");
@@ -137,19 +137,19 @@ async fn files_that_cannot_be_used_stop_the_start_with_one_line() {
 }
 
 #[tokio::test]
-async fn plain_http_to_the_port_is_told_so_in_http() {
+async fn plain_http_on_the_tls_port_gets_an_http_error() {
     let authority = Authority::new();
     let server = TestServer::builder().config(&authority.config("one")).start().await;
     let mut stream = TcpStream::connect(server.addr()).await.unwrap();
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let mut said = Vec::new();
-    let _ = timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("it is closed");
-    let said = String::from_utf8_lossy(&said);
-    assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("HTTPS"), "{said}");
+    let mut response = Vec::new();
+    let _ = timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await.expect("the connection is closed");
+    let response = String::from_utf8_lossy(&response);
+    assert!(response.starts_with("HTTP/1.1 400 ") && response.contains("HTTPS"), "{response}");
 }
 
 #[tokio::test]
-async fn a_handshake_that_is_never_finished_holds_its_place_until_its_deadline() {
+async fn an_unfinished_handshake_ends_at_its_deadline() {
     let authority = Authority::new();
     let config = format!("{}[server]\nmax_connections = 1\nhead_timeout = \"1s\"", authority.config("one"));
     let server = TestServer::builder().config(&config).start().await;
@@ -158,10 +158,10 @@ async fn a_handshake_that_is_never_finished_holds_its_place_until_its_deadline()
     let waiting = tokio::spawn(async move { client.get(&url).await.status });
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!waiting.is_finished(), "the only place is taken");
-    let mut said = Vec::new();
-    let _ = timeout(PATIENCE, silent.read_to_end(&mut said)).await.expect("it is closed");
-    assert_eq!(timeout(PATIENCE, waiting).await.expect("its turn comes").unwrap(), 200);
-    // One that drips does not begin the clock anew.
+    let mut response = Vec::new();
+    let _ = timeout(TEST_TIMEOUT, silent.read_to_end(&mut response)).await.expect("the connection is closed");
+    assert_eq!(timeout(TEST_TIMEOUT, waiting).await.expect("the connection is served in its turn").unwrap(), 200);
+    // A byte now and then does not restart the clock.
     let mut dripping = TcpStream::connect(server.addr()).await.unwrap();
     let drip = async {
         for byte in b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc".iter().chain(std::iter::repeat(&0)) {
@@ -171,5 +171,5 @@ async fn a_handshake_that_is_never_finished_holds_its_place_until_its_deadline()
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, drip).await.expect("the server closes");
+    timeout(TEST_TIMEOUT, drip).await.expect("the server closes");
 }

@@ -1,4 +1,4 @@
-//! `roadstead du`: what takes how much room.
+//! `roadstead du`: disk usage by repository and class.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::scene::settle;
 use crate::support::image::OCI_LAYER;
 use crate::support::{Content, Image, TestServer, Upstream, random_bytes};
 
-/// Bytes of what an image consists of.
+/// Total bytes of an image's manifest and blobs.
 fn size_of(image: &Image) -> u64 {
     image.blobs().chain([&image.manifest]).map(|content| content.bytes.len() as u64).sum()
 }
@@ -34,7 +34,7 @@ async fn scene() -> (TestServer, Image, Image) {
     pull(&server, "docker.io/library/b", "v1", &common).await;
     pull(&server, "docker.io/library/b", "v2", &alone).await;
     settle(&server).await;
-    // The content of an upload that no name came of.
+    // An uploaded blob that no manifest refers to.
     let lost = Content::new(OCI_LAYER, random_bytes(9, 5000));
     server.client().push_blob(&base, "team/other", &lost).await;
     server.delete(&format!("/v2/team/other/blobs/{}", lost.digest)).await;
@@ -47,7 +47,7 @@ fn row(rows: &Value, name: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_shared_pushed_and_cached_is_told_apart_also_when_nobody_serves() {
+async fn du_separates_shared_pushed_and_cached_bytes() {
     let (mut server, common, alone) = scene().await;
     let (common, alone) = (size_of(&common), size_of(&alone));
     let online = roadstead(server.data_dir(), &["du", "--output", "json"]).await;
@@ -78,10 +78,10 @@ async fn what_is_shared_pushed_and_cached_is_told_apart_also_when_nobody_serves(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn people_read_a_table_with_the_largest_first() {
+async fn du_prints_a_table_with_the_largest_first() {
     let (server, _, _) = scene().await;
-    let said = roadstead(server.data_dir(), &["du"]).await;
-    let lines: Vec<&str> = said.out.lines().take(7).collect();
+    let output = roadstead(server.data_dir(), &["du"]).await;
+    let lines: Vec<&str> = output.out.lines().take(7).collect();
     let expected = "        own      shared  manifests    tags  content of
         0 B     40.6 kB          1       2  local (2 repositories)
         0 B     40.6 kB          1       2    team/app
@@ -89,10 +89,10 @@ async fn people_read_a_table_with_the_largest_first() {
     70.8 kB     40.6 kB          3       3  docker.io (2 repositories)
     70.8 kB     40.6 kB          2       2    library/b
         0 B     40.6 kB          1       1    library/a";
-    assert_eq!(lines.join("\n"), expected, "{}", said.out);
+    assert_eq!(lines.join("\n"), expected, "{}", output.out);
     for line in ["    40.6 kB  pushed (3 blobs)", "     5000 B  unreferenced (1 blob)", "        0 B  spool (0 files)"]
     {
-        assert!(said.out.lines().any(|found| found == line), "{line:?} is not in\n{}", said.out);
+        assert!(output.out.lines().any(|found| found == line), "{line:?} is not in\n{}", output.out);
     }
-    assert_eq!(said.err, "", "no bar where there is no terminal");
+    assert_eq!(output.err, "", "no progress bar without a terminal");
 }

@@ -1,4 +1,4 @@
-//! Clients that push and pull at random until the server is gone, and hold it to every answer.
+//! Clients that push and pull at random until the server is killed, and check every response against the ledger.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,35 +11,42 @@ use super::stock::Stock;
 use crate::support::push::absolute;
 use crate::support::{Answer, Client, Content, Image};
 
-/// The server is gone, as it had to come.
-pub struct Gone;
+/// The server was killed, as planned.
+pub struct ServerKilled;
 
-type Done = Result<(), Gone>;
+type Done = Result<(), ServerKilled>;
 
 #[derive(Clone)]
-pub struct Customer {
+pub struct RandomClient {
     pub base: String,
     pub client: Client,
     pub stock: Arc<Stock>,
     pub ledger: Arc<Ledger>,
-    /// Set before the server is ended.
+    /// Set before the server is killed.
     pub ending: Arc<AtomicBool>,
 }
 
-impl Customer {
-    /// One whole answer.
-    async fn send(&self, method: &str, url: &str, kind: &str, body: Bytes) -> Result<Answer, Gone> {
+impl RandomClient {
+    /// Sends a request and reads the complete response.
+    async fn send(&self, method: &str, url: &str, kind: &str, body: Bytes) -> Result<Answer, ServerKilled> {
         let headers = [("Content-Type", kind)];
         match self.client.try_send(method, url, &headers[..usize::from(!kind.is_empty())], body).await {
             Ok(answer) => Ok(answer),
             Err(error) => {
-                assert!(self.ending.load(Ordering::SeqCst), "{method} {url} while the server lives: {error:?}");
-                Err(Gone)
+                assert!(self.ending.load(Ordering::SeqCst), "{method} {url} while the server is running: {error:?}");
+                Err(ServerKilled)
             }
         }
     }
 
-    async fn expect(&self, status: u16, method: &str, url: &str, kind: &str, body: Bytes) -> Result<Answer, Gone> {
+    async fn expect(
+        &self,
+        status: u16,
+        method: &str,
+        url: &str,
+        kind: &str,
+        body: Bytes,
+    ) -> Result<Answer, ServerKilled> {
         let answer = self.send(method, url, kind, body).await?;
         assert_eq!(answer.status, status, "{method} {url}: {}", answer.text());
         Ok(answer)
@@ -49,7 +56,7 @@ impl Customer {
         format!("{}{path}", self.base)
     }
 
-    /// Pulls what is mirrored.
+    /// Pulls mirrored content.
     pub async fn pull(self, mut rng: Rng) {
         while self.pull_one(&mut rng).await.is_ok() {}
     }
@@ -57,11 +64,11 @@ impl Customer {
     pub async fn pull_one(&self, rng: &mut Rng) -> Done {
         let (path, content) = self.stock.mirrored(rng);
         let answer = self.expect(200, "GET", &self.url(path), "", Bytes::new()).await?;
-        assert!(answer.body == content.bytes, "{path} is something else");
+        assert!(answer.body == content.bytes, "{path} has other content");
         Ok(())
     }
 
-    /// Pushes, deletes and reads what is its own.
+    /// Pushes, deletes and reads in this client's repositories.
     pub async fn push(self, number: u8, mut rng: Rng) {
         while self.push_one(number, &mut rng).await.is_ok() {}
     }
@@ -81,11 +88,11 @@ impl Customer {
                 self.delete(&name, &gone).await
             }
             7 => {
-                let name = Name::blob(repo, &rng.choice(&image.layers).expect("it has layers").digest);
+                let name = Name::blob(repo, &rng.choice(&image.layers).expect("an image has layers").digest);
                 self.delete(&name, std::slice::from_ref(&name)).await
             }
             8 => {
-                let mut session = self.open(repo, rng.choice(&image.layers).expect("it has layers")).await?;
+                let mut session = self.open(repo, rng.choice(&image.layers).expect("an image has layers")).await?;
                 let part = rng.usize(2..session.content.bytes.len());
                 self.send_until(&mut session, part).await
             }
@@ -96,7 +103,7 @@ impl Customer {
         }
     }
 
-    /// What is acknowledged is there, and nothing else.
+    /// Reads a name and compares it with the last acknowledged state.
     async fn read(&self, name: &Name) -> Done {
         let answer = self.send("GET", &self.url(&name.path()), "", Bytes::new()).await?;
         match self.ledger.meaning(name) {
@@ -154,7 +161,7 @@ impl Customer {
         self.finish(&mut session).await
     }
 
-    async fn open(&self, repo: &str, content: &Content) -> Result<Session, Gone> {
+    async fn open(&self, repo: &str, content: &Content) -> Result<Session, ServerKilled> {
         let answer =
             self.expect(202, "POST", &self.url(&format!("/v2/{repo}/blobs/uploads/")), "", Bytes::new()).await?;
         let location = absolute(&self.base, answer.header("location"));
@@ -199,10 +206,10 @@ impl Customer {
     }
 }
 
-// === after a restart ===
+// === checks after a restart ===
 
-impl Customer {
-    /// Everything that was ever acknowledged is there, whole; what was asked for is there whole or not at all.
+impl RandomClient {
+    /// Every acknowledged change holds, and an unacknowledged one holds completely or not at all.
     pub async fn check_names(&self) {
         for name in self.ledger.names() {
             let answer = self.client.get(&self.url(&name.path())).await;
@@ -213,12 +220,12 @@ impl Customer {
             };
             self.ledger.found(&name, &found);
             if let Some(digest) = found {
-                assert!(answer.body == *self.stock.bytes(&digest), "{} is not whole", name.path());
+                assert!(answer.body == *self.stock.bytes(&digest), "{} is incomplete", name.path());
             }
         }
     }
 
-    /// Every session that was open goes on where the server says, or has ended as it was asked to. Some are finished.
+    /// Every open session resumes at the offset that the server reports, or has ended as requested. Some are finished.
     pub async fn check_sessions(&self, rng: &mut Rng) {
         for mut session in self.ledger.sessions() {
             let answer = self.client.get(&session.location).await;
@@ -231,7 +238,7 @@ impl Customer {
             let there = if last == 0 { 0 } else { last + 1 };
             assert!(
                 (session.confirmed..=session.sent).contains(&there),
-                "{} of {} confirmed and {} sent bytes are there",
+                "{} of {} confirmed and {} sent bytes are stored",
                 there,
                 session.confirmed,
                 session.sent
@@ -240,7 +247,7 @@ impl Customer {
             session.confirmed = there;
             self.ledger.keep(&session);
             if session.ending || rng.bool() {
-                assert!(self.finish(&mut session).await.is_ok(), "the server lives");
+                assert!(self.finish(&mut session).await.is_ok(), "the server is running");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! A start with a full cache after a kill, while the walk of the files goes on: it answers at once, and nothing goes before
-//! the walk has ended.
+//! A start with a full cache after a kill. The server responds during the walk of the files, and evicts nothing before
+//! the walk ends.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
 use crate::support::{Client, Content, Image, Upstream};
 
-/// Enough for the walk to take a while.
+/// Enough files for a walk of noticeable length.
 const FILES: u32 = 6_000;
 
-/// Cached content of an earlier run, of one byte each.
+/// Adds cached blobs of one byte each, as an earlier run would have left them.
 fn add_files(data: &Path) {
     for n in 0..FILES {
         let hex = format!("{:02x}{n:062x}", n % 256);
@@ -20,7 +20,7 @@ fn add_files(data: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_with_a_full_cache_answers_during_the_walk_and_nothing_goes_before_its_end() {
+async fn a_full_cache_answers_and_evicts_nothing_during_the_walk() {
     let upstream = Upstream::start().await;
     let mirrored: Vec<Content> = (0..12).map(|seed| blob(seed, 200 * KIB)).collect();
     for blob in &mirrored {
@@ -43,22 +43,22 @@ async fn a_start_with_a_full_cache_answers_during_the_walk_and_nothing_goes_befo
         }
     };
     pull_all().await;
-    until("what was fetched is counted", async || {
+    until("the fetched bytes are counted", async || {
         process.metric("roadstead_storage_bytes", &[("class", "cached")]).await > 0.7 * MIB as f64
     })
     .await;
     process.kill();
     add_files(&process.data_dir());
     process.begin();
-    assert_eq!(process.metric("roadstead_index_ready", &[]).await, 0.0, "it answers before the walk has ended");
+    assert_eq!(process.metric("roadstead_index_ready", &[]).await, 0.0, "the server responds during the walk");
     pull_all().await;
     let evicted = process.metric("roadstead_evictions_total", &[]).await;
     if process.metric("roadstead_index_ready", &[]).await == 0.0 {
-        assert_eq!(evicted, 0.0, "nobody knows yet what may go");
-        assert!(process.metric("roadstead_no_room_total", &[]).await > 0.0, "and what finds no room passes by");
+        assert_eq!(evicted, 0.0, "the eviction order is not known yet");
+        assert!(process.metric("roadstead_no_room_total", &[]).await > 0.0, "content without room bypasses the store");
     }
     until("the index is ready", async || process.metric("roadstead_index_ready", &[]).await == 1.0).await;
-    until("something has to go", async || {
+    until("something is evicted", async || {
         pull_all().await;
         process.metric("roadstead_evictions_total", &[]).await > 0.0
     })

@@ -1,4 +1,4 @@
-//! What the server has acknowledged, and what it was asked and had not answered when it was killed.
+//! What the server has acknowledged, and which requests were unanswered when it was killed.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::support::Content;
 
-/// Something a repository says: that it has a blob or a manifest, or what a tag means.
+/// A name in a repository: a blob, a manifest or a tag.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name {
     pub repo: String,
@@ -28,14 +28,14 @@ impl Name {
     }
 }
 
-/// The digest of what is there under a name; `None`: nothing is.
-pub type Meaning = Option<String>;
+/// The digest that a name stands for; `None` if it does not exist.
+pub type Target = Option<String>;
 
 #[derive(Clone, Debug, Default)]
 struct Fact {
-    acknowledged: Meaning,
-    /// Asked, and not answered yet.
-    asked: Option<Meaning>,
+    acknowledged: Target,
+    /// Requested, without a response yet.
+    asked: Option<Target>,
 }
 
 /// An open upload.
@@ -44,10 +44,10 @@ pub struct Session {
     pub location: String,
     pub repo: String,
     pub content: Content,
-    /// Bytes that the server has confirmed, and bytes that were sent to it.
+    /// Bytes that the server has confirmed, and bytes that the client has sent.
     pub confirmed: usize,
     pub sent: usize,
-    /// Its end was asked for.
+    /// The client has sent the request that ends it.
     pub ending: bool,
 }
 
@@ -58,8 +58,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// What was acknowledged last.
-    pub fn meaning(&self, name: &Name) -> Meaning {
+    /// The last acknowledged state.
+    pub fn meaning(&self, name: &Name) -> Target {
         self.facts.lock().get(name).and_then(|fact| fact.acknowledged.clone())
     }
 
@@ -67,7 +67,7 @@ impl Ledger {
         self.facts.lock().keys().cloned().collect()
     }
 
-    /// The tags of a repository that mean this.
+    /// The tags of a repository that point to this digest.
     pub fn tags_of(&self, repo: &str, digest: &str) -> Vec<Name> {
         let facts = self.facts.lock();
         let meaning = facts.iter().filter(|(name, fact)| {
@@ -76,7 +76,7 @@ impl Ledger {
         meaning.map(|(name, _)| name.clone()).collect()
     }
 
-    /// These are asked to mean this from now on.
+    /// Notes a request that changes these names.
     pub fn asks(&self, names: &[Name], becomes: Option<&str>) {
         let mut facts = self.facts.lock();
         for name in names {
@@ -84,7 +84,7 @@ impl Ledger {
         }
     }
 
-    /// What was asked of these is done.
+    /// Notes that the requested change was acknowledged.
     pub fn acknowledged(&self, names: &[Name]) {
         let mut facts = self.facts.lock();
         for name in names {
@@ -93,8 +93,8 @@ impl Ledger {
         }
     }
 
-    /// Compares with what is there after a restart: what was acknowledged last, or what was being asked for.
-    pub fn found(&self, name: &Name, found: &Meaning) {
+    /// Compares with the state after a restart, which must be the acknowledged or the requested one.
+    pub fn found(&self, name: &Name, found: &Target) {
         let mut facts = self.facts.lock();
         let fact = facts.entry(name.clone()).or_default();
         let right = *found == fact.acknowledged || fact.asked.as_ref() == Some(found);

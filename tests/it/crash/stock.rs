@@ -1,5 +1,5 @@
-//! What is pushed and pulled: few contents, shared by all, so that the same bytes are pushed, cached, deleted and evicted
-//! at once.
+//! The content of the crash tests. It is little and shared by all clients, so that the same bytes are pushed, cached,
+//! deleted and evicted at once.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ pub struct Stock {
 }
 
 impl Stock {
-    /// Puts what is mirrored into the upstream, which sends some of it slowly.
+    /// Adds the mirrored content to the upstream, which sends some of it slowly.
     pub fn new(upstream: &Upstream, rng: &mut Rng) -> Self {
         let layer = |rng: &mut Rng, most: usize| Content::new(OCI_LAYER, random_bytes(rng.u64(..), rng.usize(2..most)));
         let layers: Vec<Content> = (0..12).map(|_| layer(rng, 150 * KIB)).collect();
@@ -48,15 +48,15 @@ impl Stock {
     }
 
     pub fn image(&self, rng: &mut Rng) -> &Image {
-        rng.choice(&self.pushed).expect("there are some")
+        rng.choice(&self.pushed).expect("the list is not empty")
     }
 
-    /// A path and what is to be had there.
+    /// A path and the content that it must return.
     pub fn mirrored(&self, rng: &mut Rng) -> &(String, Content) {
-        rng.choice(&self.mirrored).expect("there are some")
+        rng.choice(&self.mirrored).expect("the list is not empty")
     }
 
-    /// What is pushed under a digest.
+    /// The bytes of a pushed digest.
     pub fn bytes(&self, digest: &str) -> &Bytes {
         &self.bytes[digest]
     }

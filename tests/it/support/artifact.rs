@@ -1,4 +1,4 @@
-//! Artifacts that are about something: manifests with a subject.
+//! Artifacts: manifests with a subject.
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha512};
@@ -7,18 +7,18 @@ use super::image::{Content, OCI_INDEX, OCI_MANIFEST};
 
 pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
-/// The empty object, as config and only layer of an artifact that is all annotations.
+/// The empty object: config and only layer of an artifact that consists of annotations.
 pub fn empty() -> Content {
     Content::new(EMPTY, "{}")
 }
 
-/// An artifact of this type about `subject`. Its only blob is [`empty`].
+/// An artifact of this type with this subject. Its only blob is [`empty`].
 pub fn about(subject: &Content, artifact_type: &str, annotations: &Value) -> Content {
     let fields = json!({"artifactType": artifact_type, "annotations": annotations});
     manifest_about(subject, OCI_MANIFEST, &fields)
 }
 
-/// A manifest or an index about `subject`, with these fields besides.
+/// A manifest or index with this subject and these additional fields.
 pub fn manifest_about(subject: &Content, media_type: &str, fields: &Value) -> Content {
     let mut manifest = json!({"schemaVersion": 2, "mediaType": media_type, "subject": subject.descriptor()});
     if media_type == OCI_INDEX {
@@ -39,7 +39,7 @@ pub fn by_sha512(content: &Content) -> Content {
     Content { digest: format!("sha512:{hex}"), ..content.clone() }
 }
 
-/// The tag under which clients keep referrers where there is no referrers API.
+/// The tag under which clients store referrers for registries without the referrers API.
 pub fn fallback_tag(subject: &Content) -> String {
     let (algorithm, hex) = subject.digest.split_once(':').expect("a digest");
     format!("{algorithm}-{}", &hex[..64])

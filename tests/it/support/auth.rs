@@ -1,4 +1,4 @@
-//! Who the scripted upstream lets in: everybody, a name and password, or who holds a token.
+//! Authentication of the scripted upstream: none, name and password, or bearer tokens.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::time::{Duration, Instant};
 use super::registry::{error, header, json as json_answer, split};
 use super::wire::{Answer, Seen};
 
-/// What the upstream asks for.
+/// What the upstream requires.
 #[derive(Clone, Default)]
 pub(super) enum Auth {
     #[default]
@@ -20,11 +20,11 @@ pub(super) enum Auth {
     Basic(String),
     Bearer {
         realm: String,
-        desk: Arc<TokenDesk>,
+        issuer: Arc<TokenIssuer>,
     },
 }
 
-/// How an upstream with tokens behaves.
+/// The behaviour of an upstream with tokens.
 #[derive(Clone, Debug)]
 pub struct Bearer {
     service: String,
@@ -58,34 +58,34 @@ impl Bearer {
         self
     }
 
-    /// Tokens die after this time; `None` says nothing of it and keeps them alive.
+    /// Tokens expire after this time. With `None` they never do, and the response omits `expires_in`.
     pub fn expires_in(mut self, seconds: Option<u64>) -> Self {
         self.expires_in = seconds;
         self
     }
 
-    /// Tokens also by POST. Otherwise POST is a 404, as with most registries.
+    /// Gives tokens for POST, too. Otherwise POST gets 404, as with most registries.
     pub fn takes_post(mut self) -> Self {
         self.takes_post = true;
         self
     }
 
-    /// Tokens only for this name and password.
+    /// Gives tokens only for this name and password.
     pub fn credentials(mut self, user: &str, password: &str) -> Self {
         self.credentials = Some(format!("{user}:{password}"));
         self
     }
 
-    /// A challenge without `scope`, as Nexus sends.
+    /// Sends a challenge without `scope`, like Nexus.
     pub fn without_scope(mut self) -> Self {
         self.names_scope = false;
         self
     }
 }
 
-/// Gives tokens and knows them again. It may sit at another listener than the registry.
-pub(super) struct TokenDesk {
-    manners: Bearer,
+/// Issues and verifies tokens. It may belong to another listener than the registry.
+pub(super) struct TokenIssuer {
+    behaviour: Bearer,
     given: Mutex<Vec<Grant>>,
     count: Mutex<usize>,
 }
@@ -96,12 +96,12 @@ struct Grant {
     until: Option<Instant>,
 }
 
-impl TokenDesk {
-    pub(super) fn new(manners: Bearer) -> Self {
-        Self { manners, given: Mutex::default(), count: Mutex::default() }
+impl TokenIssuer {
+    pub(super) fn new(behaviour: Bearer) -> Self {
+        Self { behaviour, given: Mutex::default(), count: Mutex::default() }
     }
 
-    /// How many tokens were given so far, those since revoked too.
+    /// How many tokens were issued so far, including revoked ones.
     pub(super) fn count(&self) -> usize {
         *self.count.lock()
     }
@@ -110,11 +110,11 @@ impl TokenDesk {
         self.given.lock().clear();
     }
 
-    /// The answer of the token endpoint.
+    /// The response of the token endpoint.
     pub(super) fn answer(&self, seen: &Seen) -> Answer {
         let form = match seen.method.as_str() {
             "GET" => seen.query.as_bytes(),
-            "POST" if self.manners.takes_post => seen.body.as_ref(),
+            "POST" if self.behaviour.takes_post => seen.body.as_ref(),
             _ => return error(404, "UNSUPPORTED"),
         };
         let fields: Vec<(String, String)> = url::form_urlencoded::parse(form).into_owned().collect();
@@ -127,7 +127,7 @@ impl TokenDesk {
     }
 
     fn knows(&self, seen: &Seen, fields: &[(String, String)]) -> bool {
-        let Some(wanted) = &self.manners.credentials else {
+        let Some(wanted) = &self.behaviour.credentials else {
             return true;
         };
         if seen.method == "GET" {
@@ -142,20 +142,20 @@ impl TokenDesk {
         let mut count = self.count.lock();
         *count += 1;
         let token = format!("token-{count}-{:016x}", fastrand::u64(..));
-        let lifetime = self.manners.expires_in.map(Duration::from_secs);
+        let lifetime = self.behaviour.expires_in.map(Duration::from_secs);
         let until = lifetime.map(|lifetime| Instant::now() + lifetime);
         let mut body = json!({});
-        for field in self.manners.fields {
+        for field in self.behaviour.fields {
             body[*field] = json!(token);
         }
-        if let Some(seconds) = self.manners.expires_in {
+        if let Some(seconds) = self.behaviour.expires_in {
             body["expires_in"] = json!(seconds);
         }
         self.given.lock().push(Grant { token, scopes, until });
         json_answer(&body)
     }
 
-    /// `None` when the request may pass, else what is wrong with its token.
+    /// `None` if the request is allowed, else what is wrong with its token.
     fn refuse(&self, seen: &Seen) -> Option<&'static str> {
         let Some(token) = seen.header("authorization").strip_prefix("Bearer ") else {
             return Some("");
@@ -176,17 +176,17 @@ impl Auth {
         Self::Basic(basic(&format!("{user}:{password}")))
     }
 
-    /// `None` when the request may pass, else the 401 that it gets.
+    /// `None` if the request is allowed, else its 401.
     pub(super) fn challenge(&self, seen: &Seen) -> Option<Answer> {
         let challenge = match self {
             Self::Open => return None,
             Self::Basic(wanted) if seen.header("authorization") == wanted => return None,
             Self::Basic(_) => "Basic realm=\"scripted\"".to_owned(),
-            Self::Bearer { realm, desk } => {
-                let reason = desk.refuse(seen)?;
-                let scope = wanted_scope(&seen.path).filter(|_| desk.manners.names_scope);
+            Self::Bearer { realm, issuer } => {
+                let reason = issuer.refuse(seen)?;
+                let scope = wanted_scope(&seen.path).filter(|_| issuer.behaviour.names_scope);
                 let scope = scope.map_or(String::new(), |scope| format!(",scope=\"{scope}\""));
-                let service = &desk.manners.service;
+                let service = &issuer.behaviour.service;
                 format!("Bearer realm=\"{realm}\",service=\"{service}\"{scope}{reason}")
             }
         };

@@ -1,4 +1,4 @@
-//! A certificate authority of a test, and what it signs: for this machine, for a client, in PEM.
+//! A certificate authority for tests, with its server and client certificates in PEM.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
@@ -19,14 +19,14 @@ pub struct Signed {
 impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::new([]).expect("no names");
-        params.distinguished_name.push(DnType::CommonName, "an authority of a test");
+        params.distinguished_name.push(DnType::CommonName, "a test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
         let ca = params.self_signed(&key).expect("a certificate").pem();
         Self { issuer: Issuer::new(params, key), ca, folder: tempfile::tempdir().expect("a temporary folder") }
     }
 
-    /// For 127.0.0.1 and localhost; `name` is what tells one certificate from the other.
+    /// Signs a certificate for 127.0.0.1 and localhost; `name` tells certificates apart.
     pub fn sign(&self, name: &str) -> Signed {
         let names = ["127.0.0.1", "localhost", "docker-io.cache.test"].map(str::to_owned);
         let mut params = CertificateParams::new(names).expect("plain names");
@@ -36,10 +36,10 @@ impl Authority {
         Signed { cert, key: key.serialize_pem() }
     }
 
-    /// Where these content is kept for a server, under the names that [`Authority::config`] gives.
+    /// Writes a file for a server, under one of the names in [`Authority::config`], and returns its path.
     pub fn write(&self, entry: &str, text: &str) -> String {
         let path = self.folder.path().join(entry);
-        // Put in place at once, as whoever renews a certificate does.
+        // Renamed into place, as a renewal does.
         let fresh = self.folder.path().join(format!("{entry}.new"));
         std::fs::write(&fresh, text).expect("the file can be written");
         std::fs::rename(&fresh, &path).expect("the file can be put in place");
@@ -55,7 +55,7 @@ impl Authority {
 }
 
 impl Signed {
-    /// Both in one, as a client wants them.
+    /// Certificate and key in one text, as a client reads them.
     pub fn identity(&self) -> String {
         format!("{}{}", self.cert, self.key)
     }

@@ -1,4 +1,4 @@
-//! A client that speaks HTTP as it should: it follows no redirect and decodes nothing by itself.
+//! A well-behaved HTTP client. It neither follows redirects nor decodes bodies.
 
 use std::sync::Once;
 use std::time::Duration;
@@ -7,15 +7,15 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use serde_json::Value;
 
-/// Far above what any test needs, so that a hanging server is a failure and not a stuck run.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Far above what any test needs, so that a hanging server fails the test instead of blocking the run.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
 }
 
-/// An answer that came in whole.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
@@ -29,7 +29,7 @@ impl Client {
         Self::built(|builder| builder)
     }
 
-    /// One that takes only certificates of this authority, and shows this one (certificate and key) if there is one.
+    /// A client that trusts only this authority, with `own` (certificate and key) as its own certificate.
     pub fn trusting(ca: &str, own: Option<&str>) -> Self {
         let ca = reqwest::Certificate::from_pem(ca.as_bytes()).expect("a certificate");
         let own = own.map(|pem| reqwest::Identity::from_pem(pem.as_bytes()).expect("a certificate and its key"));
@@ -42,11 +42,11 @@ impl Client {
     fn built(settings: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Self {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
-            // An error means that somebody has installed one already.
+            // An error means that a provider is installed already.
             drop(rustls::crypto::ring::default_provider().install_default());
         });
         let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy();
-        let http = settings(builder.timeout(PATIENCE)).build();
+        let http = settings(builder.timeout(REQUEST_TIMEOUT)).build();
         Self { http: http.expect("a plain client can be built") }
     }
 
@@ -62,7 +62,7 @@ impl Client {
         self.send("HEAD", url, &[], Bytes::new()).await
     }
 
-    /// Any request whose answer is expected to come in whole.
+    /// Any request whose response must be complete.
     pub async fn send(
         &self,
         method: &str,
@@ -71,10 +71,10 @@ impl Client {
         body: impl Into<reqwest::Body>,
     ) -> Answer {
         let answer = self.try_send(method, url, headers, body).await;
-        answer.unwrap_or_else(|error| panic!("{method} {url} got no whole answer: {error:?}"))
+        answer.unwrap_or_else(|error| panic!("{method} {url} got no complete response: {error:?}"))
     }
 
-    /// Any request, with the error when the answer did not come in whole.
+    /// Any request. The error says why the response is incomplete.
     pub async fn try_send(
         &self,
         method: &str,
@@ -90,7 +90,7 @@ impl Client {
         })
     }
 
-    /// The head of the answer, with the body still to come: `chunk()` reads on, dropping leaves.
+    /// The headers of the response: `chunk()` reads the body, dropping it closes the connection.
     pub async fn start(
         &self,
         method: &str,

@@ -1,4 +1,4 @@
-//! A program that a test starts, with its own process group and log, and that never outlives it.
+//! A program that a test starts, with its own process group and log. It never outlives the test.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-const START: Duration = Duration::from_secs(30);
-const STOP: Duration = Duration::from_secs(15);
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 pub struct Daemon {
     name: String,
     child: Child,
     log: PathBuf,
-    /// Once it is awaited, its process group may be somebody else's.
+    /// Once the process is awaited, its process group may belong to another one.
     ended: Option<ExitStatus>,
 }
 
 impl Daemon {
-    /// Starts the command in a process group of its own, with what it prints in `<name>.log`.
+    /// Starts the command in its own process group, with its output in `<name>.log`.
     pub fn spawn(name: &str, folder: &Path, program: &Path, args: &[&str]) -> Self {
         Self::spawn_with(name, folder, program, args, &[])
     }
@@ -34,7 +34,7 @@ impl Daemon {
         let log = folder.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log);
         let out = out.expect("the log can be written");
-        // setpriv makes the kernel end the program with us, however we end.
+        // setpriv makes the kernel end the program with this process, however that ends.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
@@ -49,15 +49,15 @@ impl Daemon {
         Self { name: name.to_owned(), child, log, ended: None }
     }
 
-    /// Waits until `ready` says so; fails the test with the log when the program ends before.
+    /// Waits until `ready` returns true. Fails the test with the log if the program ends before.
     pub fn wait_until(&mut self, mut ready: impl FnMut() -> bool) {
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !ready() {
             if let Some(status) = self.exited() {
                 panic!("{} ended with {status}:\n{}", self.name, self.log());
             }
             assert!(Instant::now() < deadline, "{} is not ready:\n{}", self.name, self.log());
-            sleep(LOOK_AGAIN);
+            sleep(POLL_INTERVAL);
         }
     }
 
@@ -65,44 +65,44 @@ impl Daemon {
         self.child.id()
     }
 
-    /// What it has printed so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("our own child can be asked")
+        self.child.try_wait().expect("a child process can be queried")
     }
 
-    /// Asks it to stop, as a service manager does, and forces it when it does not.
+    /// Stops it like a service manager: with SIGTERM, and with SIGKILL after a time-out.
     pub fn stop(&mut self) -> ExitStatus {
         if let Some(status) = self.ended {
             return status;
         }
         self.signal(Signal::SIGTERM);
-        let deadline = Instant::now() + STOP;
+        let deadline = Instant::now() + STOP_TIMEOUT;
         while Instant::now() < deadline && self.exited().is_none() {
-            sleep(LOOK_AGAIN);
+            sleep(POLL_INTERVAL);
         }
         self.kill()
     }
 
-    /// Ends it and whoever it has started, without a warning, as a power cut would.
+    /// Kills it and every process in its group.
     pub fn kill(&mut self) -> ExitStatus {
         if let Some(status) = self.ended {
             return status;
         }
         self.signal(Signal::SIGKILL);
-        let status = self.child.wait().expect("our own child can be awaited");
+        let status = self.child.wait().expect("a child process can be awaited");
         self.ended = Some(status);
         status
     }
 
     fn signal(&self, signal: Signal) {
         let group = Pid::from_raw(self.child.id().cast_signed());
-        // An error means that nobody is left in the group.
+        // An error means that no process is left in the group.
         let _ = killpg(group, signal);
     }
 }
@@ -118,7 +118,7 @@ impl Drop for Daemon {
     }
 }
 
-/// A loopback port that nobody listens on, below those the kernel hands out by itself.
+/// A free loopback port, below those that the kernel assigns.
 pub fn free_port() -> u16 {
     let candidates = std::iter::repeat_with(|| fastrand::u16(10_000..32_000));
     let mut free = candidates.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());

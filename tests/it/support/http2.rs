@@ -1,4 +1,4 @@
-//! A client that speaks HTTP/2 over TLS on one connection, with windows that it opens only by reading.
+//! An HTTP/2 client over TLS on one connection. Its windows open only as it reads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// The least that the protocol begins with.
-pub const WINDOW: u32 = 65_535;
+/// The initial window of the protocol.
+pub const WINDOW_BYTES: u32 = 65_535;
 
 pub struct Http2 {
     requests: SendRequest<Empty<Bytes>>,
@@ -31,14 +31,14 @@ pub struct Http2 {
 impl Http2 {
     pub async fn connect(addr: SocketAddr, ca: &str) -> Self {
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder.initial_stream_window_size(WINDOW).initial_connection_window_size(64 << 20);
+        builder.initial_stream_window_size(WINDOW_BYTES).initial_connection_window_size(64 << 20);
         let stream = tls(addr, ca, &["h2"]).await.expect("a handshake");
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
         let (requests, connection) = builder.handshake(TokioIo::new(stream)).await.expect("an HTTP/2 connection");
         Self { requests, addr, connection: tokio::spawn(connection) }
     }
 
-    /// The head of an answer; the body waits to be read.
+    /// The headers of a response; the body is unread.
     pub async fn get(&self, path: &str) -> hyper::Result<Response<Incoming>> {
         let mut requests = self.requests.clone();
         requests.ready().await?;

@@ -1,7 +1,7 @@
-//! Images made of nothing: seeded random layers, a config and a manifest, with their digests.
+//! Generated images: seeded random layers, a config and a manifest, with their digests.
 //!
-//! The same seed makes the same image, so that two upstreams can hold the same bytes and a test
-//! can make an image again instead of keeping it.
+//! The same seed makes the same image, so that two upstreams can hold the same bytes and a test can generate an image
+//! again instead of keeping it.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ pub fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{hex}")
 }
 
-/// Bytes with the name and the type that a descriptor gives them.
+/// Bytes with the digest and media type of their descriptor.
 #[derive(Clone, Debug)]
 pub struct Content {
     pub media_type: String,
@@ -66,18 +66,18 @@ impl Image {
         Self::for_platform("linux/amd64", random_layers(OCI_LAYER, seed, layer_sizes))
     }
 
-    /// The same in Docker's own media types.
+    /// The same with Docker's media types.
     pub fn docker(seed: u64, layer_sizes: &[usize]) -> Self {
         let layers = random_layers(DOCKER_LAYER, seed, layer_sizes);
         Self::build("linux/amd64", DOCKER_MANIFEST, DOCKER_CONFIG, layers, &[])
     }
 
-    /// An OCI image of layers that the caller made. The layers are taken as their own diffs.
+    /// An OCI image of the caller's uncompressed layers, which serve as their own `diff_ids`.
     pub fn for_platform(platform: &str, layers: Vec<Content>) -> Self {
         Self::build(platform, OCI_MANIFEST, OCI_CONFIG, layers, &[])
     }
 
-    /// An OCI image of compressed layers: `diff_ids` are the digests of what they unpack to.
+    /// An OCI image of compressed layers: `diff_ids` are the digests of the uncompressed ones.
     pub fn with_diff_ids(platform: &str, layers: Vec<Content>, diff_ids: &[String]) -> Self {
         Self::build(platform, OCI_MANIFEST, OCI_CONFIG, layers, diff_ids)
     }
@@ -166,7 +166,7 @@ impl Index {
     }
 }
 
-/// One random layer per size, each with a seed of its own.
+/// One random layer per size, each with its own seed.
 pub fn random_layers(media_type: &str, seed: u64, sizes: &[usize]) -> Vec<Content> {
     let seeds = seed..;
     let layers = sizes.iter().zip(seeds);

@@ -1,6 +1,6 @@
 //! The text of `/metrics`, read as numbers.
 
-/// One look at every series.
+/// All series at one moment.
 #[derive(Clone, Debug)]
 pub struct Metrics(Vec<Series>);
 
@@ -19,8 +19,7 @@ impl Metrics {
         Self(series.collect())
     }
 
-    /// The sum of all series of that name which carry these labels, others beside them or not.
-    /// 0 when there are none.
+    /// The sum of all series of this name that have these labels, whatever others they have; 0 if there are none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let fitting = self.0.iter().filter(|series| series.name == name);
         let fitting = fitting.filter(|series| labels.iter().all(|label| series.has(label)));
@@ -32,7 +31,7 @@ impl Metrics {
         self.0.iter().any(|series| series.name == name)
     }
 
-    /// Every label value in use, for looking at what must never be one.
+    /// Every label value in use.
     pub fn label_values(&self) -> impl Iterator<Item = &str> {
         let labels = self.0.iter().flat_map(|series| &series.labels);
         labels.map(|(_, value)| value.as_str())

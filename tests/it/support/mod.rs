@@ -1,9 +1,9 @@
-//! What the tests stand on: a scripted upstream, a Roadstead to ask, and clients of every manner.
+//! The foundation of the tests: a scripted upstream, Roadstead itself, and clients.
 //!
-//! `upstream` is data (see `script`), `server` starts Roadstead in this process and `process` as the
-//! real program, `client` asks like a well-behaved client and `raw` like one who is none.
+//! `upstream` is scripted with data (see `script`). `server` starts Roadstead in this process, `process` as the real
+//! program. `client` is a well-behaved client, `raw` can misbehave.
 
-#![allow(dead_code, unused_imports, reason = "every helper is here for some test, not for each build of them")]
+#![allow(dead_code, unused_imports, reason = "the benches include this module and use only part of it")]
 
 pub mod artifact;
 pub mod auth;

@@ -1,4 +1,4 @@
-//! Requests that were good once. A seed makes the same request again.
+//! Mutated requests. The same seed makes the same request.
 
 use fastrand::Rng;
 
@@ -17,26 +17,26 @@ pub enum Framing {
     Length,
     /// The length is this many bytes too large or too small.
     WrongLength(i64),
-    /// A length that is no number of bytes.
+    /// A length that is not a number.
     NoLength(&'static str),
     Chunked,
-    /// The last chunk never comes.
+    /// The last chunk is missing.
     Endless,
-    /// A chunk's size is not the size of the chunk.
+    /// A chunk size that is not the size of its chunk.
     WrongChunk(i64),
     BadChunk(&'static str),
-    /// Length and chunks, which would be a smuggled request behind a careless proxy.
+    /// Length and chunks, the pattern of request smuggling.
     Both,
 }
 
 impl Framing {
-    /// Whether the server may be left waiting for more.
-    pub fn lies(self) -> bool {
+    /// Whether the server may wait for more bytes.
+    pub fn is_incomplete(self) -> bool {
         !matches!(self, Self::Length | Self::Chunked)
     }
 }
 
-/// What good requests are made of.
+/// The parts of valid requests.
 pub struct Ingredients {
     pub image: Image,
     /// The path of an open push session.
@@ -77,15 +77,15 @@ impl Ingredients {
         Request { method: method.to_owned(), target, headers, body, framing: Framing::Length }
     }
 
-    /// One of them with one to three things wrong.
+    /// A valid request with one to three mutations.
     pub fn mutated(&self, rng: &mut Rng) -> Request {
         let mut request = self.good(rng);
         for _ in 0..rng.u8(1..4) {
             match rng.u8(..8) {
                 0 => request.method = method(rng),
-                1..=3 => request.target = spoil(rng, &request.target),
-                4 | 5 => spoil_headers(rng, &mut request.headers),
-                6 => spoil_bytes(rng, &mut request.body),
+                1..=3 => request.target = mutate_text(rng, &request.target),
+                4 | 5 => mutate_headers(rng, &mut request.headers),
+                6 => mutate_bytes(rng, &mut request.body),
                 _ => request.framing = framing(rng),
             }
         }
@@ -99,7 +99,7 @@ fn method(rng: &mut Rng) -> String {
     (*rng.choice(&methods).unwrap()).to_owned()
 }
 
-const ODDITIES: [&str; 34] = [
+const UNUSUAL_TEXTS: [&str; 34] = [
     "/",
     "//",
     "..",
@@ -136,20 +136,20 @@ const ODDITIES: [&str; 34] = [
     "999999999999999999999999",
 ];
 
-/// Text with something put in, taken out, doubled or replaced.
-fn spoil(rng: &mut Rng, text: &str) -> String {
+/// Text with a part inserted, removed, doubled or replaced.
+fn mutate_text(rng: &mut Rng, text: &str) -> String {
     let mut chars: Vec<char> = text.chars().collect();
     let at = rng.usize(..=chars.len());
     let until = (at + rng.usize(..8)).min(chars.len());
     match rng.u8(..6) {
         0 => drop(chars.drain(at..until)),
-        1 => drop(chars.splice(at..until, rng.choice(ODDITIES).unwrap().chars())),
-        2 => drop(chars.splice(at..at, rng.choice(ODDITIES).unwrap().chars())),
+        1 => drop(chars.splice(at..until, rng.choice(UNUSUAL_TEXTS).unwrap().chars())),
+        2 => drop(chars.splice(at..at, rng.choice(UNUSUAL_TEXTS).unwrap().chars())),
         3 => chars.extend(chars.clone().get(at..).unwrap_or_default().to_vec()),
         4 => drop(chars.splice(at..at, std::iter::repeat_n('a', rng.usize(..4000)))),
         _ => {
             if let Some(char) = chars.get_mut(at) {
-                // No line breaks: they would make another request of it, and those have their own rows.
+                // No line breaks, as they would make it another request.
                 *char = char::from(rng.u8(33..=255));
             }
         }
@@ -157,7 +157,7 @@ fn spoil(rng: &mut Rng, text: &str) -> String {
     chars.into_iter().collect()
 }
 
-fn spoil_headers(rng: &mut Rng, headers: &mut Vec<String>) {
+fn mutate_headers(rng: &mut Rng, headers: &mut Vec<String>) {
     let extra = [
         "Range: bytes=0-0,1-1,-1",
         "Range: bytes=-",
@@ -187,14 +187,14 @@ fn spoil_headers(rng: &mut Rng, headers: &mut Vec<String>) {
     let at = rng.usize(..=headers.len());
     match rng.u8(..5) {
         0 if at < headers.len() => drop(headers.remove(at)),
-        1 if at < headers.len() => headers[at] = spoil(rng, &headers[at].clone()),
+        1 if at < headers.len() => headers[at] = mutate_text(rng, &headers[at].clone()),
         2 => headers.extend(std::iter::repeat_n("X: y".to_owned(), rng.usize(..120))),
         3 => headers.push(format!("X: {}", "z".repeat(rng.usize(..20_000)))),
         _ => headers.insert(at, (*rng.choice(&extra).unwrap()).to_owned()),
     }
 }
 
-fn spoil_bytes(rng: &mut Rng, bytes: &mut Vec<u8>) {
+fn mutate_bytes(rng: &mut Rng, bytes: &mut Vec<u8>) {
     match rng.u8(..4) {
         0 => bytes.truncate(rng.usize(..=bytes.len())),
         1 => bytes.extend(std::iter::repeat_with(|| rng.u8(..)).take(300).collect::<Vec<_>>()),

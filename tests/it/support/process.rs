@@ -1,4 +1,4 @@
-//! Roadstead as the program that people run, for what only a process can show.
+//! Roadstead as a separate process.
 
 use std::path::Path;
 use std::process::ExitStatus;
@@ -16,12 +16,12 @@ pub struct ServerProcess {
     folder: TempDir,
     settings: Settings,
     environment: Vec<(String, String)>,
-    /// The most files that it may have open, sockets included.
+    /// The limit of open descriptors, sockets included.
     descriptors: Option<u32>,
 }
 
 impl ServerProcess {
-    /// Starts it on a free port and waits until it answers.
+    /// Starts it on a free port and waits until it responds.
     pub fn start(settings: Settings) -> Self {
         Self::start_in(&std::env::temp_dir(), settings)
     }
@@ -36,7 +36,7 @@ impl ServerProcess {
         Self::start_as(parent, settings, environment, None)
     }
 
-    /// The same with a limit of open files, which it cannot raise.
+    /// The same with a limit of open descriptors that it cannot raise.
     pub fn start_limited(settings: Settings, descriptors: u32) -> Self {
         Self::start_as(&std::env::temp_dir(), settings, &[], Some(descriptors))
     }
@@ -77,12 +77,12 @@ impl ServerProcess {
             .expect("the configuration can be written");
     }
 
-    /// Asks it to stop and waits until it has.
+    /// Sends SIGTERM and waits for the end.
     pub fn stop(&mut self) -> Option<ExitStatus> {
         self.daemon.take().map(|mut daemon| daemon.stop())
     }
 
-    /// Ends it without a warning.
+    /// Sends SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill();
@@ -93,7 +93,7 @@ impl ServerProcess {
         self.daemon.as_ref().map(Daemon::pid)
     }
 
-    /// What it has printed since its first start.
+    /// Its output since the first start.
     pub fn log(&self) -> String {
         self.daemon.as_ref().map_or(String::new(), Daemon::log)
     }
@@ -102,7 +102,7 @@ impl ServerProcess {
         self.port
     }
 
-    /// `127.0.0.1:<port>`, as image names carry it.
+    /// `127.0.0.1:<port>`, as in image names.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -111,7 +111,7 @@ impl ServerProcess {
         format!("http://{}{path}", self.host())
     }
 
-    /// The sum of the series of that name which carry these labels; 0 when there are none.
+    /// The sum of the series of this name that have these labels; 0 if there are none.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let answer = Client::new().get(&self.url("/metrics")).await;
         Metrics::parse(answer.text()).sum(name, labels)

@@ -1,4 +1,4 @@
-//! Pushing the plain way: POST, PUT, manifest. Works on Roadstead and on any other registry.
+//! Plain pushes (POST, PUT, manifest) to Roadstead or any other registry.
 
 use bytes::Bytes;
 
@@ -49,7 +49,7 @@ impl Client {
     }
 }
 
-/// A `Location` may be a path or a whole URL.
+/// Resolves a `Location`, which may be a path or a URL.
 pub fn absolute(base: &str, location: &str) -> String {
     if location.starts_with('/') { format!("{base}{location}") } else { location.to_owned() }
 }

@@ -1,5 +1,5 @@
-//! A client on a bare socket: any HTTP version, any pace, any moment to leave, and the truth about
-//! how a body ended.
+//! A client on a bare socket, with any HTTP version and pace. It can leave at any moment, and reports exactly how a body
+//! ended.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,8 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::wire::read_headers;
 
-/// An answer of which the head has been read, and the body as far as the test asked. Dropping it
-/// is how a client leaves.
+/// A response whose headers are read, and its body as far as the test requested. Dropping it closes the connection.
 pub struct Conn {
     pub status: u16,
     pub headers: HeaderMap,
@@ -22,10 +21,10 @@ pub struct Conn {
     ended: Option<Ended>,
 }
 
-/// How a body ended, by the rules of its own framing.
+/// How a body ended, by the rules of its framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    Whole,
+    Complete,
     /// Closed before the declared length or the last chunk.
     Short,
     Reset,
@@ -36,7 +35,7 @@ enum Framing {
     Chunked {
         left_in_chunk: u64,
     },
-    /// Whoever reads this cannot tell a whole body from a short one.
+    /// A reader cannot tell a complete body from a truncated one.
     UntilClose,
 }
 
@@ -49,29 +48,29 @@ impl Conn {
         let headers = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
         let headers: String = headers.collect();
         let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n{headers}\r\n");
-        Self::ask(addr, &request).await.expect("a head of an answer")
+        Self::ask(addr, &request).await.expect("a response with headers")
     }
 
     pub async fn get_http10(addr: SocketAddr, path: &str) -> Self {
         let request = format!("GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n");
-        Self::ask(addr, &request).await.expect("a head of an answer")
+        Self::ask(addr, &request).await.expect("a response with headers")
     }
 
-    /// Sends these bytes as they are and reads the head of the answer.
+    /// Sends these bytes unchanged and reads the headers of the response.
     pub async fn ask(addr: SocketAddr, request: &str) -> io::Result<Self> {
         let stream = TcpStream::connect(addr).await?;
         Self::ask_on(stream, request).await
     }
 
-    /// The same with a small receive buffer: when this client stops reading, the server soon feels it.
+    /// The same with a small receive buffer: when this client stops reading, writes of the server soon block.
     pub async fn ask_with_small_buffer(addr: SocketAddr, request: &str) -> io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(4096)?;
         Self::ask_on(socket.connect(addr).await?, request).await
     }
 
-    /// Asks for more over the same connection, of which the last answer was read to its end; with an empty request, for
-    /// the answer to what was sent ahead.
+    /// Sends the next request on a connection whose last response was read to its end. With an empty request it only reads
+    /// the response to a pipelined one.
     pub async fn then(self, request: &str) -> io::Result<Self> {
         Self::ask_over(self.stream, request).await
     }
@@ -103,7 +102,7 @@ impl Conn {
         value.and_then(|value| value.to_str().ok()).unwrap_or("")
     }
 
-    /// The next `n` bytes of the body; fewer only where it ends.
+    /// The next `n` bytes of the body; fewer only at its end.
     pub async fn take(&mut self, n: usize) -> Bytes {
         let mut taken = BytesMut::new();
         while taken.len() < n && self.ended.is_none() {
@@ -112,7 +111,7 @@ impl Conn {
         taken.freeze()
     }
 
-    /// All that is left of the body, and how it ended.
+    /// The rest of the body, and how it ended.
     pub async fn rest(&mut self) -> (Bytes, Ended) {
         let rest = self.take(usize::MAX).await;
         (rest, self.ended.unwrap_or(Ended::Short))
@@ -130,7 +129,7 @@ impl Conn {
         }
     }
 
-    /// Reads all that is left and keeps nothing of it: how many bytes came, whether they are these, and how it ended.
+    /// Reads the rest without keeping it. Returns its length, whether it equals `expected`, and how it ended.
     pub async fn compare(&mut self, expected: &[u8]) -> (usize, bool, Ended) {
         let (mut at, mut same) = (0, true);
         while self.ended.is_none() {
@@ -145,7 +144,7 @@ impl Conn {
         match self.try_next(max).await {
             Ok(bytes) => {
                 if bytes.is_empty() {
-                    self.ended = Some(Ended::Whole);
+                    self.ended = Some(Ended::Complete);
                 }
                 bytes
             }
@@ -157,7 +156,7 @@ impl Conn {
         }
     }
 
-    /// Some bytes of the body; none at its proper end.
+    /// Some bytes of the body; none at its regular end.
     async fn try_next(&mut self, max: usize) -> io::Result<Bytes> {
         if let Framing::Chunked { left_in_chunk: left @ 0 } = &mut self.framing {
             let mut line = String::new();

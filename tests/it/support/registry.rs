@@ -1,4 +1,4 @@
-//! What a well-behaved registry says: the contents of the scripted upstream.
+//! The contents of the scripted upstream, and the responses of a well-behaved registry.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -105,7 +105,7 @@ fn blob(digest: &str, bytes: &Bytes, seen: &Seen, ignore_range: bool) -> Answer 
     }
 }
 
-/// First and last offset of one range; `None` when nothing of it exists.
+/// First and last offset of one range; `None` if it is not satisfiable.
 fn range(asked: &str, total: usize) -> Option<(usize, usize)> {
     let (first, last) = asked.strip_prefix("bytes=")?.split_once('-')?;
     let end = total.checked_sub(1)?;

@@ -1,7 +1,7 @@
-//! What the scripted upstream is told to say, as data: a list of replies per path.
+//! Scripts of the upstream, as data: a list of replies per path.
 //!
-//! A reply is a change to what a registry would say anyway, so `Reply::normal().pace(n)` is the
-//! true blob, sent slowly, and `Reply::error(503, "UNAVAILABLE")` says nothing of the blob at all.
+//! A reply modifies the normal response of a registry: `Reply::normal().pace(n)` is the correct blob, sent slowly, and
+//! `Reply::error(503, "UNAVAILABLE")` replaces it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::watch;
 
-/// A place in a reply where the upstream waits until the test opens it.
+/// A point in a reply where the upstream waits until the test opens it.
 #[derive(Clone, Debug)]
 pub struct Gate(Arc<watch::Sender<GateState>>);
 
@@ -31,14 +31,14 @@ impl Gate {
         self.0.send_modify(|state| state.open = true);
     }
 
-    /// Waits until `n` replies have come to this gate. They may have passed it since.
+    /// Waits until `n` replies have reached this gate. They may have passed it since.
     pub async fn reached(&self, n: usize) {
         let mut state = self.0.subscribe();
         let reached = state.wait_for(|state| state.arrived >= n).await;
         reached.expect("this gate holds a sender");
     }
 
-    /// Arrives here and waits, as a reply does.
+    /// Reaches the gate and waits, as a reply does.
     pub async fn pass(&self) {
         self.0.send_modify(|state| state.arrived += 1);
         let mut state = self.0.subscribe();
@@ -47,7 +47,7 @@ impl Gate {
     }
 }
 
-/// Something that happens at one place in a reply.
+/// An event at one point in a reply.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Sleep(Duration),
@@ -64,7 +64,7 @@ pub(super) enum Step {
 pub(super) enum Framing {
     #[default]
     Length,
-    /// A Content-Length that may be a lie.
+    /// A Content-Length that may be wrong.
     Declared(u64),
     Chunked,
     /// Neither length nor chunks: the body ends with the connection.
@@ -86,7 +86,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// What a well-behaved registry says.
+    /// The response of a well-behaved registry.
     pub fn normal() -> Self {
         Self::default()
     }
@@ -106,21 +106,21 @@ impl Reply {
         Self::status(307).header("Location", location)
     }
 
-    /// The connection is closed without a word.
+    /// The connection is closed without a response.
     pub fn hang_up() -> Self {
         let mut reply = Self::default();
         reply.before_head.push(Step::Cut);
         reply
     }
 
-    /// The request is taken, and nothing is ever answered.
+    /// The request is read and never answered.
     pub fn never() -> Self {
         let mut reply = Self::default();
         reply.before_head.push(Step::Silence);
         reply
     }
 
-    /// Adds the header, or replaces the one that is there.
+    /// Adds or replaces a header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
@@ -135,7 +135,7 @@ impl Reply {
         self.without("Docker-Content-Digest")
     }
 
-    /// Says that the body is compressed. It is not.
+    /// Announces a compressed body, which it is not.
     pub fn claims_gzip(self) -> Self {
         self.header("Content-Encoding", "gzip")
     }
@@ -176,23 +176,23 @@ impl Reply {
         self.at(n, Step::Reset)
     }
 
-    /// Sends `n` bytes of the body and then nothing, for ever.
+    /// Sends `n` bytes of the body and then stays silent.
     pub fn silent_after(self, n: u64) -> Self {
         self.at(n, Step::Silence)
     }
 
-    /// Sends `n` bytes of the body and makes a pause.
+    /// Sends `n` bytes of the body and pauses.
     pub fn pause_after(self, n: u64, pause: Duration) -> Self {
         self.at(n, Step::Sleep(pause))
     }
 
-    /// Spoils the byte at this offset of the body as it is sent.
+    /// Corrupts the byte at this offset of the body.
     pub fn flip(mut self, offset: u64) -> Self {
         self.flipped.push(offset);
         self
     }
 
-    /// Says that the body is `n` bytes long. A shorter body is followed by a close.
+    /// Announces a body of `n` bytes. A shorter body is followed by a close.
     pub fn declare_length(mut self, n: u64) -> Self {
         self.framing = Framing::Declared(n);
         self
@@ -203,13 +203,13 @@ impl Reply {
         self
     }
 
-    /// Says nothing of the length and ends the body by closing, as HTTP/1.0 servers do.
+    /// Announces no length and ends the body by closing, like an HTTP/1.0 server.
     pub fn until_close(mut self) -> Self {
         self.framing = Framing::UntilClose;
         self
     }
 
-    /// Answers a Range with 200 and everything.
+    /// Answers a Range request with 200 and the complete body.
     pub fn ignore_range(mut self) -> Self {
         self.ignores_range = true;
         self
@@ -222,7 +222,7 @@ impl Reply {
     }
 }
 
-/// The replies still to be given, by method and path.
+/// The remaining replies, by method and path.
 #[derive(Default)]
 pub(super) struct Scripts(Mutex<Vec<Script>>);
 
@@ -242,7 +242,7 @@ impl Scripts {
         self.0.lock().clear();
     }
 
-    /// The next reply for this request: lists are used up in the order in which they were added.
+    /// The next reply for this request. Lists are consumed in the order in which they were added.
     pub(super) fn next(&self, method: &str, path: &str) -> Option<Reply> {
         let mut scripts = self.0.lock();
         let mut fitting = scripts.iter_mut().filter(|script| script.fits(method, path));
@@ -251,7 +251,7 @@ impl Scripts {
 }
 
 impl Script {
-    /// `*` stands for every method, and at the end of a path for everything that follows.
+    /// `*` matches every method, and at the end of a path any rest.
     fn fits(&self, method: &str, path: &str) -> bool {
         let method_fits = self.method == "*" || self.method == method;
         method_fits

@@ -1,4 +1,4 @@
-//! The support itself is trusted by every other test, so it is tested too.
+//! Tests of the support itself, on which every other test relies.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn upstream_with_a_layer() -> (Upstream, Bytes, String) {
 }
 
 #[tokio::test]
-async fn it_serves_like_a_registry() {
+async fn the_upstream_serves_like_a_registry() {
     let (upstream, layer, path) = upstream_with_a_layer().await;
     let client = Client::new();
     let tag = upstream.url("/v2/library/busybox/manifests/latest");
@@ -52,7 +52,7 @@ async fn it_serves_like_a_registry() {
 }
 
 #[tokio::test]
-async fn it_remembers_what_it_was_asked() {
+async fn the_upstream_records_its_requests() {
     let (upstream, _, path) = upstream_with_a_layer().await;
     let client = Client::new();
     client.get_with(&upstream.url(&path), &[("Range", "bytes=0-9")]).await;
@@ -60,14 +60,14 @@ async fn it_remembers_what_it_was_asked() {
     assert_eq!((upstream.count("GET", &path), upstream.total()), (1, 2));
     assert_eq!(upstream.requests()[0].header("range"), "bytes=0-9");
     assert_eq!(upstream.requests()[1].query, "ns=docker.io");
-    // Ten of the blob and two of `{}`.
+    // Ten bytes of the blob and two of `{}`.
     assert_eq!(upstream.bytes_sent(), 12);
     upstream.forget();
     assert_eq!((upstream.total(), upstream.bytes_sent()), (0, 0));
 }
 
 #[tokio::test]
-async fn a_script_is_used_up_and_then_the_usual_answer_comes() {
+async fn the_usual_response_follows_a_finished_script() {
     let (upstream, layer, path) = upstream_with_a_layer().await;
     let client = Client::new();
     let elsewhere = Reply::redirect("http://127.0.0.1:1/elsewhere");
@@ -77,10 +77,10 @@ async fn a_script_is_used_up_and_then_the_usual_answer_comes() {
     let blob = upstream.url(&path);
     assert_eq!(client.get(&blob).await.error_code(), "UNAVAILABLE");
     assert_eq!(client.get(&blob).await.header("location"), "http://127.0.0.1:1/elsewhere");
-    let odd = client.get_with(&blob, &[("Range", "bytes=1-2")]).await;
-    assert_eq!((odd.status, odd.body.len()), (200, BLOB));
-    assert_eq!(odd.header("content-encoding"), "gzip");
-    assert_eq!(odd.header("docker-content-digest"), "");
+    let reply = client.get_with(&blob, &[("Range", "bytes=1-2")]).await;
+    assert_eq!((reply.status, reply.body.len()), (200, BLOB));
+    assert_eq!(reply.header("content-encoding"), "gzip");
+    assert_eq!(reply.header("docker-content-digest"), "");
     assert_eq!(client.get(&blob).await.body, layer);
     upstream.always("*", "/v2/library/*", Reply::status(429).header("Retry-After", "7"));
     for _ in 0..3 {
@@ -91,7 +91,7 @@ async fn a_script_is_used_up_and_then_the_usual_answer_comes() {
 }
 
 #[tokio::test]
-async fn a_gate_holds_the_body_until_it_is_opened() {
+async fn a_gate_holds_the_body_until_it_opens() {
     let (upstream, layer, path) = upstream_with_a_layer().await;
     let gate = Gate::new();
     upstream.script("GET", &path, [Reply::normal().wait_after(100_000, &gate)]);
@@ -100,13 +100,13 @@ async fn a_gate_holds_the_body_until_it_is_opened() {
     gate.reached(1).await;
     assert!(timeout(Duration::from_millis(50), conn.take(1)).await.is_err());
     gate.open();
-    assert_eq!(conn.rest().await, (layer.slice(100_000..), Ended::Whole));
+    assert_eq!(conn.rest().await, (layer.slice(100_000..), Ended::Complete));
 }
 
 #[tokio::test]
-async fn bodies_end_as_they_are_told_to() {
+async fn bodies_end_as_scripted() {
     let (upstream, layer, path) = upstream_with_a_layer().await;
-    let spoilt = |at: usize| {
+    let corrupted = |at: usize| {
         let mut bytes = layer.to_vec();
         bytes[at] ^= 0x20;
         Bytes::from(bytes)
@@ -115,11 +115,11 @@ async fn bodies_end_as_they_are_told_to() {
     for (reply, body, ended) in [
         (Reply::normal().cut_after(1000), layer.slice(..1000), Ended::Short),
         (Reply::normal().chunked().cut_after(1000), layer.slice(..1000), Ended::Short),
-        (Reply::normal().chunked(), layer.clone(), Ended::Whole),
-        (Reply::normal().until_close(), layer.clone(), Ended::Whole),
-        (Reply::normal().flip(200_000), spoilt(200_000), Ended::Whole),
+        (Reply::normal().chunked(), layer.clone(), Ended::Complete),
+        (Reply::normal().until_close(), layer.clone(), Ended::Complete),
+        (Reply::normal().flip(200_000), corrupted(200_000), Ended::Complete),
         (Reply::normal().declare_length(longer), layer.clone(), Ended::Short),
-        (Reply::normal().declare_length(5), layer.slice(..5), Ended::Whole),
+        (Reply::normal().declare_length(5), layer.slice(..5), Ended::Complete),
     ] {
         upstream.script("GET", &path, [reply.clone()]);
         let mut conn = Conn::get(upstream.addr(), &path).await;
@@ -134,7 +134,7 @@ async fn bodies_end_as_they_are_told_to() {
 }
 
 #[tokio::test]
-async fn a_pace_is_kept_and_a_leaver_is_noticed() {
+async fn pace_is_kept_and_a_leaving_client_is_noticed() {
     let (upstream, layer, path) = upstream_with_a_layer().await;
     upstream.script("GET", &path, [Reply::normal().pace(1_000_000)]);
     let start = Instant::now();
@@ -150,7 +150,7 @@ async fn a_pace_is_kept_and_a_leaver_is_noticed() {
 }
 
 #[tokio::test]
-async fn tokens_open_the_repository_they_name() {
+async fn a_token_opens_only_its_repository() {
     let (upstream, layer, path) = upstream_with_a_layer().await;
     let realm = Upstream::start().await;
     let client = Client::new();
@@ -181,7 +181,7 @@ async fn tokens_open_the_repository_they_name() {
 }
 
 #[tokio::test]
-async fn a_name_and_password_are_asked_for() {
+async fn basic_credentials_are_required() {
     let (upstream, layer, path) = upstream_with_a_layer().await;
     upstream.require_basic("me", "secret");
     let client = Client::new();
@@ -191,7 +191,7 @@ async fn a_name_and_password_are_asked_for() {
 }
 
 #[tokio::test]
-async fn it_goes_down_and_comes_back() {
+async fn the_upstream_goes_down_and_comes_back() {
     let (upstream, layer, path) = upstream_with_a_layer().await;
     let client = Client::new();
     upstream.go_down().await;
@@ -202,7 +202,7 @@ async fn it_goes_down_and_comes_back() {
 }
 
 #[test]
-fn images_of_one_seed_are_one_image() {
+fn images_of_one_seed_are_equal() {
     let (one, two) = (Image::new(1, &[10, 20]), Image::new(1, &[10, 20]));
     assert_eq!(one.digest(), two.digest());
     assert_ne!(one.digest(), Image::new(2, &[10, 20]).digest());

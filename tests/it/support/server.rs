@@ -1,4 +1,4 @@
-//! Roadstead in this process, on a free loopback port, with a folder of its own.
+//! Roadstead in this process, on a free loopback port, with its own data folder.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -55,7 +55,7 @@ impl TestServer {
         Builder(Settings::new())
     }
 
-    /// The commonest case: docker.io is this upstream, and names without a host mean it.
+    /// The usual case: docker.io is this upstream and the default one.
     pub async fn mirror_of(upstream: &Upstream) -> Self {
         let builder = Self::builder().upstream("docker.io", upstream);
         builder.default_upstream("docker.io").start().await
@@ -67,7 +67,7 @@ impl TestServer {
         Self { addr: running.addr(), running: Some(running), settings, data, client: Client::new() }
     }
 
-    /// Stops in good order and starts again on the same folder. The port may be another one.
+    /// Stops cleanly and starts again on the same folder, possibly on another port.
     pub async fn restart(&mut self) {
         self.stop_running().await;
         let running = run(&self.settings).await;
@@ -85,13 +85,13 @@ impl TestServer {
         self.stop_running().await;
     }
 
-    /// Stops and gives the folder back, to be looked at.
+    /// Stops and returns the folder.
     pub async fn stop_and_keep(mut self) -> TempDir {
         self.stop_running().await;
         self.data
     }
 
-    /// Stops in good order; `restart` starts it again.
+    /// Stops cleanly; `restart` starts it again.
     pub async fn stop_running(&mut self) {
         if let Some(running) = self.running.take() {
             running.stop().await;
@@ -102,7 +102,7 @@ impl TestServer {
         self.addr
     }
 
-    /// `http://127.0.0.1:<port>` and then the path.
+    /// `http://127.0.0.1:<port>` and the path.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.addr)
     }
@@ -131,7 +131,7 @@ impl TestServer {
         self.send("DELETE", path, &[], Bytes::new()).await
     }
 
-    /// Any request whose answer is expected to come in whole.
+    /// Any request whose response must be complete.
     pub async fn send(
         &self,
         method: &str,
@@ -147,14 +147,14 @@ impl TestServer {
         Metrics::parse(self.get("/metrics").await.text())
     }
 
-    /// Waits until this upstream is asked again, after it was left alone.
+    /// Waits until the circuit of this upstream is closed.
     pub async fn until_available(&self, upstream: &str) {
         while self.metric("roadstead_upstream_available", &[("upstream", upstream)]).await != 1.0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// The sum of the series of that name which carry these labels; 0 when there are none.
+    /// The sum of the series of this name that have these labels; 0 if there are none.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.metrics().await.sum(name, labels)
     }

@@ -1,11 +1,11 @@
-//! Roadstead starts, stops and starts again the ways the tests do it.
+//! Tests of starting, stopping and restarting Roadstead.
 
 use super::process::ServerProcess;
 use super::settings::Settings;
 use super::{Client, Conn, Ended, Image, TestServer, Upstream};
 
 #[tokio::test]
-async fn a_server_keeps_its_folder_over_a_restart() {
+async fn a_server_keeps_its_folder_across_a_restart() {
     let upstream = Upstream::start().await;
     let image = Image::new(3, &[100_000]);
     upstream.add_image("library/busybox", "latest", &image);
@@ -19,12 +19,12 @@ async fn a_server_keeps_its_folder_over_a_restart() {
     server.restart().await;
     upstream.go_down().await;
     let mut conn = Conn::get(server.addr(), &layer).await;
-    assert_eq!(conn.rest().await, (image.layers[0].bytes.clone(), Ended::Whole));
+    assert_eq!(conn.rest().await, (image.layers[0].bytes.clone(), Ended::Complete));
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_process_keeps_a_push_over_a_kill() {
+async fn a_process_keeps_a_push_across_a_kill() {
     let mut process = ServerProcess::start(Settings::new());
     let (client, image) = (Client::new(), Image::new(4, &[100_000]));
     client.push_image(&process.url(""), "team/app", "v1", &image).await;

@@ -1,5 +1,4 @@
-//! The configuration of a Roadstead under test: no built-in upstreams, a folder of its own, and
-//! what the test adds.
+//! The configuration of a Roadstead under test: no built-in upstreams, its own data folder, and the additions of the test.
 
 use std::path::Path;
 
@@ -7,7 +6,7 @@ use toml::{Table, Value};
 
 use super::upstream::Upstream;
 
-/// What a test wants. `server` and `process` start it.
+/// The settings of a test, with which `server` and `process` start Roadstead.
 #[derive(Clone, Default)]
 pub struct Settings(Table);
 
@@ -18,7 +17,7 @@ impl Settings {
             .config("[server]\nlisten = \"127.0.0.1:0\"")
     }
 
-    /// The scripted upstream under the name that clients know, such as `docker.io`.
+    /// The scripted upstream under the name that clients use, such as `docker.io`.
     pub fn upstream(self, name: &str, upstream: &Upstream) -> Self {
         self.upstream_url(name, &upstream.url(""))
     }

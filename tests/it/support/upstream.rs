@@ -1,8 +1,8 @@
-//! The scripted upstream: a registry on a loopback port that serves what it is given, says what it
-//! is told to say, and remembers what it was asked.
+//! The scripted upstream: a registry on a loopback port that serves given content, follows scripts, and records its
+//! requests.
 //!
-//! Order of a request: token endpoint, then authentication, then the script of its path, then what
-//! a well-behaved registry says. A script therefore is not used up by a request that is challenged.
+//! Order of a request: token endpoint, authentication, the script of its path, then the normal response of a registry.
+//! So a challenged request does not consume a script.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::auth::{Auth, Bearer, TokenDesk};
+use super::auth::{Auth, Bearer, TokenIssuer};
 use super::image::{Content, Image, Index};
 use super::registry::{self, Repositories};
 use super::script::{Reply, Scripts};
@@ -23,27 +23,27 @@ pub struct Upstream {
     addr: SocketAddr,
     shared: Arc<Shared>,
     accepting: Mutex<Option<JoinHandle<()>>>,
-    /// While it is down: the port, so that nobody else gets it, without anybody listening there.
+    /// While the upstream is down: reserves the port without listening on it.
     reserved: Mutex<Option<TcpSocket>>,
 }
 
-/// What is said to a request before anything else is thought of.
-type Manners = Arc<dyn Fn(&Seen) -> Option<Reply> + Send + Sync>;
+/// Decides on a request before everything else.
+type Behaviour = Arc<dyn Fn(&Seen) -> Option<Reply> + Send + Sync>;
 
 #[derive(Default)]
 struct Shared {
     repositories: Mutex<Repositories>,
     scripts: Scripts,
     auth: Mutex<Auth>,
-    desk: Mutex<Option<Arc<TokenDesk>>>,
+    issuer: Mutex<Option<Arc<TokenIssuer>>>,
     seen: Mutex<Vec<Seen>>,
-    manners: Mutex<Option<Manners>>,
+    behaviour: Mutex<Option<Behaviour>>,
     bytes_sent: AtomicU64,
     abandoned: AtomicUsize,
 }
 
 impl Upstream {
-    /// An empty, open registry on a free loopback port. It ends when it is dropped.
+    /// An empty registry without authentication on a free loopback port. It ends when it is dropped.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await;
         let listener = listener.expect("a loopback port is free");
@@ -62,15 +62,15 @@ impl Upstream {
         format!("http://{}{path}", self.addr)
     }
 
-    /// The machine is gone: the port is closed, and so is every connection.
+    /// Closes the port and every connection, as if the machine were gone.
     pub async fn go_down(&self) {
         let accepting = self.accepting.lock().take();
         if let Some(accepting) = accepting {
             accepting.abort();
-            // Its end has been awaited when the port is free again.
+            // The port is free only after the task has ended.
             drop(accepting.await);
             let socket = TcpSocket::new_v4().expect("a socket");
-            socket.set_reuseaddr(true).expect("a socket's option");
+            socket.set_reuseaddr(true).expect("an option of every socket");
             socket.bind(self.addr).expect("the port is still free");
             *self.reserved.lock() = Some(socket);
         }
@@ -78,8 +78,8 @@ impl Upstream {
 
     /// Listens again, on the same port, with the same content and memory.
     pub async fn come_back(&self) {
-        let socket = self.reserved.lock().take().expect("it is down");
-        let listener = socket.listen(1024).expect("the port is ours");
+        let socket = self.reserved.lock().take().expect("the upstream is down");
+        let listener = socket.listen(1024).expect("the port is reserved");
         let accepting = tokio::spawn(accept(listener, Arc::clone(&self.shared)));
         *self.accepting.lock() = Some(accepting);
     }
@@ -93,10 +93,10 @@ impl Drop for Upstream {
     }
 }
 
-// === what it serves ===
+// === content ===
 
 impl Upstream {
-    /// The manifest under the tag and its digest, the config and the layers under theirs.
+    /// Adds the manifest under the tag and its digest, and the blobs under their digests.
     pub fn add_image(&self, repository: &str, tag: &str, image: &Image) {
         self.add_manifest(repository, &image.manifest);
         for blob in image.blobs() {
@@ -105,7 +105,7 @@ impl Upstream {
         self.tag(repository, tag, image.digest());
     }
 
-    /// The index under the tag, and all its images by digest.
+    /// Adds the index under the tag, and all its images by digest.
     pub fn add_index(&self, repository: &str, tag: &str, index: &Index) {
         for image in &index.images {
             self.add_manifest(repository, &image.manifest);
@@ -141,7 +141,7 @@ impl Upstream {
         });
     }
 
-    /// Everything under this name is forgotten.
+    /// Removes everything under this name.
     pub fn remove_repository(&self, repository: &str) {
         self.shared.repositories.lock().remove(repository);
     }
@@ -151,28 +151,28 @@ impl Upstream {
     }
 }
 
-// === what it is told to say ===
+// === scripts ===
 
 impl Upstream {
-    /// These replies, one per request, and after them the usual answer.
-    /// `*` stands for every method, and at the end of the path for everything that follows.
+    /// Gives these replies, one per request, and then the normal response. `*` matches every method, and at the end of the
+    /// path any rest.
     pub fn script(&self, method: &str, path: &str, replies: impl IntoIterator<Item = Reply>) {
         let replies = replies.into_iter().collect();
         self.shared.scripts.add(method, path, replies, None);
     }
 
-    /// This reply, every time.
+    /// Gives this reply every time.
     pub fn always(&self, method: &str, path: &str, reply: Reply) {
         self.shared.scripts.add(method, path, Vec::new(), Some(reply));
     }
 
-    /// Comes before authentication and scripts: a reply with a status is the answer, one without changes the usual one,
-    /// and `None` leaves all as it is.
-    pub fn behave(&self, manners: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) {
-        *self.shared.manners.lock() = Some(Arc::new(manners));
+    /// Runs before authentication and scripts. A reply with a status is the response, one without modifies the normal
+    /// response, and `None` changes nothing.
+    pub fn behave(&self, behaviour: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) {
+        *self.shared.behaviour.lock() = Some(Arc::new(behaviour));
     }
 
-    /// From now on only the usual answers.
+    /// Removes all scripts.
     pub fn end_scripts(&self) {
         self.shared.scripts.clear();
     }
@@ -181,66 +181,66 @@ impl Upstream {
         *self.shared.auth.lock() = Auth::basic(user, password);
     }
 
-    /// Asks for tokens, and gives them itself at `/token`.
-    pub fn require_bearer(&self, manners: Bearer) {
-        self.require_bearer_from(self, manners);
+    /// Requires tokens, which it issues itself at `/token`.
+    pub fn require_bearer(&self, behaviour: Bearer) {
+        self.require_bearer_from(self, behaviour);
     }
 
-    /// Asks for tokens that the other listener gives at its `/token`.
-    pub fn require_bearer_from(&self, other: &Self, manners: Bearer) {
-        let desk = Arc::new(TokenDesk::new(manners));
-        *other.shared.desk.lock() = Some(Arc::clone(&desk));
-        *self.shared.auth.lock() = Auth::Bearer { realm: other.url("/token"), desk };
+    /// Requires tokens that the other listener issues at its `/token`.
+    pub fn require_bearer_from(&self, other: &Self, behaviour: Bearer) {
+        let issuer = Arc::new(TokenIssuer::new(behaviour));
+        *other.shared.issuer.lock() = Some(Arc::clone(&issuer));
+        *self.shared.auth.lock() = Auth::Bearer { realm: other.url("/token"), issuer };
     }
 
-    /// Everybody may read again.
+    /// Removes authentication.
     pub fn require_nothing(&self) {
         *self.shared.auth.lock() = Auth::Open;
     }
 
-    /// Every token given so far is refused from now on.
+    /// Revokes every token issued so far.
     pub fn revoke_tokens(&self) {
-        if let Auth::Bearer { desk, .. } = &*self.shared.auth.lock() {
-            desk.revoke_all();
+        if let Auth::Bearer { issuer, .. } = &*self.shared.auth.lock() {
+            issuer.revoke_all();
         }
     }
 
-    /// How many tokens were given for this registry, wherever they are given.
+    /// How many tokens were issued for this registry, by any listener.
     pub fn tokens_given(&self) -> usize {
         match &*self.shared.auth.lock() {
-            Auth::Bearer { desk, .. } => desk.count(),
+            Auth::Bearer { issuer, .. } => issuer.count(),
             Auth::Open | Auth::Basic(_) => 0,
         }
     }
 }
 
-// === what it remembers ===
+// === recorded requests ===
 
 impl Upstream {
-    /// Requests of this method for exactly this path, those that were challenged too.
+    /// Requests of this method for exactly this path, including challenged ones.
     pub fn count(&self, method: &str, path: &str) -> usize {
         let seen = self.shared.seen.lock();
         seen.iter().filter(|seen| seen.method == method && seen.path == path).count()
     }
 
-    /// Every request, tokens and challenges included, in the order in which they came.
+    /// Every request in order, including token requests and challenged ones.
     pub fn requests(&self) -> Vec<Seen> {
         self.shared.seen.lock().clone()
     }
 
-    /// How many requests came at all.
+    /// The number of all requests.
     pub fn total(&self) -> usize {
         self.shared.seen.lock().len()
     }
 
-    /// Forgets the requests, the bytes and the leavers so far.
+    /// Resets the recorded requests and counters.
     pub fn forget(&self) {
         self.shared.seen.lock().clear();
         self.shared.bytes_sent.store(0, Ordering::SeqCst);
         self.shared.abandoned.store(0, Ordering::SeqCst);
     }
 
-    /// Bytes of bodies that the network took, without heads and chunk frames.
+    /// Bytes of bodies written to sockets, without headers and chunk framing.
     pub fn bytes_sent(&self) -> u64 {
         self.shared.bytes_sent.load(Ordering::SeqCst)
     }
@@ -254,7 +254,7 @@ impl Upstream {
 // === impl Shared ===
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    // The connections live and die with this task.
+    // The connections end with this task.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         if let Ok((stream, _)) = listener.accept().await {
@@ -271,7 +271,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
         let (answer, reply) = shared.answer(&seen);
         let is_head = seen.method == "HEAD";
         match wire::send(&mut stream, is_head, answer, &reply, &shared.bytes_sent).await {
-            Sent::Whole => {}
+            Sent::Complete => {}
             Sent::Closed => return,
             Sent::Abandoned => {
                 shared.abandoned.fetch_add(1, Ordering::SeqCst);
@@ -283,17 +283,17 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
 
 impl Shared {
     fn answer(&self, seen: &Seen) -> (Answer, Reply) {
-        let manners = self.manners.lock().clone();
-        if let Some(reply) = manners.and_then(|manners| manners(seen)) {
+        let behaviour = self.behaviour.lock().clone();
+        if let Some(reply) = behaviour.and_then(|behaviour| behaviour(seen)) {
             let answers = reply.status.is_none();
             let usual = || registry::answer(seen, &self.repositories.lock(), reply.ignores_range);
             return (if answers { usual() } else { Answer::default() }, reply);
         }
         if seen.path == "/token"
-            && let Some(desk) = &*self.desk.lock()
+            && let Some(issuer) = &*self.issuer.lock()
         {
             let reply = self.scripts.next(&seen.method, &seen.path);
-            return (desk.answer(seen), reply.unwrap_or_default());
+            return (issuer.answer(seen), reply.unwrap_or_default());
         }
         if let Some(challenge) = self.auth.lock().challenge(seen) {
             return (challenge, Reply::normal());

@@ -1,4 +1,4 @@
-//! HTTP/1.1 by hand, so that the scripted upstream can break it in every way a network does.
+//! HTTP/1.1 by hand, so that the scripted upstream can break it in every way.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +12,14 @@ use tokio::time::Instant;
 
 use super::script::{Framing, Reply, Step};
 
-const FRAME: usize = 64 * 1024;
+const FRAME_BYTES: usize = 64 * 1024;
 
-/// A request as it came in.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub method: String,
     pub path: String,
-    /// Without the question mark; empty when there is none.
+    /// Without the question mark; empty if there is none.
     pub query: String,
     pub headers: HeaderMap,
     pub body: Bytes,
@@ -33,7 +33,7 @@ impl Seen {
     }
 }
 
-/// What a registry would say, before a script changes it.
+/// The response of a registry, before a script modifies it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -44,8 +44,8 @@ pub(super) struct Answer {
 /// How a reply ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Sent {
-    Whole,
-    /// On purpose: the connection is not to be used again.
+    Complete,
+    /// Ended by the script: the connection cannot be reused.
     Closed,
     /// The client left before the end.
     Abandoned,
@@ -95,7 +95,7 @@ where
     }
 }
 
-/// Sends the answer as the reply changes it. `sent` counts the bytes of bodies as they go out.
+/// Sends the response as the reply modifies it. `sent` counts the bytes of bodies.
 pub(super) async fn send(
     stream: &mut BufReader<TcpStream>,
     is_head: bool,
@@ -115,12 +115,12 @@ pub(super) async fn send(
         return Sent::Abandoned;
     }
     if is_head || status == 304 || status == 204 {
-        return Sent::Whole;
+        return Sent::Complete;
     }
     let end = send_body(stream, &body, reply, sent).await;
     match reply.framing {
-        Framing::Declared(n) if n != body.len() as u64 && end == Sent::Whole => Sent::Closed,
-        Framing::UntilClose if end == Sent::Whole => Sent::Closed,
+        Framing::Declared(n) if n != body.len() as u64 && end == Sent::Complete => Sent::Closed,
+        Framing::UntilClose if end == Sent::Complete => Sent::Closed,
         _ => end,
     }
 }
@@ -170,10 +170,10 @@ async fn send_body(stream: &mut BufReader<TcpStream>, body: &Bytes, reply: &Repl
             break;
         }
         let next_step = steps.peek().map_or(u64::MAX, |(at, _)| *at);
-        let limit = pacer.as_ref().map_or(FRAME, Pacer::frame);
+        let limit = pacer.as_ref().map_or(FRAME_BYTES, Pacer::frame);
         let end = body.len().min(offset + limit);
         let end = end.min(usize::try_from(next_step).unwrap_or(usize::MAX));
-        let frame = spoil(body.slice(offset..end), offset as u64, &reply.flipped);
+        let frame = corrupt(body.slice(offset..end), offset as u64, &reply.flipped);
         if write_frame(stream.get_mut(), &frame, chunked).await.is_err() {
             return Sent::Abandoned;
         }
@@ -186,7 +186,7 @@ async fn send_body(stream: &mut BufReader<TcpStream>, body: &Bytes, reply: &Repl
     if chunked && stream.get_mut().write_all(b"0\r\n\r\n").await.is_err() {
         return Sent::Abandoned;
     }
-    Sent::Whole
+    Sent::Complete
 }
 
 async fn write_frame(stream: &mut TcpStream, frame: &[u8], chunked: bool) -> io::Result<()> {
@@ -199,7 +199,7 @@ async fn write_frame(stream: &mut TcpStream, frame: &[u8], chunked: bool) -> io:
     stream.write_all(b"\r\n").await
 }
 
-fn spoil(frame: Bytes, offset: u64, flipped: &[u64]) -> Bytes {
+fn corrupt(frame: Bytes, offset: u64, flipped: &[u64]) -> Bytes {
     let range = offset..offset + frame.len() as u64;
     if !flipped.iter().any(|at| range.contains(at)) {
         return frame;
@@ -211,7 +211,7 @@ fn spoil(frame: Bytes, offset: u64, flipped: &[u64]) -> Bytes {
     bytes.into()
 }
 
-/// `Some` when the reply ends at this step.
+/// `Some` if the reply ends at this step.
 async fn take_step(stream: &mut BufReader<TcpStream>, step: &Step) -> Option<Sent> {
     let pause = async {
         match step {
@@ -228,7 +228,7 @@ async fn take_step(stream: &mut BufReader<TcpStream>, step: &Step) -> Option<Sen
     match step {
         Step::Cut => Some(Sent::Closed),
         Step::Reset => {
-            stream.get_ref().set_zero_linger().expect("a socket can be told to reset");
+            stream.get_ref().set_zero_linger().expect("an option of every socket");
             Some(Sent::Closed)
         }
         Step::Sleep(_) | Step::Wait(_) | Step::Silence => None,
@@ -254,9 +254,9 @@ impl Pacer {
         Self { bytes_per_second, start: Instant::now(), sent: 0 }
     }
 
-    /// About a hundredth of a second's worth, so that a slow rate is a trickle and not bursts.
+    /// The bytes of about ten milliseconds, so that a slow rate is steady.
     fn frame(&self) -> usize {
-        (self.bytes_per_second / 100).clamp(1, FRAME as u64) as usize
+        (self.bytes_per_second / 100).clamp(1, FRAME_BYTES as u64) as usize
     }
 
     async fn sent(&mut self, n: usize) {
