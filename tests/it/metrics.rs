@@ -168,28 +168,14 @@ async fn traffic_appears_under_the_metric_names_of_dashboards() {
     server.head("/v2/org/app/manifests/v1").await;
     server.get("/v2/nothing/here").await;
     let metrics = server.metrics().await;
+    // The unit tests of `telemetry::metrics` have the list of all names. These need traffic or the process collector.
     for name in [
-        "registry_proxy_requests_total",
-        "registry_proxy_hits_total",
-        "registry_proxy_misses_total",
-        "registry_proxy_pulled_bytes_total",
-        "registry_proxy_pushed_bytes_total",
-        "registry_http_requests_total",
         "registry_http_request_duration_seconds_bucket",
         "registry_http_request_duration_seconds_count",
         "registry_http_in_flight_requests",
-        "roadstead_cache_results_total",
         "roadstead_upstream_requests_total",
         "roadstead_upstream_first_byte_seconds_count",
         "roadstead_first_byte_seconds_count",
-        "roadstead_fills_in_flight",
-        "roadstead_fill_resumes_total",
-        "roadstead_digest_mismatches_total",
-        "roadstead_upstream_available",
-        "roadstead_storage_bytes",
-        "roadstead_storage_capacity_bytes",
-        "roadstead_evicted_bytes_total",
-        "roadstead_index_rebuilds_total",
         "process_resident_memory_bytes",
     ] {
         assert!(metrics.has(name), "{name}");
