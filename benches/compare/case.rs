@@ -1,17 +1,17 @@
-//! What is measured: the cases, each a name and a way to take one sample.
+//! The measured cases, each with a name and a function that takes one sample.
 
 use super::sample::{Sample, Unit};
 use super::scene::Scene;
 use super::subject::Subject;
 
-/// Takes one sample, in which round on which server.
+/// Takes one sample of a server in a round.
 type Run = dyn Fn(&mut Scene, Subject, u64) -> Sample;
 
 pub struct Case {
     pub name: String,
     pub unit: Unit,
     pub subjects: Vec<Subject>,
-    /// In how many rounds at most: some take long.
+    /// The maximum number of rounds, as some cases take long.
     pub rounds: usize,
     pub run: Box<Run>,
 }
@@ -30,7 +30,7 @@ impl Case {
         Self { rounds, ..self }
     }
 
-    /// Who is asked when in this round: another one begins in each.
+    /// The order of the servers in this round. Each round starts with another one.
     pub fn order(&self, round: u64) -> impl Iterator<Item = Subject> {
         let first = round as usize % self.subjects.len();
         self.subjects.iter().cycle().skip(first).take(self.subjects.len()).copied()

@@ -1,14 +1,14 @@
-//! A core for the server and another one for its clients.
+//! One core for the server and another one for its clients.
 //!
-//! Over the loopback the kernel does much of a connection's work, on either side, in the name of whoever runs on the core
-//! at that moment. Where both sides share the cores, what a server is charged with says little of what it costs.
+//! On loopback the kernel does much of the work of both sides, and charges it to the process that runs on the core at
+//! that moment. If both sides share cores, the CPU time of the server does not show its cost.
 
 use std::fs;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Two of the cores that we may run on.
+/// Two of the cores on which this process may run.
 #[derive(Clone, Copy)]
 pub struct Cores {
     servers: usize,
@@ -16,7 +16,7 @@ pub struct Cores {
 }
 
 impl Cores {
-    /// Nothing on a machine that has no two for us.
+    /// `None` if this process may run on only one core.
     pub fn two() -> Option<Self> {
         let ours = affinity();
         let mut cores = (0..CpuSet::count()).filter(|core| ours.is_set(*core).unwrap_or_default());
@@ -24,13 +24,13 @@ impl Cores {
     }
 }
 
-/// While it lives, these processes run on one core, and this thread and what it starts on another one.
-pub struct Apart {
+/// While this exists, the servers run on one core, and this thread and its children on another one.
+pub struct CoreAssignment {
     pids: Vec<u32>,
     before: CpuSet,
 }
 
-impl Apart {
+impl CoreAssignment {
     pub fn keep(pids: &[u32], cores: Cores) -> Self {
         let apart = Self { pids: pids.to_vec(), before: affinity() };
         apart.move_servers(&only(cores.servers));
@@ -47,7 +47,7 @@ impl Apart {
     }
 }
 
-impl Drop for Apart {
+impl Drop for CoreAssignment {
     fn drop(&mut self) {
         self.move_servers(&self.before);
         move_thread(THIS_THREAD, &self.before);
@@ -57,16 +57,16 @@ impl Drop for Apart {
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
 fn affinity() -> CpuSet {
-    sched_getaffinity(THIS_THREAD).expect("the kernel knows where we may run")
+    sched_getaffinity(THIS_THREAD).expect("the affinity of a thread can be read")
 }
 
 fn move_thread(thread: Pid, cores: &CpuSet) {
-    // An error means that it has ended.
+    // An error means that the thread has ended.
     let _ = sched_setaffinity(thread, cores);
 }
 
 fn only(core: usize) -> CpuSet {
     let mut cores = CpuSet::new();
-    cores.set(core).expect("a core that was in such a set");
+    cores.set(core).expect("the core is from such a set");
     cores
 }

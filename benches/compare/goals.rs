@@ -1,4 +1,4 @@
-//! What is to be reached: ratios within a round, and the bounds of memory.
+//! The goals: ratios within a round, and bounds of memory.
 
 use super::pulls::{COLD_ONE, MEMORY, SLOW_MANY, SLOW_ONE};
 use super::reads::{APART, RANGES};
@@ -25,7 +25,7 @@ impl Figure {
         }
     }
 
-    /// A row: figure, goal, what was reached, whether that is it.
+    /// A table row: figure, goal, result, and whether the goal is reached.
     pub fn row(&self) -> String {
         let goal = match self.goal {
             Goal::AtLeast(goal) => format!("≥ {goal}"),
@@ -38,7 +38,7 @@ impl Figure {
     }
 }
 
-/// Those of which there are samples.
+/// The figures that have samples.
 pub fn figures(samples: &Samples) -> Vec<Figure> {
     let mut figures = Vec::new();
     let mut add = |what: String, goal, unit, rounds: Spread| {
@@ -81,10 +81,10 @@ pub fn figures(samples: &Samples) -> Vec<Figure> {
     let first_bytes = samples.of(COLD_ONE, Mirrored).iter().zip(samples.of(COLD_ONE, Upstream));
     let later = first_bytes.filter_map(|(through, alone)| Some(through.first_byte? - alone.first_byte?));
     add(format!("{COLD_ONE}: first byte, later than the upstream's"), Goal::AtMost(5.0), " ms", Spread::of(later));
-    // Of 64 clients all together: what counts is when the last of them is done.
-    let whole = |sample: &Sample, clients: f64| clients / sample.rate;
+    // Of 64 clients together, the last one to finish counts.
+    let seconds = |sample: &Sample, clients: f64| clients / sample.rate;
     let rounds = samples.of(SLOW_MANY, Mirrored).iter().zip(samples.of(SLOW_ONE, Mirrored));
-    let ratio = Spread::of(rounds.map(|(many, one)| whole(many, 64.0) / whole(one, 1.0)));
+    let ratio = Spread::of(rounds.map(|(many, one)| seconds(many, 64.0) / seconds(one, 1.0)));
     add(format!("{SLOW_MANY}: last byte, over one client"), Goal::AtMost(1.1), times, ratio);
 
     let streams = || samples.of(MEMORY, Pushed).iter();

@@ -1,4 +1,4 @@
-//! Clients that ask again as soon as they have an answer: wrk, and what wrk cannot do.
+//! Clients that send the next request after each response: wrk, and clients for what wrk cannot do.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -15,19 +15,19 @@ use super::programs;
 const LOAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/load.lua");
 const RANGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/ranges.lua");
 
-/// What clients saw.
+/// The measurements of the clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     pub requests: f64,
     pub bytes: f64,
     pub seconds: f64,
-    /// Of the time of an answer, in milliseconds; nothing when none was complete.
+    /// Percentiles of the response time in milliseconds; `None` if no response was complete.
     pub p50: Option<f64>,
     pub p99: Option<f64>,
 }
 
 impl Load {
-    /// Of answers that each took so long.
+    /// The load of responses with these times.
     pub fn of(times: Vec<Duration>, bytes: f64, elapsed: Duration) -> Self {
         let (p50, p99) = (percentile(&times, 0.5), percentile(&times, 0.99));
         Self { requests: times.len() as f64, bytes, seconds: elapsed.as_secs_f64(), p50, p99 }
@@ -45,7 +45,7 @@ pub struct Wrk {
     pub connections: usize,
     pub seconds: u64,
     pub headers: Vec<String>,
-    /// Of so many bytes, at random offsets of a blob with so many.
+    /// Ranges of this many bytes, at random offsets of a blob of this size.
     pub ranges: Option<(usize, usize)>,
 }
 
@@ -62,27 +62,27 @@ impl Wrk {
             wrk.args(["--", &range.to_string(), &total.to_string()]);
         }
         let output = wrk.output().expect("wrk can be started");
-        let said = String::from_utf8_lossy(&output.stdout);
-        let line = said.lines().find_map(|line| line.strip_prefix("measured "));
-        let line = line.unwrap_or_else(|| panic!("wrk: {said}{}", String::from_utf8_lossy(&output.stderr)));
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = text.lines().find_map(|line| line.strip_prefix("measured "));
+        let line = line.unwrap_or_else(|| panic!("wrk: {text}{}", String::from_utf8_lossy(&output.stderr)));
         let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().expect("a number")).collect();
         let [requests, bytes, duration, bad, p50, p99] = numbers[..] else { panic!("wrk: {line}") };
-        assert!(bad == 0.0, "{address}{path}: {bad} of {requests} answers were wrong");
+        assert!(bad == 0.0, "{address}{path}: {bad} of {requests} responses were wrong");
         let of_answers = |time: f64| (requests > 0.0).then_some(time / 1e3);
         Load { requests, bytes, seconds: duration / 1e6, p50: of_answers(p50), p99: of_answers(p99) }
     }
 }
 
-/// HEAD requests: wrk waits for a body that never comes.
+/// HEAD requests. wrk cannot send them, as it waits for a body.
 pub fn heads(address: SocketAddr, request: &str, connections: usize, seconds: u64) -> Load {
     let begun = Instant::now();
     let threads = connections.min(2);
     let times = thread::scope(|scope| {
         let thread = |n| {
-            // The first takes what is left over.
+            // The first thread takes the remainder.
             let share = connections / threads + if n == 0 { connections % threads } else { 0 };
             let until = begun + Duration::from_secs(seconds);
-            move || ask_again(address, request.to_owned(), share, until)
+            move || run_connections(address, request.to_owned(), share, until)
         };
         let threads: Vec<_> = (0..threads).map(|n| scope.spawn(thread(n))).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("a client ends")).collect()
@@ -90,35 +90,35 @@ pub fn heads(address: SocketAddr, request: &str, connections: usize, seconds: u6
     Load::of(times, 0.0, begun.elapsed())
 }
 
-/// The time of each answer, over so many connections of one thread.
-fn ask_again(address: SocketAddr, request: String, connections: usize, until: Instant) -> Vec<Duration> {
+/// The time of each response, over this many connections in one thread.
+fn run_connections(address: SocketAddr, request: String, connections: usize, until: Instant) -> Vec<Duration> {
     let runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
     runtime.block_on(async {
         let mut clients = JoinSet::new();
         for _ in 0..connections {
-            clients.spawn(ask_on(address, request.clone(), until));
+            clients.spawn(run_connection(address, request.clone(), until));
         }
         clients.join_all().await.into_iter().flatten().collect()
     })
 }
 
-async fn ask_on(address: SocketAddr, request: String, until: Instant) -> Vec<Duration> {
-    let mut stream = TcpStream::connect(address).await.expect("somebody listens");
+async fn run_connection(address: SocketAddr, request: String, until: Instant) -> Vec<Duration> {
+    let mut stream = TcpStream::connect(address).await.expect("the server listens");
     stream.set_nodelay(true).expect("an option of every socket");
     let (mut times, mut buffer) = (Vec::new(), [0; 4096]);
-    let mut asked = Instant::now();
-    while asked < until {
+    let mut sent = Instant::now();
+    while sent < until {
         stream.write_all(request.as_bytes()).await.expect("the server reads");
         let mut filled = 0;
         while !buffer[..filled].ends_with(b"\r\n\r\n") {
-            let read = stream.read(&mut buffer[filled..]).await.expect("a head comes");
-            assert!(read > 0, "no head, but {:?}", String::from_utf8_lossy(&buffer[..filled]));
+            let read = stream.read(&mut buffer[filled..]).await.expect("response headers arrive");
+            assert!(read > 0, "incomplete headers: {:?}", String::from_utf8_lossy(&buffer[..filled]));
             filled += read;
         }
         assert!(buffer.starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&buffer[..filled]));
         let now = Instant::now();
-        times.push(now - asked);
-        asked = now;
+        times.push(now - sent);
+        sent = now;
     }
     times
 }

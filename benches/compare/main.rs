@@ -1,8 +1,8 @@
 //! Roadstead beside nginx and docker-registry: `make bench`, for docs/benchmarks.md.
 //!
-//! Each server is a program of its own, with the same content on the same disk, under the same load on the same cores.
-//! In every round each case is measured on all of them, one right after the other, and ratios are within a round: what
-//! else the machine does meets all alike. The upstream and some of the clients are this process; wrk is the others.
+//! Each server is a separate process, with the same content on the same disk, under the same load on the same cores. Each
+//! round measures each case on all servers, one directly after another, and ratios are computed within a round: so other
+//! load of the machine affects all alike. The upstream and some clients are this process, the other clients are wrk.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends the run")]
 
@@ -39,8 +39,8 @@ use support::process::children;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Of a file system that is memory (`statfs`).
-const TMPFS: i64 = 0x0102_1994;
+/// The magic number of tmpfs in `statfs`.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 fn main() -> ExitCode {
     if cfg!(debug_assertions) {
@@ -64,7 +64,7 @@ fn run() -> Result<bool, String> {
     let slow = [pulls::cold(), vec![pulls::streams()]];
     let cases: Vec<Case> = groups.into_iter().chain(slow).flatten().filter(|case| options.wants(&case.name)).collect();
     if cases.is_empty() {
-        return Err("no case has that in its name; --list says which there are".to_owned());
+        return Err("no case has a name with this word; --list prints the names".to_owned());
     }
     if options.list {
         cases.iter().for_each(|case| println!("{}", case.name));
@@ -74,10 +74,10 @@ fn run() -> Result<bool, String> {
     if let Some(file) = &options.write {
         report::check(file)?;
     }
-    // Beside the build, not in /tmp: that may be memory.
+    // In the build folder, as /tmp may be in memory.
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    if rustix::fs::statfs(parent).is_ok_and(|found| found.f_type == TMPFS) {
-        return Err(format!("{} is memory, and not a disk", parent.display()));
+    if rustix::fs::statfs(parent).is_ok_and(|found| found.f_type == TMPFS_MAGIC) {
+        return Err(format!("{} is in memory: set CARGO_TARGET_DIR to a folder on a disk", parent.display()));
     }
     let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(parent).map_err(|error| error.to_string())?;
     let interrupts = stop_all_when_interrupted(folder.path().to_owned());
@@ -120,23 +120,23 @@ fn run() -> Result<bool, String> {
     Ok(missed == 0)
 }
 
-/// On an interrupt ends what this process has started, by its number, and leaves nothing in the folder.
+/// On an interrupt, ends every process that this one has started, and removes the folder.
 fn stop_all_when_interrupted(folder: PathBuf) -> Runtime {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let _entered = runtime.enter();
     let [mut interrupt, mut terminate, mut hangup] =
         [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
-            .map(|kind| signal(kind).expect("signals can be waited for"));
+            .map(|kind| signal(kind).expect("signals can be handled"));
     runtime.spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
             _ = hangup.recv() => {}
         }
-        // Whoever has started this may not be there any more to read it.
-        let _ = writeln!(io::stderr(), "interrupted: taking everything away");
-        // Whoever misses what is ended now waits for the end, too, and says nothing.
+        // An error means that the terminal is closed.
+        let _ = writeln!(io::stderr(), "interrupted: stopping the servers and removing their data");
+        // Measurements that fail from now on must not panic with a message before the end.
         std::panic::set_hook(Box::new(|_| {
             loop {
                 thread::park();
@@ -144,7 +144,7 @@ fn stop_all_when_interrupted(folder: PathBuf) -> Runtime {
         }));
         for child in children(std::process::id()) {
             let child = Pid::from_raw(child.cast_signed());
-            // Servers lead a group with their workers; an error means that it has ended already.
+            // Each server leads a process group with its workers. An error means that the group has ended.
             let _ = match getpgid(Some(child)) {
                 Ok(group) if group != getpgrp() => killpg(group, Signal::SIGKILL),
                 _ => kill(child, Signal::SIGKILL),
@@ -158,17 +158,17 @@ fn stop_all_when_interrupted(folder: PathBuf) -> Runtime {
     runtime
 }
 
-/// Removes a folder though somebody, here or in a program that is ending, may still be writing to it.
+/// Removes a folder to which an ending process may still write.
 fn remove(folder: &Path) -> io::Result<()> {
-    const TRIES: usize = 50;
-    let mut tries = 0;
+    const MAX_ATTEMPTS: usize = 50;
+    let mut attempts = 0;
     loop {
         match fs::remove_dir_all(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if tries == TRIES => return Err(error),
-            // Also after it has gone: whoever fills it may just have made it anew.
+            Err(error) if attempts == MAX_ATTEMPTS => return Err(error),
+            // A writer may just have created it again.
             _ => thread::sleep(Duration::from_millis(50)),
         }
-        tries += 1;
+        attempts += 1;
     }
 }

@@ -1,4 +1,4 @@
-//! What to measure, and where the tables go.
+//! Command-line options.
 
 use std::path::PathBuf;
 
@@ -17,10 +17,10 @@ pub struct Options {
 
 impl Options {
     /// # Errors
-    /// What is wrong with them, for the one who wrote them.
+    /// A message that names the invalid option.
     pub fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self { rounds: 7, only: Vec::new(), write: None, list: false };
-        // Cargo says `--bench` to every bench.
+        // Cargo passes `--bench` to every bench.
         let mut args = args.filter(|arg| arg != "--bench");
         while let Some(arg) = args.next() {
             let mut value = || {
@@ -35,11 +35,11 @@ impl Options {
                 "--only" => options.only.push(value()?),
                 "--write" => options.write = Some(value()?.into()),
                 "--list" => options.list = true,
-                other => return Err(format!("there is no option {other}")),
+                other => return Err(format!("unknown option {other}")),
             }
         }
         if options.write.is_some() && !options.only.is_empty() {
-            return Err("--write would put a part in the place of all tables: it goes without --only".to_owned());
+            return Err("--write replaces all tables, so it cannot be combined with --only".to_owned());
         }
         Ok(options)
     }

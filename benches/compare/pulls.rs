@@ -1,4 +1,4 @@
-//! Whole images, cold blobs, and many streams at once.
+//! Complete images, cold blobs, and many streams at once.
 
 use std::thread;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use super::support::stage::MIB;
 use super::support::tests::Reply;
 
 const STREAMS: usize = 100;
-/// Until a server that has just been started has come to rest.
-const REST: Duration = Duration::from_secs(1);
+/// How long a freshly started server needs until it is idle.
+const START_PAUSE: Duration = Duration::from_secs(1);
 
-/// As containerd does it: the digest of the tag, the manifest by digest, its config, and the layers side by side.
+/// Like containerd: the digest of the tag, the manifest by digest, its config, and the layers in parallel.
 pub fn image() -> Case {
     let subjects = [Nginx, Registry, Pushed, Mirrored];
     Case::new("image pull, 8 layers of 8 MiB", Unit::Requests, &subjects, |scene, subject, _| {
@@ -28,14 +28,14 @@ pub fn image() -> Case {
             again(|| {
                 let first = &mut conns[0];
                 first.send("HEAD", &format!("/v2/{repository}/manifests/v1"), &[("Accept", ACCEPT)], &[]);
-                assert_eq!(first.answer(true).status, 200, "the tag is there");
+                assert_eq!(first.answer(true).status, 200, "the tag exists");
                 let manifest = format!("/v2/{repository}/manifests/{}", image.digest());
-                assert!(first.get(&manifest, &image.manifest.bytes).right, "the manifest is right");
+                assert!(first.get(&manifest, &image.manifest.bytes).correct, "the manifest is correct");
                 let blob = |digest: &str| format!("/v2/{repository}/blobs/{digest}");
-                assert!(first.get(&blob(&image.config.digest), &image.config.bytes).right, "the config is right");
+                assert!(first.get(&blob(&image.config.digest), &image.config.bytes).correct, "the config is correct");
                 thread::scope(|scope| {
                     for (conn, layer) in conns.iter_mut().zip(&image.layers) {
-                        scope.spawn(move || assert!(conn.get(&blob(&layer.digest), &layer.bytes).right));
+                        scope.spawn(move || assert!(conn.get(&blob(&layer.digest), &layer.bytes).correct));
                     }
                 });
             })
@@ -43,7 +43,7 @@ pub fn image() -> Case {
     })
 }
 
-/// What an upstream sends at so many MiB/s, for one client and for many at once.
+/// Blobs that the upstream sends at a limited rate, for one client and for many at once.
 pub fn cold() -> Vec<Case> {
     let paced = |name: &'static str, (mib, rate): (usize, u64), clients: usize, subjects: &[Subject]| {
         Case::new(name, Unit::Bytes, subjects, move |scene, subject, round| {
@@ -52,7 +52,7 @@ pub fn cold() -> Vec<Case> {
             let (address, mut got) = (scene.address(subject), Vec::new());
             let sample = Sample::take(&scene.pids(subject), Unit::Bytes, || {
                 got = together(clients, address, &path, &blob.bytes);
-                assert!(got.iter().all(|got| got.right), "{} sends the right bytes", subject.name());
+                assert!(got.iter().all(|got| got.correct), "{} sends the correct bytes", subject.name());
                 load(&got, mib * MIB)
             });
             let first = got.iter().map(|got| got.first_byte).max().map(|time| time.as_secs_f64() * 1e3);
@@ -73,11 +73,11 @@ pub const SLOW_ONE: &str = "cold 256 MiB at 16 MiB/s, 1 client";
 pub const SLOW_MANY: &str = "cold 256 MiB at 16 MiB/s, 64 clients";
 pub const MEMORY: &str = "200 streams of 100 MiB, 100 of them stalled";
 
-/// Half of the clients read, and half have asked and read nothing. Each server has just been started.
+/// Half of the clients read, and half send a request and read nothing. Each server is freshly started.
 pub fn streams() -> Case {
     Case::new(MEMORY, Unit::Bytes, &[Nginx, Registry, Pushed], |scene, subject, _| {
         restart(scene, subject);
-        thread::sleep(REST);
+        thread::sleep(START_PAUSE);
         let (address, blob) = (scene.address(subject), &scene.blobs.layers[2]);
         let (path, pids) = (format!("/v2/{}/blobs/{}", subject.repository(), blob.digest), scene.pids(subject));
         let idle = memory(&pids, "RssAnon");
@@ -86,7 +86,7 @@ pub fn streams() -> Case {
             let mut stalled: Vec<Conn> = (0..STREAMS).map(open).collect();
             stalled.iter_mut().for_each(|conn| conn.ask(&path));
             let got = together(STREAMS, address, &path, &blob.bytes);
-            assert!(got.iter().all(|got| got.right), "{} sends the right bytes", subject.name());
+            assert!(got.iter().all(|got| got.correct), "{} sends the correct bytes", subject.name());
             load(&got, blob.bytes.len())
         });
         Sample { idle: Some(idle), ..sample }

@@ -1,4 +1,4 @@
-//! Pushes: a session, the bytes, and the end of it; each answered with 201 before the next.
+//! Pushes: open a session, send the bytes, finish it. Each push gets 201 before the next one starts.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -17,16 +17,16 @@ use super::support::client::{Answer, Conn};
 use super::support::stage::MIB;
 use super::support::tests::{digest_of, random_bytes};
 
-/// How the bytes go.
+/// The sequence of requests of a push.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Manner {
+enum PushSequence {
     /// POST, PATCH, PUT: docker and podman.
     Patch,
     /// POST, PUT: containerd, buildkit, skopeo.
     Put,
 }
 
-/// The same bytes but for the first eight.
+/// Bodies that differ only in their first eight bytes.
 struct Bodies {
     base: bytes::Bytes,
     of_each: Vec<([u8; 8], String)>,
@@ -34,11 +34,11 @@ struct Bodies {
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (manner, how) in [(Manner::Patch, ""), (Manner::Put, " in one PUT")] {
+    for (sequence, how) in [(PushSequence::Patch, ""), (PushSequence::Put, " in one PUT")] {
         for (mib, at_once, pushes) in [(1, 1, 50), (1, 10, 200), (100, 1, 2), (100, 4, 8), (100, 10, 10)] {
             let name = format!("push of {mib} MiB{how}, {at_once} at a time");
             cases.push(Case::new(name, Unit::Bytes, &[Registry, Pushed], move |scene, subject, round| {
-                let seed = round * 1000 + mib * 100 + at_once * 10 + u64::from(manner == Manner::Put);
+                let seed = round * 1000 + mib * 100 + at_once * 10 + u64::from(sequence == PushSequence::Put);
                 let bodies = Bodies::new(seed, mib as usize * MIB, pushes);
                 let (_, registry, roadstead) = scene.fresh(round);
                 let (address, pids) = match subject {
@@ -46,16 +46,16 @@ pub fn cases() -> Vec<Case> {
                     _ => (([127, 0, 0, 1], roadstead.port()).into(), roadstead.pid().into_iter().collect()),
                 };
                 let warm = Bodies::new(seed + 500, MIB, 1);
-                push_all(address, &warm, manner, 1);
-                Sample::take(&pids, Unit::Bytes, || push_all(address, &bodies, manner, at_once as usize))
+                push_all(address, &warm, sequence, 1);
+                Sample::take(&pids, Unit::Bytes, || push_all(address, &bodies, sequence, at_once as usize))
             }));
         }
     }
     cases
 }
 
-/// How often each server syncs something to the disk for one push: of the first into a repository, and on average of five
-/// more. What Roadstead's index syncs by itself every five seconds is no part of it.
+/// The number of syncs of each server for one push: for the first one into a repository, and the average of five more.
+/// The periodic syncs of Roadstead's index, every five seconds, do not count.
 pub fn syncs(scene: &Scene) -> Vec<(Subject, usize, f64)> {
     let folder = scene.folder().join("syncs");
     let servers = [
@@ -69,23 +69,23 @@ pub fn syncs(scene: &Scene) -> Vec<(Subject, usize, f64)> {
     };
     let counted = servers.into_iter().map(|(subject, server)| {
         let before = count(&server);
-        push_all(server.address, &Bodies::new(1, MIB, 1), Manner::Patch, 1);
+        push_all(server.address, &Bodies::new(1, MIB, 1), PushSequence::Patch, 1);
         let first = count(&server);
-        push_all(server.address, &Bodies::new(2, MIB, 5), Manner::Patch, 1);
+        push_all(server.address, &Bodies::new(2, MIB, 5), PushSequence::Patch, 1);
         (subject, first - before, (count(&server) - first) as f64 / 5.0)
     });
     counted.collect()
 }
 
-/// Over so many connections, until all are pushed.
-fn push_all(address: SocketAddr, bodies: &Bodies, manner: Manner, at_once: usize) -> Load {
+/// Pushes all bodies over this many connections.
+fn push_all(address: SocketAddr, bodies: &Bodies, sequence: PushSequence, at_once: usize) -> Load {
     let queue = Mutex::new(bodies.of_each.iter());
     let next = || queue.lock().next();
     let client = || {
         let (mut conn, mut times) = (Conn::open(address), Vec::new());
         while let Some((start, digest)) = next() {
             let begun = Instant::now();
-            push(&mut conn, &[start, &bodies.base[8..]], digest, manner);
+            push(&mut conn, &[start, &bodies.base[8..]], digest, sequence);
             times.push(begun.elapsed());
         }
         times
@@ -93,12 +93,12 @@ fn push_all(address: SocketAddr, bodies: &Bodies, manner: Manner, at_once: usize
     let begun = Instant::now();
     let times: Vec<Duration> = thread::scope(|scope| {
         let clients: Vec<_> = (0..at_once).map(|_| scope.spawn(client)).collect();
-        clients.into_iter().flat_map(|client| client.join().expect("a client ends")).collect()
+        clients.into_iter().flat_map(|client| client.join().expect("a client thread ends")).collect()
     });
     Load::of(times, (bodies.of_each.len() * bodies.base.len()) as f64, begun.elapsed())
 }
 
-fn push(conn: &mut Conn, body: &[&[u8]], digest: &str, manner: Manner) {
+fn push(conn: &mut Conn, body: &[&[u8]], digest: &str, sequence: PushSequence) {
     let mut ask = |method: &str, path: &str, body: &[&[u8]], status: u16| {
         conn.send(method, path, &[("Content-Type", "application/octet-stream")], body);
         let answer = conn.answer(false);
@@ -107,7 +107,7 @@ fn push(conn: &mut Conn, body: &[&[u8]], digest: &str, manner: Manner) {
     };
     let mut session = ask("POST", "/v2/team/pushed/blobs/uploads/", &[], 202);
     let mut last = body;
-    if manner == Manner::Patch {
+    if sequence == PushSequence::Patch {
         session = ask("PATCH", &session, body, 202);
         last = &[];
     }
@@ -115,10 +115,10 @@ fn push(conn: &mut Conn, body: &[&[u8]], digest: &str, manner: Manner) {
     ask("PUT", &format!("{session}{mark}digest={digest}"), last, 201);
 }
 
-/// The path of where to go on.
+/// The path of the next request.
 fn location(answer: &Answer) -> String {
     let location = answer.header("Location");
-    let path = location.find("/v2/").expect("a place in the API");
+    let path = location.find("/v2/").expect("a path of the API");
     location[path..].to_owned()
 }
 

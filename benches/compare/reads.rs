@@ -1,12 +1,12 @@
-//! Hits: what is there is asked for again and again.
+//! Hits: repeated requests for stored content.
 
 use std::time::{Duration, Instant};
 
 use super::case::Case;
-use super::cores::{Apart, Cores};
+use super::cores::{CoreAssignment, Cores};
 use super::load::{Load, Wrk, heads};
 use super::sample::{Sample, Unit};
-use super::scene::{MANY, Scene, TAGGED};
+use super::scene::{PAGED_ENTRIES, Scene, TAGGED};
 use super::subject::Subject::{self, Mirrored, Nginx, Pushed, Registry};
 use super::support::client::{ACCEPT, Conn};
 use super::support::stage::MIB;
@@ -16,17 +16,17 @@ pub const APART: &str = "blob of 100 MiB, 4 connections, a core for each side";
 pub const RANGES: &str = "ranges of 64 KiB, 64 connections";
 const JUST_WRITTEN: &str = ", just written";
 
-const RANGE: usize = 64 << 10;
-/// For how long a case with a goal is measured in each round, and any other.
-const LONG: u64 = 2;
-const SHORT: u64 = 1;
-/// Which side does how much of the sending changes within seconds, and with it what the server is charged with.
-const LONGER: u64 = 6;
+const RANGE_BYTES: usize = 64 << 10;
+/// Seconds for which each round measures a case with a goal.
+const GOAL_SECONDS: u64 = 2;
+const OTHER_SECONDS: u64 = 1;
+/// Seconds for the cases of CPU time: the share of work that the kernel charges to the server varies within seconds.
+const CPU_SECONDS: u64 = 6;
 
 pub fn manifests() -> Vec<Case> {
     let mut cases = Vec::new();
     for connections in [1, 32, 64] {
-        let seconds = if connections == 32 { LONG } else { SHORT };
+        let seconds = if connections == 32 { GOAL_SECONDS } else { OTHER_SECONDS };
         let mut add = |what: &str, run: fn(&Scene, Subject, usize, u64) -> Load| {
             let name = format!("{what}, {}", connected(connections));
             cases.push(Case::new(
@@ -70,7 +70,7 @@ pub fn blobs() -> Vec<Case> {
             let unit = if layer == 0 { Unit::Requests } else { Unit::Bytes };
             let subjects = &[Nginx, Registry, Pushed, Mirrored][..if layer == 1 { 4 } else { 3 }];
             let wrk = move || {
-                let seconds = if has_goal { LONG } else { SHORT };
+                let seconds = if has_goal { GOAL_SECONDS } else { OTHER_SECONDS };
                 Wrk { connections, seconds, headers: Vec::new(), ranges: None }
             };
             let name = format!("blob of {size}, {}", connected(connections));
@@ -92,8 +92,8 @@ pub fn blobs() -> Vec<Case> {
 fn apart(cores: Cores, name: &str, path: Path) -> Case {
     Case::new(name, Unit::Bytes, &[Nginx, Registry, Pushed], move |scene, subject, _| {
         let (path, pids) = (path(scene, subject), scene.pids(subject));
-        let wrk = Wrk { connections: 4, seconds: LONGER, headers: Vec::new(), ranges: None };
-        let _apart = Apart::keep(&pids, cores);
+        let wrk = Wrk { connections: 4, seconds: CPU_SECONDS, headers: Vec::new(), ranges: None };
+        let _cores = CoreAssignment::keep(&pids, cores);
         Sample::take(&pids, Unit::Bytes, || wrk.run(scene.address(subject), &path))
     })
 }
@@ -102,15 +102,15 @@ fn ranges(name: &str, path: Path) -> Case {
     Case::new(name, Unit::Requests, &[Nginx, Registry, Pushed], move |scene, subject, _| {
         // See nginx.conf.
         let path = if subject == Nginx { "/ranges" } else { "" }.to_owned() + &path(scene, subject);
-        let ranges = Some((RANGE, 100 * MIB));
-        let wrk = Wrk { connections: 64, seconds: LONG, headers: Vec::new(), ranges };
+        let ranges = Some((RANGE_BYTES, 100 * MIB));
+        let wrk = Wrk { connections: 64, seconds: GOAL_SECONDS, headers: Vec::new(), ranges };
         Sample::take(&scene.pids(subject), Unit::Requests, || wrk.run(scene.address(subject), &path))
     })
 }
 
-/// Pages from the middle of long lists, by one client.
+/// Pages from the middle of long lists, for one client.
 pub fn lists() -> Vec<Case> {
-    let middle = MANY / 2;
+    let middle = PAGED_ENTRIES / 2;
     [
         ("catalog page of 100", format!("/v2/_catalog?n=100&last=pages/r{middle:05}"), "\"pages/"),
         ("tags page of 100", format!("/v2/{TAGGED}/tags/list?n=100&last=t{middle:05}"), "\"t0"),
@@ -121,12 +121,15 @@ pub fn lists() -> Vec<Case> {
             conn.send("GET", &path, &[], &[]);
             let body = conn.answer(false).body;
             let entries = String::from_utf8_lossy(&body).matches(entry).count();
-            // This one knows no pages of tags: its answer has all of them.
-            assert!(entries == 100 || (entries == MANY && subject == Registry), "a page has {entries}");
+            // docker-registry does not page tags: its response has all of them.
+            assert!(
+                entries == 100 || (entries == PAGED_ENTRIES && subject == Registry),
+                "a page has {entries} entries"
+            );
             Sample::take(&scene.pids(subject), Unit::Requests, || {
                 again(|| {
                     conn.send("GET", &path, &[], &[]);
-                    assert_eq!(conn.answer(false).body.len(), body.len(), "the list is as it was");
+                    assert_eq!(conn.answer(false).body.len(), body.len(), "the list is unchanged");
                 })
             })
         })
@@ -134,13 +137,13 @@ pub fn lists() -> Vec<Case> {
     .into()
 }
 
-/// Does it one after the other for [`LONG`] seconds, once at least.
+/// Repeats the work for [`GOAL_SECONDS`] seconds, at least once.
 pub fn again(mut work: impl FnMut()) -> Load {
     let (begun, mut times) = (Instant::now(), Vec::new());
-    while begun.elapsed() < Duration::from_secs(LONG) {
-        let asked = Instant::now();
+    while begun.elapsed() < Duration::from_secs(GOAL_SECONDS) {
+        let sent = Instant::now();
         work();
-        times.push(asked.elapsed());
+        times.push(sent.elapsed());
     }
     Load::of(times, 0.0, begun.elapsed())
 }
@@ -157,7 +160,7 @@ fn manifest(subject: Subject, reference: &str) -> String {
     format!("/v2/{}/manifests/{reference}", subject.repository())
 }
 
-/// Where one of these servers has a blob of 100 MiB.
+/// The path of a blob of 100 MiB on one of these servers.
 type Path = fn(&Scene, Subject) -> String;
 
 fn read_back(scene: &Scene, subject: Subject) -> String {
@@ -176,7 +179,7 @@ fn path_of(subject: Subject, blob: &Content) -> String {
     format!("/v2/{}/blobs/{}", subject.repository(), blob.digest)
 }
 
-/// What the server calls this version, having said 304 to it once.
+/// The ETag of this content, checked with one 304.
 fn etag(scene: &Scene, subject: Subject, path: &str) -> String {
     let mut conn = Conn::open(scene.address(subject));
     conn.send("HEAD", path, &[("Accept", ACCEPT)], &[]);

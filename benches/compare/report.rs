@@ -1,4 +1,4 @@
-//! The tables, as Markdown.
+//! The tables in Markdown.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::subject::Subject::{self, Nginx, Proxy, Registry, Upstream};
 const BEGIN: &str = "<!-- figures: begin -->";
 const END: &str = "<!-- figures: end -->";
 
-/// On what and when this was measured, in one paragraph.
+/// One paragraph about the machine, the programs and the date.
 pub fn machine(rounds: usize) -> String {
     let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
     let value = |file: &str, key: &str, separator: char| {
@@ -76,7 +76,7 @@ fn row(name: &str, case: &Case, subject: Subject, samples: &Samples) -> String {
         peak += &format!(", idle {}", shown(idle, " MiB"));
     }
     if subject == Upstream {
-        // It is the measuring process itself.
+        // The upstream is the measuring process itself.
         (cpu, peak) = (String::new(), String::new());
     }
     let over = |other: Subject| {
@@ -103,7 +103,7 @@ pub fn goals(figures: &[Figure]) -> String {
     format!("| figure | goal | reached, median of the rounds (all of them) | |\n|---|---|---|---|\n{rows}")
 }
 
-/// Puts the tables between the marks of the file.
+/// Replaces the tables between the marks in the file.
 ///
 /// # Errors
 /// A file that cannot be read or written, or has no marks.
@@ -113,7 +113,7 @@ pub fn write(file: &Path, tables: &str) -> Result<(), String> {
     fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// Whether the tables can be put there, before half an hour goes into them.
+/// Checks that the tables can be written, before half an hour of measurements.
 ///
 /// # Errors
 /// Those of [`write`].
@@ -123,7 +123,7 @@ pub fn check(file: &Path) -> Result<(), String> {
     opened.map(drop).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// What is before the marks, and what is behind them.
+/// The text before and after the marks.
 fn around(file: &Path) -> Result<(String, String), String> {
     let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
     let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));

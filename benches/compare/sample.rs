@@ -1,10 +1,10 @@
-//! One measurement, all of them, and what stands in the tables.
+//! Samples, and the figures computed from them.
 
 use super::load::Load;
 use super::subject::Subject;
 use super::support::process::{cpu, peak_memory};
 
-/// In what an answer's cost is told.
+/// The unit of cost: per request or per byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Requests,
@@ -14,22 +14,22 @@ pub enum Unit {
 /// One case on one server in one round.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// Requests or bytes a second.
+    /// Requests or bytes per second.
     pub rate: f64,
     /// Milliseconds.
     pub p50: Option<f64>,
     pub p99: Option<f64>,
-    /// Milliseconds to the first byte of the body, where that is asked.
+    /// Milliseconds to the first byte of the body, if measured.
     pub first_byte: Option<f64>,
-    /// The server's seconds for a request, or for a byte.
+    /// CPU seconds of the server per request or byte.
     pub cpu: f64,
-    /// MiB of RssAnon: the most, and before the load, where that is asked.
+    /// MiB of RssAnon: the peak, and the value before the load, if measured.
     pub peak: f64,
     pub idle: Option<f64>,
 }
 
 impl Sample {
-    /// What `work` tells of its clients, with what it costs these processes.
+    /// The load that `work` returns, with its cost in these processes.
     pub fn take(pids: &[u32], unit: Unit, work: impl FnOnce() -> Load) -> Self {
         let before = cpu(pids);
         let (load, peak) = peak_memory(pids, work);
@@ -66,7 +66,7 @@ impl Samples {
         found.map_or(&[], |(_, _, samples)| samples)
     }
 
-    /// A figure of one over that of another, within each round.
+    /// The figure of one server divided by that of another, for each round.
     pub fn ratios(
         &self,
         (case, subject): (&str, Subject),
@@ -78,7 +78,7 @@ impl Samples {
     }
 }
 
-/// Median, least and most of the rounds.
+/// Median, minimum and maximum of the rounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
     pub median: f64,
@@ -87,13 +87,13 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of no rounds: not a number.
+    /// NaN if there are no rounds.
     pub fn of(rounds: impl Iterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = rounds.collect();
         sorted.sort_by(f64::total_cmp);
         let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
         let last = sorted.len().saturating_sub(1);
-        // Of an even number, the middle between the two in the middle.
+        // For an even number, the mean of the middle two.
         let median = f64::midpoint(at(last / 2), at(sorted.len() / 2));
         Self { median, least: at(0), most: at(last) }
     }
@@ -109,7 +109,7 @@ impl std::fmt::Display for Spread {
     }
 }
 
-/// Three digits, no more than are known.
+/// At most three significant digits.
 pub fn short(value: f64) -> String {
     let digits = match value.abs() {
         at_least if at_least >= 99.95 => 0,

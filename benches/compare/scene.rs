@@ -1,4 +1,4 @@
-//! Everything that is measured, up and running, with the same content everywhere.
+//! All servers of the measurement, running with the same content.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,14 +20,14 @@ use super::support::stage::MIB;
 use super::support::tests::process::ServerProcess;
 use super::support::tests::{Client, Content, Image, Upstream};
 
-/// Repositories of the catalogue, tags of one repository, and blobs beside all others.
-pub const MANY: usize = 10_000;
-/// Which has so many tags.
+/// The number of repositories in the catalogue, of tags in one repository, and of additional blobs.
+pub const PAGED_ENTRIES: usize = 10_000;
+/// The repository with this many tags.
 pub const TAGGED: &str = "pages/tagged";
-/// Files that are held in pieces of more than a page.
-const LARGE: u64 = 64 << 10;
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Who has everything.
+/// Files from this size on may be in the page cache as folios of more than a page.
+const LARGE_FILE_BYTES: u64 = 64 << 10;
+const INDEX_TIMEOUT: Duration = Duration::from_secs(120);
+/// The servers that have all content.
 const READ: [Subject; 4] = [Subject::Nginx, Subject::Registry, Subject::Pushed, Subject::Mirrored];
 
 pub struct Scene {
@@ -35,16 +35,16 @@ pub struct Scene {
     pub registry: Program,
     pub proxy: Program,
     pub roadstead: ServerProcess,
-    /// What pushes go to: a docker-registry and a Roadstead with nothing in them, for one round.
+    /// The targets of pushes in one round: an empty docker-registry and an empty Roadstead.
     pub fresh: Option<(u64, Program, ServerProcess)>,
-    /// What is cold in one round, by case.
+    /// The cold blob of one round, by case.
     pub cold: Option<(String, u64, Content)>,
     pub upstream: Upstream,
-    /// Of eight layers of 8 MiB.
+    /// An image of eight layers of 8 MiB.
     pub image: Image,
-    /// Its layers are the blobs that are measured: 4 KiB, 1 MiB, 100 MiB.
+    /// An image whose layers are the measured blobs: 4 KiB, 1 MiB, 100 MiB.
     pub blobs: Image,
-    /// Of one layer of 100 MiB, which the page cache holds as it was written.
+    /// An image of one layer of 100 MiB, which stays in the page cache as it was written.
     pub written: Image,
     pub runtime: Runtime,
     folder: TempDir,
@@ -76,8 +76,8 @@ impl Scene {
         scene.stock(&scene.images());
         scene.multiply();
         scene.warm(&READ, &scene.images());
-        // In how large pieces a file was written is in how large ones the page cache holds it, and shows in what each byte
-        // of it costs. So the same for all: read from the disk, as after a start of the machine.
+        // The page cache keeps folios of the size in which a file was written, which affects the cost of each byte. To treat
+        // all servers alike, the files are read from disk again, as after a boot.
         forget(scene.folder()).expect("the folder can be read");
         scene.warm(&READ, &scene.images());
         let written = [("v3", &scene.written)];
@@ -96,7 +96,7 @@ impl Scene {
         }
     }
 
-    /// The processes whose costs are the subject's; the upstream is this process, whose costs are nobody's.
+    /// The processes whose CPU time and memory count for the subject. There is none for the upstream, which is this process.
     pub fn pids(&self, subject: Subject) -> Vec<u32> {
         match subject {
             Subject::Nginx => self.nginx.pids(),
@@ -107,11 +107,11 @@ impl Scene {
         }
     }
 
-    /// The servers for the pushes of a round. Those of the round before go, with their gigabytes.
+    /// The servers for the pushes of a round. Those of the previous round are removed, with their gigabytes.
     pub fn fresh(&mut self, round: u64) -> &(u64, Program, ServerProcess) {
         if self.fresh.as_ref().is_some_and(|(of, ..)| *of != round) {
             drop(self.fresh.take());
-            fs::remove_dir_all(self.folder.path().join("fresh")).expect("nobody uses it any more");
+            fs::remove_dir_all(self.folder.path().join("fresh")).expect("the folder is no longer in use");
         }
         let (folder, upstream) = (self.folder.path().join("fresh"), self.upstream.url(""));
         self.fresh.get_or_insert_with(|| {
@@ -119,7 +119,7 @@ impl Scene {
         })
     }
 
-    /// A blob of so many bytes that nobody has fetched in this round, whose repository each cache knows.
+    /// A blob of this size that is cold in this round, in a repository that each cache knows.
     pub fn cold(&mut self, case: &str, round: u64, bytes: usize) -> (String, Content) {
         let repository = format!("library/cold-{bytes}");
         if self.cold.as_ref().is_none_or(|(of, at, _)| of != case || *at != round) {
@@ -131,11 +131,11 @@ impl Scene {
             let manifest = format!("/v2/{repository}/manifests/r{seed}");
             for cache in [Subject::Mirrored, Subject::Proxy] {
                 let got = Conn::open(self.address(cache)).get(&manifest, &image.manifest.bytes);
-                assert!(got.right, "{} has the manifest", cache.name());
+                assert!(got.correct, "{} has the manifest", cache.name());
             }
             self.cold = Some((case.to_owned(), round, image.layers[0].clone()));
         }
-        let (_, _, blob) = self.cold.as_ref().expect("it was just made");
+        let (_, _, blob) = self.cold.as_ref().expect("it was set above");
         (format!("/v2/{repository}/blobs/{}", blob.digest), blob.clone())
     }
 
@@ -143,7 +143,7 @@ impl Scene {
         self.folder.path()
     }
 
-    /// What is mirrored, too, with its tags.
+    /// The images that are also mirrored.
     fn images(&self) -> [(&'static str, &Image); 2] {
         [("v1", &self.image), ("v2", &self.blobs)]
     }
@@ -164,14 +164,14 @@ impl Scene {
         self.runtime.block_on(Client::new().push_image(&base, repository, tag, image));
     }
 
-    /// Makes many of one repository, of one tag and of one blob, by copies of what the servers have written.
+    /// Multiplies one repository, one tag and one blob, by copying the files that the servers have written.
     fn multiply(&mut self) {
         let small = Image::new(7, &[4 << 10]);
         for subject in [Subject::Registry, Subject::Pushed] {
             self.push(subject, TAGGED, "t00000", &small);
         }
         let registry = self.registry.folder().join("docker/registry/v2");
-        // A name for the same folder does for this one, which asks what a name leads to.
+        // A symbolic link to the same folder is enough for docker-registry.
         multiply(&registry.join("repositories"), "_manifests/tags", &|from, to| symlink(from, to));
         self.registry.restart();
 
@@ -181,37 +181,39 @@ impl Scene {
         for (hex, bytes) in small_blobs() {
             fs::write(data.join("blobs/sha256").join(&hex[..2]).join(&hex), bytes).expect("the folder can be written");
         }
-        // It is made again of the files.
-        fs::remove_dir_all(data.join("index")).expect("it had an index");
+        // The index is rebuilt from the files.
+        fs::remove_dir_all(data.join("index")).expect("the server had an index");
         self.restart_roadstead();
     }
 
-    /// Starts it again, and waits until its index is in step with the files.
+    /// Restarts Roadstead and waits until its index is in step with the files.
     pub fn restart_roadstead(&mut self) {
         self.roadstead.stop();
         self.roadstead.begin();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + INDEX_TIMEOUT;
         while self.runtime.block_on(self.roadstead.metric("roadstead_index_ready", &[])) != 1.0 {
             assert!(Instant::now() < deadline, "the index is not ready");
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Everything of these is read three times, and is what it should be.
+    /// Reads all content of these images three times and checks it.
     fn warm(&self, subjects: &[Subject], images: &[(&str, &Image)]) {
         for &subject in subjects {
             let mut conn = Conn::open(self.address(subject));
             let content = content(subject, images);
             for (path, content) in std::iter::repeat_n(&content, 3).flatten() {
-                assert!(conn.get(path, &content.bytes).right, "{} has {path}", subject.name());
+                assert!(conn.get(path, &content.bytes).correct, "{} has {path}", subject.name());
             }
         }
-        // What was written is not to be written to the disk while something is measured.
-        File::open(self.folder()).and_then(|folder| Ok(rustix::fs::syncfs(&folder)?)).expect("the disk takes it");
+        // No dirty pages may be written back during a measurement.
+        File::open(self.folder())
+            .and_then(|folder| Ok(rustix::fs::syncfs(&folder)?))
+            .expect("the file system can be synced");
     }
 }
 
-/// Path and bytes of all there is to read of these images.
+/// Path and bytes of all content of these images.
 fn content<'a>(subject: Subject, images: &[(&str, &'a Image)]) -> Vec<(String, &'a Content)> {
     let repository = subject.repository();
     let mut content = Vec::new();
@@ -226,13 +228,13 @@ fn content<'a>(subject: Subject, images: &[(&str, &'a Image)]) -> Vec<(String, &
     content
 }
 
-/// Takes the files below a folder, which are on the disk, out of the page cache.
+/// Drops the files below a folder, which are synced, from the page cache.
 fn forget(folder: &Path) -> io::Result<()> {
     fs::read_dir(folder)?.try_for_each(|entry| {
         let entry = entry?;
         match entry.file_type()? {
             kind if kind.is_dir() => forget(&entry.path()),
-            kind if kind.is_file() && entry.metadata()?.len() >= LARGE => {
+            kind if kind.is_file() && entry.metadata()?.len() >= LARGE_FILE_BYTES => {
                 Ok(fadvise(File::open(entry.path())?, 0, None, Advice::DontNeed)?)
             }
             _ => Ok(()),
@@ -244,11 +246,11 @@ fn forget(folder: &Path) -> io::Result<()> {
 fn multiply(repositories: &Path, tags: &str, copy: &dyn Fn(&Path, &Path) -> io::Result<()>) {
     let again = |from: &Path, to: &Path| copy(from, to).expect("the folder can be written");
     let tagged = repositories.join(TAGGED);
-    for n in 0..MANY - 1 {
+    for n in 0..PAGED_ENTRIES - 1 {
         again(&tagged, &repositories.join(format!("pages/r{n:05}")));
     }
     let tags = tagged.join(tags);
-    for n in 1..MANY {
+    for n in 1..PAGED_ENTRIES {
         again(&tags.join("t00000"), &tags.join(format!("t{n:05}")));
     }
 }
@@ -264,9 +266,9 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
-/// With the names that they have to have.
+/// Small blobs with their digests.
 fn small_blobs() -> impl Iterator<Item = (String, [u8; 8])> {
-    (0..MANY as u64).map(|n| {
+    (0..PAGED_ENTRIES as u64).map(|n| {
         let bytes = n.to_be_bytes();
         (Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect(), bytes)
     })

@@ -1,4 +1,4 @@
-//! The servers, each a program of its own with its data below the build folder.
+//! The servers, each a separate process with its data in the build folder.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use super::support::tests::daemon::{Daemon, free_port};
 use super::support::tests::process::ServerProcess;
 use super::support::tests::settings::Settings;
 
-/// A program that is started from one file of configuration.
+/// A program that is started with one configuration file.
 pub struct Program {
     name: &'static str,
     folder: PathBuf,
@@ -32,7 +32,7 @@ impl Program {
         Self::registry_with(folder, "")
     }
 
-    /// A docker-registry that is a pull-through cache of this one.
+    /// A docker-registry as a pull-through cache of this upstream.
     pub fn proxy(folder: &Path, upstream: &str) -> Self {
         Self::registry_with(folder, &format!("proxy:\n  remoteurl: {upstream}\n"))
     }
@@ -64,7 +64,7 @@ impl Program {
         ([127, 0, 0, 1], self.port).into()
     }
 
-    /// The program and what it has started: nginx's workers.
+    /// The program and its children, such as nginx's workers.
     pub fn pids(&self) -> Vec<u32> {
         family(self.daemon.as_ref().expect("it runs").pid())
     }
@@ -74,7 +74,7 @@ impl Program {
     }
 }
 
-/// Roadstead with its defaults, but for the port, the folder and where docker.io is.
+/// Roadstead with default settings except for port, folder and the URL of docker.io.
 pub fn roadstead(folder: &Path, upstream: &str) -> ServerProcess {
     fs::create_dir_all(folder).expect("the build folder can be written");
     ServerProcess::start_in(folder, defaults(upstream))
@@ -84,7 +84,7 @@ fn defaults(upstream: &str) -> Settings {
     Settings::new().upstream_url("docker.io", upstream).default_upstream("docker.io")
 }
 
-/// A server under strace, which writes to `trace` what it syncs.
+/// A server under strace, which records its syncs in `trace`.
 pub struct Traced {
     pub address: SocketAddr,
     pub trace: PathBuf,
@@ -122,7 +122,7 @@ impl Traced {
     }
 }
 
-/// Writes a configuration with its placeholders filled in: where it is, and a free port that it names.
+/// Writes a configuration with its placeholders replaced, and returns its path and the chosen port.
 fn configure(folder: &Path, name: &str, template: &str, more: &str) -> (String, u16) {
     fs::create_dir_all(folder).expect("the build folder can be written");
     let (port, folder_name) = (free_port(), folder.to_str().expect("a plain path"));

@@ -1,15 +1,15 @@
-//! Who is measured.
+//! The measured servers.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
-    /// Static files under the paths that a registry has.
+    /// Static files under the paths of a registry.
     Nginx,
     Registry,
-    /// What was pushed to Roadstead.
+    /// Pushed content of Roadstead.
     Pushed,
-    /// What Roadstead has, or gets, from its upstream.
+    /// Mirrored content of Roadstead.
     Mirrored,
-    /// The upstream, asked directly.
+    /// The upstream itself.
     Upstream,
     /// docker-registry as a pull-through cache.
     Proxy,
@@ -27,7 +27,7 @@ impl Subject {
         }
     }
 
-    /// Where its content is.
+    /// The repository of its content.
     pub fn repository(self) -> &'static str {
         match self {
             Self::Nginx | Self::Registry | Self::Pushed => "team/bench",

@@ -1,5 +1,5 @@
-//! What docs/eviction.md reports: a month of a cluster, replayed against plain LRU, against ours, and against one who
-//! knows the future. Seeded: the same figures every time.
+//! The figures of docs/eviction.md: a simulated month of a cluster with plain LRU, with our policy, and with knowledge of
+//! the future. The simulation is seeded, so every run gives the same figures.
 
 mod month;
 mod policies;
@@ -7,8 +7,8 @@ mod policies;
 use month::{Month, Request};
 use policies::{Foresight, Lru, Ours, Policy};
 
-/// Parts of everything that is ever asked for which the cache may hold, in thousandths.
-const CAPACITIES: [u64; 4] = [5, 10, 20, 50];
+/// Capacities of the cache, in thousandths of all bytes that are ever requested.
+const CAPACITIES_PER_MILLE: [u64; 4] = [5, 10, 20, 50];
 
 #[derive(Default)]
 struct Score {
@@ -24,7 +24,7 @@ fn main() {
     println!("{} requests for {} objects, {gib} GiB in all\n", month.requests.len(), month.sizes.len());
     println!("| capacity | policy | hits by request | hits by byte | fetched again |");
     println!("|---|---|---|---|---|");
-    for part in CAPACITIES {
+    for part in CAPACITIES_PER_MILLE {
         let capacity = month.footprint() / 1000 * part;
         let policies: [(&str, Box<dyn Policy>); 3] = [
             ("LRU", Box::new(Lru::new(capacity))),
@@ -35,7 +35,7 @@ fn main() {
             let score = replay(&month, policy);
             let by_request = 100.0 * score.hits as f64 / score.requests as f64;
             let by_byte = 100.0 * score.hit_bytes as f64 / score.bytes as f64;
-            // What comes for the first time is fetched, whoever decides; the rest is the policy's.
+            // First requests are misses with any policy; repeated fetches depend on it.
             let again = (score.bytes - score.hit_bytes - month.footprint()) >> 30;
             let percent = part as f64 / 10.0;
             let size = capacity >> 30;

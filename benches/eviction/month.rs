@@ -1,11 +1,11 @@
-//! A month of a cluster: services that are deployed again and again, and a nightly build that makes what nobody needs twice.
+//! A month of a cluster: services that are deployed repeatedly, and a nightly build whose images are used only once.
 
 use std::collections::HashSet;
 
-/// One layer asked for by one node.
+/// One layer requested by one node.
 #[derive(Clone, Copy)]
 pub struct Request {
-    /// Seconds since the beginning of the month, and a day.
+    /// Seconds since one day before the start of the month.
     pub at: u32,
     pub object: u32,
 }
@@ -21,7 +21,7 @@ const HOUR: u32 = 3600;
 const DAY: u32 = 24 * HOUR;
 const SERVICES: usize = 2000;
 const BASES: usize = 60;
-/// Deployments in an hour; which service is drawn from a Zipf distribution.
+/// Deployments per hour, of services drawn from a Zipf distribution.
 const DEPLOYMENTS: u32 = 200;
 const NODES: u32 = 10;
 /// Images of a nightly build, each pulled by three nodes and never again.
@@ -62,7 +62,7 @@ impl Month {
                 }
             }
             if hour % (7 * 24) == 9 {
-                // A release: a tenth of the services have a new layer, and nobody asks for the old one again.
+                // A release: a tenth of the services get a new layer, and their old one is not requested again.
                 for _ in 0..SERVICES / 10 {
                     let service = rng.usize(..SERVICES);
                     services[service].layer = month.object(&mut rng, 20.0);
@@ -73,7 +73,7 @@ impl Month {
         month
     }
 
-    /// Bytes of everything that is ever asked for.
+    /// Total bytes of all requested objects.
     pub fn footprint(&self) -> u64 {
         let asked_for: HashSet<u32> = self.requests.iter().map(|request| request.object).collect();
         asked_for.into_iter().map(|object| self.sizes[object as usize]).sum()
@@ -97,7 +97,7 @@ impl Month {
     }
 }
 
-/// Ranks drawn with a probability that falls with their `EXPONENT`th power.
+/// Ranks, drawn with a probability that falls with their power of `EXPONENT`.
 struct Zipf {
     below: Vec<f64>,
 }
@@ -113,8 +113,8 @@ impl Zipf {
     }
 
     fn draw(&self, rng: &mut fastrand::Rng) -> usize {
-        let whole = self.below.last().copied().unwrap_or_default();
-        let point = rng.f64() * whole;
+        let total = self.below.last().copied().unwrap_or_default();
+        let point = rng.f64() * total;
         self.below.partition_point(|&below| below < point).min(self.below.len() - 1)
     }
 }

@@ -1,4 +1,4 @@
-//! Who goes first, three times.
+//! Three eviction policies.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -8,11 +8,11 @@ use roadstead::store::Segments;
 use crate::month::Month;
 
 pub trait Policy {
-    /// Whether the object is here; it is afterwards, if it can be.
+    /// Returns whether the object is cached, and caches it if it fits.
     fn request(&mut self, position: usize, object: u32, size: u64, at: u32) -> bool;
 }
 
-/// The least lately used, and nothing else.
+/// Plain least recently used.
 pub struct Lru {
     capacity: u64,
     used: u64,
@@ -48,7 +48,7 @@ impl Policy for Lru {
     }
 }
 
-/// What the store does.
+/// The policy of the store.
 pub struct Ours {
     capacity: u64,
     segments: Segments,
@@ -88,8 +88,8 @@ fn digest_of(object: u32) -> Digest {
     Digest::Sha256(bytes)
 }
 
-/// What will be asked for last goes first (Belady). With objects of different sizes that is not quite the optimum, which
-/// nobody can compute for a month; it is what comes nearest to it and can be.
+/// Evicts the object whose next request is latest (Belady). With objects of different sizes this is not quite the optimum,
+/// but the closest policy that can be computed for a month.
 pub struct Foresight {
     capacity: u64,
     used: u64,

@@ -1,7 +1,7 @@
 //! The figures of docs/figures.md: `make figures`.
 //!
-//! Roadstead runs as its own process, as it is built for release. The upstream (the tests' scripted one) and all clients
-//! are this process and share the machine with it, so every time is compared with one taken in the same round.
+//! Roadstead runs as its own process in a release build. The upstream (the scripted one of the tests) and all clients are
+//! this process and share the machine with it, so every time is compared with one of the same round.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends the run")]
 
@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use support::stage::Stage;
 use support::table::Table;
 
-/// Each with content of its own, so that every one is cold.
+/// Each round has its own content, so that it is cold.
 const ROUNDS: u64 = 5;
 
 fn main() -> ExitCode {

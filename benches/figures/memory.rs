@@ -13,12 +13,12 @@ const READING: usize = 90;
 const STALLED: usize = 10;
 
 pub fn hundred_clients(table: &mut Table) {
-    // The stalled ones are to stay to the end.
+    // The stalled clients must stay connected to the end.
     let stage = Stage::new("[server]\nprogress_timeout = \"1h\"");
     thread::sleep(Duration::from_secs(1));
     table.at_most("memory (RssAnon), idle", 100.0, " MiB", &[stage.memory("RssAnon")]);
     let blob = stage.prepare(0, 1024 * MIB);
-    // So that the fill runs for about as long as the clients read.
+    // The fill takes about as long as the clients read.
     stage.upstream.always("GET", &blob.layer, Reply::normal().pace(32 << 20));
     for what in ["cold", "warm"] {
         let (start, cpu) = (Instant::now(), stage.cpu());
@@ -27,9 +27,9 @@ pub fn hundred_clients(table: &mut Table) {
             let mut stalled: Vec<Conn> = (0..STALLED).map(open).collect();
             stalled.iter_mut().for_each(|conn| conn.ask(&blob.layer));
             let clients = together(READING, stage.address(), &blob.layer, blob.bytes());
-            assert!(clients.iter().all(|got| got.right), "all get the right bytes");
+            assert!(clients.iter().all(|got| got.correct), "all clients get the correct bytes");
             let left = stage.metric("registry_http_in_flight_requests", &[("handler", "blob")]);
-            assert_eq!(left, STALLED as f64, "the stalled ones are still being answered");
+            assert_eq!(left, STALLED as f64, "the responses to the stalled clients are still in flight");
         });
         let (seconds, cpu) = (start.elapsed().as_secs_f64(), stage.cpu() - cpu);
         table.at_most(&format!("… peak, 100 clients on 1 GiB, 10 of them stalled, {what}"), 100.0, " MiB", &[peak]);

@@ -1,4 +1,4 @@
-//! Hits: nothing is asked upstream, and how fast they are, for orientation.
+//! Hits: upstream requests (none), and speed, for orientation.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use super::support::stage::{MIB, REPOSITORY, Stage};
 use super::support::table::Table;
 
-const TIMES: usize = 100;
-const LONG_ENOUGH: Duration = Duration::from_secs(3);
+const REPETITIONS: usize = 100;
+const MEASUREMENT_TIME: Duration = Duration::from_secs(3);
 
 pub fn upstream_requests(stage: &Stage, table: &mut Table) {
     let blob = stage.prepare(100, MIB);
     let manifest = &blob.image.manifest;
     let by_digest = format!("/v2/{REPOSITORY}/manifests/{}", manifest.digest);
     let mut conn = stage.connect();
-    assert!(conn.get(&blob.layer, blob.bytes()).right, "the blob is fetched");
+    assert!(conn.get(&blob.layer, blob.bytes()).correct, "the blob is fetched");
     let cases = [
         ("manifest by digest", &by_digest, &manifest.bytes[..]),
         ("blob", &blob.layer, blob.bytes()),
@@ -23,16 +23,16 @@ pub fn upstream_requests(stage: &Stage, table: &mut Table) {
     ];
     for (what, path, expected) in cases {
         stage.forget();
-        assert!((0..TIMES).all(|_| conn.get(path, expected).right), "the {what} is served");
-        let asked = stage.upstream.total() as f64;
-        table.exactly(&format!("a warm {what}, {TIMES} times: upstream requests"), 0.0, "", &[asked]);
+        assert!((0..REPETITIONS).all(|_| conn.get(path, expected).correct), "the {what} is served");
+        let sent = stage.upstream.total() as f64;
+        table.exactly(&format!("a warm {what}, {REPETITIONS} times: upstream requests"), 0.0, "", &[sent]);
     }
 }
 
 pub fn speed(stage: &Stage, table: &mut Table) {
     let (small, large) = (stage.prepare(200, MIB), stage.prepare(200, 100 * MIB));
     for blob in [&small, &large] {
-        assert!(stage.connect().get(&blob.layer, blob.bytes()).right, "the blob is fetched");
+        assert!(stage.connect().get(&blob.layer, blob.bytes()).correct, "the blob is fetched");
     }
     let manifest = &small.image.manifest;
     let by_digest = format!("/v2/{REPOSITORY}/manifests/{}", manifest.digest);
@@ -48,7 +48,7 @@ pub fn speed(stage: &Stage, table: &mut Table) {
     }
 }
 
-/// Answers a second, and the server's CPU seconds for each, under clients that ask again as soon as they have an answer.
+/// Responses per second, and CPU seconds of the server for each. Clients send the next request after each response.
 fn load(stage: &Stage, clients: usize, path: &str, expected: &[u8]) -> (f64, f64) {
     let answers = AtomicU64::new(0);
     let (start, cpu) = (Instant::now(), stage.cpu());
@@ -56,8 +56,8 @@ fn load(stage: &Stage, clients: usize, path: &str, expected: &[u8]) -> (f64, f64
         for _ in 0..clients {
             scope.spawn(|| {
                 let mut conn = stage.connect();
-                while start.elapsed() < LONG_ENOUGH {
-                    assert!(conn.get(path, expected).right, "{path} is served");
+                while start.elapsed() < MEASUREMENT_TIME {
+                    assert!(conn.get(path, expected).correct, "{path} is served");
                     answers.fetch_add(1, Ordering::Relaxed);
                 }
             });

@@ -1,10 +1,10 @@
-//! How many instructions a hit takes, by callgrind: `make instructions`. It fails when one takes a tenth more than
-//! benches/instructions.txt says; `make instructions ARGS=--write` says so there.
+//! Instructions per hit, counted by callgrind: `make instructions`. It fails if a hit takes over a tenth more than in
+//! benches/instructions.txt; `make instructions ARGS=--write` updates that file.
 //!
-//! A hit is a GET that is answered in this process, read to its end: what the program does for one, without reading and
-//! writing of sockets, and without the kernel's part. A run of 1100 hits less one of 100 leaves a thousand of them, without
-//! the start. The build is that of the tests, optimised: checks of overflow are in, and code of dependencies is not inlined
-//! as in a release. So the figures are for comparing with themselves.
+//! A hit is a GET that is answered in this process and read to its end: the work of the program without socket I/O and
+//! without the kernel. A run of 1100 hits minus one of 100 hits leaves a thousand hits without the start. The build is that
+//! of the tests, optimised: it checks overflows, and inlines less of its dependencies than a release build. So the figures
+//! can only be compared with each other.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends the run")]
 
@@ -15,19 +15,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, ExitCode};
 
-use support::hot::{BLOB, Hot};
+use support::hot::{BLOB_BYTES, Hot};
 use tokio::runtime::{Builder, Runtime};
 
 const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
-const WHATS: [&str; 3] = ["manifest-by-digest", "manifest-by-tag", "blob-of-1-MiB"];
-/// Where instructions count: in the hits, and in what they give to the blocking pool. The index has threads of its own,
-/// which do now this and now that.
+const CASES: [&str; 3] = ["manifest-by-digest", "manifest-by-tag", "blob-of-1-MiB"];
+/// The functions whose instructions count: the hits, and their tasks on the blocking pool. Background threads of the index
+/// would add noise.
 const COUNTED: [&str; 2] = ["--toggle-collect=*counted_hits*", "--toggle-collect=*task::raw::poll*"];
-const FEW: u64 = 100;
-const MANY: u64 = 1100;
-/// Each is counted so often.
-const TIMES: usize = 3;
-const ALLOWED: f64 = 1.1;
+const FEW_HITS: u64 = 100;
+const MANY_HITS: u64 = 1100;
+/// How often each case is counted.
+const REPETITIONS: usize = 3;
+const MAX_RATIO: f64 = 1.1;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
@@ -45,25 +45,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// What callgrind looks at.
+/// The process that callgrind observes.
 fn hits(what: &str, number: u64) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let hot = runtime.block_on(Hot::new());
     let (path, at_least) = match what {
         "manifest-by-digest" => (&hot.by_digest, 1),
         "manifest-by-tag" => (&hot.by_tag, 1),
-        _ => (&hot.blob, BLOB),
+        _ => (&hot.blob, BLOB_BYTES),
     };
     counted_hits(&runtime, &hot, path, at_least, number);
     runtime.block_on(hot.store.close());
 }
 
-/// Named by [`COUNTED`].
+/// Its name is in [`COUNTED`].
 #[inline(never)]
 fn counted_hits(runtime: &Runtime, hot: &Hot, path: &str, at_least: usize, number: u64) {
     runtime.block_on(async {
         for _ in 0..number {
-            assert!(hot.get(path).await >= at_least, "{path} is all there");
+            assert!(hot.get(path).await >= at_least, "{path} is complete");
         }
     });
 }
@@ -74,22 +74,24 @@ fn compare() -> ExitCode {
     let committed: BTreeMap<&str, f64> =
         committed.filter_map(|(what, count)| Some((what, count.trim().parse().ok()?))).collect();
     let mut grown = false;
-    for what in WHATS {
+    for what in CASES {
         let known = *committed.get(what).unwrap_or_else(|| panic!("{COMMITTED} has no {what}"));
         let (count, spread) = count(what);
         let ratio = count / known;
-        grown |= ratio > ALLOWED;
+        grown |= ratio > MAX_RATIO;
         println!("{what}: {count:.0} instructions (spread {spread:.2} %), committed {known:.0}: {ratio:.3}");
     }
     if grown {
-        eprintln!("A hit takes over a tenth more than it did. If it has to: make instructions ARGS=--write");
+        eprintln!(
+            "A hit takes over a tenth more instructions than committed. If that is intended: make instructions ARGS=--write"
+        );
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
 fn write() -> ExitCode {
-    let lines = WHATS.map(|what| {
+    let lines = CASES.map(|what| {
         let (count, spread) = count(what);
         println!("{what}: {count:.0} instructions (spread {spread:.2} %)");
         format!("{what} {count:.0}\n")
@@ -99,16 +101,22 @@ fn write() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Of one hit, the least that was counted, and by how many percent the most was above it.
+/// The minimum count of one hit, and by how many percent the maximum exceeds it.
 fn count(what: &str) -> (f64, f64) {
-    let mut counts: Vec<f64> = (0..TIMES).map(|_| (run(what, MANY) - run(what, FEW)) / (MANY - FEW) as f64).collect();
+    let mut counts: Vec<f64> = (0..REPETITIONS)
+        .map(|_| (run(what, MANY_HITS) - run(what, FEW_HITS)) / (MANY_HITS - FEW_HITS) as f64)
+        .collect();
     counts.sort_by(f64::total_cmp);
-    // Not found under its name, it would count nothing.
-    assert!(counts[0] > 1000.0, "{what} takes {} instructions, and callgrind cannot see it", counts[0]);
-    (counts[0], (counts[TIMES - 1] / counts[0] - 1.0) * 100.0)
+    // If callgrind does not find the function, it counts nothing.
+    assert!(
+        counts[0] > 1000.0,
+        "{what} takes {} instructions: callgrind does not find the functions in COUNTED",
+        counts[0]
+    );
+    (counts[0], (counts[REPETITIONS - 1] / counts[0] - 1.0) * 100.0)
 }
 
-/// Instructions of a whole run.
+/// Instructions of a complete run.
 fn run(what: &str, number: u64) -> f64 {
     let program = std::env::current_exe().expect("this program");
     let output = Command::new("valgrind")
@@ -118,9 +126,9 @@ fn run(what: &str, number: u64) -> f64 {
         .args(["hits", what, &number.to_string()])
         .output()
         .expect("valgrind is installed: apt-get install valgrind");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    let collected = said.lines().find_map(|line| line.split_once("Collected : "));
-    let (_, collected) = collected.unwrap_or_else(|| panic!("callgrind counts: {said}"));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let collected = text.lines().find_map(|line| line.split_once("Collected : "));
+    let (_, collected) = collected.unwrap_or_else(|| panic!("callgrind counts: {text}"));
     collected.trim().parse().expect("a number")
 }

@@ -1,5 +1,5 @@
-//! A store of a million blobs: `make million`. What its start takes, what a rebuild of its index takes, and whether anybody
-//! notices when a tenth of it is evicted. The files are sparse: they take inodes, and no space.
+//! A store of a million blobs: `make million`. Measures the start, a rebuild of the index, and the latency of hits while a
+//! tenth of the store is evicted. The files are sparse: they take inodes, but no space.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends the run")]
 
@@ -20,17 +20,17 @@ use support::table::Table;
 const BLOBS: u64 = 1_000_000;
 const BLOB_BYTES: u64 = 64 << 10;
 const EVICTED: u64 = 100_000;
-const SAMPLE: Duration = Duration::from_millis(20);
-/// Between looks at the metrics, with which each phase sees its end.
-const SAMPLES_A_LOOK: u32 = 12;
-/// How long hits are timed while nothing else goes on.
-const QUIET: Duration = Duration::from_secs(10);
-const PATIENCE: Duration = Duration::from_secs(600);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
+/// Samples between two scrapes of the metrics, which show the end of each phase.
+const SAMPLES_PER_SCRAPE: u32 = 12;
+/// How long hits are timed on an otherwise idle server.
+const IDLE_TIME: Duration = Duration::from_secs(10);
+const PHASE_TIMEOUT: Duration = Duration::from_secs(600);
 
 struct Watched {
-    /// Of each hit.
+    /// The time of each hit.
     times: Vec<Duration>,
-    /// The most that the server ever had, in MiB.
+    /// The peak memory of the server, in MiB.
     memory: f64,
     took: Duration,
 }
@@ -65,26 +65,26 @@ fn main() -> ExitCode {
     table.at_most("after a clean stop: start to the first answer", 3.0, " s", &[begun.elapsed().as_secs_f64()]);
     let restore = watch(&stage, &hot, || is_ready(&stage));
     table.note(
-        "until it may evict",
+        "until eviction is possible",
         &format!("{:.1} s, RssAnon at most {:.0} MiB", restore.took.as_secs_f64(), restore.memory),
     );
 
     let quiet = undisturbed(&stage, &hot);
-    table.note("hits while nothing else goes on", &describe(&quiet.times));
+    table.note("hits on an otherwise idle server", &describe(&quiet.times));
     stage.server.stop();
-    // The low mark, to which it evicts, is a twentieth below the size.
+    // Eviction continues down to the low mark, a twentieth below the size.
     let size = (BLOBS - EVICTED) * BLOB_BYTES / 19 * 20;
     stage.server.configure(&format!("[cache]\nmax_size = \"{size}B\""));
     stage.server.begin();
     while !is_ready(&stage) {
-        thread::sleep(SAMPLE);
+        thread::sleep(SAMPLE_INTERVAL);
     }
     let evicting = watch(&stage, &hot, || evicted(&stage) >= EVICTED as f64 * 0.99);
     let rate = EVICTED as f64 / evicting.took.as_secs_f64();
     table.note(&format!("eviction of {EVICTED} blobs"), &format!("{rate:.0} blobs/s"));
     table.note("hits meanwhile", &describe(&evicting.times));
     let after = undisturbed(&stage, &hot);
-    table.note("hits when it is over", &describe(&after.times));
+    table.note("hits after the eviction", &describe(&after.times));
     let [before, during, after] =
         [quiet, evicting, after].map(|watched| percentile(&watched.times, 0.99).as_secs_f64());
     let ratio = during / f64::midpoint(before, after);
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
     if table.all_reached() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Files as a cache has them, with nothing in them.
+/// Creates sparse files with the names of cached blobs.
 fn fill(blobs: &Path) {
     for n in 0..BLOBS {
         let hex: String = Sha256::digest(n.to_be_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -101,13 +101,13 @@ fn fill(blobs: &Path) {
     }
 }
 
-/// What hits take while nothing else goes on, but for the look at the metrics with which the other phases see their end.
+/// Times hits on an otherwise idle server, with the same scrapes of metrics as in the other phases.
 fn undisturbed(stage: &Stage, hot: &Prepared) -> Watched {
-    let until = Instant::now() + QUIET;
+    let until = Instant::now() + IDLE_TIME;
     watch(stage, hot, || is_ready(stage) && Instant::now() > until)
 }
 
-/// Asks for a hot manifest again and again, and looks at the server's memory, until `done`.
+/// Requests a hot manifest repeatedly and samples the memory of the server, until `done`.
 fn watch(stage: &Stage, hot: &Prepared, done: impl Fn() -> bool) -> Watched {
     let (begun, stop) = (Instant::now(), AtomicBool::new(false));
     let manifest = &hot.image.manifest;
@@ -116,24 +116,24 @@ fn watch(stage: &Stage, hot: &Prepared, done: impl Fn() -> bool) -> Watched {
             let (mut conn, mut times) = (stage.connect(), Vec::new());
             while !stop.load(Ordering::Relaxed) {
                 let got = conn.get(&hot.tag, &manifest.bytes);
-                assert!(got.right, "it serves meanwhile");
+                assert!(got.correct, "the server responds meanwhile");
                 times.push(got.last_byte);
                 thread::sleep(Duration::from_micros(200));
             }
             times
         });
         let mut memory: f64 = 0.0;
-        // To gather the metrics takes a worker longer than a hit: asked as often as memory is looked at, they would be the p99.
+        // A scrape occupies a worker for longer than a hit: with one for each sample, scrapes would determine the p99.
         while !done() {
-            assert!(begun.elapsed() < PATIENCE, "it comes to an end");
-            for _ in 0..SAMPLES_A_LOOK {
+            assert!(begun.elapsed() < PHASE_TIMEOUT, "the phase ends");
+            for _ in 0..SAMPLES_PER_SCRAPE {
                 memory = memory.max(stage.memory("RssAnon"));
-                thread::sleep(SAMPLE);
+                thread::sleep(SAMPLE_INTERVAL);
             }
         }
         let took = begun.elapsed();
         stop.store(true, Ordering::Relaxed);
-        Watched { times: hits.join().expect("every hit was right"), memory, took }
+        Watched { times: hits.join().expect("every hit was correct"), memory, took }
     })
 }
 

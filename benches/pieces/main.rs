@@ -1,5 +1,5 @@
-//! What a hit is made of, piece by piece, and without a socket: `make pieces`. For whoever changes one of them and wants to
-//! see what that does; what counts in the end is in docs/benchmarks.md.
+//! Microbenchmarks of the parts of a hit, without sockets: `make pieces`. They show the effect of a change to one part; the
+//! figures that count are in docs/benchmarks.md.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends the run")]
 
@@ -11,7 +11,7 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use roadstead::oci::{Algorithm, Digest, Route};
 use roadstead::store::FRAME;
-use support::hot::{BLOB, Hot, mirrored, tag};
+use support::hot::{BLOB_BYTES, Hot, mirrored, tag};
 use support::tests::{Image, random_bytes};
 use tokio::runtime::{Builder, Runtime};
 
@@ -35,17 +35,17 @@ fn hits(criterion: &mut Criterion) {
     for (what, path) in [("manifest by digest", &hot.by_digest), ("manifest by tag", &hot.by_tag)] {
         group.bench_function(what, |bencher| bencher.to_async(&runtime).iter(|| hot.get(path)));
     }
-    group.throughput(Throughput::Bytes(BLOB as u64));
+    group.throughput(Throughput::Bytes(BLOB_BYTES as u64));
     group.bench_function("blob of 1 MiB", |bencher| bencher.to_async(&runtime).iter(|| hot.get(&hot.blob)));
 }
 
-/// One frame of a file that is still being written, which is what a follower of a fill reads.
+/// One frame of a file that is still being written, as read by a follower of a fill.
 fn follower(criterion: &mut Criterion) {
     let runtime = runtime();
     let hot = runtime.block_on(Hot::new());
     let spool = runtime.block_on(async {
         let spool = hot.store.begin(Algorithm::Sha256, None).await.expect("a spool");
-        spool.append(vec![random_bytes(1, BLOB)]).await.expect("it is written");
+        spool.append(vec![random_bytes(1, BLOB_BYTES)]).await.expect("the bytes are written");
         spool
     });
     let reader = spool.reader();
@@ -53,11 +53,11 @@ fn follower(criterion: &mut Criterion) {
     let frame = FRAME as u64;
     group.throughput(Throughput::Bytes(frame));
     group.bench_function("read of a frame", |bencher| {
-        bencher.to_async(&runtime).iter(async || reader.read_at(frame, frame).await.expect("it can be read"));
+        bencher.to_async(&runtime).iter(async || reader.read_at(frame, frame).await.expect("the frame can be read"));
     });
 }
 
-/// What asks the index (a page of a list), and what is remembered of the files.
+/// A page of a list from the index, and a lookup in the front.
 fn look_ups(criterion: &mut Criterion) {
     let runtime = runtime();
     let hot = runtime.block_on(Hot::new());
@@ -73,12 +73,12 @@ fn look_ups(criterion: &mut Criterion) {
             assert_eq!(page.items.len(), PAGE);
         });
     });
-    group.bench_function("whether a repository has a blob, remembered", |bencher| {
+    group.bench_function("membership of a blob, from the front", |bencher| {
         bencher.to_async(&runtime).iter(async || hot.store.member(&hot.repository, &blob).await.expect("an answer"));
     });
 }
 
-/// One thread, as a request has; what waits for the disk goes to the blocking pool all the same.
+/// One thread, as for a request. Disk access still goes to the blocking pool.
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }

@@ -1,4 +1,4 @@
-//! A client that costs next to nothing: a blocking socket, and a comparison with what should come instead of a hash.
+//! A client with minimal cost: a blocking socket, and a comparison with the expected bytes instead of a hash.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -8,28 +8,28 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-/// What a registry must be told to give out an OCI manifest.
+/// The `Accept` that docker-registry needs to serve an OCI manifest.
 pub const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, */*";
-const BUFFER: usize = 256 << 10;
-/// Far above what any figure takes: a server that hangs ends the run.
-const PATIENCE: Duration = Duration::from_secs(120);
+const BUFFER_BYTES: usize = 256 << 10;
+/// Far above the time of any figure: a server that hangs ends the run.
+const READ_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub struct Conn {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// One answer, timed from the request on.
+/// One response, timed from the request.
 #[derive(Clone, Copy, Debug)]
 pub struct Got {
-    /// Of the body, as the last.
+    /// Time of the first byte of the body; that of the last byte follows.
     pub first_byte: Duration,
     pub last_byte: Duration,
-    /// 200, and byte for byte what it should be.
-    pub right: bool,
+    /// Status 200 and the expected bytes.
+    pub correct: bool,
 }
 
-/// An answer as it came, for what is not timed by its bytes.
+/// A complete response, where single bytes are not timed.
 pub struct Answer {
     pub status: u16,
     pub head: String,
@@ -37,7 +37,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The header of that name, in whatever case, or an empty string.
+    /// The header of this name, case-insensitive, or an empty string.
     pub fn header(&self, name: &str) -> &str {
         let mut lines = self.head.lines().filter_map(|line| line.split_once(':'));
         lines.find(|(other, _)| other.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value.trim())
@@ -46,28 +46,28 @@ impl Answer {
 
 impl Conn {
     pub fn open(address: SocketAddr) -> Self {
-        Self::from_stream(TcpStream::connect(address).expect("somebody listens"))
+        Self::from_stream(TcpStream::connect(address).expect("the server listens"))
     }
 
-    /// With a receive buffer of so many bytes: all that one who reads nothing takes.
+    /// With a receive buffer of this many bytes, which bounds what a client that does not read accepts.
     pub fn with_receive_buffer(address: SocketAddr, bytes: usize) -> Self {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
         socket.set_recv_buffer_size(bytes).expect("a small buffer");
-        socket.connect(&address.into()).expect("somebody listens");
+        socket.connect(&address.into()).expect("the server listens");
         Self::from_stream(socket.into())
     }
 
     fn from_stream(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("an option of every socket");
-        stream.set_read_timeout(Some(PATIENCE)).expect("an option of every socket");
-        Self { stream, buffer: vec![0; BUFFER] }
+        stream.set_read_timeout(Some(READ_TIMEOUT)).expect("an option of every socket");
+        Self { stream, buffer: vec![0; BUFFER_BYTES] }
     }
 
     pub fn ask(&mut self, path: &str) {
         self.send("GET", path, &[("Accept", ACCEPT)], &[]);
     }
 
-    /// Sends a request with a body of these parts, and leaves what comes to be read.
+    /// Sends a request with a body of these parts. The response is left unread.
     pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[&[u8]]) {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: figures\r\n");
         headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
@@ -81,7 +81,7 @@ impl Conn {
         }
     }
 
-    /// The whole answer to the request before.
+    /// The complete response to the last request.
     pub fn answer(&mut self, to_head: bool) -> Answer {
         let (from, filled) = self.read_head();
         let head = String::from_utf8_lossy(&self.buffer[..from]).into_owned();
@@ -113,31 +113,31 @@ impl Conn {
         let start = Instant::now();
         self.ask(path);
         let (mut from, mut filled) = self.read_head();
-        let mut right = self.buffer.starts_with(b"HTTP/1.1 200");
+        let mut correct = self.buffer.starts_with(b"HTTP/1.1 200");
         let (mut at, mut first_byte) = (0, None);
         loop {
             if filled > from {
                 first_byte.get_or_insert_with(|| start.elapsed());
             }
             let bytes = &self.buffer[from..filled];
-            right &= expected.get(at..at + bytes.len()) == Some(bytes);
+            correct &= expected.get(at..at + bytes.len()) == Some(bytes);
             at += bytes.len();
-            if !right || at >= expected.len() {
+            if !correct || at >= expected.len() {
                 break;
             }
             (from, filled) = (0, self.stream.read(&mut self.buffer).expect("the body goes on"));
-            right &= filled > 0;
+            correct &= filled > 0;
         }
         let last_byte = start.elapsed();
-        Got { first_byte: first_byte.unwrap_or(last_byte), last_byte, right }
+        Got { first_byte: first_byte.unwrap_or(last_byte), last_byte, correct }
     }
 
-    /// Reads until a whole head is in the buffer: where it ends, and what is filled.
+    /// Reads until complete headers are in the buffer. Returns their end and the filled length.
     fn read_head(&mut self) -> (usize, usize) {
         let mut filled = 0;
         loop {
-            let read = self.stream.read(&mut self.buffer[filled..]).expect("a head comes");
-            assert!(read > 0, "no head, but {:?}", String::from_utf8_lossy(&self.buffer[..filled]));
+            let read = self.stream.read(&mut self.buffer[filled..]).expect("response headers arrive");
+            assert!(read > 0, "incomplete headers: {:?}", String::from_utf8_lossy(&self.buffer[..filled]));
             filled += read;
             if let Some(end) = self.buffer[..filled].windows(4).position(|four| four == b"\r\n\r\n") {
                 return (end + 4, filled);
@@ -146,7 +146,7 @@ impl Conn {
     }
 }
 
-/// So many clients, each with a connection of its own, ask for the same at the same moment.
+/// This many clients, each with its own connection, send the same request at the same moment.
 pub fn together(clients: usize, address: SocketAddr, path: &str, expected: &[u8]) -> Vec<Got> {
     let start = Barrier::new(clients);
     let client = || {
@@ -156,6 +156,6 @@ pub fn together(clients: usize, address: SocketAddr, path: &str, expected: &[u8]
     };
     thread::scope(|scope| {
         let running: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
-        running.into_iter().map(|client| client.join().expect("a client ends")).collect()
+        running.into_iter().map(|client| client.join().expect("a client thread ends")).collect()
     })
 }

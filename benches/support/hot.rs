@@ -1,4 +1,4 @@
-//! A server without its sockets, over a store with one mirrored image in it. Nothing of it leaves the process.
+//! A server without sockets, over a store with one mirrored image. Nothing leaves the process.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,9 +22,9 @@ use tempfile::TempDir;
 
 use super::tests::Image;
 
-pub const BLOB: usize = 1 << 20;
+pub const BLOB_BYTES: usize = 1 << 20;
 const UPSTREAM: &str = "docker.io";
-/// Nobody listens there, and nobody asks: a hit is a hit, and a tag stays fresh for longer than anything here takes.
+/// The upstream does not exist and is not needed: all content is stored, and tags stay fresh throughout.
 const CONFIG: &str = "builtin_upstreams = false\ndefault_upstream = \"docker.io\"\n\
                       [cache]\ntag_ttl = \"1d\"\n[upstream.\"docker.io\"]\nurl = \"http://127.0.0.1:1\"";
 
@@ -32,7 +32,7 @@ pub struct Hot {
     site: Site,
     pub store: Store,
     pub repository: RepoId,
-    /// What a client asks for: the manifest by its tag and by its digest, and a blob of 1 MiB.
+    /// Request paths: the manifest by tag and by digest, and a blob of 1 MiB.
     pub by_tag: String,
     pub by_digest: String,
     pub blob: String,
@@ -42,13 +42,13 @@ pub struct Hot {
 impl Hot {
     pub async fn new() -> Self {
         let config = Config::from_toml(CONFIG, "bench").expect("a configuration");
-        // Beside the build, not in /tmp: that may be memory.
+        // In the build folder, as /tmp may be in memory.
         let folder = tempfile::tempdir_in(Path::new(env!("CARGO_TARGET_TMPDIR"))).expect("a temporary folder");
         let store = Store::open(folder.path()).expect("an empty store");
         store.reconcile(&AtomicBool::new(false));
         assert!(!store.needs_reconcile(), "the index is in service");
         let repository = mirrored("library/hot");
-        let image = Image::new(1, &[BLOB]);
+        let image = Image::new(1, &[BLOB_BYTES]);
         fill(&store, &repository, &image).await;
 
         let (metrics, tasks) = (Arc::new(Metrics::new(&[UPSTREAM])), Tasks::new());
@@ -74,7 +74,7 @@ impl Hot {
         }
     }
 
-    /// One GET, read to its end: the bytes of its body.
+    /// One GET, read to its end. Returns the length of its body.
     pub async fn get(&self, path: &str) -> usize {
         let request = Request::get(path).header("Host", "bench").body(Body::empty()).expect("a request");
         let mut response = self.site.answer(request).await;
@@ -96,13 +96,13 @@ async fn fill(store: &Store, repository: &RepoId, image: &Image) {
     for blob in image.blobs() {
         let digest: Digest = blob.digest.parse().expect("a digest");
         let spool = store.begin(Algorithm::Sha256, Some(blob.bytes.len() as u64)).await.expect("a spool");
-        spool.append(vec![blob.bytes.clone()]).await.expect("it is written");
-        spool.commit(&digest, repository).await.expect("it is kept");
+        spool.append(vec![blob.bytes.clone()]).await.expect("the bytes are written");
+        spool.commit(&digest, repository).await.expect("the content is stored");
     }
     tag(store, repository, image, &["v1".to_owned()]).await;
 }
 
-/// Keeps the manifest of the image under these tags.
+/// Stores the manifest of the image under these tags.
 pub async fn tag(store: &Store, repository: &RepoId, image: &Image, tags: &[String]) {
     let content = &image.manifest;
     let new = NewManifest {
@@ -112,5 +112,5 @@ pub async fn tag(store: &Store, repository: &RepoId, image: &Image, tags: &[Stri
         manifest: Manifest::parse(&content.bytes).expect("a manifest"),
     };
     let tags = tags.iter().map(|tag| tag.parse().expect("a tag")).collect();
-    store.put_manifest(repository, new, tags).await.expect("it is kept");
+    store.put_manifest(repository, new, tags).await.expect("the content is stored");
 }

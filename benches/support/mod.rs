@@ -1,7 +1,7 @@
-//! What the benches that start servers share, beside what the tests stand on: a client that costs next to nothing, what
-//! the kernel says of a process, and the tables.
+//! Shared code of the benches, beside the support of the tests: a client with minimal cost, process statistics from the
+//! kernel, and tables.
 
-#![allow(dead_code, reason = "every helper is here for some bench, not for each of them")]
+#![allow(dead_code, reason = "each bench uses only part of this module")]
 
 pub mod client;
 pub mod hot;

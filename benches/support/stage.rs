@@ -1,4 +1,4 @@
-//! What every figure is measured on: an upstream, a Roadstead that mirrors it, and what the kernel says of its process.
+//! The setup of every figure: an upstream, a Roadstead that mirrors it, and the statistics of its process.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,8 +16,8 @@ use super::tests::{Image, Upstream};
 pub const REPOSITORY: &str = "library/figures";
 pub const MIB: usize = 1 << 20;
 
-/// The upstream counts a frame just after a client may have read it.
-const COUNTED: Duration = Duration::from_millis(50);
+/// The upstream counts a frame shortly after a client may have read it.
+const COUNTING_DELAY: Duration = Duration::from_millis(50);
 
 pub struct Stage {
     pub server: ServerProcess,
@@ -25,7 +25,7 @@ pub struct Stage {
     runtime: Runtime,
 }
 
-/// An image of one layer. The server has its manifest, so the layer can be asked for, and is cold.
+/// An image of one layer. Its manifest is cached, so the layer is readable, and cold.
 pub struct Prepared {
     pub image: Image,
     pub tag: String,
@@ -33,12 +33,12 @@ pub struct Prepared {
 }
 
 impl Stage {
-    /// With this beside the default configuration.
+    /// Starts both, with `config` added to the default configuration.
     pub fn new(config: &str) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let upstream = runtime.block_on(Upstream::start());
         let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io").config(config);
-        // Beside the build, not in /tmp: that may be memory.
+        // In the build folder, as /tmp may be in memory.
         let server = ServerProcess::start_in(Path::new(env!("CARGO_TARGET_TMPDIR")), settings);
         Self { server, upstream, runtime }
     }
@@ -47,20 +47,20 @@ impl Stage {
         let image = Image::new(seed, &[bytes]);
         self.upstream.add_image(REPOSITORY, &format!("{bytes}-{seed}"), &image);
         let tag = format!("/v2/{REPOSITORY}/manifests/{bytes}-{seed}");
-        assert!(self.connect().get(&tag, &image.manifest.bytes).right, "the manifest is served");
+        assert!(self.connect().get(&tag, &image.manifest.bytes).correct, "the manifest is served");
         let layer = format!("/v2/{REPOSITORY}/blobs/{}", image.layers[0].digest);
         Prepared { image, tag, layer }
     }
 
-    /// From here on the upstream counts from zero.
+    /// Resets the counts of the upstream.
     pub fn forget(&self) {
-        thread::sleep(COUNTED);
+        thread::sleep(COUNTING_DELAY);
         self.upstream.forget();
     }
 
-    /// How often the upstream was asked for it, and how many MiB it sent, since it was made to forget.
+    /// The number of upstream requests for this path, and the MiB sent, since the last reset.
     pub fn fetched(&self, path: &str) -> (f64, f64) {
-        thread::sleep(COUNTED);
+        thread::sleep(COUNTING_DELAY);
         (self.upstream.count("GET", path) as f64, self.upstream.bytes_sent() as f64 / MIB as f64)
     }
 
@@ -87,7 +87,7 @@ impl Stage {
     }
 
     pub fn pids(&self) -> [u32; 1] {
-        [self.server.pid().expect("the server runs")]
+        [self.server.pid().expect("the server is running")]
     }
 }
 

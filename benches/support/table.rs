@@ -1,4 +1,4 @@
-//! What is printed: one row per figure, with its goal and whether it was reached.
+//! The printed table: one row per figure, with its goal and whether it is reached.
 
 #[derive(Default)]
 pub struct Table {
@@ -11,7 +11,7 @@ impl Table {
         Self::default()
     }
 
-    /// A figure that must not be above `goal` in the median of its rounds.
+    /// A figure whose median over the rounds must not exceed `goal`.
     pub fn at_most(&mut self, what: &str, goal: f64, unit: &str, rounds: &[f64]) {
         let mut sorted = rounds.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -21,8 +21,8 @@ impl Table {
 
     /// A figure that must be exactly `goal` in every round.
     pub fn exactly(&mut self, what: &str, goal: f64, unit: &str, rounds: &[f64]) {
-        let odd = rounds.iter().copied().find(|round| *round != goal);
-        self.row(what, &format!("{goal}{unit}"), (rounds[0], odd.unwrap_or(goal)), unit, odd.is_none());
+        let different = rounds.iter().copied().find(|round| *round != goal);
+        self.row(what, &format!("{goal}{unit}"), (rounds[0], different.unwrap_or(goal)), unit, different.is_none());
     }
 
     /// A figure for orientation.
