@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Says what the tests need, and asks apt for what is missing. It starts none of the daemons that it
-# installs, now or at the next boot: the tests start their own, on ports of their own.
+# Installs the Debian packages that the tests need and that are missing. It starts none of their daemons, now or at the
+# next boot: the tests start their own, on their own ports.
 set -euo pipefail
 
 # program:package
@@ -23,22 +23,22 @@ packages=()
 for need in "${needs[@]}"; do
     command -v "${need%%:*}" >/dev/null || packages+=("${need#*:}")
 done
-# The image that the tests make holds busybox and no library: the linked one would not run in it.
+# The test image contains busybox without libraries, so a dynamically linked busybox would not run.
 if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then
     packages+=(busybox-static)
 fi
-# With AppArmor in the kernel, Docker starts no container without its tools.
+# With AppArmor in the kernel, Docker needs its tools to start containers.
 if grep -qs Y /sys/module/apparmor/parameters/enabled && ! command -v apparmor_parser >/dev/null; then
     packages+=(apparmor)
 fi
 if [ ${#packages[@]} -eq 0 ]; then
-    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, curl, busybox, valgrind: all here."
+    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, curl, busybox, valgrind: all installed."
     exit 0
 fi
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
-echo "The tests need these Debian packages too: ${packages[*]}"
+echo "Installing Debian packages for the tests: ${packages[*]}"
 if ! command -v apt-get >/dev/null; then
-    echo "There is no apt-get here. Please install them by other means and run this again." >&2
+    echo "apt-get not found: install these packages by other means and run this script again." >&2
     exit 1
 fi
 
@@ -50,7 +50,7 @@ apt() {
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" >/dev/null
 }
 
-# Debian asks this file whether a package may start its service; 101 is no.
+# Debian runs this file to decide whether a package may start its service; exit code 101 forbids it.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' | "${root[@]}" install -m 755 /dev/stdin "$policy"
@@ -58,7 +58,7 @@ if [ ! -e "$policy" ]; then
 fi
 apt update
 apt install -y --no-install-recommends "${packages[@]}"
-# From Debian 13 on, the command line of Docker is a package of its own.
+# From Debian 13 on, the Docker client is a separate package.
 command -v docker >/dev/null || apt install -y --no-install-recommends docker-cli
 
 if command -v systemctl >/dev/null; then
@@ -73,5 +73,5 @@ if command -v systemctl >/dev/null; then
             "${root[@]}" systemctl disable --quiet "$service" 2>/dev/null || true
         done
     done
-    echo "They are installed, and none of their services is switched on."
+    echo "The packages are installed, and their services are disabled."
 fi
