@@ -136,7 +136,7 @@ fn stop_all_when_interrupted(folder: PathBuf) -> Runtime {
         }
         // An error means that the terminal is closed.
         let _ = writeln!(io::stderr(), "interrupted: stopping the servers and removing their data");
-        // Measurements that fail from now on must not panic with a message before the end.
+        // A measurement that fails because its server is killed waits for the exit, without a panic message.
         std::panic::set_hook(Box::new(|_| {
             loop {
                 thread::park();

@@ -6,7 +6,7 @@ use super::folder::Folder;
 use super::program::{MachineLock, NO_INTERNET, find, run};
 use super::readme::{generated, recipe};
 use super::registry::Registry;
-use super::{busybox, roadstead};
+use super::{busybox, roadstead, two_registries};
 use crate::support::daemon::Daemon;
 use crate::support::process::ServerProcess;
 
@@ -98,11 +98,8 @@ impl Containerd {
 
 #[tokio::test]
 async fn containerd_pulls_from_two_registries_through_one_mirror() {
-    let (hub, github) = (Registry::start(), Registry::start());
     // The same name and tag at both registries: only `ns` distinguishes them.
-    let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
-    hub.push("team/tool", "v1", &from_hub).await;
-    github.push("team/tool", "v1", &from_github).await;
+    let [(hub, from_hub), (github, from_github)] = two_registries("team/tool", "v1").await;
     let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
     let _lock = MachineLock::take("daemon");
     let containerd = Containerd::start();
@@ -118,10 +115,7 @@ async fn containerd_pulls_from_two_registries_through_one_mirror() {
 
 #[tokio::test]
 async fn containerd_works_with_the_output_of_client_config() {
-    let (hub, github) = (Registry::start(), Registry::start());
-    let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
-    hub.push("team/tool", "v1", &from_hub).await;
-    github.push("team/tool", "v1", &from_github).await;
+    let [(hub, from_hub), (github, from_github)] = two_registries("team/tool", "v1").await;
     let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
     let _lock = MachineLock::take("daemon");
     let containerd = Containerd::start();

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use super::folder::Folder;
 use super::program::run;
-use crate::disk::files_below as all_below;
-use crate::scene::{KIB, MIB, REPO, blob, blob_path, files_below, until};
+use crate::disk::files_below;
+use crate::scene::{KIB, MIB, REPO, blob, blob_path, entry_count, until};
 use crate::support::image::OCI_MANIFEST;
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
@@ -68,7 +68,7 @@ async fn content_without_room_on_disk_is_served_correctly() {
     upstream.forget();
     assert!(read_all(&server, &small_path).await == small.bytes, "stored content stays stored");
     assert_eq!(upstream.total(), 0);
-    until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
+    until("the spool is empty", async || entry_count(&server.data_dir().join("spool")) == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +93,7 @@ async fn a_full_disk_refuses_pushes_serves_manifests_and_recovers() {
     assert_eq!((refused.status, refused.error_code().as_str()), (507, "UNAVAILABLE"));
 
     std::fs::remove_file(filler).unwrap();
-    assert_eq!(files_below(&server.data_dir().join("spool")), 0);
+    assert_eq!(entry_count(&server.data_dir().join("spool")), 0);
     assert_eq!(client.get(&server.url("/readyz")).await.status, 200);
     client.push_image(&server.url(""), "team/app", "v1", &image).await;
     upstream.forget();
@@ -115,7 +115,7 @@ async fn cached_content_is_evicted_for_a_push_above_min_free() {
         upstream.add_blob(REPO, &cached);
         assert!(read_all(&server, &blob_path(REPO, &cached)).await == cached.bytes);
     }
-    until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
+    until("the spool is empty", async || entry_count(&server.data_dir().join("spool")) == 0).await;
     let evictions = server.metric("roadstead_evictions_total", &[("reason", "disk")]).await;
     assert!(evictions >= 10.0, "{evictions} evictions for 30 MiB in 20 MiB of room");
     assert!(free(disk.path()) >= 4 * MIB as u64);
@@ -134,14 +134,14 @@ async fn cached_content_is_evicted_for_a_push_above_min_free() {
     if let Ok(refused) = refused {
         assert_eq!((refused.status, refused.error_code().as_str()), (507, "UNAVAILABLE"));
     }
-    until("the refused push leaves no session", async || files_below(&server.data_dir().join("uploads")) == 0).await;
+    until("the refused push leaves no session", async || entry_count(&server.data_dir().join("uploads")) == 0).await;
     // On another connection: that of the refused push may be closed.
     assert_eq!(Client::new().get(&upload).await.status, 404);
     let evicted = server.metric("roadstead_evictions_total", &[("reason", "disk")]).await;
     let hopeless = [("Content-Type", "application/octet-stream")];
     let upload = client.start_upload(&base, "team/app").await;
     drop(Client::new().try_send("PATCH", &upload, &hopeless, vec![0; 2 * DISK_BYTES]).await);
-    until("this push leaves no session either", async || files_below(&server.data_dir().join("uploads")) == 0).await;
+    until("this push leaves no session either", async || entry_count(&server.data_dir().join("uploads")) == 0).await;
     assert_eq!(
         server.metric("roadstead_evictions_total", &[("reason", "disk")]).await,
         evicted,
@@ -168,12 +168,12 @@ async fn start_on_a_full_disk_evicts_cached_content_for_the_index() {
     assert_eq!(free(disk.path()), 0);
 
     let blobs = server.data_dir().join("blobs");
-    let before = all_below(&blobs).len();
+    let before = files_below(&blobs).len();
     let config = server.config_file();
     for command in ["du", "scrub"] {
         run(Path::new(env!("CARGO_BIN_EXE_roadstead")), &[command, "--config", config.to_str().unwrap()], &[]);
     }
-    assert_eq!(all_below(&blobs).len(), before, "the command removes nothing");
+    assert_eq!(files_below(&blobs).len(), before, "the command removes nothing");
 
     for _ in 0..2 {
         server.begin();
@@ -182,7 +182,7 @@ async fn start_on_a_full_disk_evicts_cached_content_for_the_index() {
         assert_eq!((&ready["ready"], &ready["index_without_room"]), (&true.into(), &false.into()), "{ready}");
         let index = server.metric("roadstead_index_ready", &[]).await;
         assert_eq!(index, 1.0, "eviction works again");
-        let left = all_below(&blobs).len();
+        let left = files_below(&blobs).len();
         assert!((4..=10).contains(&left), "{left} files: only part of the cached content was evicted");
         for blob in &pushed.layers {
             assert!(read_all(&server, &blob_path("team/app", blob)).await == blob.bytes);

@@ -23,9 +23,19 @@ mod shapes;
 mod skopeo;
 mod tls;
 
+use crate::support::Image;
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
 use registry::Registry;
+
+/// Two registries, each with its own image: `repository:tag` at the first one and `team/tool:v1` at the second one.
+async fn two_registries(repository: &str, tag: &str) -> [(Registry, Image); 2] {
+    let (hub, github) = (Registry::start(), Registry::start());
+    let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
+    hub.push(repository, tag, &from_hub).await;
+    github.push("team/tool", "v1", &from_github).await;
+    [(hub, from_hub), (github, from_github)]
+}
 
 /// Roadstead with these upstreams, the first of which is the default.
 fn roadstead(upstreams: &[(&str, &Registry)]) -> ServerProcess {

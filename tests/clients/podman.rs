@@ -4,7 +4,7 @@ use super::folder::Folder;
 use super::program::find;
 use super::readme::recipe;
 use super::registry::Registry;
-use super::{busybox, containers, roadstead, shapes};
+use super::{busybox, containers, roadstead, shapes, two_registries};
 use crate::support::Client;
 
 pub struct Podman {
@@ -36,10 +36,7 @@ impl Podman {
 
 #[tokio::test]
 async fn podman_pulls_through_the_path_form() {
-    let (hub, github) = (Registry::start(), Registry::start());
-    let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
-    hub.push("library/busybox", "latest", &from_hub).await;
-    github.push("team/tool", "v1", &from_github).await;
+    let [(hub, from_hub), (github, from_github)] = two_registries("library/busybox", "latest").await;
     let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
     let host = roadstead.host();
     let podman = Podman::new(&format!(
@@ -91,10 +88,7 @@ async fn podman_pushes_an_index_and_pulls_an_image_with_an_empty_layer() {
 
 #[tokio::test]
 async fn podman_pulls_with_the_readme_recipe() {
-    let (hub, github) = (Registry::start(), Registry::start());
-    let (from_hub, from_github) = (busybox::image("from the hub"), busybox::image("from github"));
-    hub.push("library/busybox", "latest", &from_hub).await;
-    github.push("team/tool", "v1", &from_github).await;
+    let [(hub, from_hub), (github, from_github)] = two_registries("library/busybox", "latest").await;
     let roadstead = roadstead(&[("docker.io", &hub), ("ghcr.io", &github)]);
     let podman = Podman::new(&recipe("### podman, buildah, skopeo, CRI-O", "toml", &roadstead.host()));
     for (image, wanted) in [("docker.io/library/busybox:latest", &from_hub), ("ghcr.io/team/tool:v1", &from_github)] {

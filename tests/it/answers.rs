@@ -3,19 +3,10 @@
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::scene::pushed_and_mirrored;
 use crate::support::artifact::{about, empty};
 use crate::support::image::{OCI_INDEX, OCI_MANIFEST};
-use crate::support::{Answer, Image, Reply, TestServer, Upstream, digest_of};
-
-/// A server with one pushed and one mirrored image, and its scriptable upstream.
-async fn scene() -> (Upstream, TestServer, Image) {
-    let upstream = Upstream::start().await;
-    let image = Image::new(1, &[1000]);
-    upstream.add_image("org/app", "v1", &image);
-    let server = TestServer::mirror_of(&upstream).await;
-    server.client().push_image(&server.url(""), "team/app", "v1", &image).await;
-    (upstream, server, image)
-}
+use crate::support::{Answer, Image, Reply, digest_of};
 
 /// Replaces `{digest}`, `{layer}` and the like in a row of a table by the values of the scene.
 fn fill_in(text: &str, image: &Image) -> String {
@@ -28,7 +19,7 @@ fn fill_in(text: &str, image: &Image) -> String {
 
 #[tokio::test]
 async fn every_response_has_the_required_headers() {
-    let (_upstream, server, image) = scene().await;
+    let (_upstream, server, image) = pushed_and_mirrored().await;
     const MANIFEST: &str =
         "content-type: {type}; docker-content-digest: {digest}; etag: \"{digest}\"; content-length: {length}";
     const BLOB: &str = "content-type: application/octet-stream; docker-content-digest: {layer}; etag: \"{layer}\"; \
@@ -83,7 +74,7 @@ fn assert_headers(answer: &Answer, expected: &str, what: &str) {
 
 #[tokio::test]
 async fn every_push_response_names_the_next_location() {
-    let (_upstream, server, image) = scene().await;
+    let (_upstream, server, image) = pushed_and_mirrored().await;
     let base = "/v2/team/app/blobs/uploads/";
     let started = server.send("POST", base, &[], "").await;
     let location = started.header("location").to_owned();
@@ -133,7 +124,7 @@ async fn every_push_response_names_the_next_location() {
 
 #[tokio::test]
 async fn every_error_of_the_specification_has_its_status_and_code() {
-    let (upstream, server, image) = scene().await;
+    let (upstream, server, image) = pushed_and_mirrored().await;
     let open =
         || async { server.send("POST", "/v2/team/app/blobs/uploads/", &[], "").await.header("location").to_owned() };
     let session = open().await;
@@ -217,7 +208,7 @@ async fn every_error_of_the_specification_has_its_status_and_code() {
 
 #[tokio::test]
 async fn a_manifest_of_exactly_4_mib_is_stored_unchanged() {
-    let (_upstream, server, image) = scene().await;
+    let (_upstream, server, image) = pushed_and_mirrored().await;
     let padded = |length: usize| {
         let head = format!("{{\n \"schemaVersion\" : 2,\"manifests\":[{}],\"x\":\"", image.manifest.descriptor());
         format!(

@@ -9,7 +9,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::scene::{KIB, MIB, REPO, Scene, blob, blob_path, files_below, is_stored, settle};
+use crate::disk::blob_file;
+use crate::scene::{KIB, MIB, REPO, Scene, blob, blob_path, entry_count, is_stored, settle};
 use crate::support::image::OCI_INDEX;
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
@@ -66,14 +67,13 @@ async fn a_truncated_blob_file_is_not_served() {
     scene.server.get(&scene.path()).await;
     scene.settle().await;
     for content in [&scene.blob, &pushed] {
-        let hex = content.digest.strip_prefix("sha256:").unwrap();
-        let file = scene.server.data_dir().join("blobs/sha256").join(&hex[..2]).join(hex);
+        let file = blob_file(scene.server.data_dir(), &content.digest);
         fs::File::options().write(true).open(file).unwrap().set_len(1000).unwrap();
     }
     assert!(scene.server.get(&scene.path()).await.body == scene.bytes(), "cached content is fetched again");
     let lost = scene.server.get(&blob_path("team/app", &pushed)).await;
     assert_eq!((lost.status, lost.error_code().as_str()), (404, "BLOB_UNKNOWN"));
-    assert_eq!(files_below(&scene.server.data_dir().join("quarantine")), 2);
+    assert_eq!(entry_count(&scene.server.data_dir().join("quarantine")), 2);
     scene.server.client().push_blob(&scene.server.url(""), "team/app", &pushed).await;
     scene.server.restart().await;
     assert!(scene.server.get(&blob_path("team/app", &pushed)).await.body == pushed.bytes, "a new push heals it");
@@ -143,7 +143,7 @@ async fn idle_connections_leave_descriptors_for_files() {
 #[tokio::test(flavor = "multi_thread")]
 async fn open_sessions_hold_no_descriptors() {
     let server = TestServer::builder().start().await;
-    let descriptors = || files_below(std::path::Path::new("/proc/self/fd"));
+    let descriptors = || entry_count(std::path::Path::new("/proc/self/fd"));
     let before = descriptors();
     for _ in 0..200 {
         server.client().start_upload(&server.url(""), "team/app").await;

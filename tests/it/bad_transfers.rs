@@ -6,7 +6,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::scene::{HELD_BACK_TAIL_BYTES, KIB, MIB, REPO, blob_path, files_below, settle, until};
+use crate::disk::blob_file;
+use crate::scene::{HELD_BACK_TAIL_BYTES, KIB, MIB, REPO, blob_path, entry_count, settle, until};
 use crate::support::{Conn, Content, Ended, Gate, Image, Reply, TestServer, Upstream, digest_of, random_bytes};
 
 const CONCURRENT_CLIENTS: usize = 50;
@@ -348,9 +349,9 @@ impl Scene {
         }
         assert_eq!(pull(server, &path, bytes, 0).await, Some(Outcome::Correct), "{what}");
         settle(server).await;
-        let kept = std::fs::read(file_of(server, self.blob())).unwrap();
+        let kept = std::fs::read(blob_file(server.data_dir(), &self.blob().digest)).unwrap();
         assert!(&kept == bytes, "{what}: the stored file is wrong");
-        assert_eq!(files_below(&server.data_dir().join("spool")), 0, "{what}");
+        assert_eq!(entry_count(&server.data_dir().join("spool")), 0, "{what}");
     }
 
     async fn check_counts(&self, server: &TestServer) {
@@ -411,9 +412,4 @@ async fn pull(server: &TestServer, path: &str, expected: &[u8], n: usize) -> Opt
         (200, _) => Some(Outcome::CutShort),
         (status, _) => Some(Outcome::Error(status)),
     }
-}
-
-fn file_of(server: &TestServer, blob: &Content) -> std::path::PathBuf {
-    let hex = blob.digest.strip_prefix("sha256:").expect("a sha256 digest");
-    server.data_dir().join("blobs/sha256").join(&hex[..2]).join(hex)
 }

@@ -13,7 +13,8 @@ use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use futures_util::stream::{self, StreamExt as _};
 
-use crate::scene::{HELD_BACK_TAIL_BYTES, MIB, blob_path, files_below, settle};
+use crate::disk::blob_file;
+use crate::scene::{HELD_BACK_TAIL_BYTES, MIB, blob_path, entry_count, settle};
 use crate::support::{Conn, Content, Ended, Image, Reply, TestServer, Upstream, digest_of, random_bytes};
 
 const UPSTREAMS: usize = 4;
@@ -84,10 +85,9 @@ async fn five_hundred_pulls_from_failing_upstreams_succeed() {
     assert_eq!(metrics.sum("registry_http_in_flight_requests", &[("handler", "blob")]), 0.0);
 
     let data = server.stop_and_keep().await;
-    assert_eq!(files_below(&data.path().join("spool")), 0);
+    assert_eq!(entry_count(&data.path().join("spool")), 0);
     for (_, content) in &blobs {
-        let hex = content.digest.strip_prefix("sha256:").unwrap();
-        let kept = std::fs::read(data.path().join("blobs/sha256").join(&hex[..2]).join(hex)).unwrap();
+        let kept = std::fs::read(blob_file(data.path(), &content.digest)).unwrap();
         assert_eq!(digest_of(&kept), content.digest, "the stored file is wrong");
     }
 }

@@ -68,7 +68,7 @@ async fn removed_folders_are_created_again() {
     assert_eq!(server.get("/v2/team/app/manifests/v1").await.body, pushed.manifest.bytes);
     assert_eq!(server.get("/readyz").await.status, 200);
 
-    // Without the data folder itself, as with an unmounted disk, nothing is created.
+    // Without the lock file the disk counts as unmounted, and nothing is created.
     std::fs::remove_dir_all(data.join("spool")).unwrap();
     std::fs::remove_file(data.join("lock")).unwrap();
     assert_eq!(server.get("/readyz").await.status, 503);

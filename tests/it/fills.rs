@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::scene::{
-    HELD_BACK_TAIL_BYTES, KIB, MIB, REPO, Scene, blob, blob_path, files_below, is_stored, settle, until,
+    HELD_BACK_TAIL_BYTES, KIB, MIB, REPO, Scene, blob, blob_path, entry_count, is_stored, settle, until,
 };
 use crate::support::{Conn, Ended, Gate, Image, Reply, TestServer, Upstream};
 
@@ -270,6 +270,6 @@ async fn a_stop_ends_fills_and_empties_the_spool() {
     client.take(1).await;
     let data = scene.server.stop_and_keep().await;
     assert_ne!(client.rest().await.1, Ended::Complete);
-    assert_eq!(files_below(&data.path().join("spool")), 0);
+    assert_eq!(entry_count(&data.path().join("spool")), 0);
     assert!(!is_stored(data.path(), &scene.blob));
 }

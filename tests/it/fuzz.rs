@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::scene::{files_below, until};
+use crate::scene::{entry_count, until};
 use crate::support::mutants::Ingredients;
 use crate::support::{Image, TestServer, Upstream};
 
@@ -83,7 +83,7 @@ async fn ten_thousand_malformed_requests_break_nothing() {
     drop(answers);
     assert!(answered > REQUESTS / 2, "{answered} of {REQUESTS} were answered");
 
-    until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
+    until("the spool is empty", async || entry_count(&server.data_dir().join("spool")) == 0).await;
     let open = std::fs::read_dir(server.data_dir().join("uploads")).unwrap();
     let open: BTreeSet<String> = open.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     let unreported: Vec<_> = open.difference(&reported).collect();

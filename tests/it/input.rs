@@ -4,16 +4,13 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::disk::{blob_file, files_below, wait_until_idle};
+use crate::scene::pushed_and_mirrored;
 use crate::support::image::OCI_MANIFEST;
 use crate::support::{Conn, Image, TestServer, Upstream};
 
-/// A server with one local and one mirrored image.
+/// A server with a pushed image and the same image cached.
 async fn scene() -> (Upstream, TestServer, Image) {
-    let upstream = Upstream::start().await;
-    let image = Image::new(1, &[1000]);
-    upstream.add_image("org/app", "v1", &image);
-    let server = TestServer::mirror_of(&upstream).await;
-    server.client().push_image(&server.url(""), "team/app", "v1", &image).await;
+    let (upstream, server, image) = pushed_and_mirrored().await;
     server.get("/v2/org/app/manifests/v1").await;
     for blob in image.blobs() {
         server.get(&format!("/v2/org/app/blobs/{}", blob.digest)).await;

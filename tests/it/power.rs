@@ -1,15 +1,10 @@
 //! After a power cut, files that were not fsynced are verified before they are served.
 
 use std::fs;
-use std::path::PathBuf;
 
-use crate::scene::{KIB, MIB, Scene, files_below, until};
+use crate::disk::blob_file;
+use crate::scene::{KIB, MIB, Scene, entry_count, until};
 use crate::support::Image;
-
-fn blob_file(scene: &Scene) -> PathBuf {
-    let hex = scene.blob.digest.strip_prefix("sha256:").unwrap();
-    scene.server.data_dir().join("blobs/sha256").join(&hex[..2]).join(hex)
-}
 
 /// Sets the folder to the state after a power cut in another boot: index not closed, durability mark older than all files.
 fn cut_the_power(data: &std::path::Path) {
@@ -22,7 +17,7 @@ async fn a_file_corrupted_by_a_power_cut_is_refetched() {
     let mut scene = Scene::with_blob(MIB).await;
     scene.server.get(&scene.path()).await;
     scene.settle().await;
-    let (data, file) = (scene.server.data_dir().to_owned(), blob_file(&scene));
+    let (data, file) = (scene.server.data_dir().to_owned(), blob_file(scene.server.data_dir(), &scene.blob.digest));
     scene.server.stop_running().await;
     cut_the_power(&data);
     // The correct length, but only zeros.
@@ -32,7 +27,7 @@ async fn a_file_corrupted_by_a_power_cut_is_refetched() {
         assert!(scene.server.get(&scene.path()).await.body == scene.bytes());
     }
     assert_eq!(scene.fetches(), 2);
-    assert_eq!(files_below(&data.join("quarantine")), 1);
+    assert_eq!(entry_count(&data.join("quarantine")), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,8 +56,7 @@ async fn a_manifest_file_with_wrong_content_is_refetched() {
     scene.upstream.add_image(crate::scene::REPO, "v1", &image);
     let path = format!("/v2/{}/manifests/v1", crate::scene::REPO);
     scene.server.get(&path).await;
-    let hex = image.digest().strip_prefix("sha256:").unwrap().to_owned();
-    let file = scene.server.data_dir().join("blobs/sha256").join(&hex[..2]).join(&hex);
+    let file = blob_file(scene.server.data_dir(), image.digest());
     scene.server.stop_running().await;
     fs::write(&file, b"{}").unwrap();
     scene.server.restart().await;

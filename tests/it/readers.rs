@@ -158,7 +158,7 @@ async fn a_range_far_ahead_of_the_mark_bypasses_the_fill() {
     assert_eq!(asked, ["", "bytes=20971020-20971519", "bytes=15728640-15728999"]);
     let beyond = scene.server.get_with(&scene.path(), &[("Range", "bytes=20971520-")]).await;
     assert_eq!((beyond.status, beyond.header("content-range")), (416, "bytes */20971520"));
-    // Close behind the mark, but not readable yet: the request waits for the fill.
+    // A little ahead of the mark: the request waits for the fill and does not bypass it.
     let path = scene.path();
     let mut waiting = Conn::get_with(scene.server.addr(), &path, &[("Range", "bytes=2097152-2097161")]).await;
     assert_eq!(waiting.status, 206);

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::disk::blob_file;
 use crate::support::image::OCI_LAYER;
-use crate::support::{Content, TestServer, Upstream, random_bytes};
+use crate::support::{Content, Image, TestServer, Upstream, random_bytes};
 
 pub const KIB: usize = 1 << 10;
 pub const MIB: usize = 1 << 20;
@@ -59,6 +60,16 @@ impl Scene {
     }
 }
 
+/// A server with one image of one layer, mirrored as `org/app:v1` and pushed as `team/app:v1`; nothing is cached.
+pub async fn pushed_and_mirrored() -> (Upstream, TestServer, Image) {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[1000]);
+    upstream.add_image("org/app", "v1", &image);
+    let server = TestServer::mirror_of(&upstream).await;
+    server.client().push_image(&server.url(""), "team/app", "v1", &image).await;
+    (upstream, server, image)
+}
+
 pub fn blob(seed: u64, size: usize) -> Content {
     Content::new(OCI_LAYER, random_bytes(seed, size))
 }
@@ -73,15 +84,15 @@ pub async fn settle(server: &TestServer) {
         metrics.sum("roadstead_fills_in_flight", &[]) + metrics.sum("roadstead_fills_waiting", &[]) == 0.0
     })
     .await;
-    until("the spool is empty", async || files_below(&server.data_dir().join("spool")) == 0).await;
+    until("the spool is empty", async || entry_count(&server.data_dir().join("spool")) == 0).await;
 }
 
 pub fn is_stored(data: &Path, blob: &Content) -> bool {
-    let hex = blob.digest.strip_prefix("sha256:").expect("a sha256 digest");
-    data.join("blobs/sha256").join(&hex[..2]).join(hex).exists()
+    blob_file(data, &blob.digest).exists()
 }
 
-pub fn files_below(folder: &Path) -> usize {
+/// The number of entries in a folder, without those of its sub-folders.
+pub fn entry_count(folder: &Path) -> usize {
     std::fs::read_dir(folder).expect("the folder exists").count()
 }
 
