@@ -389,11 +389,11 @@ impl Expectation {
 async fn pull(server: &TestServer, path: &str, expected: &[u8], n: usize) -> Option<Outcome> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
     let slow = n == 1;
-    let asked = match slow {
+    let requested = match slow {
         true => Conn::ask_with_small_buffer(server.addr(), &request).await,
         false => Conn::ask(server.addr(), &request).await,
     };
-    let mut client = asked.expect("every response has headers");
+    let mut client = requested.expect("every response has headers");
     if n == 2 && client.status == 200 {
         client.take(1).await;
         return None;

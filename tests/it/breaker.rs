@@ -83,9 +83,9 @@ async fn an_outage_serves_the_cache_fails_fast_and_ends_by_itself() {
         until("a probe notices the return", async || available(&server).await).await;
         assert_eq!(server.get(&uncached).await.body, image.layers[1].bytes, "{how}");
         assert_eq!(server.get(TAG).await.header("warning"), "", "{how}");
-        let (probes, asked) = sent().await;
+        let (probes, requested) = sent().await;
         assert!(probes > 0.0);
-        assert_eq!(asked + probes, upstream.total() as f64, "{how}");
+        assert_eq!(requested + probes, upstream.total() as f64, "{how}");
         server.stop().await;
     });
     futures_util::future::join_all(cases).await;

@@ -138,15 +138,15 @@ async fn an_unreferenced_upload_is_collected_in_two_delayed_steps() {
 #[tokio::test]
 async fn a_request_in_time_unmarks_content() {
     let scene = Scene::new();
-    let (asked, forgotten) = (scene.upload(b"asked for").await, scene.upload(b"forgotten").await);
+    let (requested, forgotten) = (scene.upload(b"asked for").await, scene.upload(b"forgotten").await);
     let soon = CollectRules { unreferenced_after: SECOND, ..AT_ONCE };
     assert_eq!(scene.collect(soon).await.waiting, 2);
     tokio::time::sleep(2 * SECOND).await;
-    assert!(scene.store.member(&scene.repo, &asked).await.unwrap().is_some(), "the lookup of a HEAD request");
+    assert!(scene.store.member(&scene.repo, &requested).await.unwrap().is_some(), "the lookup of a HEAD request");
     let collected = scene.collect(soon).await;
     assert_eq!((collected.members, collected.waiting), (1, 1));
     assert!(scene.store.member(&scene.repo, &forgotten).await.unwrap().is_none());
-    assert!(scene.store.member(&scene.repo, &asked).await.unwrap().is_some());
+    assert!(scene.store.member(&scene.repo, &requested).await.unwrap().is_some());
 }
 
 #[tokio::test]

@@ -223,8 +223,8 @@ async fn upstream_page_tokens_are_passed_through() {
         upstream.forget();
         let pages = pages(&server, "/v2/org/app/tags/list?n=2&ns=docker.io", "tags").await;
         assert_eq!(pages, [vec!["z", "b"], vec!["a"]], "{link}");
-        let asked: Vec<String> = upstream.requests().into_iter().map(|seen| seen.query).collect();
-        assert_eq!(asked, ["n=2", asks], "{link}");
+        let requested: Vec<String> = upstream.requests().into_iter().map(|seen| seen.query).collect();
+        assert_eq!(requested, ["n=2", asks], "{link}");
     }
     assert_eq!(elsewhere.total(), 0);
 }

@@ -126,12 +126,12 @@ async fn every_pull_and_every_upstream_request_is_counted_once() {
                 let with = |result| [labels[0], labels[1], ("result", result)];
                 results.iter().map(|result| metrics.sum("roadstead_cache_results_total", &with(result))).sum()
             };
-            let asked = gets.iter().filter(|get| **get == (name, kind)).count() as f64;
-            assert!(asked > 50.0, "{name} {kind}");
-            assert_eq!(sum("registry_proxy_requests_total"), asked, "{name} {kind}");
-            assert_eq!(sum("roadstead_cache_results_total"), asked, "{name} {kind}");
+            let requested = gets.iter().filter(|get| **get == (name, kind)).count() as f64;
+            assert!(requested > 50.0, "{name} {kind}");
+            assert_eq!(sum("registry_proxy_requests_total"), requested, "{name} {kind}");
+            assert_eq!(sum("roadstead_cache_results_total"), requested, "{name} {kind}");
             let (hits, misses) = (sum("registry_proxy_hits_total"), sum("registry_proxy_misses_total"));
-            assert_eq!(hits + misses, asked, "{name} {kind}");
+            assert_eq!(hits + misses, requested, "{name} {kind}");
             assert_eq!(hits, results(&HITS), "{name} {kind}");
             assert_eq!(misses, results(&["miss", "joined", "bypass", "negative", "error"]), "{name} {kind}");
             assert!(hits > 0.0 && results(&["miss"]) > 0.0, "{name} {kind}");

@@ -163,9 +163,9 @@ async fn a_stale_list_does_not_wait_for_a_silent_upstream() {
     let found = referrers(&subject, 1);
     upstream.script("GET", &path(&subject), [listing(&found), Reply::never()]);
     list(&server, &path(&subject)).await;
-    let asked = std::time::Instant::now();
+    let requested = std::time::Instant::now();
     assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), true));
-    assert!(asked.elapsed() < std::time::Duration::from_secs(6), "{:?}", asked.elapsed());
+    assert!(requested.elapsed() < std::time::Duration::from_secs(6), "{:?}", requested.elapsed());
 }
 
 #[tokio::test]

@@ -52,8 +52,8 @@ fn head(stream: &mut impl Read) -> Option<String> {
 }
 
 fn pass(mut client: TcpStream, plain: SocketAddr, tls: SocketAddr, lines: &Mutex<Vec<String>>) {
-    let Some(asked) = head(&mut client) else { return };
-    let line = asked.split(" HTTP/").next().unwrap().to_owned();
+    let Some(requested) = head(&mut client) else { return };
+    let line = requested.split(" HTTP/").next().unwrap().to_owned();
     lines.lock().push(line.clone());
     if line.starts_with("CONNECT ") {
         let server = TcpStream::connect(tls).unwrap();
@@ -66,7 +66,7 @@ fn pass(mut client: TcpStream, plain: SocketAddr, tls: SocketAddr, lines: &Mutex
         let _ = std::io::copy(&mut client, &mut &server);
         let _ = server.shutdown(Shutdown::Write);
     } else {
-        let _ = client.write_all(&ask(plain, &asked));
+        let _ = client.write_all(&ask(plain, &requested));
     }
 }
 
@@ -100,8 +100,8 @@ fn tls_front(plain: SocketAddr) -> SocketAddr {
             let config = config.clone();
             std::thread::spawn(move || {
                 let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), client);
-                let Some(asked) = head(&mut tls) else { return };
-                let _ = tls.write_all(&ask(plain, &asked));
+                let Some(requested) = head(&mut tls) else { return };
+                let _ = tls.write_all(&ask(plain, &requested));
                 tls.conn.send_close_notify();
                 let _ = tls.flush();
             });

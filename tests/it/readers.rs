@@ -93,8 +93,8 @@ async fn references_of_a_served_manifest_need_no_confirmation() {
         }
     }
     // For the second repository, only its two tags were requested upstream.
-    let asked: Vec<_> = upstream.requests().into_iter().filter(|seen| seen.path.contains(OTHER)).collect();
-    assert_eq!(asked.len(), 2, "{asked:?}");
+    let requested: Vec<_> = upstream.requests().into_iter().filter(|seen| seen.path.contains(OTHER)).collect();
+    assert_eq!(requested.len(), 2, "{requested:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,8 +154,8 @@ async fn a_range_far_ahead_of_the_mark_bypasses_the_fill() {
         assert_eq!((far.status, far.header("content-range")), (206, &*format!("bytes {start}-{}/{size}", end - 1)));
         assert!(far.body == bytes[start..end]);
     }
-    let asked: Vec<_> = scene.upstream.requests().iter().map(|seen| seen.header("range").to_owned()).collect();
-    assert_eq!(asked, ["", "bytes=20971020-20971519", "bytes=15728640-15728999"]);
+    let requested: Vec<_> = scene.upstream.requests().iter().map(|seen| seen.header("range").to_owned()).collect();
+    assert_eq!(requested, ["", "bytes=20971020-20971519", "bytes=15728640-15728999"]);
     let beyond = scene.server.get_with(&scene.path(), &[("Range", "bytes=20971520-")]).await;
     assert_eq!((beyond.status, beyond.header("content-range")), (416, "bytes */20971520"));
     // A little ahead of the mark: the request waits for the fill and does not bypass it.

@@ -187,9 +187,9 @@ async fn pushed_content_is_readable_only_in_its_repository() {
     for content in contents(&pushed) {
         assert_eq!(server.get(&format!("/v2/team/b/{content}")).await.status, 404, "{content} in team/b");
         // The upstream is asked and denies it.
-        let asked = upstream.total();
+        let requested = upstream.total();
         assert_eq!(server.get(&format!("/v2/org/app/{content}")).await.status, 404, "{content} in org/app");
-        assert!(upstream.total() > asked);
+        assert!(upstream.total() > requested);
         upstream.go_down().await;
         assert_eq!(server.get(&format!("/v2/org/app/{content}")).await.status, 503, "{content} in an outage");
         upstream.come_back().await;
@@ -215,11 +215,11 @@ async fn stored_bytes_are_readable_once_upstream_confirms() {
         (format!("blobs/{}", image.layers[0].digest), &image.layers[0].bytes),
         (format!("manifests/{}", image.digest()), &image.manifest.bytes),
     ] {
-        for asked in ["HEAD", ""] {
+        for requested in ["HEAD", ""] {
             upstream.forget();
             assert_eq!(server.get(&format!("/v2/org/app/{content}")).await.body, *bytes);
             let methods: Vec<_> = upstream.requests().into_iter().map(|seen| seen.method).collect();
-            assert_eq!(methods.concat(), asked, "{content}");
+            assert_eq!(methods.concat(), requested, "{content}");
         }
     }
     // Deleting it upstream or here leaves the other side unchanged.

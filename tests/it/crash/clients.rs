@@ -106,7 +106,7 @@ impl RandomClient {
     /// Reads a name and compares it with the last acknowledged state.
     async fn read(&self, name: &Name) -> Done {
         let answer = self.send("GET", &self.url(&name.path()), "", Bytes::new()).await?;
-        match self.ledger.meaning(name) {
+        match self.ledger.target(name) {
             Some(digest) => {
                 let right = answer.status == 200 && answer.body == *self.stock.bytes(&digest);
                 assert!(right, "{}: {}", name.path(), answer.status);
@@ -118,15 +118,15 @@ impl RandomClient {
 
     async fn push_image(&self, repo: &str, other: &str, tag: &Name, image: &Image, rng: &mut Rng) -> Done {
         for blob in image.blobs() {
-            if self.ledger.meaning(&Name::blob(repo, &blob.digest)).is_none() || rng.u8(..3) == 0 {
+            if self.ledger.target(&Name::blob(repo, &blob.digest)).is_none() || rng.u8(..3) == 0 {
                 self.push_blob(repo, other, blob, rng).await?;
             }
         }
         let names = [tag.clone(), Name::manifest(repo, image.digest())];
-        self.ledger.asks(&names, Some(image.digest()));
+        self.ledger.note_request(&names, Some(image.digest()));
         let manifest = &image.manifest;
         self.expect(201, "PUT", &self.url(&tag.path()), &manifest.media_type, manifest.bytes.clone()).await?;
-        self.ledger.acknowledged(&names);
+        self.ledger.note_acknowledged(&names);
         Ok(())
     }
 
@@ -135,19 +135,19 @@ impl RandomClient {
         let uploads = self.url(&format!("/v2/{repo}/blobs/uploads/"));
         match rng.u8(..4) {
             0 => {
-                self.ledger.asks(&name, Some(&blob.digest));
+                self.ledger.note_request(&name, Some(&blob.digest));
                 let url = format!("{uploads}?digest={}", blob.digest);
                 self.expect(201, "POST", &url, "application/octet-stream", blob.bytes.clone()).await?;
-                self.ledger.acknowledged(&name);
+                self.ledger.note_acknowledged(&name);
                 return Ok(());
             }
             1 => {
-                self.ledger.asks(&name, Some(&blob.digest));
+                self.ledger.note_request(&name, Some(&blob.digest));
                 let url = format!("{uploads}?mount={}&from={other}", blob.digest);
                 let answer = self.send("POST", &url, "", Bytes::new()).await?;
                 assert!(matches!(answer.status, 201 | 202), "{}", answer.text());
                 if answer.status == 201 {
-                    self.ledger.acknowledged(&name);
+                    self.ledger.note_acknowledged(&name);
                     return Ok(());
                 }
             }
@@ -184,24 +184,24 @@ impl RandomClient {
 
     async fn finish(&self, session: &mut Session) -> Done {
         let name = [Name::blob(&session.repo, &session.content.digest)];
-        self.ledger.asks(&name, Some(&session.content.digest));
+        self.ledger.note_request(&name, Some(&session.content.digest));
         let rest = session.content.bytes.slice(session.sent..);
         session.sent = session.content.bytes.len();
         session.ending = true;
         self.ledger.keep(session);
         let url = format!("{}?digest={}", session.location, session.content.digest);
         self.expect(201, "PUT", &url, "application/octet-stream", rest).await?;
-        self.ledger.acknowledged(&name);
+        self.ledger.note_acknowledged(&name);
         self.ledger.forget(session);
         Ok(())
     }
 
     async fn delete(&self, name: &Name, gone: &[Name]) -> Done {
-        let was_there = self.ledger.meaning(name).is_some();
-        self.ledger.asks(gone, None);
+        let was_there = self.ledger.target(name).is_some();
+        self.ledger.note_request(gone, None);
         let answer = self.send("DELETE", &self.url(&name.path()), "", Bytes::new()).await?;
         assert_eq!(answer.status, if was_there { 202 } else { 404 }, "DELETE {}", name.path());
-        self.ledger.acknowledged(gone);
+        self.ledger.note_acknowledged(gone);
         Ok(())
     }
 }
@@ -218,7 +218,7 @@ impl RandomClient {
                 404 => None,
                 status => panic!("{}: {status} {}", name.path(), answer.text()),
             };
-            self.ledger.found(&name, &found);
+            self.ledger.check(&name, &found);
             if let Some(digest) = found {
                 assert!(answer.body == *self.stock.bytes(&digest), "{} is incomplete", name.path());
             }

@@ -32,10 +32,10 @@ impl Name {
 pub type Target = Option<String>;
 
 #[derive(Clone, Debug, Default)]
-struct Fact {
+struct NameState {
     acknowledged: Target,
     /// Requested, without a response yet.
-    asked: Option<Target>,
+    requested: Option<Target>,
 }
 
 /// An open upload.
@@ -53,53 +53,53 @@ pub struct Session {
 
 #[derive(Default)]
 pub struct Ledger {
-    facts: Mutex<BTreeMap<Name, Fact>>,
+    states: Mutex<BTreeMap<Name, NameState>>,
     sessions: Mutex<BTreeMap<String, Session>>,
 }
 
 impl Ledger {
     /// The last acknowledged state.
-    pub fn meaning(&self, name: &Name) -> Target {
-        self.facts.lock().get(name).and_then(|fact| fact.acknowledged.clone())
+    pub fn target(&self, name: &Name) -> Target {
+        self.states.lock().get(name).and_then(|state| state.acknowledged.clone())
     }
 
     pub fn names(&self) -> Vec<Name> {
-        self.facts.lock().keys().cloned().collect()
+        self.states.lock().keys().cloned().collect()
     }
 
     /// The tags of a repository that point to this digest.
     pub fn tags_of(&self, repo: &str, digest: &str) -> Vec<Name> {
-        let facts = self.facts.lock();
-        let meaning = facts.iter().filter(|(name, fact)| {
-            name.repo == repo && name.kind == "manifests" && fact.acknowledged.as_deref() == Some(digest)
+        let states = self.states.lock();
+        let target = states.iter().filter(|(name, state)| {
+            name.repo == repo && name.kind == "manifests" && state.acknowledged.as_deref() == Some(digest)
         });
-        meaning.map(|(name, _)| name.clone()).collect()
+        target.map(|(name, _)| name.clone()).collect()
     }
 
     /// Notes a request that changes these names.
-    pub fn asks(&self, names: &[Name], becomes: Option<&str>) {
-        let mut facts = self.facts.lock();
+    pub fn note_request(&self, names: &[Name], becomes: Option<&str>) {
+        let mut states = self.states.lock();
         for name in names {
-            facts.entry(name.clone()).or_default().asked = Some(becomes.map(str::to_owned));
+            states.entry(name.clone()).or_default().requested = Some(becomes.map(str::to_owned));
         }
     }
 
     /// Notes that the requested change was acknowledged.
-    pub fn acknowledged(&self, names: &[Name]) {
-        let mut facts = self.facts.lock();
+    pub fn note_acknowledged(&self, names: &[Name]) {
+        let mut states = self.states.lock();
         for name in names {
-            let fact = facts.entry(name.clone()).or_default();
-            fact.acknowledged = fact.asked.take().unwrap_or_default();
+            let state = states.entry(name.clone()).or_default();
+            state.acknowledged = state.requested.take().unwrap_or_default();
         }
     }
 
     /// Compares with the state after a restart, which must be the acknowledged or the requested one.
-    pub fn found(&self, name: &Name, found: &Target) {
-        let mut facts = self.facts.lock();
-        let fact = facts.entry(name.clone()).or_default();
-        let right = *found == fact.acknowledged || fact.asked.as_ref() == Some(found);
-        assert!(right, "{} is {found:?}, and should be {fact:?}", name.path());
-        *fact = Fact { acknowledged: found.clone(), asked: None };
+    pub fn check(&self, name: &Name, found: &Target) {
+        let mut states = self.states.lock();
+        let state = states.entry(name.clone()).or_default();
+        let right = *found == state.acknowledged || state.requested.as_ref() == Some(found);
+        assert!(right, "{} is {found:?}, and should be {state:?}", name.path());
+        *state = NameState { acknowledged: found.clone(), requested: None };
     }
 
     pub fn sessions(&self) -> Vec<Session> {

@@ -86,11 +86,11 @@ fn blob(digest: &str, bytes: &Bytes, seen: &Seen, ignore_range: bool) -> Answer 
         header("Accept-Ranges", "bytes"),
     ];
     let total = bytes.len();
-    let asked = seen.header("range");
-    if ignore_range || asked.is_empty() {
+    let requested = seen.header("range");
+    if ignore_range || requested.is_empty() {
         return Answer { status: 200, headers, body: bytes.clone() };
     }
-    match range(asked, total) {
+    match range(requested, total) {
         Some((first, last)) => {
             let content_range = format!("bytes {first}-{last}/{total}");
             headers.push(header("Content-Range", &content_range));
@@ -106,8 +106,8 @@ fn blob(digest: &str, bytes: &Bytes, seen: &Seen, ignore_range: bool) -> Answer 
 }
 
 /// First and last offset of one range; `None` if it is not satisfiable.
-fn range(asked: &str, total: usize) -> Option<(usize, usize)> {
-    let (first, last) = asked.strip_prefix("bytes=")?.split_once('-')?;
+fn range(requested: &str, total: usize) -> Option<(usize, usize)> {
+    let (first, last) = requested.strip_prefix("bytes=")?.split_once('-')?;
     let end = total.checked_sub(1)?;
     match (first.parse::<usize>(), last.parse::<usize>()) {
         (Ok(first), Ok(last)) if first <= last && first <= end => Some((first, last.min(end))),
