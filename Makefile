@@ -1,6 +1,6 @@
 # Targets for developers and CI. On a fresh Debian machine with Rust, `make test` also installs what the tests need.
 
-.PHONY: bench build check deny eviction figures instructions million pieces soak test
+.PHONY: bench build check deny eviction figures instructions million pieces reference soak test
 
 build:
 	cargo build --release

@@ -6,6 +6,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod events;
 pub mod evict;
 pub mod file;
 pub mod http;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Policy;
 use crate::config::{Config, ServerConfig, TlsConfig};
 use crate::control::{Control, ControlSocket};
+use crate::events::Events;
 use crate::evict;
 use crate::http::serve::{Listeners, Server};
 use crate::http::tls::{Certificates, TlsError};
@@ -22,15 +23,15 @@ use crate::http::{App, Site};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
 use crate::resolve::Routes;
-use crate::store::{OpenError, Store, StoreError};
+use crate::store::{Class, OpenError, Store, StoreError, StoreSettings};
 use crate::tasks::{Tasks, every};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, StorageReading};
 use crate::upstream::{Upstream, UpstreamSetupError};
 
 /// A push session that nobody has written to for this long is abandoned (distribution: the same by default is a week;
 /// docker gives up within the hour).
 const UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
-const SETTLE: Duration = Duration::from_secs(30);
+const SYNC_INTERVAL: Duration = Duration::from_secs(30);
 const INDEX_FLUSH: Duration = Duration::from_secs(5);
 /// Between looks whether the disk has room for an index now: this, and as many times as long as a look took.
 const INDEX_PAUSE: Duration = Duration::from_secs(1);
@@ -86,18 +87,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let address = listeners.local_addr().map_err(listen_error)?;
     let certificates = certificates(config.server.tls.clone()).await?;
 
-    let (path, read_only) = (config.storage.path.clone(), config.storage.read_only);
-    let (bounds, pins) = (evict::bounds(&config.cache), evict::pin_rule(&config.cache));
-    let open = move || match read_only {
-        true => Store::open_read_only(&path),
-        false => Store::open_within(&path, bounds, pins),
-    };
-    let opened = tokio::task::spawn_blocking(open).await.map_err(|_| StartError::Task)?;
-    let store = opened.map_err(|error| StartError::Store { path: config.storage.path.clone(), error })?;
-
     let names: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     let metrics = Arc::new(Metrics::new(&names));
     metrics.storage_capacity(config.cache.max_size);
+    let store = open_store(&config, &metrics).await?;
+    let read_only = store.is_read_only();
     let via = format!("roadstead-{}", store.instance().simple());
     let tasks = Tasks::new();
     let mut upstreams: HashMap<UpstreamName, Arc<Upstream>> = HashMap::new();
@@ -189,6 +183,30 @@ impl Running {
     }
 }
 
+/// Opens the data folder, with metrics as an observer of its events.
+async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, StartError> {
+    let observer = metrics.clone();
+    let events = Events::new(vec![Box::new(move |event| observer.observe(event))]);
+    let (path, read_only) = (config.storage.path.clone(), config.storage.read_only);
+    let settings = StoreSettings { bounds: evict::bounds(&config.cache), pins: evict::pin_rule(&config.cache), events };
+    let open = move || match read_only {
+        true => Store::open_read_only(&path, settings.events),
+        false => Store::open_with(&path, settings),
+    };
+    let opened = tokio::task::spawn_blocking(open).await.map_err(|_| StartError::Task)?;
+    let store = opened.map_err(|error| StartError::Store { path: config.storage.path.clone(), error })?;
+    let gauges = store.downgrade();
+    metrics.set_storage_source(move || {
+        let store = gauges.upgrade()?;
+        Some(StorageReading {
+            cached_bytes: store.bytes(Class::Cached),
+            pushed_bytes: store.bytes(Class::Pushed),
+            index_ready: store.can_evict(),
+        })
+    });
+    Ok(store)
+}
+
 async fn certificates(files: Option<TlsConfig>) -> Result<Option<Certificates>, StartError> {
     let Some(files) = files else { return Ok(None) };
     let loaded = tokio::task::spawn_blocking(move || Certificates::load(&files)).await;
@@ -196,9 +214,9 @@ async fn certificates(files: Option<TlsConfig>) -> Result<Option<Certificates>, 
 }
 
 fn take_stock(store: &Store, metrics: &Metrics) -> StockTaking {
-    if let Some(reason) = store.index_set_aside() {
+    if let Some(reason) = store.index_corruption() {
         metrics.index_rebuilt();
-        tracing::warn!(reason, "the index was odd ({reason}) and is set aside; it is rebuilt from the files");
+        tracing::warn!(reason, "the index was corrupt and is set aside; it is rebuilt from the files");
     }
     let stop = Arc::new(AtomicBool::new(false));
     let walk = tokio::task::spawn_blocking({
@@ -246,7 +264,7 @@ fn keep_house(store: &Store, metrics: &Arc<Metrics>, tasks: &Tasks) {
         })
         .await;
     });
-    tasks.spawn(async move { every(SETTLE, "settle what was fetched lately", || settling.settle()).await });
+    tasks.spawn(async move { every(SYNC_INTERVAL, "sync cached content", || settling.sync_committed()).await });
 }
 
 async fn expire_uploads(store: &Store) -> Result<(), StoreError> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use roadstead::oci::Digest;
-use roadstead::store::Segments;
+use roadstead::store::EvictionOrder;
 
 use crate::month::Month;
 
@@ -51,13 +51,13 @@ impl Policy for Lru {
 /// The policy of the store.
 pub struct Ours {
     capacity: u64,
-    segments: Segments,
+    order: EvictionOrder,
     here: HashMap<Digest, u64>,
 }
 
 impl Ours {
     pub fn new(capacity: u64) -> Self {
-        Self { capacity, segments: Segments::new(capacity), here: HashMap::new() }
+        Self { capacity, order: EvictionOrder::new(capacity), here: HashMap::new() }
     }
 }
 
@@ -65,18 +65,18 @@ impl Policy for Ours {
     fn request(&mut self, _position: usize, object: u32, size: u64, at: u32) -> bool {
         let digest = digest_of(object);
         if self.here.contains_key(&digest) {
-            self.segments.touch(&digest, at);
+            self.order.touch(&digest, at);
             return true;
         }
         if size > self.capacity {
             return false;
         }
-        let over = (self.segments.bytes() + size).saturating_sub(self.capacity);
-        for victim in self.segments.victims(over, usize::MAX, at) {
-            self.segments.remove(&victim);
+        let over = (self.order.bytes() + size).saturating_sub(self.capacity);
+        for victim in self.order.victims(over, usize::MAX, at) {
+            self.order.remove(&victim);
             self.here.remove(&victim);
         }
-        self.segments.insert(&digest, size, at);
+        self.order.insert(&digest, size, at);
         self.here.insert(digest, size);
         false
     }

@@ -10,7 +10,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use roadstead::oci::{Algorithm, Digest, Route};
-use roadstead::store::FRAME;
+use roadstead::store::READ_BYTES;
 use support::hot::{BLOB_BYTES, Hot, mirrored, tag};
 use support::tests::{Image, random_bytes};
 use tokio::runtime::{Builder, Runtime};
@@ -48,12 +48,14 @@ fn follower(criterion: &mut Criterion) {
         spool.append(vec![random_bytes(1, BLOB_BYTES)]).await.expect("the bytes are written");
         spool
     });
-    let reader = spool.reader();
+    let content = spool.content();
     let mut group = criterion.benchmark_group("follower");
-    let frame = FRAME as u64;
+    let frame = READ_BYTES as u64;
     group.throughput(Throughput::Bytes(frame));
     group.bench_function("read of a frame", |bencher| {
-        bencher.to_async(&runtime).iter(async || reader.read_at(frame, frame).await.expect("the frame can be read"));
+        bencher
+            .to_async(&runtime)
+            .iter(async || content.part(frame..2 * frame).read().await.expect("the frame can be read"));
     });
 }
 

@@ -13,7 +13,7 @@ use super::session::Session;
 use super::{CliError, runtime};
 use crate::config::Config;
 use crate::control::usage::usage;
-use crate::store::{Amount, Content, RepositoryUsage, ScopeUsage, TotalUsage, UsageEvent};
+use crate::store::{Amount, RepositoryUsage, ScopeUsage, StoredAmount, TotalUsage, UsageEvent};
 
 #[derive(Args, Debug)]
 pub struct Du {
@@ -133,7 +133,7 @@ impl Report {
     }
 }
 
-fn row(text: &mut String, content: &Content, manifests: u64, tags: u64, name: &str) -> fmt::Result {
+fn row(text: &mut String, content: &StoredAmount, manifests: u64, tags: u64, name: &str) -> fmt::Result {
     let (own, shared) = (bytes(content.own_bytes), bytes(content.shared_bytes));
     writeln!(text, "{own:>11} {shared:>11} {manifests:>10} {tags:>7}  {name}")
 }

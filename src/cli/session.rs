@@ -3,6 +3,7 @@
 use super::CliError;
 use super::client::Client;
 use crate::config::Config;
+use crate::events::Events;
 use crate::store::Store;
 
 pub enum Session {
@@ -21,7 +22,8 @@ impl Session {
             return Err(CliError::NoFolder(path));
         }
         let (opening, read_only) = (path.clone(), config.storage.read_only);
-        let open = move || if read_only { Store::open_read_only(&opening) } else { Store::open(&opening) };
+        let open =
+            move || if read_only { Store::open_read_only(&opening, Events::default()) } else { Store::open(&opening) };
         let opened = tokio::task::spawn_blocking(open).await;
         let opened = opened.map_err(|error| CliError::Server(error.to_string()))?;
         Ok(Self::Folder(opened.map_err(|error| CliError::Folder { path, error })?))

@@ -106,7 +106,7 @@ pub struct Known<'a> {
 impl Known<'_> {
     /// What a tag means: what the server remembers of it is younger than its file.
     fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
-        match self.server.and_then(|server| server.store.remembered_tag(repo, tag)) {
+        match self.server.and_then(|server| server.store.cached_tag(repo, tag)) {
             Some(record) => Ok(Some(record)),
             None => self.view.tag(repo, tag),
         }

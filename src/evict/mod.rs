@@ -40,7 +40,7 @@ pub fn start(store: &Store, config: &Config, metrics: &Arc<Metrics>, tasks: &Tas
     let [tended, swept] = [store.clone(), store.clone()];
     tasks.spawn(collector::run(store.clone(), config.gc.clone()));
     tasks.spawn(scrub::run(store.clone(), metrics.clone(), config.scrub.clone()));
-    tasks.spawn(async move { every(TEND, "keep the cache within its bounds", || tended.tend()).await });
+    tasks.spawn(async move { every(TEND, "keep the cache within its bounds", || tended.evict_in_background()).await });
     let unused = config.cache.stale_if_error;
     tasks.spawn(async move {
         tokio::time::sleep(SWEEP).await;

@@ -10,19 +10,12 @@ use http::header::CONTENT_TYPE;
 use serde::Serialize;
 
 use super::App;
-use crate::store::{Class, Store};
-use crate::telemetry::StorageClass;
+use crate::store::Store;
 
 /// A disk that takes longer than this to write a byte is not ready.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    app.metrics.storage_bytes(StorageClass::Cached, app.store.bytes(Class::Cached));
-    app.metrics.storage_bytes(StorageClass::Pushed, app.store.bytes(Class::Pushed));
-    app.metrics.index_ready(app.store.can_evict());
-    for (reason, evicted) in app.store.take_evicted() {
-        app.metrics.evicted(reason.as_str(), evicted.files, evicted.bytes);
-    }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
 }
 

@@ -16,7 +16,7 @@ use super::{App, Call, Outcome};
 use crate::oci::{Digest, RangeSet, RepoId, media_type};
 use crate::pull::{Content, ContentBody, ContentStream, Want};
 use crate::resolve::Rule;
-use crate::store::{Blob, StoreError};
+use crate::store::{FileRange, StoreError};
 use crate::telemetry::{CacheResult, ContentKind};
 
 /// Content by digest never changes.
@@ -31,7 +31,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
     let local = target.repo.scope.is_local();
     let mut response = if call.is_head() {
         let length = if local {
-            Some(local_blob(app, &target.repo, &digest).await?.length)
+            Some(local_blob(app, &target.repo, &digest).await?.len())
         } else {
             // A first push asks whether its blobs are here; for a repository of which nothing is known they are not. Nor
             // are they under a name of one component: a mirror client sends `library/` with it, so who asks is about to
@@ -54,7 +54,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
         let want = Want { ranges, needs_length: call.needs_length() };
         let content = if local {
             let blob = local_blob(app, &target.repo, &digest).await?;
-            let selected = want.select(blob.length).map_err(ApiError::pull(ContentKind::Blob))?;
+            let selected = want.select(blob.len()).map_err(ApiError::pull(ContentKind::Blob))?;
             Content::of_blob(&blob, selected, CacheResult::Hit)
         } else {
             match call.puller(app).blob(&target.repo, &digest, want).await {
@@ -82,9 +82,8 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
 fn respond(content: Content, counter: super::Counter) -> Response {
     let mut headers = HeaderMap::with_capacity(FIELDS);
     let file = match &content.body {
-        ContentBody::Whole(ContentStream::File { reader, next, end })
-        | ContentBody::Part(_, ContentStream::File { reader, next, end }) => {
-            Some(FilePart { reader: reader.clone(), next: *next, end: *end, counter: counter.clone() })
+        ContentBody::Whole(ContentStream::File(range)) | ContentBody::Part(_, ContentStream::File(range)) => {
+            Some(FilePart { range: range.clone(), counter: counter.clone() })
         }
         _ => None,
     };
@@ -133,7 +132,7 @@ pub(super) fn matches(condition: Option<&str>, etag: &[u8]) -> bool {
     })
 }
 
-async fn local_blob(app: &App, repo: &RepoId, digest: &Digest) -> Result<Blob, ApiError> {
+async fn local_blob(app: &App, repo: &RepoId, digest: &Digest) -> Result<FileRange, ApiError> {
     let linked = app.store.member(repo, digest).await?.is_some() || app.store.has_manifest(repo, digest).await?;
     let blob = if linked { app.store.blob(digest).await? } else { None };
     if linked && blob.is_none() {

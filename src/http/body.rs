@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::oci::ByteRange;
 use crate::pull::{ContentError, ContentStream};
-use crate::store::BlobReader;
+use crate::store::FileRange;
 use crate::telemetry::{ContentKind, Metrics};
 
 /// Where bytes that go to a client are counted; nowhere for content that is not mirrored.
@@ -24,9 +24,7 @@ pub(super) struct Counter(pub(super) Option<(Arc<Metrics>, Arc<str>)>);
 /// A body that is a part of a file. It goes with an answer, beside the body, for a connection that can send files.
 #[derive(Clone)]
 pub(super) struct FilePart {
-    pub(super) reader: BlobReader,
-    pub(super) next: u64,
-    pub(super) end: u64,
+    pub(super) range: FileRange,
     pub(super) counter: Counter,
 }
 
@@ -36,12 +34,6 @@ impl Counter {
         if let Some((metrics, upstream)) = &self.0 {
             metrics.pushed_bytes(ContentKind::Blob, upstream, bytes);
         }
-    }
-}
-
-impl FilePart {
-    pub(super) fn len(&self) -> u64 {
-        self.end - self.next
     }
 }
 

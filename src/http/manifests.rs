@@ -53,7 +53,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<
     };
     outcome.answered(found.result);
     if !target.repo.scope.is_local() {
-        app.store.served(&found.manifest);
+        app.store.note_served(&found.manifest);
     }
     let mut response = respond(call, &found.manifest);
     if let (Counter(Some((metrics, upstream))), StatusCode::OK) = (outcome.counter(), response.status()) {

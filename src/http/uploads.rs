@@ -60,7 +60,7 @@ async fn mount(app: &Arc<App>, call: &Call, repo: &RepoId, digest: &Digest) -> R
             let may_read = move |name: &RepoName| {
                 gate.policy.authorize(&principal, Action::Pull, &Scope::Local, Some(name)).is_ok()
             };
-            app.store.find_pushed(digest, may_read).await?
+            app.store.find_pushed(digest, Box::new(may_read)).await?
         }
     };
     let Some(source) = source else { return Ok(false) };
@@ -144,7 +144,7 @@ fn found_no_room(error: &ApiError) -> bool {
 /// Takes what is sent. The session is over after a failure that `ends` it.
 async fn receive(app: &App, upload: Upload, body: Body, ends: impl Fn(&ApiError) -> bool) -> Result<Upload, ApiError> {
     let coming = body.size_hint().lower();
-    let received = match app.store.room_for_push(coming).await {
+    let received = match app.store.require_room_for_push(coming).await {
         Ok(()) => {
             let frames = data_frames(body, app.progress_timeout);
             store::pump(frames, |chunks| upload.append(chunks), |_| Ok(())).await

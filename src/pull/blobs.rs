@@ -41,7 +41,7 @@ impl Puller {
         if member.is_some()
             && let Some(blob) = inner.store.blob(digest).await?
         {
-            return Ok(Content::of_blob(&blob, want.select(blob.length)?, CacheResult::Hit));
+            return Ok(Content::of_blob(&blob, want.select(blob.len())?, CacheResult::Hit));
         }
         if inner.is_absent(repo, &Reference::Digest(digest.clone())) {
             return Err(PullError::NotFound);
@@ -58,7 +58,7 @@ impl Puller {
         if member.is_some()
             && let Some(blob) = inner.store.blob(digest).await?
         {
-            return Ok(Some(blob.length));
+            return Ok(Some(blob.len()));
         }
         if inner.is_absent(repo, &Reference::Digest(digest.clone())) {
             return Err(PullError::NotFound);
@@ -104,7 +104,7 @@ impl Inner {
             if asker.proven
                 && let Some(blob) = self.store.blob(digest).await?
             {
-                return Ok(Content::of_blob(&blob, want.select(blob.length)?, CacheResult::Revalidated));
+                return Ok(Content::of_blob(&blob, want.select(blob.len())?, CacheResult::Revalidated));
             }
             // The upstream's answer to the one who asks is the proof.
             if self.store.is_read_only() {

@@ -6,7 +6,7 @@ use super::direct::{Bypass, Direct};
 use super::error::ContentError;
 use super::follower::Follower;
 use crate::oci::{ByteRange, Selected};
-use crate::store::{Blob, BlobReader};
+use crate::store::FileRange;
 use crate::telemetry::CacheResult;
 use crate::upstream::UpstreamBody;
 
@@ -29,7 +29,7 @@ pub enum ContentBody {
 
 #[derive(Debug)]
 pub enum ContentStream {
-    File { reader: BlobReader, next: u64, end: u64 },
+    File(FileRange),
     Follow(Box<Follower>),
     Passthrough { body: Box<UpstreamBody>, left: u64, _bypass: Bypass },
     Direct(Box<Direct>),
@@ -37,12 +37,12 @@ pub enum ContentStream {
 
 impl Content {
     /// Content that is here, or the parts of it that are selected.
-    pub fn of_blob(blob: &Blob, selected: Selected, result: CacheResult) -> Self {
-        Self::of_reader(&blob.reader, blob.length, selected, result)
+    pub fn of_blob(blob: &FileRange, selected: Selected, result: CacheResult) -> Self {
+        Self::of_reader(blob, blob.len(), selected, result)
     }
 
-    pub(super) fn of_reader(reader: &BlobReader, length: u64, selected: Selected, result: CacheResult) -> Self {
-        let stream = |part: ByteRange| ContentStream::File { reader: reader.clone(), next: part.start, end: part.end };
+    pub(super) fn of_reader(reader: &FileRange, length: u64, selected: Selected, result: CacheResult) -> Self {
+        let stream = |part: ByteRange| ContentStream::File(reader.part(part.start..part.end));
         let body = match selected {
             Selected::Whole => ContentBody::Whole(stream(ByteRange::whole(length))),
             Selected::Part(part) => ContentBody::Part(part, stream(part)),
@@ -56,12 +56,7 @@ impl ContentStream {
     /// The next bytes, or `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ContentError> {
         match self {
-            Self::File { next, end, .. } if next == end => Ok(None),
-            Self::File { reader, next, end } => {
-                let bytes = reader.read_at(*next, *end - *next).await?;
-                *next += bytes.len() as u64;
-                Ok(Some(bytes))
-            }
+            Self::File(range) => Ok(range.read().await?),
             Self::Follow(follower) => follower.next().await,
             Self::Direct(direct) => direct.next().await,
             Self::Passthrough { body, left, .. } => match body.chunk().await? {

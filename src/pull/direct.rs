@@ -14,7 +14,7 @@ use super::fill::HELD_BACK;
 use super::slots::Turn;
 use super::{Inner, PullError, Want, request};
 use crate::oci::{Digest, Hasher, RepoId, Selected};
-use crate::store::FRAME;
+use crate::store::READ_BYTES;
 use crate::telemetry::{CacheResult, InFlight};
 use crate::upstream::{Kind, Upstream, UpstreamBody};
 
@@ -115,7 +115,7 @@ impl Direct {
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ContentError> {
         self.receive().await?;
         let kept = if self.hasher.is_some() { HELD_BACK as usize } else { 0 };
-        let next = self.held.len().saturating_sub(kept).min(FRAME);
+        let next = self.held.len().saturating_sub(kept).min(READ_BYTES);
         if next == 0 {
             return Ok(None);
         }

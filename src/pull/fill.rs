@@ -16,7 +16,7 @@ use super::generation::{Generation, Whole};
 use super::slots::Turn;
 use super::{Inner, PullError};
 use crate::oci::{Digest, RepoId};
-use crate::store::BlobReader;
+use crate::store::FileRange;
 use crate::telemetry::InFlight;
 use crate::upstream::{CredentialId, Upstream};
 
@@ -44,19 +44,19 @@ pub(super) enum State {
         mark: u64,
         /// Counts restarts from zero: a follower that has sent nothing moves on to the next one, others end.
         generation: u32,
-        reader: BlobReader,
+        reader: FileRange,
     },
     /// Verified, and on its way into the store.
     Whole {
         length: u64,
         generation: u32,
-        reader: BlobReader,
+        reader: FileRange,
     },
     /// `found`: it was there already, and nothing was fetched.
     Committed {
         length: u64,
         generation: u32,
-        reader: BlobReader,
+        reader: FileRange,
         found: bool,
     },
     Failed(PullError),
@@ -196,7 +196,7 @@ impl Run {
         if let Some(blob) = inner.store.blob(digest).await?
             && inner.may_read(source, digest).await?.is_some()
         {
-            let (length, reader) = (blob.length, blob.reader);
+            let (length, reader) = (blob.len(), blob);
             self.publish.send_replace(State::Committed { length, generation: 0, reader, found: true });
             return Ok(None);
         }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::error::ContentError;
 use super::fill::{Fill, HELD_BACK, State};
 use super::{Inner, PullError};
-use crate::store::BlobReader;
+use crate::store::FileRange;
 use crate::telemetry::CacheResult;
 
 /// Counts as one of the fill's followers until it is dropped.
@@ -26,7 +26,7 @@ pub(super) struct Following {
 pub(super) struct Start {
     pub(super) generation: u32,
     /// `None` before anything came.
-    pub(super) reader: Option<BlobReader>,
+    pub(super) reader: Option<FileRange>,
     pub(super) total: Option<u64>,
     pub(super) mark: u64,
     /// It was in the store by then.
@@ -62,7 +62,7 @@ pub struct Follower {
 
 /// What a look at the fill's state says to do.
 enum Step {
-    Read(BlobReader, u64),
+    Read(FileRange, u64),
     End,
     Wait,
 }
@@ -175,7 +175,7 @@ impl Follower {
             match self.step()? {
                 Step::End => return Ok(None),
                 Step::Read(reader, upto) => {
-                    let bytes = reader.read_at(self.next, upto - self.next).await?;
+                    let bytes = reader.part(self.next..upto).read().await?.unwrap_or_default();
                     self.next += bytes.len() as u64;
                     self.sent = true;
                     return Ok(Some(bytes));

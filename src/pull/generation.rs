@@ -75,11 +75,11 @@ impl<'a> Generation<'a> {
         let etag = response.etag().filter(|etag| !etag.starts_with("W/")).map(str::to_owned);
         let spool = inner.store.begin(digest.algorithm(), total).await?;
         if !doubtful {
-            publish.send_replace(State::Streaming { total, mark: 0, generation, reader: spool.reader() });
+            publish.send_replace(State::Streaming { total, mark: 0, generation, reader: spool.content() });
         }
         let length = self.receive(response.body, &spool, total, etag).await?;
         self.verify(&spool, total, length).await?;
-        publish.send_replace(State::Whole { length, generation, reader: spool.reader() });
+        publish.send_replace(State::Whole { length, generation, reader: spool.content() });
         Ok(Whole { spool, length, generation })
     }
 
@@ -226,12 +226,13 @@ impl<'a> Generation<'a> {
             return Err(changed());
         }
         let mut body = response.body;
-        let (reader, mut at) = (spool.reader(), 0);
+        let (reader, mut at) = (spool.content(), 0);
         while at < length {
             let Some(mut chunk) = body.chunk().await? else { return Err(changed()) };
             while !chunk.is_empty() && at < length {
                 let wanted = (length - at).min(chunk.len() as u64);
-                let here = reader.read_at(at, wanted).await.map_err(|_| PullError::GivenUp)?;
+                let here =
+                    reader.part(at..at + wanted).read().await.map_err(|_| PullError::GivenUp)?.unwrap_or_default();
                 if chunk.split_to(here.len()) != here {
                     return Err(changed());
                 }
@@ -276,8 +277,8 @@ impl Whole {
     /// Puts it into the store and lets its repository read it; the length.
     pub(super) async fn commit(self, run: &Run) -> Result<u64, PullError> {
         let Self { spool, length, generation } = self;
-        let (fill, reader) = (&run.fill, spool.reader());
-        spool.commit(&fill.digest, &fill.source.repo).await?;
+        let (fill, reader) = (&run.fill, spool.content());
+        run.inner.store.commit(spool, &fill.digest, &fill.source.repo).await?;
         run.publish.send_replace(State::Committed { length, generation, reader, found: false });
         Ok(length)
     }

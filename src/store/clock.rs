@@ -1,22 +1,23 @@
-//! The time of uses: whole seconds, which is all that eviction needs.
+//! Times of uses: whole seconds, which is all that eviction needs.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::segments::Time;
+/// Seconds since 1970.
+pub type Time = u32;
 
-/// What is served all the time is used once in this many seconds.
-const STEP: u32 = 60;
+/// The use of content that is served continuously is noted once in this many seconds.
+const NOTE_INTERVAL_SECONDS: u32 = 60;
 
-/// When something was last noted as used.
+/// When a use was last noted.
 #[derive(Debug, Default)]
-pub(super) struct LastNoted(AtomicU32);
+pub(in crate::store) struct LastNoted(AtomicU32);
 
 impl LastNoted {
-    /// Whether its use is worth a note; it counts as noted then.
-    pub(super) fn is_due(&self) -> bool {
+    /// Whether a use is to be noted now. If so, it counts as noted.
+    pub(in crate::store) fn is_due(&self) -> bool {
         let (now, noted) = (now(), self.0.load(Ordering::Relaxed));
-        let due = now.saturating_sub(noted) >= STEP;
+        let due = now.saturating_sub(noted) >= NOTE_INTERVAL_SECONDS;
         if due {
             self.0.store(now, Ordering::Relaxed);
         }
@@ -24,12 +25,13 @@ impl LastNoted {
     }
 }
 
-/// Seconds since 1970.
-pub(super) fn now() -> Time {
+/// The present time.
+pub(in crate::store) fn now() -> Time {
     to_time(SystemTime::now())
 }
 
-pub(super) fn to_time(at: SystemTime) -> Time {
+/// A time before 1970 becomes 0.
+pub(in crate::store) fn to_time(at: SystemTime) -> Time {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_secs().try_into().unwrap_or(Time::MAX)
 }

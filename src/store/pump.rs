@@ -1,4 +1,4 @@
-//! Moving a stream into a growing file: the next bytes come in while earlier ones are written, and others hashed.
+//! Moving a stream into a growing file: the next bytes are received while earlier ones are written and hashed.
 
 use std::future::Future;
 use std::pin::pin;
@@ -8,14 +8,14 @@ use futures_util::{Stream, StreamExt};
 
 use super::StoreError;
 
-/// Bytes taken from the stream while earlier ones are being written. What one transfer holds at most, beside a chunk each, is
-/// three times this: what has come, what is being written and what is being hashed.
-const WRITE_AHEAD: usize = 384 << 10;
+/// Bytes that are taken from the stream while earlier ones are written. One transfer holds up to three times this many, and a
+/// chunk more each: those received, those being written, and those being hashed.
+const RECEIVE_AHEAD_BYTES: usize = 384 << 10;
 
-/// Appends all of `stream`, and tells `progress` the new length after every append; the length at the end.
+/// Appends all of `stream`. Calls `progress` with the new length in bytes after every append. Returns the final length.
 ///
 /// # Errors
-/// The stream's, after what came before it was appended; those of `append` and `progress`.
+/// An error of the stream, after everything before it was appended; errors of `append` and `progress`.
 pub async fn pump<E, A>(
     stream: impl Stream<Item = Result<Bytes, E>>,
     append: impl Fn(Vec<Bytes>) -> A,
@@ -27,37 +27,37 @@ where
 {
     let mut stream = pin!(stream.fuse());
     let mut length = 0;
-    let mut waiting = Waiting::default();
+    let mut received = ReceivedChunks::default();
     let mut ended: Option<Result<(), E>> = None;
     loop {
-        if waiting.chunks.is_empty() {
+        if received.chunks.is_empty() {
             match ended.take() {
                 Some(end) => return end.map(|()| length),
-                None => waiting.take(stream.next().await, &mut ended),
+                None => received.take(stream.next().await, &mut ended),
             }
             continue;
         }
-        let mut write = pin!(append(waiting.drain()));
+        let mut write = pin!(append(received.drain()));
         length = loop {
             tokio::select! {
                 biased;
                 written = &mut write => break written?,
-                chunk = stream.next(), if ended.is_none() && waiting.bytes < WRITE_AHEAD => waiting.take(chunk, &mut ended),
+                chunk = stream.next(), if ended.is_none() && received.bytes < RECEIVE_AHEAD_BYTES => received.take(chunk, &mut ended),
             }
         };
         progress(length)?;
     }
 }
 
-/// Chunks that came while others were being written.
+/// Chunks that were received while others are written.
 #[derive(Default)]
-struct Waiting {
+struct ReceivedChunks {
     chunks: Vec<Bytes>,
     bytes: usize,
 }
 
-impl Waiting {
-    /// Keeps a chunk, or notes how the stream ended.
+impl ReceivedChunks {
+    /// Keeps a chunk, or records how the stream ended.
     fn take<E>(&mut self, chunk: Option<Result<Bytes, E>>, ended: &mut Option<Result<(), E>>) {
         match chunk {
             Some(Ok(chunk)) if chunk.is_empty() => {}

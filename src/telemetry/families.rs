@@ -1,19 +1,19 @@
-//! Every metric, by name and labels; the doc comment of a field is its help text.
+//! Every metric family, with its name and labels. The doc comment of a field is its help text.
 //!
-//! The names are a contract with dashboards (`registry_…` is what `registry:2` already exposes), so nothing here
-//! is renamed. No label ever carries the name of an image.
+//! The names are a contract with dashboards (`registry_…` is what `registry:2` exposes), so none is ever renamed. No label
+//! ever has the name of an image as its value. `docs/reference/metrics.md` lists all families; a test keeps it up to date.
 
+use prometheus::Result;
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
-use prometheus::{Registry, Result};
 
-/// From a hit in memory to a transfer of a minute, as `registry:2` has them.
+/// Buckets from a hit in memory to a transfer of a minute, as `registry:2` has them.
 const REQUEST_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0];
-/// From a hit in memory to the longest that a client waits for a first byte.
+/// Buckets from a hit in memory to the longest time that a client waits for a first byte.
 const FIRST_BYTE_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// How a family is made from what its field's declaration says; only a histogram has buckets.
+/// How a family is made from the declaration of its field. Only a histogram has buckets.
 trait Family: Collector + Clone + Sized + 'static {
     fn declare(name: &str, help: &str, labels: &[&str], buckets: &[&[f64]]) -> Result<Self>;
 }
@@ -44,25 +44,48 @@ impl Family for HistogramVec {
 }
 
 macro_rules! families {
-    ($($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal [$($label:literal),*] $(in $buckets:ident)?;)*) => {
-        pub(super) struct Families {
+    ($(#[$attribute:meta])* $set:ident: $($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal [$($label:literal),*] $(in $buckets:ident)?;)*) => {
+        $(#[$attribute])*
+        #[derive(Clone)]
+        pub(super) struct $set {
             $($(#[doc = $help])+ pub(super) $field: $kind,)*
         }
 
-        impl Families {
-            /// The error is a name or label that the format forbids, or a name that is declared twice.
-            pub(super) fn register(registry: &Registry) -> Result<Self> {
-                $(
-                    let $field = $kind::declare($name, concat!($($help),+).trim(), &[$($label),*], &[$($buckets)?])?;
-                    registry.register(Box::new($field.clone()))?;
-                )*
-                Ok(Self { $($field),* })
+        impl $set {
+            /// For the reference: name, type, labels and help text of each family.
+            #[cfg(test)]
+            pub(super) const REFERENCE: &[Reference] = &[
+                $(Reference { name: $name, kind: stringify!($kind), labels: &[$($label),*], help: concat!($($help),+) },)*
+            ];
+
+            /// The error is a name or a label that the format forbids.
+            pub(super) fn declare() -> Result<Self> {
+                Ok(Self {
+                    $($field: $kind::declare($name, concat!($($help),+).trim(), &[$($label),*], &[$($buckets)?])?,)*
+                })
+            }
+
+            /// Every family, for a registry.
+            pub(super) fn collectors(&self) -> Vec<Box<dyn Collector>> {
+                vec![$(Box::new(self.$field.clone()),)*]
             }
         }
     };
 }
 
+/// What the reference says about a family.
+#[cfg(test)]
+pub(super) struct Reference {
+    pub(super) name: &'static str,
+    /// The name of the Rust type.
+    pub(super) kind: &'static str,
+    pub(super) labels: &'static [&'static str],
+    pub(super) help: &'static str,
+}
+
 families! {
+    /// Families that the program counts in as things happen.
+    Families:
     /// Client GETs of mirrored content.
     proxy_requests: IntCounterVec = "registry_proxy_requests_total" ["type", "upstream"];
     /// Client GETs of mirrored content that were answered from the cache.
@@ -74,60 +97,65 @@ families! {
     /// Bytes of mirrored content sent to clients.
     proxy_pushed_bytes: IntCounterVec = "registry_proxy_pushed_bytes_total" ["type", "upstream"];
 
-    /// Requests answered.
+    /// Requests that were answered.
     http_requests: IntCounterVec = "registry_http_requests_total" ["handler", "code", "method"];
-    /// From a request's head to the end of its answer.
+    /// Seconds from a request's headers to the end of its response.
     http_request_duration: HistogramVec = "registry_http_request_duration_seconds" ["handler", "method"] in REQUEST_SECONDS;
-    /// Requests being answered.
+    /// Requests in progress.
     http_in_flight: IntGaugeVec = "registry_http_in_flight_requests" ["handler"];
 
-    /// How client GETs of mirrored content were answered.
+    /// Client GETs of mirrored content, by how they were answered.
     cache_results: IntCounterVec = "roadstead_cache_results_total" ["type", "upstream", "result"];
-    /// Requests sent to upstreams; a code that is no number says why there was no answer.
+    /// Requests to upstreams. A code that is no number says why there was no response.
     upstream_requests: IntCounterVec = "roadstead_upstream_requests_total" ["upstream", "kind", "code"];
-    /// From a request to an upstream to the head of its answer.
+    /// Seconds from a request to an upstream to the headers of its response.
     upstream_first_byte: HistogramVec = "roadstead_upstream_first_byte_seconds" ["upstream"] in FIRST_BYTE_SECONDS;
-    /// From a client's GET of mirrored content to the first byte of its answer.
+    /// Seconds from a client's GET of mirrored content to the first byte of its response.
     first_byte: HistogramVec = "roadstead_first_byte_seconds" ["type", "result"] in FIRST_BYTE_SECONDS;
-    /// Downloads from upstreams under way.
+    /// Fills (downloads from upstreams) in progress.
     fills_in_flight: IntGauge = "roadstead_fills_in_flight" [];
-    /// Downloads from upstreams that wait for their turn.
+    /// Fills that wait for a slot.
     fills_waiting: IntGauge = "roadstead_fills_waiting" [];
-    /// Transfers past the store, each for one client, under way.
+    /// Transfers past the store, each for one client, in progress.
     bypasses_in_flight: IntGauge = "roadstead_bypasses_in_flight" [];
-    /// Transfers past the store that wait for their turn.
+    /// Transfers past the store that wait for a slot.
     bypasses_waiting: IntGauge = "roadstead_bypasses_waiting" [];
-    /// Downloads from upstreams that broke and went on where they had stopped.
+    /// Fills that were interrupted and resumed.
     fill_resumes: IntCounterVec = "roadstead_fill_resumes_total" ["upstream"];
-    /// Content from upstreams that was not what its digest says, and was not kept.
+    /// Content from upstreams that did not have its digest, and was not stored.
     digest_mismatches: IntCounterVec = "roadstead_digest_mismatches_total" ["upstream"];
-    /// Pulls that an upstream allows in its window, as it said last.
+    /// Pulls that an upstream allows in its window, as it last reported.
     upstream_ratelimit_limit: GaugeVec = "roadstead_upstream_ratelimit_limit" ["upstream"];
-    /// Pulls that an upstream still allows in its window, as it said last.
+    /// Pulls that an upstream still allows in its window, as it last reported.
     upstream_ratelimit_remaining: GaugeVec = "roadstead_upstream_ratelimit_remaining" ["upstream"];
-    /// 1 while an upstream is being asked, 0 while it is left alone after failures.
+    /// 1 while an upstream is asked, 0 while its circuit is open after failures.
     upstream_available: IntGaugeVec = "roadstead_upstream_available" ["upstream"];
 
-    /// Bytes of content on disk; only the cached class is ever evicted.
-    storage_bytes: IntGaugeVec = "roadstead_storage_bytes" ["class"];
-    /// Bytes that the cached class may take.
+    /// Bytes that cached content may take (cache.max_size).
     storage_capacity: IntGauge = "roadstead_storage_capacity_bytes" [];
-    /// 1 when the index is in step with the files and the order of last use is known; nothing is evicted before.
-    index_ready: IntGauge = "roadstead_index_ready" [];
-    /// Blobs and manifests evicted.
+    /// Blobs and manifests that were evicted.
     evictions: IntCounterVec = "roadstead_evictions_total" ["reason"];
-    /// Bytes evicted.
+    /// Bytes of evicted content.
     evicted_bytes: IntCounter = "roadstead_evicted_bytes_total" [];
-    /// Times that the index was found unusable and built anew.
+    /// Times that the index was found corrupt and was rebuilt.
     index_rebuilds: IntCounter = "roadstead_index_rebuilds_total" [];
-    /// Blobs that were read from the disk and compared with their digests.
+    /// Blobs that the scrub has read from the disk and compared with their digests.
     scrub_blobs: IntCounter = "roadstead_scrub_blobs_total" [];
-    /// Bytes of those.
+    /// Bytes of blobs that the scrub has read.
     scrub_bytes: IntCounter = "roadstead_scrub_bytes_total" [];
-    /// Blobs and names that were found damaged or missing; pushed content is lost until it is pushed again.
+    /// Blobs and names that the scrub found corrupt or missing. Pushed content is lost until it is pushed again.
     scrub_damaged: IntCounterVec = "roadstead_scrub_damaged_total" ["class"];
-    /// When everything had last been read once in the background, in seconds since 1970; 0 before.
+    /// When the background scrub last completed, in seconds since 1970; 0 before the first time.
     scrub_completed: IntGauge = "roadstead_scrub_completed_timestamp_seconds" [];
-    /// Answers that were not kept because there was no room within the bounds of the cache or on the disk.
+    /// Responses that were not stored because there was no room within the bounds of the cache or on the disk.
     no_room: IntCounter = "roadstead_no_room_total" [];
+}
+
+families! {
+    /// Gauges that are read from the store when metrics are gathered.
+    StorageFamilies:
+    /// Bytes of content on disk. Only the cached class is ever evicted.
+    storage_bytes: IntGaugeVec = "roadstead_storage_bytes" ["class"];
+    /// 1 when the index is in step with the files and the order of last use is complete. Nothing is evicted before.
+    index_ready: IntGauge = "roadstead_index_ready" [];
 }

@@ -6,16 +6,19 @@ use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
+use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Histogram, IntGauge, Registry, TextEncoder};
 
 use super::families::Families;
 use super::series::{HandlerSeries, UpstreamSeries};
+use super::storage::{StorageCollector, StorageReading};
 use super::{CacheResult, ContentKind, StorageClass};
 
 pub struct Metrics {
     registry: Registry,
-    families: Families,
+    pub(super) families: Families,
+    storage: StorageCollector,
     upstreams: HashMap<Arc<str>, UpstreamSeries>,
     handlers: [HandlerSeries; HANDLERS.len()],
     last_no_room: Mutex<Option<Instant>>,
@@ -39,10 +42,13 @@ impl Metrics {
     #[expect(clippy::expect_used, reason = "names are constants: every start registers them, or none does")]
     pub fn new(upstreams: &[&str]) -> Self {
         let registry = Registry::new();
-        let families = Families::register(&registry).expect("names are well formed and declared once");
-        registry.register(Box::new(ProcessCollector::for_self())).expect("no other metric is called process_…");
+        let families = Families::declare().expect("names and labels are well formed");
+        let storage = StorageCollector::new().expect("names and labels are well formed");
+        let ours = families.collectors().into_iter().chain([Box::new(storage.clone()) as Box<dyn Collector>]);
+        for collector in ours.chain([Box::new(ProcessCollector::for_self()) as Box<dyn Collector>]) {
+            registry.register(collector).expect("each name is declared once");
+        }
         for class in StorageClass::ALL {
-            families.storage_bytes.with_label_values(&[class.as_str()]);
             families.scrub_damaged.with_label_values(&[class.as_str()]);
         }
         let first_byte = ContentKind::ALL.map(|kind| {
@@ -52,7 +58,7 @@ impl Metrics {
             upstreams.iter().map(|&name| (Arc::from(name), UpstreamSeries::new(&families, name))).collect();
         upstreams.values().for_each(|series| series.available.set(1));
         let handlers = HANDLERS.map(|handler| HandlerSeries::new(&families, handler));
-        Self { registry, families, upstreams, handlers, last_no_room: Mutex::default(), first_byte }
+        Self { registry, families, storage, upstreams, handlers, last_no_room: Mutex::default(), first_byte }
     }
 
     /// Every metric in the text exposition format 0.0.4.
@@ -149,25 +155,17 @@ impl Metrics {
         self.families.http_request_duration.with_label_values(&[handler, method]).observe(seconds);
     }
 
-    pub fn storage_bytes(&self, class: StorageClass, bytes: u64) {
-        self.families.storage_bytes.with_label_values(&[class.as_str()]).set(gauge(bytes));
+    /// Where the gauges of the store are read when metrics are gathered. The first source counts.
+    pub fn set_storage_source(&self, read: impl Fn() -> Option<StorageReading> + Send + Sync + 'static) {
+        self.storage.set_source(Box::new(read));
     }
 
+    /// Bytes that cached content may take.
     pub fn storage_capacity(&self, bytes: u64) {
         self.families.storage_capacity.set(gauge(bytes));
     }
 
-    /// Whether the index is in step with the files and things can be evicted.
-    pub fn index_ready(&self, ready: bool) {
-        self.families.index_ready.set(i64::from(ready));
-    }
-
-    /// Files of `bytes` in all were evicted.
-    pub fn evicted(&self, reason: &str, files: u64, bytes: u64) {
-        self.families.evictions.with_label_values(&[reason]).inc_by(files);
-        self.families.evicted_bytes.inc_by(bytes);
-    }
-
+    /// The index was found corrupt and is rebuilt.
     pub fn index_rebuilt(&self) {
         self.families.index_rebuilds.inc();
     }
@@ -273,6 +271,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::events::{EvictionReason, StoreEvent};
+    use crate::oci::{Algorithm, Digest};
 
     /// The value of a series, or the sum over all series of a family.
     fn total(text: &str, series: &str) -> f64 {
@@ -323,7 +323,8 @@ mod tests {
         let metrics = Metrics::new(&["docker.io"]);
         metrics.upstream_request("docker.io", "manifest", "200");
         metrics.upstream_ratelimit("docker.io", Some(100.0), Some(99.0));
-        metrics.evicted("size", 1, 1);
+        let evicted = Digest::of(Algorithm::Sha256, b"evicted");
+        metrics.observe(&StoreEvent::Evicted { digest: evicted, bytes: 1, reason: EvictionReason::Size });
         drop(metrics.http_started("manifest"));
         metrics.http_finished("manifest", &Method::GET, StatusCode::OK, 0.1);
         let text = metrics.render();

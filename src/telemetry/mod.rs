@@ -1,12 +1,17 @@
-//! What the process says about itself: metrics and logs.
+//! What the process reports about itself: metrics and logs.
 
 mod families;
 pub mod logs;
 mod metrics;
+mod observer;
 mod outcome;
+#[cfg(test)]
+mod reference;
 mod series;
+mod storage;
 mod writer;
 
 pub use metrics::{InFlight, Metrics};
 pub use outcome::{CacheResult, ContentKind, StorageClass};
+pub use storage::StorageReading;
 pub use writer::Flush;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use roadstead::oci::{Algorithm, Digest, Manifest, RepoId, Scope, Tag};
-use roadstead::store::{Bounds, Class, CollectRules, NAME_BYTES, NewManifest, Store};
+use roadstead::store::{Bounds, Class, CollectRules, NAME_BYTES, NewManifest, Store, StoreSettings};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -165,8 +165,9 @@ impl World {
     }
 
     fn open(&mut self) {
-        let store =
-            Store::open_within(self.folder.path(), Bounds { max_size: MAX_SIZE_BYTES, min_free: 0 }, None).unwrap();
+        let bounds = Bounds { max_size: MAX_SIZE_BYTES, min_free: 0 };
+        let settings = StoreSettings { bounds, ..StoreSettings::default() };
+        let store = Store::open_with(self.folder.path(), settings).unwrap();
         if store.needs_reconcile() {
             store.reconcile(&AtomicBool::new(false));
         }
@@ -214,7 +215,7 @@ impl World {
                     match store.begin(Algorithm::Sha256, Some(bytes.len() as u64)).await {
                         Ok(spool) => {
                             spool.append(vec![bytes.clone()]).await.unwrap();
-                            spool.commit(digest, &mirrored(repo)).await.unwrap();
+                            store.commit(spool, digest, &mirrored(repo)).await.unwrap();
                         }
                         Err(error) => assert!(error.is_full(), "{error}"),
                     }
@@ -302,8 +303,11 @@ impl World {
         let store = self.store();
         self.runtime.block_on(async {
             let Some(blob) = store.blob(&content.digest).await.unwrap() else { return false };
-            assert_eq!(blob.length, content.bytes.len() as u64);
-            assert!(blob.reader.read_at(0, blob.length).await.unwrap() == content.bytes, "stored content is correct");
+            assert_eq!(blob.len(), content.bytes.len() as u64);
+            assert!(
+                blob.clone().read().await.unwrap().unwrap_or_default() == content.bytes,
+                "stored content is correct"
+            );
             true
         })
     }

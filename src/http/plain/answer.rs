@@ -67,7 +67,7 @@ pub(super) async fn send(
     write_head(scratch, parts.status, &parts.headers, framing, is_last);
     match (framing, part) {
         (Framing::None(_) | Framing::Length(0), _) => Ok(socket.write([scratch, &[], &[]]).await?),
-        (Framing::Length(length), Some(part)) if part.len() == length && length > LITTLE => {
+        (Framing::Length(length), Some(part)) if part.range.len() == length && length > LITTLE => {
             // The body is kept to the end: it counts as long as it lives.
             send_file(socket, scratch, part).await
         }
@@ -184,61 +184,67 @@ async fn send_chunks(socket: &mut Socket, out: &mut BytesMut, body: &mut Body) -
     Ok(())
 }
 
-/// Sends a part of a file from the page cache to the socket; what is not in the page cache is read first, elsewhere.
+/// Sends a range of a file from the page cache to the socket. What is not in the page cache is read by the blocking pool first.
 async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(), SendError> {
-    let FilePart { reader, next: mut at, end, counter } = part;
+    let FilePart { mut range, counter } = part;
     let mut head = head;
     let mut by_copy = false;
-    let (mut at_hand, mut looked) = (at, Instant::now());
-    if end - at <= MEDIUM {
+    // Bytes of the range that were found in the page cache, and when.
+    let (mut cached, mut probed) = (0, Instant::now());
+    if range.len() <= MEDIUM {
         socket.write([mem::take(&mut head), &[], &[]]).await?;
     }
-    while at < end {
+    while !range.is_empty() {
         consume_budget().await;
-        if at >= at_hand && !by_copy {
-            let stretch = (end - at).min(STRETCH);
-            at_hand = if reader.is_at_hand(at, stretch) { at + stretch } else { at };
-            looked = Instant::now();
+        if cached == 0 && !by_copy {
+            let stretch = range.len().min(STRETCH);
+            cached = if range.is_cached(stretch) { stretch } else { 0 };
+            probed = Instant::now();
         }
-        let sent = if at >= at_hand {
-            let bytes = reader.read_at(at, end - at).await.map_err(unreadable)?;
+        let sent = if cached == 0 {
+            let bytes = range.read().await.map_err(unreadable)?.unwrap_or_default();
             socket.write([head, &bytes, &[]]).await?;
             bytes.len() as u64
         } else {
             socket.write_ahead(head).await?;
             let send = |stream: &TcpStream, waited: bool| {
-                // What was there before the client took its time need not be any more.
-                if waited && looked.elapsed() > A_MOMENT {
-                    if !reader.is_at_hand(at, at_hand - at) {
+                // While the client took its time, bytes may have left the page cache.
+                if waited && probed.elapsed() > A_MOMENT {
+                    if !range.is_cached(cached) {
                         return Ok(None);
                     }
-                    looked = Instant::now();
+                    probed = Instant::now();
                 }
-                reader.send_to(stream, at, at_hand - at).map(Some)
+                range.send_to(stream, cached).map(Some)
             };
             match socket.write_by(send).await {
-                Ok(Some(0)) => return Err(unreadable(io::ErrorKind::UnexpectedEof.into())),
-                Ok(Some(sent)) => sent as u64,
+                Ok(Some(sent)) => {
+                    cached -= sent;
+                    sent
+                }
                 Ok(None) => {
-                    at_hand = at;
+                    cached = 0;
                     0
                 }
-                // A file system that cannot do this.
+                // The file system does not support sendfile.
                 Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
                     by_copy = true;
-                    at_hand = at;
+                    cached = 0;
                     0
                 }
-                // The disk's, and not the socket's.
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => return Err(unreadable(error)),
+                // These are errors of the file, not of the socket.
+                Err(error) if is_of_file(&error) => return Err(unreadable(error)),
                 Err(error) => return Err(error.into()),
             }
         };
         head = &[];
-        at += sent;
         counter.count(sent);
     }
     Ok(())
+}
+
+fn is_of_file(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof || Errno::from_io_error(error) == Some(Errno::IO)
 }
 
 fn unreadable(error: io::Error) -> SendError {

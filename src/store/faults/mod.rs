@@ -1,6 +1,6 @@
 //! File operations that fail when a test wants them to: the n-th, or all from the n-th on.
 //!
-//! A test's runtime sets the plan on each of its threads, so that tests beside it are left alone.
+//! The runtime of a test sets the plan on each of its own threads, so tests that run at the same time are not affected.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,25 +12,25 @@ use rustix::io::Errno;
 mod tests;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(in crate::store) enum Fault {
     /// EIO.
     Error,
-    /// A write ends half way, for the disk is full (ENOSPC); anything else fails with that.
+    /// ENOSPC; a write has written half of its bytes by then.
     Short,
 }
 
 /// Which operations fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Failing {
-    pub(super) fault: Fault,
+pub(in crate::store) struct Failing {
+    pub(in crate::store) fault: Fault,
     /// The first to fail, counted from 0.
-    pub(super) first: u64,
-    /// Those after it, too.
-    pub(super) lasting: bool,
+    pub(in crate::store) first: u64,
+    /// Whether all operations after the first fail as well.
+    pub(in crate::store) lasting: bool,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Plan(Mutex<State>);
+pub(in crate::store) struct Plan(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -39,13 +39,13 @@ struct State {
 }
 
 impl Plan {
-    /// Counts from 0 again; `None`: nothing fails.
-    pub(super) fn set(&self, failing: Option<Failing>) {
+    /// Replaces the plan and counts from 0 again; with `None` nothing fails.
+    pub(in crate::store) fn set(&self, failing: Option<Failing>) {
         *self.0.lock() = State { failing, calls: 0 };
     }
 
-    /// Operations since.
-    pub(super) fn calls(&self) -> u64 {
+    /// Operations since the plan was set.
+    pub(in crate::store) fn calls(&self) -> u64 {
         self.0.lock().calls
     }
 
@@ -63,8 +63,8 @@ thread_local! {
     static PLAN: RefCell<Option<Arc<Plan>>> = const { RefCell::new(None) };
 }
 
-/// What this thread does goes by this plan from now on.
-pub(super) fn follow(plan: &Arc<Plan>) {
+/// The operations of this thread follow `plan` from now on.
+pub(in crate::store) fn follow(plan: &Arc<Plan>) {
     PLAN.set(Some(plan.clone()));
 }
 
@@ -72,7 +72,7 @@ fn next() -> Option<Fault> {
     PLAN.with_borrow(|plan| plan.as_ref().and_then(|plan| plan.next()))
 }
 
-pub(super) fn pass() -> io::Result<()> {
+pub(in crate::store) fn pass() -> io::Result<()> {
     match next() {
         None => Ok(()),
         Some(Fault::Error) => Err(Errno::IO.into()),
@@ -80,7 +80,7 @@ pub(super) fn pass() -> io::Result<()> {
     }
 }
 
-pub(super) fn pass_write(bytes: &[u8], write: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
+pub(in crate::store) fn pass_write(bytes: &[u8], write: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
     match next() {
         None => write(bytes),
         Some(Fault::Error) => Err(Errno::IO.into()),

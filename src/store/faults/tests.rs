@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,9 +14,11 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::{Failing, Fault, Plan, follow};
+use crate::events::{Events, StoreEvent};
 use crate::oci::{Algorithm, Digest, Manifest, RepoId, Scope, Tag};
 use crate::store::{
     Bounds, Class, CollectRules, Finding, NAME_BYTES, NewManifest, Problem, ScrubPart, ScrubWatch, Store, StoreError,
+    StoreSettings,
 };
 
 const MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -35,6 +37,8 @@ struct Scene {
     blobs: BTreeMap<(RepoId, Digest), Bytes>,
     tags: Names,
     number: u32,
+    events: Events,
+    evicted: Arc<AtomicU64>,
 }
 
 /// One blob and a manifest that refers to it.
@@ -99,8 +103,14 @@ impl Scene {
             .unwrap();
         // In memory where that can be: what is asked of the disk counts here, not the disk.
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let mut scene =
-            Self { folder, plan, runtime, store: None, blobs: BTreeMap::new(), tags: BTreeMap::new(), number: 0 };
+        let evicted = Arc::new(AtomicU64::new(0));
+        let counter = evicted.clone();
+        let events = Events::new(vec![Box::new(move |event| {
+            let is_eviction = matches!(event, StoreEvent::Evicted { .. });
+            counter.fetch_add(is_eviction.into(), Ordering::Relaxed);
+        })]);
+        let (blobs, tags) = (BTreeMap::new(), BTreeMap::new());
+        let mut scene = Self { folder, plan, runtime, store: None, blobs, tags, number: 0, events, evicted };
         scene.open();
         scene
     }
@@ -110,7 +120,8 @@ impl Scene {
     }
 
     fn open(&mut self) {
-        let store = Store::open_within(self.folder.path(), ROOM, None).unwrap();
+        let settings = StoreSettings { bounds: ROOM, events: self.events.clone(), ..StoreSettings::default() };
+        let store = Store::open_with(self.folder.path(), settings).unwrap();
         if store.needs_reconcile() {
             store.reconcile(&AtomicBool::new(false));
         }
@@ -154,13 +165,13 @@ impl Scene {
         let store = self.store();
         assert_eq!((store.bytes(Class::Cached), store.bytes(Class::Pushed)), (cached, pushed), "cached and pushed");
         let names = self.mirrored_names() as u64;
-        assert_eq!(store.inner.space.names(), names, "names of mirrored repositories");
-        assert_eq!(store.inner.space.used(), cached + names * NAME_BYTES, "nothing is reserved");
+        assert_eq!(store.local().cache().space().names(), names, "names of mirrored repositories");
+        assert_eq!(store.local().cache().space().used(), cached + names * NAME_BYTES, "nothing is reserved");
         for ((repo, digest), bytes) in &self.blobs {
             let (there, member) = self.run(async { (store.blob(digest).await, store.member(repo, digest).await) });
             assert!(member.unwrap().is_some(), "{repo} has lost {digest}");
             let blob = there.unwrap().unwrap_or_else(|| panic!("{digest} of {repo} is gone"));
-            assert_eq!(blob.length, bytes.len() as u64);
+            assert_eq!(blob.len(), bytes.len() as u64);
         }
         for ((repo, tag), digest) in &self.tags {
             assert_eq!(self.meaning(repo, tag), *digest, "{repo}:{tag}");
@@ -256,7 +267,7 @@ async fn fill(store: &Store, repo: &RepoId, image: &Image) -> Result<(), StoreEr
     for part in image.parts() {
         spool.append(vec![part]).await?;
     }
-    spool.commit(&digest_of(&image.blob), repo).await
+    store.commit(spool, &digest_of(&image.blob), repo).await
 }
 
 fn push(scene: &mut Scene, repo: &RepoId, image: &Image, tagged: &Tag) -> Result<(), StoreError> {
@@ -356,7 +367,7 @@ fn with_a_full_cache() -> Scene {
     for number in 1000..1030 {
         fill_one(&scene, number).unwrap();
     }
-    assert!(!scene.store().take_evicted().is_empty());
+    assert!(scene.evicted.load(Ordering::Relaxed) > 0);
     scene
 }
 
@@ -365,7 +376,7 @@ fn an_eviction() {
     with_every_fault(with_a_full_cache, |scene| {
         let number = 2 * scene.number + u32::from(scene.fails_now().is_none());
         let done = fill_one(scene, number);
-        assert!(scene.store().inner.space.used() <= ROOM.max_size);
+        assert!(scene.store().local().cache().space().used() <= ROOM.max_size);
         done
     });
 }

@@ -1,0 +1,194 @@
+//! The evictor: makes room when what arrives does not fit, and in the background when the bounds are exceeded.
+//!
+//! The least recently used content is evicted first (`eviction_order`). Nothing is evicted before the index is in step with
+//! the files and the order of last use is complete. How content is removed is up to [`Evict`].
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::process::setpriority_process;
+
+use super::Cache;
+use super::space::{Reservation, Shortage};
+use crate::events::EvictionReason;
+use crate::oci::Digest;
+use crate::store::clock::now;
+use crate::store::error::StoreError;
+
+/// Name of the thread that evicts in the background.
+pub(in crate::store) const EVICTOR_THREAD: &str = "evictor";
+/// Content that one turn evicts before other threads may look at the order.
+const MAX_TURN_VICTIMS: usize = 25;
+/// In the background, the evictor rests for this many times as long as a turn took.
+const REST_FACTOR: u32 = 24;
+/// How long a request to stop may go unnoticed.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// Nice value of the background thread.
+const EVICTOR_NICE: i32 = 10;
+/// A reservation may find that another one took the room that was made for it.
+const MAX_RESERVE_ATTEMPTS: usize = 16;
+/// Turns in which all victims were in use, after which the evictor gives up.
+const MAX_FRUITLESS_TURNS: usize = 64;
+
+/// What the evictor needs of the store whose cache it bounds.
+pub(in crate::store) trait Evict {
+    /// Whether anything may be evicted now: the index is in step with the files, and no lease holds back deletions.
+    fn may_evict(&self) -> bool;
+
+    /// Brings the set of pinned content up to date.
+    fn refresh_pins(&self) -> Result<(), StoreError>;
+
+    /// Evicts one piece of content and the names that lead to it. False if it is in use, pinned or pushed; it stays then.
+    fn evict(&self, digest: &Digest, reason: EvictionReason) -> Result<bool, StoreError>;
+}
+
+#[derive(Debug, Default)]
+pub(super) struct EvictorState {
+    /// Held for a turn: two evictors would pick the same victims.
+    turn: Mutex<()>,
+    /// Room was short since the last run in the background, so some more is made ahead of the next reservation.
+    short: AtomicBool,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Nothing is short any more.
+    Enough,
+    /// Something was evicted, and more has to be.
+    More,
+    /// All victims were in use. The next turn picks others.
+    AllInUse,
+    /// There is nothing to evict.
+    Nothing,
+}
+
+/// Lowers the priority of this thread alone: threads that serve requests go first.
+pub(in crate::store) fn lower_priority() {
+    if let Err(error) = setpriority_process(None, EVICTOR_NICE) {
+        tracing::debug!(%error, "cannot lower the priority of the evictor");
+    }
+}
+
+impl Cache {
+    /// Reserves room for `bytes` of cached content, and evicts for it if necessary.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`] when not enough can be evicted.
+    pub(in crate::store) fn reserve(&self, bytes: u64, store: &dyn Evict) -> Result<Reservation, StoreError> {
+        for _ in 0..MAX_RESERVE_ATTEMPTS {
+            if let Some(reservation) = self.space.reserve(bytes) {
+                return Ok(reservation);
+            }
+            self.evictor.short.store(true, Ordering::Relaxed);
+            if !self.make_room(store, &|| self.space.short_of(bytes))? {
+                break;
+            }
+        }
+        Err(StoreError::NoRoom { bytes })
+    }
+
+    /// Makes sure that the disk has room for `bytes` of a push beside `min_free`. Evicts for it, and reserves nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`] when not enough can be evicted.
+    pub(in crate::store) fn require_disk_room(&self, bytes: u64, store: &dyn Evict) -> Result<(), StoreError> {
+        let short = || self.space.disk_short_of(bytes);
+        if short().bytes == 0 || self.make_room(store, &short)? { Ok(()) } else { Err(StoreError::NoRoom { bytes }) }
+    }
+
+    /// Puts noted uses in order. Whether something is to be evicted in the background.
+    pub(in crate::store) fn is_short(&self, store: &dyn Evict) -> Result<bool, StoreError> {
+        self.recency.apply_noted();
+        store.refresh_pins()?;
+        if self.space.excess() > 0 {
+            self.evictor.short.store(true, Ordering::Relaxed);
+        }
+        Ok(self.evictor.short.load(Ordering::Relaxed))
+    }
+
+    /// Evicts in turns, with rests between them, until the low mark is reached, nothing can be evicted, or `stop` is set.
+    pub(in crate::store) fn evict_in_background(&self, store: &dyn Evict, stop: &AtomicBool) -> Result<(), StoreError> {
+        while !stop.load(Ordering::Relaxed) && self.is_short(store)? {
+            let started = Instant::now();
+            if self.evict_turn(store, &|| self.space.above_low_mark())? != Turn::More {
+                self.evictor.short.store(false, Ordering::Relaxed);
+                break;
+            }
+            let rested = Instant::now() + started.elapsed() * REST_FACTOR;
+            while Instant::now() < rested && !stop.load(Ordering::Relaxed) {
+                thread::sleep(STOP_CHECK_INTERVAL.min(rested.saturating_duration_since(Instant::now())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Evicts until nothing is `short` any more. False if that is impossible; nothing is evicted where that is known.
+    fn make_room(&self, store: &dyn Evict, short: &dyn Fn() -> Shortage) -> Result<bool, StoreError> {
+        self.recency.apply_noted();
+        store.refresh_pins()?;
+        if short().bytes > self.recency.order().evictable(now()) {
+            return Ok(false);
+        }
+        let mut fruitless = 0;
+        while fruitless < MAX_FRUITLESS_TURNS {
+            match self.evict_turn(store, short)? {
+                Turn::Enough => return Ok(true),
+                Turn::More => fruitless = 0,
+                Turn::AllInUse => fruitless += 1,
+                Turn::Nothing => break,
+            }
+        }
+        Ok(short().bytes == 0)
+    }
+
+    /// Evicts the next few victims while anything is `short`.
+    fn evict_turn(&self, store: &dyn Evict, short: &dyn Fn() -> Shortage) -> Result<Turn, StoreError> {
+        if !self.is_order_complete() || !store.may_evict() {
+            return Ok(Turn::Nothing);
+        }
+        let _turn = self.evictor.turn.lock();
+        let Shortage { bytes, of_disk } = short();
+        let reason = if of_disk { EvictionReason::Disk } else { EvictionReason::Size };
+        if bytes == 0 {
+            return Ok(Turn::Enough);
+        }
+        let victims = self.recency.order().victims(bytes, MAX_TURN_VICTIMS, now());
+        let mut turn = if victims.is_empty() { Turn::Nothing } else { Turn::AllInUse };
+        for digest in victims {
+            if short().bytes == 0 {
+                return Ok(Turn::Enough);
+            }
+            let evicted = store.evict(&digest, reason).unwrap_or_else(|error| {
+                tracing::error!(%digest, %error, "cannot evict content");
+                false
+            });
+            if evicted {
+                turn = Turn::More;
+            } else {
+                // In use, or cannot be removed: the next turn tries others first.
+                self.recency.order().touch(&digest, now());
+            }
+        }
+        Ok(if short().bytes == 0 { Turn::Enough } else { turn })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::getpriority_process;
+
+    use super::*;
+
+    #[test]
+    fn lower_priority_affects_the_calling_thread_only() {
+        let before = getpriority_process(None).unwrap();
+        let lowered = thread::spawn(|| {
+            lower_priority();
+            getpriority_process(None).unwrap()
+        });
+        assert_eq!((lowered.join().unwrap(), getpriority_process(None).unwrap()), (EVICTOR_NICE.max(before), before));
+    }
+}

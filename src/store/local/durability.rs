@@ -1,0 +1,222 @@
+//! Durability of cached content. It is renamed to its digest before it is synced, so after a power cut its file may have the
+//! right length and the wrong bytes.
+//!
+//! Every half minute, what was committed since is synced, and the file `settled` records the time of that, together with the
+//! boot id of the kernel. If a start finds the record of another boot, every file that is younger than the record is
+//! unverified. Such a file is hashed before it is first served, and by the walk that follows every unclean stop. No new record
+//! is written before that walk has ended.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use super::Local;
+use super::growing_file::hash;
+use super::layout::{Layout, Temporary, sync_folder};
+use crate::events::StoreEvent;
+use crate::oci::Digest;
+use crate::store::error::{At, StoreError, optional};
+use crate::store::fs::{self, File};
+use crate::store::records::Class;
+
+/// Changes with each boot of the kernel.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// File times may be behind the clock by less than this.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Durability {
+    boot: String,
+    /// Content that was committed since the last record.
+    unsynced: Mutex<Vec<Digest>>,
+    /// The time of the last record, if another boot wrote it. Files that are younger are unverified.
+    unverified_since: Option<SystemTime>,
+    /// Files that were unverified and have been hashed since.
+    verified: Mutex<HashSet<Digest>>,
+    /// No unverified files are left.
+    all_verified: AtomicBool,
+    /// This process has written a record.
+    recorded: AtomicBool,
+}
+
+/// What the file `settled` says: everything that was committed until `at` is durable.
+struct DurableMark {
+    boot: String,
+    at: SystemTime,
+}
+
+impl Durability {
+    pub(super) fn load(layout: &Layout) -> Result<Self, StoreError> {
+        let boot = fs::read_to_string(Path::new(BOOT_ID)).map(|id| id.trim().to_owned()).unwrap_or_default();
+        let path = layout.durable_mark();
+        let mark = optional(fs::read_to_string(&path)).at("read", &path)?.and_then(|text| DurableMark::parse(&text));
+        let unverified_since = mark.filter(|mark| mark.boot != boot).map(|mark| mark.at);
+        Ok(Self {
+            boot,
+            unsynced: Mutex::default(),
+            all_verified: AtomicBool::new(unverified_since.is_none()),
+            unverified_since,
+            recorded: AtomicBool::new(false),
+            verified: Mutex::default(),
+        })
+    }
+
+    /// Content was committed. To be called after its rename, whose time decides: a record that is written between the two has
+    /// an earlier time.
+    pub(super) fn committed(&self, digest: &Digest) {
+        self.unsynced.lock().push(digest.clone());
+    }
+
+    /// Whether files have to be verified before they are served.
+    pub(super) fn has_unverified(&self) -> bool {
+        !self.all_verified.load(Ordering::Acquire)
+    }
+
+    /// Every file has been verified, or the last stop was clean.
+    pub(super) fn set_all_verified(&self) {
+        self.all_verified.store(true, Ordering::Release);
+        self.verified.lock().clear();
+    }
+
+    /// Whether an open file may be served as this digest: it was durable at the last record, or it has the digest.
+    pub(super) fn verify(&self, digest: &Digest, file: &File) -> io::Result<bool> {
+        let Some(since) = self.unverified_since else { return Ok(true) };
+        if !self.has_unverified() || self.verified.lock().contains(digest) {
+            return Ok(true);
+        }
+        // The rename of the commit sets the change time. The last write may be much older.
+        let metadata = file.metadata()?;
+        let changed =
+            Duration::new(metadata.ctime().try_into().unwrap_or(0), metadata.ctime_nsec().try_into().unwrap_or(0));
+        if UNIX_EPOCH.checked_add(changed).is_some_and(|changed| changed <= since) {
+            return Ok(true);
+        }
+        let (hasher, _) = hash(file, digest.algorithm())?;
+        let is_right = hasher.finish() == *digest;
+        if is_right {
+            self.verified.lock().insert(digest.clone());
+        }
+        Ok(is_right)
+    }
+}
+
+impl Local {
+    /// Syncs the cached content that was committed since the last call, and records that.
+    pub(in crate::store) fn sync_committed(&self) -> Result<(), StoreError> {
+        if self.is_read_only() {
+            return Ok(());
+        }
+        let durability = self.content.durability();
+        let recorded = durability.recorded.load(Ordering::Acquire);
+        if durability.has_unverified() || (recorded && durability.unsynced.lock().is_empty()) {
+            return Ok(());
+        }
+        // Before the list is taken: what is committed from now on is younger than the record. One second earlier, because
+        // file times are coarser than clocks and content is renamed before it is in the list.
+        let at = SystemTime::now().checked_sub(CLOCK_TOLERANCE).unwrap_or(UNIX_EPOCH);
+        let unsynced = std::mem::take(&mut *durability.unsynced.lock());
+        if let Err(error) = self.sync_contents(&unsynced).and_then(|()| self.record_durable(at)) {
+            durability.unsynced.lock().extend(unsynced);
+            return Err(error);
+        }
+        durability.recorded.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn sync_contents(&self, digests: &[Digest]) -> Result<(), StoreError> {
+        for digest in digests {
+            let path = self.layout.blob(digest);
+            // Content that has become pushed since was synced then.
+            if self.index.blob(digest).is_some_and(|blob| blob.class == Class::Pushed) {
+                continue;
+            }
+            let Some(file) = optional(fs::open(&path)).at("open", &path)? else { continue };
+            if let Err(error) = fs::sync_data(&file) {
+                // The bytes may be lost, and the next sync would not report that again. They can be fetched again.
+                tracing::error!(%digest, %error, "cannot sync cached content; it will be fetched again");
+                self.quarantine(digest, &file)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn record_durable(&self, at: SystemTime) -> Result<(), StoreError> {
+        let mark = DurableMark { boot: self.content.durability().boot.clone(), at };
+        let (path, temporary) = (self.layout.durable_mark(), Temporary::new(self.layout.temporary()));
+        let written = self.layout.with_folder(temporary.path(), fs::create_new).and_then(|mut file| {
+            fs::write_all(&mut file, mark.to_text().as_bytes())?;
+            fs::sync_all(&file)
+        });
+        written.at("write", temporary.path())?;
+        fs::rename(temporary.path(), &path).at("rename", &path)?;
+        sync_folder(self.layout.root()).at("sync", self.layout.root())
+    }
+
+    /// Whether files have to be verified before they are served.
+    pub(in crate::store) fn has_unverified_content(&self) -> bool {
+        self.content.durability().has_unverified()
+    }
+
+    /// Every content file has been verified.
+    pub(in crate::store) fn set_content_verified(&self) {
+        self.content.durability().set_all_verified();
+    }
+
+    /// Moves the corrupt file `seen` of a digest to `quarantine/`, for an analysis. A file that has replaced it stays.
+    pub(in crate::store) fn quarantine(&self, digest: &Digest, seen: &File) -> Result<(), StoreError> {
+        if self.is_read_only() {
+            tracing::error!(%digest, "a content file is corrupt; it stays, because the data folder is read-only");
+            return Ok(());
+        }
+        let _locked = self.content.lock(digest);
+        let path = self.layout.blob(digest);
+        if fs::is_still_at(&path, seen).at("stat", &path)? { self.set_content_aside(digest, &path) } else { Ok(()) }
+    }
+
+    /// Moves the file of a digest to `quarantine/`. With the lock of the digest held.
+    pub(super) fn set_content_aside(&self, digest: &Digest, path: &Path) -> Result<(), StoreError> {
+        self.layout
+            .with_folder(&self.layout.quarantined(digest), |aside| fs::rename(path, aside))
+            .at("rename", path)?;
+        self.content.open_files().forget(digest);
+        self.record_removed(digest);
+        tracing::error!(%digest, "a content file is corrupt or could not be synced; it is moved to quarantine/");
+        self.emit(StoreEvent::Quarantined { digest: digest.clone() });
+        Ok(())
+    }
+}
+
+impl DurableMark {
+    fn to_text(&self) -> String {
+        let at = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        format!("boot {}\nsettled {}.{:09}\n", self.boot, at.as_secs(), at.subsec_nanos())
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (boot, at) = text.strip_prefix("boot ")?.split_once("\nsettled ")?;
+        let (seconds, nanos) = at.strip_suffix('\n')?.split_once('.')?;
+        let at = Duration::new(seconds.parse().ok()?, nanos.parse().ok().filter(|nanos| *nanos < 1_000_000_000)?);
+        Some(Self { boot: boot.to_owned(), at: UNIX_EPOCH.checked_add(at)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_survives_its_text_and_an_incomplete_one_does_not_parse() {
+        let mark = DurableMark { boot: "b-1".into(), at: UNIX_EPOCH + Duration::new(1_800_000_000, 5) };
+        let text = mark.to_text();
+        let read = DurableMark::parse(&text).unwrap();
+        assert_eq!((read.boot, read.at), (mark.boot, mark.at));
+        for cut in 0..text.len() {
+            assert!(DurableMark::parse(&text[..cut]).is_none());
+        }
+    }
+}

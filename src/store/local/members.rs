@@ -1,0 +1,55 @@
+//! Members: `_blobs/<alg>/<hex>`, one file for each blob that may be read in a repository.
+
+use super::Local;
+use crate::events::StoreEvent;
+use crate::oci::{Digest, RepoId};
+use crate::store::error::StoreError;
+use crate::store::records::Member;
+
+impl Local {
+    pub(super) fn load_member(&self, repo: RepoId, digest: Digest) -> Result<Option<Member>, StoreError> {
+        let _locked = self.names.read(&repo);
+        let member = self.layout.read_member(&repo, &digest)?;
+        if let Some(member) = member {
+            self.names.cache().insert_member(repo, digest, member);
+        }
+        Ok(member)
+    }
+
+    pub(super) fn link_blob(&self, repo: &RepoId, digest: &Digest, size: Option<u64>) -> Result<(), StoreError> {
+        let _locked = self.names.write(repo);
+        self.create_repository(repo)?;
+        self.write_member(repo, digest, Member { size })
+    }
+
+    /// Links a blob of `length` bytes that was pushed to a local repository. Its content is pushed content already.
+    pub(super) fn link_pushed_blob(&self, repo: &RepoId, digest: &Digest, length: u64) -> Result<(), StoreError> {
+        self.link_blob(repo, digest, Some(length))?;
+        self.emit(StoreEvent::BlobPushed { repo: repo.clone(), digest: digest.clone(), bytes: length });
+        Ok(())
+    }
+
+    /// With the repository's write lock held. An existing link stays as it is unless its size was unknown. The links of local
+    /// repositories have no size: their content is always stored, and an empty file needs no sync of its own.
+    pub(super) fn write_member(&self, repo: &RepoId, digest: &Digest, member: Member) -> Result<(), StoreError> {
+        let member = if repo.scope.is_local() { Member { size: None } } else { member };
+        let path = self.layout.blob_link(repo, digest);
+        match self.layout.read_member(repo, digest)? {
+            Some(stored) if stored.size.is_some() || member.size.is_none() => return self.sync_name(repo, &path),
+            _ => {}
+        }
+        self.write_name(repo, &path, &member.to_text(), repo.scope.is_local())?;
+        self.names.cache().insert_member(repo.clone(), digest.clone(), member);
+        Ok(())
+    }
+
+    /// With the repository's write lock held. Whether the blob was a member.
+    pub(super) fn remove_member(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
+        self.names.cache().remove_member(repo, digest);
+        let existed = self.remove_name(repo, &self.layout.blob_link(repo, digest))?;
+        if existed && repo.scope.is_local() {
+            self.emit(StoreEvent::BlobRemoved { repo: repo.clone(), digest: digest.clone() });
+        }
+        Ok(existed)
+    }
+}

@@ -1,0 +1,87 @@
+//! Tags: `_tags/<tag>`, one file for each, with the digest and media type that the tag points to.
+
+use std::time::Duration;
+
+use super::Local;
+use crate::events::StoreEvent;
+use crate::oci::{Digest, RepoId, Tag};
+use crate::store::error::StoreError;
+use crate::store::fs;
+use crate::store::index::Change;
+use crate::store::records::TagRecord;
+
+impl Local {
+    pub(super) fn load_tag(&self, repo: RepoId, tag: Tag) -> Result<Option<TagRecord>, StoreError> {
+        let _locked = self.names.read(&repo);
+        let record = self.layout.read_tag(&repo, &tag)?;
+        if let Some(record) = &record {
+            self.names.cache().insert_tag(repo, tag, record.clone());
+        }
+        Ok(record)
+    }
+
+    pub(super) fn compare_and_set_tag(
+        &self,
+        repo: RepoId,
+        tag: Tag,
+        old: Option<&Digest>,
+        new: TagRecord,
+        rewrite: Duration,
+    ) -> Result<bool, StoreError> {
+        let _locked = self.names.write(&repo);
+        let stored = self.layout.read_tag(&repo, &tag)?;
+        // A tag whose file has vanished has not moved.
+        if stored.as_ref().is_some_and(|record| Some(&record.digest) != old) {
+            return Ok(false);
+        }
+        let is_recent = stored.as_ref().is_some_and(|stored| {
+            stored.digest == new.digest && new.confirmed.duration_since(stored.confirmed).is_ok_and(|age| age < rewrite)
+        });
+        if !is_recent && !self.is_read_only() {
+            self.write_tag(&repo, &tag, &new)?;
+        }
+        self.names.cache().insert_tag(repo, tag, new);
+        Ok(true)
+    }
+
+    pub(super) fn delete_tag(&self, repo: &RepoId, tag: &Tag) -> Result<bool, StoreError> {
+        let _locked = self.names.write(repo);
+        let existed = self.layout.read_tag(repo, tag)?.is_some();
+        self.remove_tag(repo, tag)?;
+        Ok(existed)
+    }
+
+    /// With the repository's write lock held.
+    pub(super) fn write_tag(&self, repo: &RepoId, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
+        let path = self.layout.tag(repo, tag);
+        let previous = self.layout.tag_file(repo, tag)?.map(|stored| stored.digest);
+        self.names.cache().remove_tag(repo, tag);
+        let written = self.write_name(repo, &path, &record.to_text(), repo.scope.is_local());
+        // After a failure as well: the file may be in place and only its sync have failed.
+        if written.is_ok() || fs::exists(&path) {
+            self.index.apply(&[Change::Tag(repo, tag)]);
+        }
+        self.pins_may_change(repo, tag);
+        written?;
+        if previous.as_ref() != Some(&record.digest) {
+            let (repo, tag, digest) = (repo.clone(), tag.clone(), record.digest.clone());
+            self.emit(StoreEvent::TagMoved { repo, tag, digest, previous });
+        }
+        Ok(())
+    }
+
+    /// With the repository's write lock held.
+    pub(super) fn remove_tag(&self, repo: &RepoId, tag: &Tag) -> Result<(), StoreError> {
+        let path = self.layout.tag(repo, tag);
+        self.names.cache().remove_tag(repo, tag);
+        let removed = self.remove_name(repo, &path);
+        if removed.is_ok() || !fs::exists(&path) {
+            self.index.apply(&[Change::NoTag(repo, tag)]);
+        }
+        self.pins_may_change(repo, tag);
+        if removed? {
+            self.emit(StoreEvent::TagRemoved { repo: repo.clone(), tag: tag.clone() });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,25 @@
+//! Metrics as an observer of the store's events: a counter is exact because no event can pass it.
+
+use super::Metrics;
+use crate::events::StoreEvent;
+
+impl Metrics {
+    /// Counts an event. To be called in line with the change: see [`crate::events`].
+    pub fn observe(&self, event: &StoreEvent) {
+        match event {
+            StoreEvent::Evicted { bytes, reason, .. } => {
+                self.families.evictions.with_label_values(&[reason.as_str()]).inc();
+                self.families.evicted_bytes.inc_by(*bytes);
+            }
+            StoreEvent::ManifestStored { .. }
+            | StoreEvent::ManifestRemoved { .. }
+            | StoreEvent::TagMoved { .. }
+            | StoreEvent::TagRemoved { .. }
+            | StoreEvent::BlobPushed { .. }
+            | StoreEvent::BlobRemoved { .. }
+            | StoreEvent::BlobCached { .. }
+            | StoreEvent::Collected { .. }
+            | StoreEvent::Quarantined { .. } => {}
+        }
+    }
+}

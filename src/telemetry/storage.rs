@@ -1,0 +1,64 @@
+//! Gauges of the store, read when metrics are gathered: no handler sets them, and no change has to update them.
+
+use std::sync::{Arc, OnceLock};
+
+use prometheus::Result;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+
+use super::StorageClass;
+use super::families::StorageFamilies;
+
+/// What the store says about itself at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StorageReading {
+    pub cached_bytes: u64,
+    pub pushed_bytes: u64,
+    /// Whether the index is in step with the files and the order of last use is complete.
+    pub index_ready: bool,
+}
+
+/// Reads the store; `None` once it is closed.
+pub(super) type StorageSource = Box<dyn Fn() -> Option<StorageReading> + Send + Sync>;
+
+#[derive(Clone)]
+pub(super) struct StorageCollector {
+    families: StorageFamilies,
+    source: Arc<OnceLock<StorageSource>>,
+}
+
+impl StorageCollector {
+    /// All gauges are 0 until there is a source.
+    pub(super) fn new() -> Result<Self> {
+        let families = StorageFamilies::declare()?;
+        for class in StorageClass::ALL {
+            families.storage_bytes.with_label_values(&[class.as_str()]);
+        }
+        Ok(Self { families, source: Arc::default() })
+    }
+
+    pub(super) fn set_source(&self, source: StorageSource) {
+        let _ = self.source.set(source);
+    }
+
+    fn read(&self) {
+        let Some(reading) = self.source.get().and_then(|read| read()) else { return };
+        let classes = [(StorageClass::Cached, reading.cached_bytes), (StorageClass::Pushed, reading.pushed_bytes)];
+        for (class, bytes) in classes {
+            let gauge = self.families.storage_bytes.with_label_values(&[class.as_str()]);
+            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+        self.families.index_ready.set(reading.index_ready.into());
+    }
+}
+
+impl Collector for StorageCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.families.storage_bytes.desc().into_iter().chain(self.families.index_ready.desc()).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.read();
+        self.families.collectors().iter().flat_map(|family| family.collect()).collect()
+    }
+}
