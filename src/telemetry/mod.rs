@@ -9,4 +9,4 @@ mod writer;
 
 pub use metrics::{InFlight, Metrics};
 pub use outcome::{CacheResult, ContentKind, StorageClass};
-pub use writer::Flush;
+pub use writer::FlushGuard;
