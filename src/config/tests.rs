@@ -1,4 +1,4 @@
-//! Behaviour of the whole: files that are wrong, sources that disagree, and the files that we ship.
+//! Tests of the complete configuration: errors in files, precedence of sources, and the shipped files.
 
 use std::fs;
 use std::time::Duration;
@@ -15,9 +15,9 @@ fn load(options: LoadOptions, variables: &[(&str, &str)]) -> Result<Config, Stri
 }
 
 #[test]
-fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
+fn every_config_error_names_file_line_and_key() {
     let cases = [
-        // Values.
+        // Invalid values.
         (
             "[cache]\n\ntag_ttl = \"60 parsecs\"",
             r#"roadstead.toml:3: cache.tag_ttl: "60 parsecs" is not a duration; write for example "60s" or "10m""#,
@@ -45,19 +45,19 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
             r#"roadstead.toml:2: server.listen: 5000 is not an address to listen on; write for example "127.0.0.1:5000""#,
         ),
         ("[server]\nmax_connections = -1", "roadstead.toml:2: server.max_connections: -1 is not a whole number"),
-        ("[server]\nnames = [\"a\", 7]", "roadstead.toml:2: server.names: 7 is not a text in quotes"),
+        ("[server]\nnames = [\"a\", 7]", "roadstead.toml:2: server.names: 7 is not a quoted string"),
         (
             "[server]\nnames = [\"http://a\"]",
             r#"roadstead.toml:2: server.names: "http://a" is not a host; write for example "registry.example.com""#,
         ),
         (
             "[server]\nhost_routes = \"cache.example:5000\"",
-            r#"roadstead.toml:2: server.host_routes: "cache.example:5000" is not a domain; write for example "cache.example.com", without a port"#,
+            r#"roadstead.toml:2: server.host_routes: "cache.example:5000" is not a domain without a port; write for example "cache.example.com""#,
         ),
-        ("[server.tls]\ncert = \"a.pem\"", "roadstead.toml:2: server.tls.cert: there is no key for it; write key too"),
+        ("[server.tls]\ncert = \"a.pem\"", "roadstead.toml:2: server.tls.cert: is set without key; set key too"),
         (
             "[server.tls]\nclient_ca = \"a.pem\"",
-            "roadstead.toml:2: server.tls.client_ca: there is no cert for it; write cert too",
+            "roadstead.toml:2: server.tls.client_ca: is set without cert; set cert too",
         ),
         ("[server.tls]\ncerts = \"a.pem\"", r#"roadstead.toml:2: server.tls.certs: unknown key; did you mean "cert"?"#),
         ("[push]\nenabled = \"yes\"", r#"roadstead.toml:2: push.enabled: "yes" is not true or false"#),
@@ -70,38 +70,38 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
             "[log]\nformat = \"xml\"",
             r#"roadstead.toml:2: log.format: "xml" is not a log format; write "text" or "json""#,
         ),
-        // Keys and tables.
+        // Unknown keys and tables.
         ("[cache]\ntag_tll = \"60s\"", r#"roadstead.toml:2: cache.tag_tll: unknown key; did you mean "tag_ttl"?"#),
         ("[caches]\ntag_ttl = \"60s\"", r#"roadstead.toml:1: caches: unknown key; did you mean "cache"?"#),
         ("listen = \":5000\"", r#"roadstead.toml:1: listen: unknown key; did you mean "server.listen"?"#),
         (
             "[server]\ndefault_upstream = \"none\"",
-            r#"roadstead.toml:2: server.default_upstream: unknown key; "default_upstream" stands above the first table"#,
+            r#"roadstead.toml:2: server.default_upstream: unknown key; move "default_upstream" above the first table"#,
         ),
-        ("[push]\ncolour = 1", "roadstead.toml:2: push.colour: unknown key; there are enabled"),
-        ("cache = 5", "roadstead.toml:1: cache: is a table; write [cache], and its keys below"),
+        ("[push]\ncolour = 1", "roadstead.toml:2: push.colour: unknown key; the keys here are enabled"),
+        ("cache = 5", "roadstead.toml:1: cache: must be a table; write [cache] and its keys below it"),
         ("[cache]\ntag_ttl = ", "roadstead.toml:2: string values must be quoted, expected literal string"),
         // Upstreams.
         (
             "[upstream.\"docker.io\"]\nuser = \"ann\"\n",
-            "roadstead.toml:2: upstream.\"docker.io\".user: unknown key; there are url, username, password, \
+            "roadstead.toml:2: upstream.\"docker.io\".user: unknown key; the keys here are url, username, password, \
              password_file, exec, exec_lifetime, docker_config, ca_file, client_cert, client_key, \
              insecure_skip_verify, on_denied, connect_timeout, header_timeout, idle_timeout, min_rate, \
              max_fills, token_realms, private_redirects, credentials",
         ),
         (
             "[upstream.docker.io]\nusername = \"ann\"",
-            r#"roadstead.toml:1: upstream.docker.io: the name of an upstream is quoted; write [upstream."docker.io"]"#,
+            r#"roadstead.toml:1: upstream.docker.io: the name of an upstream must be quoted; write [upstream."docker.io"]"#,
         ),
         (
             "[upstream.harbor]\nurl = \"https://harbor\"",
-            "roadstead.toml:1: upstream.\"harbor\": \"harbor\" has no \".\" or \":\", as the name of a registry has; \
-             write for example \"registry.example.com\"",
+            "roadstead.toml:1: upstream.\"harbor\": \"harbor\" contains no \".\" or \":\" and so is not the host of a \
+             registry; write for example \"registry.example.com\"",
         ),
         (
             "[upstream.local]",
-            "roadstead.toml:1: upstream.\"local\": \"local\" is what pushed images are under; an upstream has a name \
-             with a \".\" or a \":\"",
+            "roadstead.toml:1: upstream.\"local\": \"local\" is reserved for pushed images; the name of an upstream \
+             contains a \".\" or a \":\"",
         ),
         (
             "[upstream.\"Docker.io\"]",
@@ -118,16 +118,16 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
         ),
         (
             "[upstream.\"a.b\"]\nusername = \"ann\"",
-            "roadstead.toml:2: upstream.\"a.b\".username: there is no password for it; write password, \
+            "roadstead.toml:2: upstream.\"a.b\".username: is set without a password; set password, \
              password_file or exec too",
         ),
         (
             "[upstream.\"a.b\"]\npassword = \"x\"",
-            r#"roadstead.toml:2: upstream."a.b".password: there is no username for it; write username too"#,
+            r#"roadstead.toml:2: upstream."a.b".password: is set without username; set username too"#,
         ),
         (
             "[upstream.\"a.b\"]\nusername = \"ann\"\npassword = \"x\"\npassword_file = \"/x\"",
-            "roadstead.toml:4: upstream.\"a.b\".password_file: there is a password as well; write one of the two",
+            "roadstead.toml:4: upstream.\"a.b\".password_file: password is set as well; keep one of the two",
         ),
         (
             "[upstream.\"a.b\"]\nusername = \"ann\"\npassword_file = \"/nonexistent\"",
@@ -145,15 +145,15 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
         ),
         (
             "[upstream.\"a.b\"]\nexec_lifetime = \"1h\"",
-            r#"roadstead.toml:2: upstream."a.b".exec_lifetime: there is no exec that it is for"#,
+            r#"roadstead.toml:2: upstream."a.b".exec_lifetime: is set without exec; set exec too, or remove it"#,
         ),
         (
             "[upstream.\"a.b\"]\nusername = \"ann\"\nexec = [\"x\"]\npassword = \"y\"",
-            r#"roadstead.toml:3: upstream."a.b".exec: there is a password as well; write one of the two"#,
+            r#"roadstead.toml:3: upstream."a.b".exec: password is set as well; keep one of the two"#,
         ),
         (
             "[upstream.\"a.b\"]\nusername = \"ann\"\ndocker_config = \"/x\"",
-            r#"roadstead.toml:2: upstream."a.b".username: docker_config brings its own"#,
+            r#"roadstead.toml:2: upstream."a.b".username: cannot be combined with docker_config, which contains user names; remove one of the two"#,
         ),
         (
             "docker_config = \"/nonexistent\"",
@@ -161,8 +161,8 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
         ),
         (
             "[upstream.\"a.b\"]\ncredentials = \"x\"",
-            "roadstead.toml:2: upstream.\"a.b\".credentials: is a list of tables; write \
-             [[upstream.\"a.b\".credentials]], and the keys of one below",
+            "roadstead.toml:2: upstream.\"a.b\".credentials: must be a list of tables; write \
+             [[upstream.\"a.b\".credentials]] and the keys of one rule below it",
         ),
         (
             "[[upstream.\"a.b\".credentials]]\nusername = \"ann\"\npassword = \"x\"",
@@ -179,7 +179,7 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
         ),
         (
             "[upstream.\"a.b\"]\nurl = \"https://a.b\"\nclient_cert = \"/dev/null\"",
-            r#"roadstead.toml:3: upstream."a.b".client_cert: there is no key for it; write client_key too"#,
+            r#"roadstead.toml:3: upstream."a.b".client_cert: is set without client_key; set client_key too"#,
         ),
         (
             "\n[upstream.\"a.b\"]",
@@ -192,12 +192,12 @@ fn whatever_is_wrong_in_a_file_is_said_in_one_line_with_file_line_and_key() {
         // Rules between tables.
         (
             "builtin_upstreams = false\ndefault_upstream = \"docker.io\"\n[upstream.\"a.b\"]\nurl = \"http://a.b\"",
-            r#"roadstead.toml:2: default_upstream: no upstream is called "docker.io"; there are "a.b", and "none""#,
+            r#"roadstead.toml:2: default_upstream: no upstream is called "docker.io"; use "a.b" or "none""#,
         ),
         (
             "builtin_upstreams = false",
-            "roadstead.toml:1: builtin_upstreams: without them \"docker.io\" is no upstream; write default_upstream = \
-             \"none\" too, or which",
+            "roadstead.toml:1: builtin_upstreams: \"docker.io\" is not configured without them; set default_upstream to \
+             \"none\" or to a configured upstream",
         ),
         (
             "default_upstream = \"index.docker.io\"",
@@ -220,7 +220,7 @@ fn an_error_never_repeats_a_password() {
 }
 
 #[test]
-fn a_table_changes_a_builtin_upstream_and_leaves_the_others() {
+fn table_changes_one_builtin_upstream_only() {
     let text = "[upstream.\"docker.io\"]\nusername = \"ann\"\npassword = \"x\"\nidle_timeout = \"5s\"";
     let config = Config::from_toml(text, "test").unwrap();
     assert_eq!(config.upstreams.len(), BUILTIN_UPSTREAMS.len());
@@ -233,7 +233,7 @@ fn a_table_changes_a_builtin_upstream_and_leaves_the_others() {
 }
 
 #[test]
-fn a_password_file_is_named_and_must_hold_a_password() {
+fn password_file_must_contain_a_password() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("password");
     fs::write(&file, "hunter2\n").unwrap();
@@ -246,7 +246,7 @@ fn a_password_file_is_named_and_must_hold_a_password() {
 }
 
 #[test]
-fn a_flag_wins_over_our_variable_over_that_of_registry_2_over_the_file() {
+fn sources_have_their_precedence() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("roadstead.toml");
     fs::write(&file, "[server]\nlisten = \":1\"\n[upstream.\"docker.io\"]\nusername = \"f\"\npassword_file = \"/x\"")
@@ -266,7 +266,7 @@ fn a_flag_wins_over_our_variable_over_that_of_registry_2_over_the_file() {
 }
 
 #[test]
-fn the_file_is_named_by_flag_or_variable_and_must_be_there() {
+fn named_config_file_must_exist() {
     let expected = "/nonexistent.toml: cannot be read: No such file or directory (os error 2)";
     let options = LoadOptions { config: Some("/nonexistent.toml".into()), ..LoadOptions::default() };
     assert_eq!(load(options, &[]), Err(expected.to_owned()));
@@ -274,7 +274,7 @@ fn the_file_is_named_by_flag_or_variable_and_must_be_there() {
 }
 
 #[test]
-fn flags_bring_upstreams_that_variables_can_then_address() {
+fn variables_can_configure_upstreams_of_flags() {
     let options = LoadOptions {
         upstreams: vec!["a.b:5000=http://one".to_owned(), "a.b:5000=http://two".to_owned()],
         default_upstream: Some("a.b:5000".to_owned()),
@@ -294,7 +294,7 @@ fn flags_bring_upstreams_that_variables_can_then_address() {
 }
 
 #[test]
-fn a_wrong_flag_is_named() {
+fn errors_name_the_flag() {
     let cases = [
         (
             LoadOptions { listen: Some("5000".to_owned()), ..LoadOptions::default() },
@@ -310,7 +310,7 @@ fn a_wrong_flag_is_named() {
         ),
         (
             LoadOptions { upstreams: vec!["local=http://a".to_owned()], ..LoadOptions::default() },
-            r#"--upstream: "local" is what pushed images are under; an upstream has a name with a "." or a ":""#,
+            r#"--upstream: "local" is reserved for pushed images; the name of an upstream contains a "." or a ":""#,
         ),
     ];
     for (options, expected) in cases {
@@ -319,7 +319,7 @@ fn a_wrong_flag_is_named() {
 }
 
 #[test]
-fn what_k3d_sets_makes_a_mirror_of_docker_hub() {
+fn variables_of_k3d_make_a_mirror_of_docker_hub() {
     let variables = [
         ("REGISTRY_HTTP_ADDR", "0.0.0.0:5000"),
         ("REGISTRY_PROXY_REMOTEURL", "https://registry-1.docker.io"),
@@ -339,7 +339,7 @@ fn what_k3d_sets_makes_a_mirror_of_docker_hub() {
     assert_eq!(config.ignored_settings.others, ["REGISTRY_LOG_LEVEL"]);
 }
 
-/// The file that the image of `registry:2` has, and more.
+/// The configuration file in the `registry:2` image, with further settings.
 const REGISTRY_YAML: &str = r#"
 version: 0.1
 log:
@@ -370,7 +370,7 @@ proxy:
 "#;
 
 #[test]
-fn the_file_of_registry_2_is_understood_and_its_variables_win_over_it() {
+fn registry_2_file_is_read_below_its_variables() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yml");
     let load_file = |text: &str, variables: &[(&str, &str)]| {
@@ -406,7 +406,7 @@ fn the_file_of_registry_2_is_understood_and_its_variables_win_over_it() {
             r#": http.addr: "5000" is not an address to listen on; write for example "127.0.0.1:5000""#,
         ),
         ("proxy: {remoteurl: docker.io}", r#": proxy.remoteurl: "docker.io" has no scheme; write "https://docker.io""#),
-        ("- a", ": is not a configuration of registry:2"),
+        ("- a", ": is not a configuration file of registry:2"),
     ] {
         assert_eq!(load_file(text, &[]), Err(format!("{file}{expected}")));
     }
@@ -418,7 +418,7 @@ fn the_file_of_registry_2_is_understood_and_its_variables_win_over_it() {
 }
 
 #[test]
-fn a_password_of_registry_2_is_taken_as_it_is_written() {
+fn registry_2_password_is_read_as_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yml");
     for (written, meant) in [
@@ -449,11 +449,11 @@ fn a_password_of_registry_2_is_taken_as_it_is_written() {
 }
 
 #[test]
-fn what_is_wrong_with_a_file_of_registry_2_is_said_without_what_stands_there() {
+fn registry_2_file_errors_never_repeat_its_content() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yml");
     for (lines, place) in [
-        ("password: hunter2\n  password: hunter3", "has a key twice, in line 5 column 3"),
+        ("password: hunter2\n  password: hunter3", "contains a key twice, at line 5 column 3"),
         ("password: \"hunter2", "line"),
         ("password: hunter2\n hunter3: x", "line"),
         ("password: *hunter2", "line 4 column 13"),
@@ -472,21 +472,21 @@ fn what_is_wrong_with_a_file_of_registry_2_is_said_without_what_stands_there() {
 }
 
 #[test]
-fn logins_that_registry_2_asked_for_are_missed_in_a_line_of_their_own() {
+fn ignored_registry_2_logins_give_their_own_warning() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yml");
     fs::write(&path, "auth: {htpasswd: {realm: x, path: /etc/htpasswd}}\nlog: {level: info}").unwrap();
     let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
     let warnings = load(options, &[("REGISTRY_AUTH_TOKEN_REALM", "https://x")]).unwrap().warnings();
     for named in ["auth.htpasswd.realm", "auth.htpasswd.path", "REGISTRY_AUTH_TOKEN_REALM"] {
-        assert!(warnings[0].starts_with("nobody has to log in here") && warnings[0].contains(named), "{warnings:?}");
+        assert!(warnings[0].starts_with("clients do not log in here") && warnings[0].contains(named), "{warnings:?}");
     }
     let others = warnings.iter().find(|warning| warning.contains("log.level")).unwrap();
     assert!(!others.contains("auth"), "{others}");
 }
 
 #[test]
-fn what_registry_2_lets_nobody_write_takes_no_pushes_here() {
+fn registry_2_readonly_mode_disables_pushes_and_deletes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yml");
     for (enabled, writable) in [("true", false), ("false", true)] {
@@ -501,7 +501,7 @@ fn what_registry_2_lets_nobody_write_takes_no_pushes_here() {
     }
 }
 
-/// The reference with its marks removed: `keys` decides which.
+/// The reference file with its comment marks removed. `keys` removes the mark of a line.
 fn reference(keys: impl Fn(&str) -> Option<&str>) -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/roadstead.toml");
     let text = fs::read_to_string(path).unwrap();
@@ -512,7 +512,7 @@ fn reference(keys: impl Fn(&str) -> Option<&str>) -> String {
 }
 
 #[test]
-fn the_reference_shows_every_key_at_its_default() {
+fn reference_file_shows_every_key_at_its_default() {
     let defaults = reference(|line| line.strip_prefix('#'));
     assert_eq!(Config::from_toml(&defaults, "config/roadstead.toml"), Ok(Config::default()));
 
@@ -526,11 +526,11 @@ fn the_reference_shows_every_key_at_its_default() {
     }
     let upstream = document["upstream"][DOCKER_IO].as_table().unwrap();
     let keys = layer::Section::keys(&layer::UpstreamKeys::default());
-    assert!(shown(upstream, keys), "{upstream:?} is not {keys:?}");
+    assert!(shown(upstream, &keys), "{upstream:?} is not {keys:?}");
 }
 
 #[test]
-fn the_examples_are_right_but_for_the_files_they_name() {
+fn examples_are_valid_except_for_the_files_they_name() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/config/examples");
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
