@@ -1,7 +1,7 @@
-//! Which repository a request means: one pure function and its table.
+//! Decides which repository a request means. [`Routes::resolve`] is a pure function, tested by a table of cases.
 //!
-//! In this order: the `ns` query, an upstream's name in the path, a local repository, the default upstream. A host that is
-//! not configured is never dialled, whatever a client sends.
+//! The rules are, in this order: the `ns` query, a host of `[server] host_routes`, an upstream's name in the path, a
+//! local repository, the default upstream. A host that is not configured is never contacted, whatever a client sends.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -10,37 +10,37 @@ use std::sync::Arc;
 use crate::config::{self, Config, ListenAddr, LocalConfig};
 use crate::oci::{NameError, RepoId, RepoName, Scope, UpstreamName};
 
-/// Of a host that is asked for with TLS.
-const HTTPS_PORT: &str = ":443";
+/// The port that a host has implicitly with HTTPS.
+const HTTPS_PORT_SUFFIX: &str = ":443";
 
-/// What a request says about the repository it means.
+/// The parts of a request that name a repository.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Asked<'a> {
-    /// The `ns` query: the registry an image is called by, as containerd and buildkit send it.
+pub struct RequestedRepo<'a> {
+    /// The `ns` query, as containerd and buildkit send it: the registry in the image's name.
     pub ns: Option<&'a str>,
-    /// The request's own host: a name of ours.
+    /// The request's `Host`: one of the server's own names, or a host of `host_routes`.
     pub host: Option<&'a str>,
     /// The path component before `/v2`.
     pub prefix: Option<&'a str>,
-    /// The repository as it stands in the path.
+    /// The repository name in the path, as sent.
     pub name: &'a str,
 }
 
-impl Asked<'_> {
+impl RequestedRepo<'_> {
     /// Whether the name has no slash: `alpine`, not `library/alpine`.
     pub fn name_is_single(&self) -> bool {
         !self.name.contains('/')
     }
 }
 
-/// The repository that is meant.
+/// The repository that a request means, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub repo: RepoId,
     pub rule: Rule,
 }
 
-/// Which rule decided.
+/// The rule that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// `ns` names a configured upstream.
@@ -51,14 +51,15 @@ pub enum Rule {
     Host,
     /// The path names a configured upstream, before or after `/v2`.
     Path,
-    /// A local repository, or a name that is local by configuration.
+    /// A local repository of this name exists, or `[local] namespaces` matches the name.
     Local,
-    /// Nothing else: the default upstream.
+    /// No other rule applies: the default upstream.
     Default,
-    /// Nothing else, and there is no default upstream: local, where there may be nothing.
+    /// No other rule applies and there is no default upstream: a local repository, which need not exist.
     NoDefault,
 }
 
+/// Why a request names no repository.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
     #[error("no upstream is configured for {0}")]
@@ -67,32 +68,33 @@ pub enum ResolveError {
     Name(#[from] NameError),
 }
 
-/// Why a repository takes no pushes.
+/// Why a push is refused because of its name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PushRefused {
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    #[error("the name belongs to the mirrored registry {0}; push to a name without it")]
+    #[error("the name belongs to the mirrored registry {0}; push to a name without that host")]
     Mirrored(UpstreamName),
-    #[error("pushes are taken only below the configured namespaces ([local] namespaces)")]
+    #[error("pushes are accepted only to names that match [local] namespaces")]
     OutsideNamespaces,
-    #[error("names under library/ belong to the default upstream")]
+    #[error("names under library/ belong to the default upstream; push to another name")]
     Library,
 }
 
-/// The names that decide, taken from the configuration once.
+/// The names in the configuration that decide.
 #[derive(Debug)]
 pub struct Routes {
     upstreams: HashSet<UpstreamName>,
     default: Option<UpstreamName>,
     own: Vec<String>,
-    /// Domains below which every upstream has a host.
+    /// Domains below which every upstream has a host, in lower case.
     host_routes: Vec<String>,
     listen: ListenAddr,
     local: LocalConfig,
 }
 
 impl Routes {
+    /// Takes the names from the configuration.
     pub fn new(config: &Config) -> Self {
         Self {
             upstreams: config.upstreams.iter().map(|upstream| Arc::from(upstream.name.as_str())).collect(),
@@ -104,16 +106,19 @@ impl Routes {
         }
     }
 
-    /// The configured upstream that a host means, aliases included.
+    /// The configured upstream of a host, aliases and port 443 included.
     pub fn upstream(&self, host: &str) -> Option<&UpstreamName> {
         let lower = lowercase(host);
         let host = &*lower;
         let known = |host: &str| self.upstreams.get(host).or_else(|| self.upstreams.get(config::canonical_name(host)));
-        known(host).or_else(|| known(host.strip_suffix(HTTPS_PORT)?))
+        known(host).or_else(|| known(host.strip_suffix(HTTPS_PORT_SUFFIX)?))
     }
 
-    /// The upstream that a host below one of the `host_routes` means, such as `docker-io.cache.example:5000`. `None` for
-    /// any other host; an error for one that means an upstream which is not there.
+    /// The upstream of a host below one of the `host_routes`, such as `docker-io.cache.example:5000`. `None` for other
+    /// hosts.
+    ///
+    /// # Errors
+    /// If the host is below such a domain but names no upstream, or more than one.
     fn host_route(&self, host: &str) -> Result<Option<&UpstreamName>, ResolveError> {
         if self.host_routes.is_empty() {
             return Ok(None);
@@ -133,8 +138,15 @@ impl Routes {
         }
     }
 
-    /// The repository a read means. `is_local` says whether a local repository exists.
-    pub fn resolve(&self, asked: Asked<'_>, is_local: impl Fn(&RepoName) -> bool) -> Result<Target, ResolveError> {
+    /// The repository that a read request means. `is_local` says whether a local repository of a name exists.
+    ///
+    /// # Errors
+    /// If the request names a registry that is not configured, or the name is not valid.
+    pub fn resolve(
+        &self,
+        asked: RequestedRepo<'_>,
+        is_local: impl Fn(&RepoName) -> bool,
+    ) -> Result<Target, ResolveError> {
         let target = |repo, rule| Ok(Target { repo, rule });
         if let Some(ns) = asked.ns {
             if let Some(upstream) = self.upstream(ns) {
@@ -180,9 +192,12 @@ impl Routes {
         }
     }
 
-    /// The local repository a write means. Whether the default upstream's scope holds the name already is for the caller
-    /// to ask: see [`Routes::default_repository`].
-    pub fn resolve_push(&self, asked: Asked<'_>) -> Result<RepoId, PushRefused> {
+    /// The local repository that a write request means. The caller checks whether the default upstream has a cached
+    /// repository of that name: see [`Routes::default_repository`].
+    ///
+    /// # Errors
+    /// If the name belongs to an upstream, is outside of the configured namespaces, or is not valid.
+    pub fn resolve_push(&self, asked: RequestedRepo<'_>) -> Result<RepoId, PushRefused> {
         for host in [asked.ns, asked.host].into_iter().flatten() {
             if let Some(upstream) = self.host_route(host)? {
                 return Err(PushRefused::Mirrored(upstream.clone()));
@@ -211,8 +226,8 @@ impl Routes {
         Ok(RepoId::local(name))
     }
 
-    /// The repository of the default upstream that a mirror client means by this name. A single component is not such a
-    /// name: a mirror client sends `library/` with it.
+    /// The repository of the default upstream that has the same name. `None` for a name of one component, because
+    /// clients of a mirror add `library/` to it, and if `[local] namespaces` separates the names.
     pub fn default_repository(&self, name: &RepoName) -> Option<RepoId> {
         if name.is_single() || !self.local.namespaces.is_empty() {
             return None;
@@ -220,7 +235,8 @@ impl Routes {
         self.default.as_ref().map(|upstream| RepoId::new(Scope::Upstream(upstream.clone()), name.clone()))
     }
 
-    /// Whether a host is one of our own names: configured, the request's own, what we listen on, or a loopback name.
+    /// Whether `ns` is one of the server's own names: configured, the request's `Host`, the address it listens on, or a
+    /// loopback name.
     pub fn is_own(&self, ns: &str, host: Option<&str>) -> bool {
         let ns = ns.to_ascii_lowercase();
         let bare = without_port(&ns);
@@ -231,7 +247,7 @@ impl Routes {
             || bare.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
     }
 
-    /// buildkit sends `ns` and a mirror's path at once: the path part is not of the name.
+    /// Removes the upstream's host from the name. buildkit sends it in the path of a mirror in addition to `ns`.
     fn without_upstream<'a>(&self, name: &'a str, upstream: &UpstreamName) -> &'a str {
         match name.split_once('/') {
             Some((first, rest)) if self.upstream(first) == Some(upstream) => rest.strip_prefix("v2/").unwrap_or(rest),
@@ -240,7 +256,7 @@ impl Routes {
     }
 }
 
-/// On docker.io a name of one component is an official image.
+/// A repository of an upstream. On docker.io, a name of one component is an official image.
 fn mirrored(upstream: &UpstreamName, name: &str) -> Result<RepoId, NameError> {
     let mut name: RepoName = name.parse()?;
     if &**upstream == config::DOCKER_IO && name.is_single() {
@@ -283,11 +299,11 @@ mod tests {
         url = "http://127.0.0.1:7000"
     "#;
 
-    /// `ns | prefix | name` -> `rule scope/name` or an error.
+    /// Resolves `ns`, `prefix` and `name`, and formats the result as `rule scope:name` or an error.
     fn resolved(routes: &Routes, ns: &str, prefix: &str, name: &str) -> String {
         let option = |text: &'static str| Some(text).filter(|text| !text.is_empty());
         let leak = |text: &str| option(Box::leak(text.to_owned().into_boxed_str()));
-        let asked = Asked { ns: leak(ns), prefix: leak(prefix), host: Some("10.0.0.9:5000"), name };
+        let asked = RequestedRepo { ns: leak(ns), prefix: leak(prefix), host: Some("10.0.0.9:5000"), name };
         match routes.resolve(asked, |name| ["team/app", "my.host/app", "alpine"].contains(&name.as_str())) {
             Ok(target) => format!("{:?} {}:{}", target.rule, target.repo.scope.as_str(), target.repo.name),
             Err(ResolveError::UnknownRegistry(_)) => "UnknownRegistry".to_owned(),
@@ -296,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_name_an_upstream_is_understood_in_order() {
+    fn rules_apply_in_order() {
         let routes = routes(UPSTREAMS);
         for (ns, prefix, name, expected) in [
             // 1: ns
@@ -348,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_below_a_routed_domain_names_its_upstream() {
+    fn host_below_a_routed_domain_names_its_upstream() {
         let routes = routes(
             r#"
             [server]
@@ -363,7 +379,7 @@ mod tests {
             "#,
         );
         let resolved = |host: &str, ns: Option<&str>, name: &str| match routes
-            .resolve(Asked { ns, prefix: None, host: Some(host), name }, |name| name.as_str() == "org/app")
+            .resolve(RequestedRepo { ns, prefix: None, host: Some(host), name }, |name| name.as_str() == "org/app")
         {
             Ok(target) => format!("{:?} {}:{}", target.rule, target.repo.scope.as_str(), target.repo.name),
             Err(error) => error.to_string(),
@@ -376,7 +392,7 @@ mod tests {
             ("ghcr-io.mirror.example", None, "org/app", "Host ghcr.io:org/app"),
             ("registry-k8s-io.cache.example", None, "pause", "Host registry.k8s.io:pause"),
             ("127-0-0-1-7000.cache.example", None, "a", "Host 127.0.0.1:7000:a"),
-            // Everything below such a host is of that registry.
+            // All names below such a host belong to that upstream.
             ("ghcr-io.cache.example", None, "docker.io/app", "Host ghcr.io:docker.io/app"),
             ("ghcr-io.cache.example", Some("docker.io"), "alpine", "Namespace docker.io:library/alpine"),
             ("10.0.0.9:5000", Some("ghcr-io.cache.example:5000"), "org/app", "Namespace ghcr.io:org/app"),
@@ -387,23 +403,23 @@ mod tests {
                 "no upstream is configured for none.cache.example:5000",
             ),
             ("quay-oi.cache.example", None, "org/app", "no upstream is configured for quay-oi.cache.example"),
-            // Two upstreams have this name: it means neither.
+            // Ambiguous between two upstreams.
             ("a-b-c-example.cache.example", None, "x", "no upstream is configured for a-b-c-example.cache.example"),
-            // Ourselves.
+            // The server itself.
             ("cache.example:5000", None, "org/app", "Local local:org/app"),
             ("registry.cache.example:5000", None, "org/app", "Local local:org/app"),
             ("notcache.example", None, "org/app", "Local local:org/app"),
         ] {
             assert_eq!(resolved(host, ns, name), expected, "{host} {ns:?} {name}");
         }
-        let push = |host, name| routes.resolve_push(Asked { ns: None, prefix: None, host: Some(host), name });
+        let push = |host, name| routes.resolve_push(RequestedRepo { ns: None, prefix: None, host: Some(host), name });
         assert_eq!(push("ghcr-io.cache.example", "a"), Err(PushRefused::Mirrored("ghcr.io".into())));
         assert!(matches!(push("quay-oi.cache.example", "a"), Err(PushRefused::Resolve(_))));
         assert!(push("cache.example", "a").is_ok());
     }
 
     #[test]
-    fn a_name_may_be_as_long_below_an_upstream_as_alone() {
+    fn upstream_part_does_not_count_towards_name_length() {
         let (routes, longest) = (routes(UPSTREAMS), "a".repeat(255));
         for (ns, name) in [
             ("ghcr.io", longest.clone()),
@@ -418,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_are_local_even_when_empty_and_without_default_everything_is() {
+    fn namespaces_are_local_and_so_is_everything_without_default() {
         let with = routes("[local]\nnamespaces = [\"team/**\"]");
         assert_eq!(resolved(&with, "", "", "team/new"), "Local local:team/new");
         assert_eq!(resolved(&with, "", "", "other/new"), "Default docker.io:other/new");
@@ -430,7 +446,7 @@ mod tests {
     #[test]
     fn pushes_go_to_local_names_only() {
         let push = |routes: &Routes, ns, prefix, name| {
-            routes.resolve_push(Asked { ns, prefix, name, host: None }).map(|repo| repo.to_string())
+            routes.resolve_push(RequestedRepo { ns, prefix, name, host: None }).map(|repo| repo.to_string())
         };
         let open = routes(UPSTREAMS);
         for name in ["team/app", "alpine", "my.host/app"] {
