@@ -152,7 +152,7 @@ async fn answer(
     let (query, hops) = (Query::of(&parts.uri), Hops::of(&parts.headers));
     let call = Call { query, hops, route: route?, principal: Principal::Anonymous, parts };
     // Whatever it asks for: its upstreams lead back here, and a question to them would wait for itself.
-    if call.hops.contain(&app.via) {
+    if call.hops.contains(&app.via) {
         return Err(ApiError::Loop);
     }
     match (call.method(), &call.route.endpoint) {
