@@ -30,7 +30,7 @@ pub struct RequestedRepo<'a> {
 }
 
 impl RequestedRepo<'_> {
-    /// Whether the name has no slash: `alpine`, not `library/alpine`.
+    /// Whether the name has one component, such as `alpine`, unlike `library/alpine`.
     pub fn name_is_single(&self) -> bool {
         !self.name.contains('/')
     }
@@ -39,7 +39,9 @@ impl RequestedRepo<'_> {
 /// The repository that a request means, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
+    /// The repository.
     pub repo: RepoId,
+    /// The rule that decided.
     pub rule: Rule,
 }
 

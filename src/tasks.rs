@@ -20,8 +20,8 @@ pub async fn on_bytes<T: Send + 'static>(bytes: Bytes, work: impl FnOnce(&[u8]) 
     tokio::task::spawn_blocking(move || work(&bytes)).await.ok()
 }
 
-/// Runs `work` now and then every `period`, until the future is dropped. Errors are logged as "cannot `what`".
-pub async fn every<F, E>(period: Duration, what: &'static str, work: impl Fn() -> F)
+/// Runs `work` at once and then every `period`, until the future is dropped. Errors are logged with `task` as the name.
+pub async fn every<F, E>(period: Duration, task: &'static str, work: impl Fn() -> F)
 where
     F: Future<Output = Result<(), E>>,
     E: std::fmt::Display,
@@ -31,7 +31,7 @@ where
     loop {
         turns.tick().await;
         if let Err(error) = work().await {
-            tracing::error!(%error, "cannot {what}: {error}");
+            tracing::error!(task, %error, "periodic task failed");
         }
     }
 }
@@ -57,7 +57,7 @@ impl Tasks {
         });
     }
 
-    /// Resolves when the group is asked to stop.
+    /// Resolves when [`Tasks::stop`] was called.
     pub fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
         self.cancel.clone().cancelled_owned()
     }

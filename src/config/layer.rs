@@ -29,7 +29,7 @@ pub(super) trait Section {
     /// Sets a key. Returns `None` if the table has no such key, and the message if the value is not accepted.
     fn set(&mut self, key: &str, raw: &RawValue<'_>, location: &SourceLocation) -> Option<Result<(), String>>;
 
-    /// What is set here, and beneath it what is set in `lower`.
+    /// Merges two layers: a key of `self` takes precedence over the same key of `lower`.
     fn over(self, lower: Self) -> Self
     where
         Self: Sized;
@@ -232,10 +232,10 @@ pub(super) struct Layer {
 pub(super) const SECTIONS: [&str; 10] =
     ["server", "server.tls", "storage", "cache", "gc", "local", "push", "delete", "scrub", "log"];
 
-/// The table that holds one table for each upstream.
+/// The table that contains one table per upstream.
 pub(super) const UPSTREAM: &str = "upstream";
 
-/// The list of tables that an upstream's table may hold.
+/// The list of credential rules in an upstream's table.
 pub(super) const CREDENTIALS: &str = "credentials";
 
 // === impl Located ===
@@ -275,7 +275,7 @@ impl Layer {
         &mut self.upstreams.entry(name.to_owned()).or_insert_with(new).value
     }
 
-    /// What is set here, and beneath it what is set in `lower`.
+    /// Merges two layers: a key of `self` takes precedence over the same key of `lower`.
     pub(super) fn over(self, mut lower: Self) -> Self {
         for (name, upper) in self.upstreams {
             let merged = match lower.upstreams.remove(&name) {

@@ -20,11 +20,15 @@ pub struct LoadOptions {
     pub config: Option<PathBuf>,
     /// A configuration file of `registry:2`.
     pub registry_config: Option<PathBuf>,
+    /// `--listen`: address and port.
     pub listen: Option<String>,
+    /// `--data`: the data folder.
     pub data: Option<PathBuf>,
     /// Each `NAME=URL`. A repeated name adds a further URL of the same upstream.
     pub upstreams: Vec<String>,
+    /// `--default-upstream`: the name of an upstream, or `none`.
     pub default_upstream: Option<String>,
+    /// `--log-format`: `text` or `json`.
     pub log_format: Option<String>,
 }
 

@@ -25,6 +25,7 @@ impl LogFormat {
     /// The names of all formats in the configuration.
     pub const NAMES: [&str; 2] = ["text", "json"];
 
+    /// The format of this name.
     pub(super) fn parse(name: &str) -> Option<Self> {
         match name {
             "text" => Some(Self::Text),

@@ -62,14 +62,23 @@ pub use upstream::{
 /// The complete effective configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// `[server]`
     pub server: ServerConfig,
+    /// `[storage]`
     pub storage: StorageConfig,
+    /// `[cache]`
     pub cache: CacheConfig,
+    /// `[gc]`
     pub gc: GcConfig,
+    /// `[local]`
     pub local: LocalConfig,
+    /// `[push]`
     pub push: PushConfig,
+    /// `[delete]`
     pub delete: DeleteConfig,
+    /// `[scrub]`
     pub scrub: ScrubConfig,
+    /// `[log]`
     pub log: LogConfig,
     /// Docker's `config.json`, for upstreams without credentials of their own.
     pub docker_config: Option<PathBuf>,

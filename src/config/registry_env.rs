@@ -16,6 +16,7 @@ use super::upstream_url::{UpstreamUrl, check_name};
 use super::value::RawValue;
 use super::{ConfigError, IgnoredSettings};
 
+/// Prefix of all variables of `registry:2`.
 pub(super) const PREFIX: &str = "REGISTRY_";
 const LISTEN: &str = "REGISTRY_HTTP_ADDR";
 const CERTIFICATE: &str = "REGISTRY_HTTP_TLS_CERTIFICATE";

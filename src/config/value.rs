@@ -60,6 +60,7 @@ impl RawValue<'_> {
         })
     }
 
+    /// The value as text for an error.
     fn shown(&self) -> String {
         match self {
             Self::Text(text) => format!("\"{text}\""),

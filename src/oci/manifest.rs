@@ -23,9 +23,11 @@ pub struct Manifest {
 /// One descriptor of a manifest (image-spec, descriptor.md).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Child {
+    /// The digest of the content.
     pub digest: Digest,
     /// Size in bytes, as declared by the descriptor.
     pub size: u64,
+    /// The `mediaType` of the descriptor; empty if absent.
     pub media_type: String,
     /// Whether the descriptor is in an index's `manifests` list, and so names a manifest rather than a blob.
     pub is_manifest: bool,

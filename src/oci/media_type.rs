@@ -32,7 +32,7 @@ pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_LIST)
 }
 
-/// Whether a layer of this type may be absent from the registry: it is fetched from elsewhere.
+/// Whether a layer of this type may be absent from the registry, because clients fetch it from elsewhere.
 pub fn is_nondistributable(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")
         || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")

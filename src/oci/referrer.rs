@@ -12,12 +12,16 @@ use super::{Digest, media_type};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Referrer {
+    /// The media type of the manifest.
     pub media_type: String,
+    /// The digest of the manifest.
     pub digest: String,
     /// Size of the manifest in bytes.
     pub size: u64,
+    /// The artifact type, which clients can filter by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
+    /// The annotations of the manifest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
 }
@@ -26,10 +30,13 @@ pub struct Referrer {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReferrerIndex {
+    /// 2 in an index of this server.
     #[serde(default)]
     pub schema_version: u32,
+    /// The type of an OCI image index, in an index of this server.
     #[serde(default)]
     pub media_type: String,
+    /// The referrers.
     #[serde(default)]
     pub manifests: Vec<Referrer>,
 }

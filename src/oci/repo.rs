@@ -18,10 +18,12 @@ pub enum Scope {
     Upstream(UpstreamName),
 }
 
-/// A repository: its scope and its name there.
+/// A repository: a scope, and a name in that scope.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RepoId {
+    /// Where its content comes from.
     pub scope: Scope,
+    /// Its name, without the upstream's host.
     pub name: RepoName,
 }
 

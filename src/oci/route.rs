@@ -15,6 +15,7 @@ pub struct Route {
     /// The repository name as sent, possibly with the host of an upstream in front. Empty for [`Endpoint::Base`] and
     /// [`Endpoint::Catalog`].
     pub name: String,
+    /// The endpoint.
     pub endpoint: Endpoint,
 }
 

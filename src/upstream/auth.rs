@@ -73,6 +73,7 @@ enum GrantSource {
 // === impl Authorizer ===
 
 impl Authorizer {
+    /// An authorizer that has seen no challenge yet.
     pub(super) fn new(upstream: &Arc<str>, trust: &Arc<Trust>, keyring: Arc<Keyring>, tokens: Tokens) -> Self {
         Self {
             upstream: upstream.clone(),
@@ -132,7 +133,7 @@ impl Authorizer {
         &self,
         target: AuthTarget<'_>,
         grant: &Grant,
-        asked: Instant,
+        request_started: Instant,
         deadline: Instant,
         status: StatusCode,
         headers: &HeaderMap,
@@ -145,7 +146,7 @@ impl Authorizer {
             GrantSource::Credentials(_) if challenge::parse(headers).contains(&Challenge::Basic) => return false,
             GrantSource::Credentials(_) => {}
             // A token obtained after this request began cannot be improved.
-            GrantSource::Token(_, token) if token.obtained >= asked => return false,
+            GrantSource::Token(_, token) if token.obtained >= request_started => return false,
             GrantSource::Token(key, token) => self.tokens.reject(key, token).await,
         }
         let origin = Origin::of(target.url);

@@ -24,6 +24,7 @@ const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// After this time, a due probe that has no result does not keep requests from being sent.
 const PROBE_OVERDUE_AFTER: Duration = Duration::from_secs(30);
 
+/// The state of one circuit.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     /// Failures since the last success.
@@ -39,6 +40,7 @@ pub(super) struct Breaker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Opening(u64);
 
+/// Consecutive failures.
 #[derive(Debug, Clone, Copy)]
 struct FailureRun {
     first: Instant,
@@ -46,6 +48,7 @@ struct FailureRun {
     count: u32,
 }
 
+/// An open circuit.
 #[derive(Debug, Clone, Copy)]
 struct OpenCircuit {
     opening: Opening,

@@ -55,8 +55,8 @@ pub enum UpstreamError {
     #[error("no credentials for {upstream}: {cause}")]
     Credentials { upstream: Arc<str>, cause: Arc<str> },
 
-    /// The upstream did not respond in time. `what` says what was waited for.
-    #[error("{upstream} did not respond in time: {what}")]
+    /// A time limit was reached. `what` says what was waited for.
+    #[error("the request to {upstream} timed out: {what}")]
     Timeout { upstream: Arc<str>, what: &'static str },
 
     /// The connection ended before the response was complete.

@@ -32,6 +32,7 @@ pub(super) enum LimitScope {
     Blobs,
 }
 
+/// The limits of one upstream. Each `Instant` is when a limit ends.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     everything: Option<Instant>,

@@ -53,6 +53,10 @@ pub(super) struct Connection {
 }
 
 impl Remote {
+    /// Reads the files for TLS. Sends no requests.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or a value cannot be sent in a header.
     pub(super) fn new(
         config: &UpstreamConfig,
         via: &str,

@@ -19,8 +19,11 @@ use crate::telemetry::{ContentKind, Metrics};
 /// A usable response: 200, 206 (only if a range was requested) or 304 (only with `if_none_match`).
 #[derive(Debug)]
 pub struct UpstreamResponse {
+    /// 200, 206 or 304.
     pub status: StatusCode,
+    /// The headers as sent.
     pub headers: HeaderMap,
+    /// The body; empty for HEAD and 304.
     pub body: UpstreamBody,
 }
 
@@ -173,6 +176,7 @@ pub(super) fn is_identity(headers: &HeaderMap) -> bool {
     encodings.all(|value| matches!(value.to_str().map(str::trim), Ok("" | "identity")))
 }
 
+/// The `Content-Length` header.
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     number(text(headers, &CONTENT_LENGTH)?)
 }

@@ -111,7 +111,11 @@ impl Remote {
         let mut breaker = self.breaker.lock();
         if let Some(opening) = breaker.failed(Instant::now(), matches!(error, UpstreamError::Timeout { .. })) {
             self.metrics.upstream_available(&self.name, false);
-            tracing::warn!(upstream = %self.name, %error, "upstream failed repeatedly; sending only probes until it responds");
+            tracing::warn!(
+                upstream = %self.name,
+                %error,
+                "upstream failed repeatedly; sending only probes until it responds",
+            );
             self.start_probing(opening);
         }
     }

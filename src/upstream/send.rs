@@ -163,7 +163,7 @@ impl Remote {
         target: AuthTarget<'_>,
         attempt: Attempt<'_>,
     ) -> Result<reqwest::Response, UpstreamError> {
-        let (clients, auth, asked) = (&connection.clients, &connection.auth, Instant::now());
+        let (clients, auth, request_started) = (&connection.clients, &connection.auth, Instant::now());
         // This host may not require a token, so a failure of the token server matters only if the host sends a
         // challenge.
         let early = auth.authorize_early(clients, target, attempt.deadline).await;
@@ -192,7 +192,7 @@ impl Remote {
                 }
                 Some(refused) if may_mean_expired_token(status) && !renewed => {
                     renewed = true;
-                    if !auth.renew(target, refused, asked, attempt.deadline, status, headers).await {
+                    if !auth.renew(target, refused, request_started, attempt.deadline, status, headers).await {
                         return Ok(response);
                     }
                     None

@@ -76,6 +76,7 @@ struct TokenExpiry;
 // === impl Tokens ===
 
 impl Tokens {
+    /// `header_timeout` limits each HTTP request to a token server.
     pub(super) fn new(upstream: &Arc<str>, header_timeout: Duration) -> Self {
         let cache = Cache::builder().max_capacity(MAX_TOKENS).expire_after(TokenExpiry).build();
         Self { upstream: upstream.clone(), cache, header_timeout }

@@ -39,6 +39,7 @@ pub(super) struct ForbiddenAddress {
 // === impl Origin ===
 
 impl Origin {
+    /// The origin of a URL.
     pub(super) fn of(url: &Url) -> Self {
         Self(url.origin().ascii_serialization())
     }
@@ -47,6 +48,7 @@ impl Origin {
 // === impl Trust ===
 
 impl Trust {
+    /// Takes the rules from the upstream's configuration.
     pub(super) fn new(config: &UpstreamConfig) -> Self {
         let own_names = config.urls.iter().filter_map(|url| Some(lowercase(url.host_str()?))).collect();
         let mut token_realms: Vec<String> = config.token_realms.iter().map(|realm| lowercase(realm)).collect();

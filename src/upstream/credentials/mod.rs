@@ -52,6 +52,7 @@ pub(super) struct Account(Option<u64>);
 // === impl Account ===
 
 impl Account {
+    /// No account.
     pub(super) const ANONYMOUS: Self = Self(None);
 
     fn of(username: &str, password: &str) -> Self {

@@ -18,7 +18,8 @@ use crate::tasks::Tasks;
 
 /// Time after a failed run in which the program is not run again.
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);
-/// Age that refused credentials must have before the program is run for newer ones, at most.
+/// Refused credentials that are younger than this, or than a tenth of their lifetime if that is shorter, do not cause
+/// another run.
 const MIN_RENEWAL_AGE: Duration = Duration::from_secs(60);
 /// Shortest lifetime of an output, so that a program is not run all the time.
 const MIN_LIFETIME: Duration = Duration::from_secs(10);
@@ -50,6 +51,7 @@ pub(super) struct Programs {
     slots: Arc<Mutex<HashMap<ProgramCall, Slot>>>,
 }
 
+/// The state of one program.
 #[derive(Default)]
 struct Slot {
     current: Option<CachedOutput>,
@@ -58,8 +60,9 @@ struct Slot {
     failed: Option<(Instant, FailureReason)>,
 }
 
+/// The credentials of the last successful run.
 struct CachedOutput {
-    found: SourceResult,
+    credentials: SourceResult,
     obtained: Instant,
     lifetime: Duration,
 }
@@ -67,6 +70,7 @@ struct CachedOutput {
 // === impl Programs ===
 
 impl Programs {
+    /// `lifetime` is for outputs that name none. Programs run in `tasks`.
     pub(super) fn new(lifetime: Duration, tasks: Tasks) -> Self {
         Self { lifetime, tasks, slots: Arc::default() }
     }
@@ -74,8 +78,8 @@ impl Programs {
     /// The cached credentials, if they are valid.
     pub(super) fn known(&self, call: &ProgramCall) -> Option<SourceResult> {
         let slots = self.slots.lock();
-        let given = slots.get(call)?.current.as_ref()?;
-        given.is_good().then(|| given.found.clone())
+        let cached = slots.get(call)?.current.as_ref()?;
+        cached.is_valid().then(|| cached.credentials.clone())
     }
 
     /// The cached credentials or, if there are none, those of a new run.
@@ -86,15 +90,15 @@ impl Programs {
         let wait = {
             let mut slots = self.slots.lock();
             let slot = slots.entry(call.clone()).or_default();
-            let pausing = slot.failed.clone().filter(|(at, _)| at.elapsed() < FAILURE_PAUSE);
-            if let Some(given) = slot.current.as_ref().filter(|given| given.is_good()) {
-                let found = given.found.clone();
-                if given.is_old() && pausing.is_none() {
+            let recent_failure = slot.failed.clone().filter(|(at, _)| at.elapsed() < FAILURE_PAUSE);
+            if let Some(cached) = slot.current.as_ref().filter(|cached| cached.is_valid()) {
+                let credentials = cached.credentials.clone();
+                if cached.is_due() && recent_failure.is_none() {
                     self.run(call, slot);
                 }
-                return Ok(found);
+                return Ok(credentials);
             }
-            if let Some((_, why)) = pausing {
+            if let Some((_, why)) = recent_failure {
                 return Err(why);
             }
             self.run(call, slot)
@@ -107,11 +111,11 @@ impl Programs {
         let wait = {
             let mut slots = self.slots.lock();
             let Some(slot) = slots.get_mut(call) else { return false };
-            let Some(given) = &slot.current else { return false };
-            if given.account() != refused {
+            let Some(cached) = &slot.current else { return false };
+            if cached.account() != refused {
                 return true;
             }
-            if given.obtained.elapsed() < MIN_RENEWAL_AGE.min(given.lifetime / 10) {
+            if cached.obtained.elapsed() < MIN_RENEWAL_AGE.min(cached.lifetime / 10) {
                 return false;
             }
             self.run(call, slot)
@@ -131,12 +135,12 @@ impl Programs {
             let name = call.command.first().map_or("", String::as_str);
             let ran = program::run(&call.command, &call.input).await.and_then(|output| call.format.read(&output));
             let ran = ran.map_err(|why| FailureReason::from(format!("{name} {why}")));
-            done.send_replace(Some(programs.note(&call, ran)));
+            done.send_replace(Some(programs.record(&call, ran)));
         });
         running
     }
 
-    fn note(
+    fn record(
         &self,
         call: &ProgramCall,
         ran: Result<(SourceResult, Option<Duration>), FailureReason>,
@@ -145,11 +149,12 @@ impl Programs {
         let slot = slots.entry(call.clone()).or_default();
         slot.running = None;
         match ran {
-            Ok((found, lifetime)) => {
+            Ok((credentials, lifetime)) => {
                 let lifetime = lifetime.unwrap_or(self.lifetime);
                 slot.failed = None;
-                slot.current = Some(CachedOutput { found: found.clone(), obtained: Instant::now(), lifetime });
-                Ok(found)
+                slot.current =
+                    Some(CachedOutput { credentials: credentials.clone(), obtained: Instant::now(), lifetime });
+                Ok(credentials)
             }
             Err(why) => {
                 tracing::warn!(reason = %why, "cannot renew credentials");
@@ -174,17 +179,17 @@ async fn outcome(
 // === impl CachedOutput ===
 
 impl CachedOutput {
-    fn is_good(&self) -> bool {
+    fn is_valid(&self) -> bool {
         self.obtained.elapsed() < self.lifetime
     }
 
-    /// Whether half of the lifetime is over, which leaves time for failed runs.
-    fn is_old(&self) -> bool {
+    /// Whether the program should run again: half of the lifetime is over, which leaves time for failed runs.
+    fn is_due(&self) -> bool {
         self.obtained.elapsed() >= self.lifetime / 2
     }
 
     fn account(&self) -> Account {
-        self.found.as_ref().map_or(Account::ANONYMOUS, |credentials| credentials.account)
+        self.credentials.as_ref().map_or(Account::ANONYMOUS, |credentials| credentials.account)
     }
 }
 

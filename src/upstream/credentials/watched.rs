@@ -24,7 +24,9 @@ pub(super) struct Watched<T> {
 }
 
 struct State<T> {
+    /// When the file was last checked.
     checked: Option<Instant>,
+    /// The stamp of `value`.
     stamp: Option<Stamp>,
     /// The last valid content.
     value: Option<Arc<T>>,
@@ -33,6 +35,7 @@ struct State<T> {
 }
 
 impl<T: Send + Sync + 'static> Watched<T> {
+    /// `parse` returns the content, or an error that follows the name of the file.
     pub(super) fn new(path: PathBuf, parse: impl Fn(&[u8]) -> Result<T, &'static str> + Send + Sync + 'static) -> Self {
         let state = State { checked: None, stamp: None, value: None, last_error: None };
         Self { path, parse: Arc::new(parse), state: Mutex::new(state) }
@@ -48,7 +51,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
     /// # Errors
     /// If the file was never read successfully.
     pub(super) async fn get(&self) -> Result<Arc<T>, FailureReason> {
-        let recently = {
+        let recent = {
             let state = self.state.lock();
             state
                 .checked
@@ -56,7 +59,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
                 .then(|| state.value.clone())
                 .flatten()
         };
-        match recently {
+        match recent {
             Some(value) => Ok(value),
             None => self.check().await,
         }
@@ -72,10 +75,10 @@ impl<T: Send + Sync + 'static> Watched<T> {
         let (path, parse) = (self.path.clone(), self.parse.clone());
         let read = tokio::task::spawn_blocking(move || read(&path, known, &*parse)).await;
         let read = read.unwrap_or_else(|_| Err("cannot be read".to_owned()));
-        self.note(read.map_err(|why| format!("{} {why}", self.path.display()).into()))
+        self.record(read.map_err(|why| format!("{} {why}", self.path.display()).into()))
     }
 
-    fn note(&self, read: Result<Option<(Stamp, T)>, FailureReason>) -> Result<Arc<T>, FailureReason> {
+    fn record(&self, read: Result<Option<(Stamp, T)>, FailureReason>) -> Result<Arc<T>, FailureReason> {
         let mut state = self.state.lock();
         match read {
             Ok(changed) => {
@@ -83,12 +86,12 @@ impl<T: Send + Sync + 'static> Watched<T> {
                 if let Some((stamp, value)) = changed {
                     (state.stamp, state.value) = (Some(stamp), Some(Arc::new(value)));
                 }
-                state.value.clone().ok_or_else(|| "it was never read".into())
+                state.value.clone().ok_or_else(|| "the file was never read".into())
             }
             Err(why) => {
                 if state.last_error.as_ref() != Some(&why) {
-                    let goes_on = if state.value.is_some() { "; going on with what was read before" } else { "" };
-                    tracing::warn!("no new credentials: {why}{goes_on}");
+                    let previous_in_use = state.value.is_some();
+                    tracing::warn!(reason = %why, previous_in_use, "cannot read credentials");
                     state.last_error = Some(why.clone());
                 }
                 state.value.clone().ok_or(why)
