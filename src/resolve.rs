@@ -1,7 +1,8 @@
 //! Decides which repository a request means. [`Routes::resolve`] is a pure function, tested by a table of cases.
 //!
-//! The rules are, in this order: the `ns` query, a host of `[server] host_routes`, an upstream's name in the path, a
-//! local repository, the default upstream. A host that is not configured is never contacted, whatever a client sends.
+//! The rules are, in this order: the `ns` query, an upstream's name before `/v2`, a host of `[server] host_routes`, an
+//! upstream's name after `/v2`, a local repository, the default upstream. A host that is not configured is never
+//! contacted, whatever a client sends.
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ pub(super) enum RawValue<'a> {
     Text(&'a str),
 }
 
-/// A type of values.
+/// A type that a configuration value can have.
 pub(super) trait Setting: Sized {
     /// What the value should be, with an example. The message is "… is not " followed by this text.
     const EXPECTED: &'static str;

@@ -104,7 +104,7 @@ impl Digest {
         quoted.into()
     }
 
-    /// Every response contains a digest, so its hex digits are formatted on the stack.
+    /// Nearly every response contains a digest, so its hex digits are formatted on the stack.
     fn with_hex<T>(&self, use_hex: impl FnOnce(&str) -> T) -> T {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut digits = [0; MAX_HEX_DIGITS];
@@ -124,7 +124,7 @@ impl Digest {
         }
     }
 
-    /// Computes the digest of `bytes`. Takes about a millisecond per MiB; larger content belongs on the blocking pool.
+    /// Computes the digest of `bytes`. Large content should be hashed on the blocking pool.
     pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
         let mut hasher = algorithm.hasher();
         hasher.update(bytes);

@@ -56,8 +56,8 @@ struct ManifestDocument {
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
-    /// Layers of an OCI artifact manifest (`application/vnd.oci.artifact.manifest.v1+json`, withdrawn in image-spec
-    /// 1.1).
+    /// Blobs of an OCI artifact manifest (`application/vnd.oci.artifact.manifest.v1+json`), which was removed before
+    /// image-spec 1.1.
     blobs: Option<Vec<Descriptor>>,
     subject: Option<Descriptor>,
 }

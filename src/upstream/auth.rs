@@ -85,8 +85,8 @@ impl Authorizer {
         }
     }
 
-    /// The `Authorization` of a request before any challenge, by the challenges of earlier responses. `None`: there was
-    /// no challenge.
+    /// The `Authorization` for a first request, by the challenges of earlier responses from the host. `None`: there was
+    /// none.
     pub(super) async fn authorize_early(
         &self,
         clients: &HttpClients,

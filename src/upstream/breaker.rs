@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// Consecutive failures that open the circuit. More than one request can cause, which has up to four rounds.
+/// Consecutive failures that open the circuit. One request causes at most four, one per round.
 const FAILURES_TO_OPEN: u32 = 5;
 /// Shortest time between the first and the last of these failures. Without it, one short interruption of many
 /// concurrent requests would open the circuit, although their retries succeed.
@@ -21,7 +21,7 @@ const MAX_FAILURE_GAP: Duration = Duration::from_secs(60);
 const FIRST_PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest time between two probes.
 const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// After this time, a due probe that has no result does not keep requests from being sent.
+/// If a due probe has no result after this time, requests are sent again.
 const PROBE_OVERDUE_AFTER: Duration = Duration::from_secs(30);
 
 /// The state of one circuit.

@@ -82,7 +82,7 @@ pub enum UpstreamSetupError {
 // === impl UpstreamError ===
 
 impl UpstreamError {
-    /// Whether the upstream does not have the content. Only this error may become a 404 for a client.
+    /// Whether the upstream does not have the content. Of these errors, only this one may become a 404 for a client.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }

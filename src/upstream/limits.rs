@@ -42,7 +42,8 @@ pub(super) struct Limits {
 }
 
 impl LimitScope {
-    /// The scope of a 429, by the request and the response body. `elsewhere`: another host than the upstream sent it.
+    /// The scope of a 429, by the request and the response body. `other_host`: it was not sent by the upstream's own
+    /// host.
     pub(super) fn of(kind: Kind, method: &Method, other_host: bool, body: &[u8]) -> Self {
         if other_host && kind == Kind::Blob {
             return Self::Blobs;

@@ -21,14 +21,16 @@ const HELPER_LIFETIME: Duration = Duration::from_secs(10 * 60);
 pub(in crate::upstream) struct Keyring {
     upstream: Arc<str>,
     urls: Vec<Url>,
-    rules: Vec<Rule>,
+    rules: Vec<CredentialRule>,
 }
 
-struct Rule {
+/// A rule with its live source.
+struct CredentialRule {
     repository: Option<Namespace>,
     source: Source,
 }
 
+/// A source of credentials and its cached state.
 enum Source {
     Given(Arc<Credentials>),
     File(Watched<Arc<Credentials>>),
@@ -47,7 +49,7 @@ impl Keyring {
         let rule = |rule: &CredentialConfig| {
             let source = Source::new(&rule.source, tasks)
                 .ok_or_else(|| UpstreamSetupError::Header { upstream: config.name.clone(), what: "the password" })?;
-            Ok(Rule { repository: rule.repository.clone(), source })
+            Ok(CredentialRule { repository: rule.repository.clone(), source })
         };
         let rules = config.credentials.iter().map(rule).collect::<Result<_, _>>()?;
         Ok(Self { upstream: config.name.as_str().into(), urls: config.urls.clone(), rules })
@@ -93,9 +95,9 @@ impl Keyring {
     }
 }
 
-// === impl Rule ===
+// === impl CredentialRule ===
 
-impl Rule {
+impl CredentialRule {
     fn is_for(&self, repository: &str) -> bool {
         self.repository.as_ref().is_none_or(|pattern| pattern.matches(repository))
     }

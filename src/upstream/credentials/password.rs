@@ -7,8 +7,8 @@ use super::Credentials;
 /// Google's user name for the key of a service account, which is a JSON document of several lines.
 const JSON_KEY_USER: &str = "_json_key";
 
-/// The first line, as secret files may end with or without a line break; for a JSON key, the complete text. The error
-/// is a predicate that follows the file's name.
+/// Reads the first line, as secret files may end with or without a line break; for a JSON key, the complete text. The
+/// error is a predicate that follows the file's name.
 pub(super) fn read(username: &str, bytes: &[u8]) -> Result<Credentials, &'static str> {
     let text = std::str::from_utf8(bytes).map_err(|_| "is not text")?;
     let password = if username == JSON_KEY_USER { text.trim() } else { text.lines().next().unwrap_or("").trim_end() };
@@ -25,7 +25,7 @@ pub(super) struct CredentialObject {
     username: String,
     #[serde(alias = "Secret", alias = "secret", alias = "Password")]
     password: String,
-    /// Seconds.
+    /// How long the password is valid, in seconds.
     #[serde(default)]
     pub(super) expires_in: Option<u64>,
 }

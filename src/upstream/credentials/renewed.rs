@@ -48,12 +48,12 @@ pub(super) enum OutputFormat {
 pub(super) struct Programs {
     lifetime: Duration,
     tasks: Tasks,
-    slots: Arc<Mutex<HashMap<ProgramCall, Slot>>>,
+    states: Arc<Mutex<HashMap<ProgramCall, ProgramState>>>,
 }
 
 /// The state of one program.
 #[derive(Default)]
-struct Slot {
+struct ProgramState {
     current: Option<CachedOutput>,
     /// The result of the current run. Closed without a result if the server stops.
     running: Option<watch::Receiver<Option<Result<SourceResult, FailureReason>>>>,
@@ -72,13 +72,13 @@ struct CachedOutput {
 impl Programs {
     /// `lifetime` is for outputs that name none. Programs run in `tasks`.
     pub(super) fn new(lifetime: Duration, tasks: Tasks) -> Self {
-        Self { lifetime, tasks, slots: Arc::default() }
+        Self { lifetime, tasks, states: Arc::default() }
     }
 
     /// The cached credentials, if they are valid.
     pub(super) fn known(&self, call: &ProgramCall) -> Option<SourceResult> {
-        let slots = self.slots.lock();
-        let cached = slots.get(call)?.current.as_ref()?;
+        let states = self.states.lock();
+        let cached = states.get(call)?.current.as_ref()?;
         cached.is_valid().then(|| cached.credentials.clone())
     }
 
@@ -88,20 +88,20 @@ impl Programs {
     /// If the run fails, or has no result at `deadline`.
     pub(super) async fn get(&self, call: &ProgramCall, deadline: Instant) -> Result<SourceResult, FailureReason> {
         let wait = {
-            let mut slots = self.slots.lock();
-            let slot = slots.entry(call.clone()).or_default();
-            let recent_failure = slot.failed.clone().filter(|(at, _)| at.elapsed() < FAILURE_PAUSE);
-            if let Some(cached) = slot.current.as_ref().filter(|cached| cached.is_valid()) {
+            let mut states = self.states.lock();
+            let state = states.entry(call.clone()).or_default();
+            let recent_failure = state.failed.clone().filter(|(at, _)| at.elapsed() < FAILURE_PAUSE);
+            if let Some(cached) = state.current.as_ref().filter(|cached| cached.is_valid()) {
                 let credentials = cached.credentials.clone();
                 if cached.is_due() && recent_failure.is_none() {
-                    self.run(call, slot);
+                    self.run(call, state);
                 }
                 return Ok(credentials);
             }
             if let Some((_, why)) = recent_failure {
                 return Err(why);
             }
-            self.run(call, slot)
+            self.run(call, state)
         };
         outcome(wait, deadline).await
     }
@@ -109,27 +109,31 @@ impl Programs {
     /// Runs the program again because its credentials were refused. Returns whether it has other credentials now.
     pub(super) async fn renew(&self, call: &ProgramCall, refused: Account, deadline: Instant) -> bool {
         let wait = {
-            let mut slots = self.slots.lock();
-            let Some(slot) = slots.get_mut(call) else { return false };
-            let Some(cached) = &slot.current else { return false };
+            let mut states = self.states.lock();
+            let Some(state) = states.get_mut(call) else { return false };
+            let Some(cached) = &state.current else { return false };
             if cached.account() != refused {
                 return true;
             }
             if cached.obtained.elapsed() < MIN_RENEWAL_AGE.min(cached.lifetime / 10) {
                 return false;
             }
-            self.run(call, slot)
+            self.run(call, state)
         };
         matches!(outcome(wait, deadline).await, Ok(Some(other)) if other.account != refused)
     }
 
     /// Starts the program unless it is running.
-    fn run(&self, call: &ProgramCall, slot: &mut Slot) -> watch::Receiver<Option<Result<SourceResult, FailureReason>>> {
-        if let Some(running) = &slot.running {
+    fn run(
+        &self,
+        call: &ProgramCall,
+        state: &mut ProgramState,
+    ) -> watch::Receiver<Option<Result<SourceResult, FailureReason>>> {
+        if let Some(running) = &state.running {
             return running.clone();
         }
         let (done, running) = watch::channel(None);
-        slot.running = Some(running.clone());
+        state.running = Some(running.clone());
         let (programs, call) = (self.clone(), call.clone());
         self.tasks.spawn(async move {
             let name = call.command.first().map_or("", String::as_str);
@@ -145,20 +149,20 @@ impl Programs {
         call: &ProgramCall,
         ran: Result<(SourceResult, Option<Duration>), FailureReason>,
     ) -> Result<SourceResult, FailureReason> {
-        let mut slots = self.slots.lock();
-        let slot = slots.entry(call.clone()).or_default();
-        slot.running = None;
+        let mut states = self.states.lock();
+        let state = states.entry(call.clone()).or_default();
+        state.running = None;
         match ran {
             Ok((credentials, lifetime)) => {
                 let lifetime = lifetime.unwrap_or(self.lifetime);
-                slot.failed = None;
-                slot.current =
+                state.failed = None;
+                state.current =
                     Some(CachedOutput { credentials: credentials.clone(), obtained: Instant::now(), lifetime });
                 Ok(credentials)
             }
             Err(why) => {
                 tracing::warn!(reason = %why, "cannot renew credentials");
-                slot.failed = Some((Instant::now(), why.clone()));
+                state.failed = Some((Instant::now(), why.clone()));
                 Err(why)
             }
         }

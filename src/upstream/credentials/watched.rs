@@ -1,4 +1,4 @@
-//! A file that is read again when it has changed.
+//! A file of credentials that is read again when it has changed.
 
 use std::io;
 use std::path::PathBuf;
@@ -20,10 +20,10 @@ type Parse<T> = dyn Fn(&[u8]) -> Result<T, &'static str> + Send + Sync;
 pub(super) struct Watched<T> {
     path: PathBuf,
     parse: Arc<Parse<T>>,
-    state: Mutex<State<T>>,
+    state: Mutex<WatchedState<T>>,
 }
 
-struct State<T> {
+struct WatchedState<T> {
     /// When the file was last checked.
     checked: Option<Instant>,
     /// The stamp of `value`.
@@ -37,7 +37,7 @@ struct State<T> {
 impl<T: Send + Sync + 'static> Watched<T> {
     /// `parse` returns the content, or an error that follows the name of the file.
     pub(super) fn new(path: PathBuf, parse: impl Fn(&[u8]) -> Result<T, &'static str> + Send + Sync + 'static) -> Self {
-        let state = State { checked: None, stamp: None, value: None, last_error: None };
+        let state = WatchedState { checked: None, stamp: None, value: None, last_error: None };
         Self { path, parse: Arc::new(parse), state: Mutex::new(state) }
     }
 
