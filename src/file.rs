@@ -1,4 +1,5 @@
-//! Files that an operator names: certificates, keys, passwords. They are small, and they change while we run.
+//! Reads small files that an operator names, such as certificates, keys and passwords, and detects whether they
+//! changed.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -7,34 +8,43 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Bytes; nothing of this kind is larger.
-const MOST: u64 = 1 << 20;
+/// Largest accepted file in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// What another content has another of; `None` where there is no file.
+/// Identifies a version of a file by device, inode, modification time and size. `None`: the file does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp(Option<[i64; 5]>);
 
-/// Opens a file and nothing else: a pipe without a writer would hold us for ever. Blocks.
+/// Opens a regular file or character device for reading. Blocks.
+///
+/// Other types are an error: opening a pipe would wait for a writer.
 pub fn open(path: &Path) -> io::Result<File> {
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
     let kind = file.metadata()?.file_type();
-    // `/dev/null` is a fine empty file.
+    // `/dev/null` counts as an empty file.
     if !kind.is_file() && !kind.is_char_device() {
         return Err(io::Error::other("is not a file"));
     }
     Ok(file)
 }
 
-/// All of a file, as far as it is a small one. Blocks.
+/// Reads a complete file. Blocks.
+///
+/// # Errors
+/// If it cannot be opened by [`open`] or read, or is larger than 1 MiB.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     read_opened(open(path)?)
 }
 
+/// Reads the rest of an opened file. Blocks.
+///
+/// # Errors
+/// If it cannot be read or is larger than 1 MiB.
 pub fn read_opened(file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(MOST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MOST {
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other("is larger than 1 MiB"));
     }
     Ok(bytes)
@@ -43,19 +53,19 @@ pub fn read_opened(file: File) -> io::Result<Vec<u8>> {
 // === impl Stamp ===
 
 impl Stamp {
-    /// Blocks.
+    /// The stamp of the file at `path`. Blocks.
     pub fn of(path: &Path) -> Self {
-        Self(std::fs::metadata(path).ok().map(|metadata| numbers(&metadata)))
+        Self(std::fs::metadata(path).ok().map(|metadata| stamp_of(&metadata)))
     }
 }
 
 impl From<&Metadata> for Stamp {
     fn from(metadata: &Metadata) -> Self {
-        Self(Some(numbers(metadata)))
+        Self(Some(stamp_of(metadata)))
     }
 }
 
-fn numbers(metadata: &Metadata) -> [i64; 5] {
+fn stamp_of(metadata: &Metadata) -> [i64; 5] {
     let (device, inode) = (metadata.dev().cast_signed(), metadata.ino().cast_signed());
     [device, inode, metadata.mtime(), metadata.mtime_nsec(), metadata.size().cast_signed()]
 }
@@ -65,14 +75,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_small_files_are_read_and_nothing_is_waited_for() {
+    fn only_small_regular_files_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let error = |name: &str| read(&at(name)).unwrap_err().to_string();
         std::fs::write(at("small"), "a").unwrap();
         std::os::unix::fs::symlink(at("small"), at("link")).unwrap();
         assert_eq!(read(&at("link")).unwrap(), b"a");
-        std::fs::write(at("large"), vec![0; (MOST + 1) as usize]).unwrap();
+        std::fs::write(at("large"), vec![0; (MAX_FILE_BYTES + 1) as usize]).unwrap();
         assert_eq!(error("large"), "is larger than 1 MiB");
         std::fs::create_dir(at("folder")).unwrap();
         assert_eq!(error("folder"), "is not a file");
@@ -84,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_written_or_replaced_has_another_stamp() {
+    fn written_or_replaced_file_has_another_stamp() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let none = Stamp::of(&path);

@@ -1,4 +1,4 @@
-//! Detached work with an owner: every task that outlives its request belongs to one of these and ends with it.
+//! Background tasks with an owner: every task that outlives its request belongs to a [`Tasks`] and ends with it.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,19 +8,20 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Bytes that a worker may hash or parse itself: some ten microseconds.
-const INLINE: usize = 64 << 10;
+/// Largest input in bytes that an async worker hashes or parses itself, in about ten microseconds.
+const MAX_INLINE_BYTES: usize = 64 << 10;
 
-/// Works on `bytes` here if they are few, else on the blocking pool; `None` if that was stopped or panicked.
+/// Runs `work` on `bytes`, inline if they are few, otherwise on the blocking pool. `None` if the pool was stopped or
+/// `work` panicked.
 pub async fn on_bytes<T: Send + 'static>(bytes: Bytes, work: impl FnOnce(&[u8]) -> T + Send + 'static) -> Option<T> {
-    if bytes.len() <= INLINE {
+    if bytes.len() <= MAX_INLINE_BYTES {
         return Some(work(&bytes));
     }
     tokio::task::spawn_blocking(move || work(&bytes)).await.ok()
 }
 
-/// Does something at intervals, now first, until it is dropped; what goes wrong is logged.
-pub async fn every<F, E>(period: Duration, what: &'static str, work: impl Fn() -> F)
+/// Runs `work` at once and then every `period`, until the future is dropped. Errors are logged with `task` as the name.
+pub async fn every<F, E>(period: Duration, task: &'static str, work: impl Fn() -> F)
 where
     F: Future<Output = Result<(), E>>,
     E: std::fmt::Display,
@@ -30,12 +31,12 @@ where
     loop {
         turns.tick().await;
         if let Err(error) = work().await {
-            tracing::error!(%error, "cannot {what}: {error}");
+            tracing::error!(task, %error, "periodic task failed");
         }
     }
 }
 
-/// A group of tasks. Clones share it.
+/// A group of tasks. Clones share the group.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -43,11 +44,12 @@ pub struct Tasks {
 }
 
 impl Tasks {
+    /// An empty group.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Runs `work` until it ends or the group is stopped.
+    /// Runs `work` in the background until it ends or the group is stopped.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let cancel = self.cancel.clone();
         self.tracker.spawn(async move {
@@ -55,12 +57,12 @@ impl Tasks {
         });
     }
 
-    /// Resolves when the group is asked to stop.
+    /// Resolves when [`Tasks::stop`] was called.
     pub fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
         self.cancel.clone().cancelled_owned()
     }
 
-    /// Asks every task to end, and waits until all have.
+    /// Cancels all tasks and waits until they have ended.
     pub async fn stop(&self) {
         self.cancel.cancel();
         self.tracker.close();

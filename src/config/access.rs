@@ -1,33 +1,36 @@
-//! Who may do what: `[local]`, `[push]` and `[delete]`.
+//! What clients may change: `[local]`, `[push]` and `[delete]`.
 
 use std::fmt;
 
 use globset::{GlobBuilder, GlobMatcher};
 
-/// `[local]`: names that belong to this registry even while nothing is there.
+/// `[local]`: repository names that belong to this registry even if no such repository exists yet.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LocalConfig {
-    /// When not empty, pushes go only here.
+    /// Patterns of local names. If not empty, pushes to other names are refused.
     pub namespaces: Vec<Namespace>,
 }
 
-/// A pattern of repository names, such as `team/**`; `*` stays within one component.
+/// A glob pattern of repository names, such as `team/**`. `*` matches within one component, `**` any number of
+/// components.
 #[derive(Clone)]
 pub struct Namespace {
     pattern: String,
     matcher: GlobMatcher,
 }
 
-/// `[push]`.
+/// `[push]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct PushConfig {
+    /// Whether clients may push.
     pub enabled: bool,
 }
 
-/// `[delete]`.
+/// `[delete]`
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DeleteConfig {
-    /// `None`: on when only this machine can reach the port. See [`super::Config::deletes_enabled`].
+    /// Whether clients may delete pushed content. `None`: only if the server listens on a loopback address; see
+    /// [`super::Config::deletes_enabled`].
     pub enabled: Option<bool>,
 }
 
@@ -43,7 +46,7 @@ impl LocalConfig {
 // === impl Namespace ===
 
 impl Namespace {
-    /// `None` when nothing that is a repository's name could match.
+    /// Compiles a pattern. `None` if it cannot match any repository name.
     pub fn parse(pattern: &str) -> Option<Self> {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/*?[]{},!".contains(c);
         if pattern.is_empty() || pattern.starts_with('/') || pattern.ends_with('/') || !pattern.chars().all(allowed) {
@@ -53,10 +56,12 @@ impl Namespace {
         Some(Self { pattern: pattern.to_owned(), matcher: glob.compile_matcher() })
     }
 
+    /// Whether the pattern matches the complete name.
     pub fn matches(&self, repository: &str) -> bool {
         self.matcher.is_match(repository)
     }
 
+    /// The pattern as configured.
     pub fn as_str(&self) -> &str {
         &self.pattern
     }
@@ -87,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_matches_whole_names_and_a_star_stays_within_a_component() {
+    fn namespace_star_matches_within_one_component() {
         let cases = [
             ("team/**", "team/app", true),
             ("team/**", "team/a/b", true),
@@ -104,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_never_match_a_repository_is_refused() {
+    fn namespaces_that_match_nothing_are_rejected() {
         for pattern in ["", "/team", "team/", "Team/**", "team:v1", "a b", "team/["] {
             assert!(Namespace::parse(pattern).is_none(), "{pattern:?}");
         }

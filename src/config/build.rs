@@ -1,11 +1,11 @@
-//! From the layers, laid over each other, to a [`Config`]: defaults, and the rules between keys.
+//! Builds a [`Config`] from the merged layers: applies defaults and checks the rules between keys.
 
 use std::path::PathBuf;
 
 use super::build_upstream::{merge, readable};
-use super::error::Site;
+use super::error::SourceLocation;
 use super::layer::{
-    CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, LogKeys, PushKeys, ScrubKeys, ServerKeys, ServerTlsKeys, Sited,
+    CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, Located, LogKeys, PushKeys, ScrubKeys, ServerKeys, ServerTlsKeys,
 };
 use super::value::{OneOrMore, Positive};
 use super::{
@@ -14,7 +14,10 @@ use super::{
     UpstreamConfig, builtin_upstreams, canonical_name,
 };
 
-/// `storage` is where data goes unless a layer says otherwise.
+/// `storage` is the default of `[storage]`, which depends on the user and on mounted volumes.
+///
+/// # Errors
+/// For the first key that breaks a rule.
 pub(super) fn config(
     mut layer: Layer,
     storage: StorageConfig,
@@ -23,7 +26,7 @@ pub(super) fn config(
     let builtin = layer.root.builtin_upstreams.as_ref().is_none_or(|builtin| builtin.value);
     let mut upstreams = if builtin { builtin_upstreams() } else { Vec::new() };
     for (name, keys) in layer.upstreams {
-        let rules = layer.credentials.remove(&name).unwrap_or_default();
+        let rules = layer.repository_credentials.remove(&name).unwrap_or_default();
         let path = format!("upstream.\"{name}\"");
         match upstreams.iter_mut().find(|upstream| upstream.name == name) {
             Some(upstream) => merge(upstream, keys.value, rules, &path)?,
@@ -32,7 +35,7 @@ pub(super) fn config(
                 merge(&mut upstream, keys.value, rules, &path)?;
                 if upstream.urls.is_empty() {
                     let right = format!("has no url; write for example url = \"https://{}\"", upstream.name);
-                    return Err(ConfigError::new(&keys.site, path, right));
+                    return Err(ConfigError::new(&keys.location, path, right));
                 }
                 upstreams.push(upstream);
             }
@@ -67,18 +70,20 @@ pub(super) fn config(
     })
 }
 
-pub(super) fn value<T>(sited: Option<Sited<T>>, default: T) -> T {
-    sited.map_or(default, |sited| sited.value)
+/// The value of a key, or its default.
+pub(super) fn value<T>(located: Option<Located<T>>, default: T) -> T {
+    located.map_or(default, |located| located.value)
 }
 
-pub(super) fn positive<T>(sited: Option<Sited<Positive<T>>>, default: T) -> T {
-    sited.map_or(default, |sited| sited.value.0)
+/// The value of a key that must not be zero, or its default.
+pub(super) fn positive<T>(located: Option<Located<Positive<T>>>, default: T) -> T {
+    located.map_or(default, |located| located.value.0)
 }
 
 fn server(keys: ServerKeys, tls_keys: ServerTlsKeys) -> Result<ServerConfig, ConfigError> {
     let default = ServerConfig::default();
     let names = match keys.names {
-        Some(names) => hosts(names.value.0, &names.site, "server.names")?,
+        Some(names) => hosts(names.value.0, &names.location, "server.names")?,
         None => default.names,
     };
     Ok(ServerConfig {
@@ -94,24 +99,23 @@ fn server(keys: ServerKeys, tls_keys: ServerTlsKeys) -> Result<ServerConfig, Con
     })
 }
 
-/// Hosts without a port: what comes with a request is compared without its own.
-fn domains(names: Sited<OneOrMore<String>>) -> Result<Vec<String>, ConfigError> {
+/// Checks `server.host_routes`: domains without a port, as a request's host is compared without its port.
+fn domains(names: Located<OneOrMore<String>>) -> Result<Vec<String>, ConfigError> {
     let path = "server.host_routes";
     match names.value.0.iter().find(|name| name.contains(':') || name.starts_with('.')) {
         Some(name) => {
-            let message =
-                format!("\"{name}\" is not a domain; write for example \"cache.example.com\", without a port");
-            Err(ConfigError::new(&names.site, path, message))
+            let message = format!("\"{name}\" is not a domain without a port; write for example \"cache.example.com\"");
+            Err(ConfigError::new(&names.location, path, message))
         }
-        None => hosts(names.value.0, &names.site, path),
+        None => hosts(names.value.0, &names.location, path),
     }
 }
 
-/// A certificate and its key are given together, and nothing else without them.
+/// Checks `[server.tls]`: `cert` and `key` are set together, and `client_ca` only with them.
 fn tls(keys: ServerTlsKeys) -> Result<Option<TlsConfig>, ConfigError> {
-    let lacks = |given: Sited<PathBuf>, key: &str, lacking: &str| {
-        let message = format!("there is no {lacking} for it; write {lacking} too");
-        Err(ConfigError::new(&given.site, format!("server.tls.{key}"), message))
+    let lacks = |given: Located<PathBuf>, key: &str, lacking: &str| {
+        let message = format!("is set without {lacking}; set {lacking} too");
+        Err(ConfigError::new(&given.location, format!("server.tls.{key}"), message))
     };
     match (keys.cert, keys.key, keys.client_ca) {
         (Some(cert), Some(key), client_ca) => {
@@ -124,12 +128,12 @@ fn tls(keys: ServerTlsKeys) -> Result<Option<TlsConfig>, ConfigError> {
     }
 }
 
-/// Hosts are compared in lower case.
-pub(super) fn hosts(names: Vec<String>, site: &Site, path: &str) -> Result<Vec<String>, ConfigError> {
+/// Checks a list of hosts, and converts them to lower case for comparison.
+pub(super) fn hosts(names: Vec<String>, location: &SourceLocation, path: &str) -> Result<Vec<String>, ConfigError> {
     match names.iter().find(|name| name.contains(['/', '@', ' '])) {
         Some(name) => {
             let message = format!("\"{name}\" is not a host; write for example \"registry.example.com\"");
-            Err(ConfigError::new(site, path, message))
+            Err(ConfigError::new(location, path, message))
         }
         None => Ok(names.into_iter().map(|name| name.to_ascii_lowercase()).collect()),
     }
@@ -187,18 +191,18 @@ fn log(keys: LogKeys) -> LogConfig {
 }
 
 fn default_upstream(
-    name: Option<Sited<String>>,
-    builtin: Option<Sited<bool>>,
+    name: Option<Located<String>>,
+    builtin: Option<Located<bool>>,
     upstreams: &[UpstreamConfig],
 ) -> Result<Option<String>, ConfigError> {
     let is_upstream = |name: &str| upstreams.iter().any(|upstream| upstream.name == name);
-    let Some(Sited { value: name, site }) = name else {
+    let Some(Located { value: name, location }) = name else {
         return match builtin {
             Some(builtin) if !is_upstream(DOCKER_IO) => {
                 let message = format!(
-                    "without them \"{DOCKER_IO}\" is no upstream; write default_upstream = \"none\" too, or which"
+                    "\"{DOCKER_IO}\" is not configured without them; set default_upstream to \"none\" or to a configured upstream"
                 );
-                Err(ConfigError::new(&builtin.site, "builtin_upstreams", message))
+                Err(ConfigError::new(&builtin.location, "builtin_upstreams", message))
             }
             _ => Ok(Some(DOCKER_IO.to_owned())),
         };
@@ -211,11 +215,10 @@ fn default_upstream(
     }
     let canonical = canonical_name(&name);
     let message = if canonical == name {
-        let known: String = upstreams.iter().map(|upstream| format!("\"{}\", ", upstream.name)).collect();
-        let known = if known.is_empty() { "is only \"none\"".to_owned() } else { format!("are {known}and \"none\"") };
-        format!("no upstream is called \"{name}\"; there {known}")
+        let known: String = upstreams.iter().map(|upstream| format!("\"{}\" or ", upstream.name)).collect();
+        format!("no upstream is called \"{name}\"; use {known}\"none\"")
     } else {
         format!("\"{name}\" is another name of \"{canonical}\"; write \"{canonical}\"")
     };
-    Err(ConfigError::new(&site, "default_upstream", message))
+    Err(ConfigError::new(&location, "default_upstream", message))
 }

@@ -1,71 +1,66 @@
-//! The credentials of an upstream from their keys: one source each, and nothing beside it that would be ignored.
+//! Builds the credential rules of an upstream from their keys. Keys that contradict each other, or would have no
+//! effect, are errors.
 
 use std::path::Path;
 
-use super::error::Site;
-use super::layer::{CredentialKeys, Sited, UpstreamKeys};
+use super::error::SourceLocation;
+use super::layer::{CredentialKeys, Located, RepositoryCredentialKeys};
 use super::{ConfigError, CredentialConfig, CredentialSource};
 
-/// One `[[upstream."host".credentials]]`.
-pub(super) fn of_repositories(keys: Sited<CredentialKeys>, path: &str) -> Result<CredentialConfig, ConfigError> {
-    let Sited { value: mut keys, site } = keys;
-    let Some(repository) = keys.repository.take() else {
+/// The rule of one `[[upstream."host".credentials]]` table. `path` is the table's dotted name, for errors.
+pub(super) fn repository_rule(
+    keys: Located<RepositoryCredentialKeys>,
+    path: &str,
+) -> Result<CredentialConfig, ConfigError> {
+    let Located { value: RepositoryCredentialKeys { repository, credentials }, location } = keys;
+    let Some(repository) = repository else {
         let message = "has no repository; write for example repository = \"org/**\"";
-        return Err(ConfigError::new(&site, path, message));
+        return Err(ConfigError::new(&location, path, message));
     };
-    let Some(source) = source(keys, path)? else {
+    let Some(source) = source(credentials, path)? else {
         let message = "has no credentials; write username and password, password_file or exec, or docker_config";
-        return Err(ConfigError::new(&site, path, message));
+        return Err(ConfigError::new(&location, path, message));
     };
     Ok(CredentialConfig { repository: Some(repository.value), source })
 }
 
-/// Those of the upstream's own table, for every repository.
-pub(super) fn of_all(keys: &mut UpstreamKeys, path: &str) -> Result<Option<CredentialConfig>, ConfigError> {
-    let keys = CredentialKeys {
-        repository: None,
-        username: keys.username.take(),
-        password: keys.password.take(),
-        password_file: keys.password_file.take(),
-        exec: keys.exec.take(),
-        exec_lifetime: keys.exec_lifetime.take(),
-        docker_config: keys.docker_config.take(),
-    };
+/// The rule of an upstream's own table, for every repository; `None` if the table has no credentials.
+pub(super) fn upstream_rule(keys: CredentialKeys, path: &str) -> Result<Option<CredentialConfig>, ConfigError> {
     Ok(source(keys, path)?.map(CredentialConfig::new))
 }
 
-fn wrong<T>(path: &str, site: &Site, key: &str, message: &str) -> Result<T, ConfigError> {
-    Err(ConfigError::new(site, format!("{path}.{key}"), message))
+fn wrong<T>(path: &str, location: &SourceLocation, key: &str, message: &str) -> Result<T, ConfigError> {
+    Err(ConfigError::new(location, format!("{path}.{key}"), message))
 }
 
-/// What would be ignored is refused.
+/// Rejects keys that would have no effect.
 fn check(keys: &CredentialKeys, path: &str) -> Result<(), ConfigError> {
-    let sites = [
-        ("password", keys.password.as_ref().map(|key| &key.site)),
-        ("password_file", keys.password_file.as_ref().map(|key| &key.site)),
-        ("exec", keys.exec.as_ref().map(|key| &key.site)),
-        ("docker_config", keys.docker_config.as_ref().map(|key| &key.site)),
-    ];
-    let mut there = sites.into_iter().filter_map(|(key, site)| Some((key, site?)));
-    if let (Some((one, _)), Some((other, site))) = (there.next(), there.next()) {
-        return wrong(path, site, other, &format!("there is a {one} as well; write one of the two"));
+    let mut sources = keys.sources();
+    if let (Some((one, _)), Some((other, location))) = (sources.next(), sources.next()) {
+        return wrong(path, location, other, &format!("{one} is set as well; keep one of the two"));
     }
     if let (Some(lifetime), None) = (&keys.exec_lifetime, &keys.exec) {
-        return wrong(path, &lifetime.site, "exec_lifetime", "there is no exec that it is for");
+        return wrong(path, &lifetime.location, "exec_lifetime", "is set without exec; set exec too, or remove it");
     }
     if let (Some(username), Some(_)) = (&keys.username, &keys.docker_config) {
-        return wrong(path, &username.site, "username", "docker_config brings its own");
+        return wrong(
+            path,
+            &username.location,
+            "username",
+            "cannot be combined with docker_config, which contains user names; remove one of the two",
+        );
     }
     Ok(())
 }
 
+/// The one source that the keys name; `None` if no key is set.
 fn source(keys: CredentialKeys, path: &str) -> Result<Option<CredentialSource>, ConfigError> {
     check(&keys, path)?;
-    let wrong = |site: &Site, key: &str, message: &str| wrong(path, site, key, message);
+    let wrong = |location: &SourceLocation, key: &str, message: &str| wrong(path, location, key, message);
     if let Some(exec) = keys.exec {
         let command = exec.value.0;
         if command.is_empty() {
-            return wrong(&exec.site, "exec", "is empty; write the program and its arguments");
+            return wrong(&exec.location, "exec", "is empty; write the program and its arguments");
         }
         let lifetime = keys.exec_lifetime.map_or(CredentialSource::EXEC_LIFETIME, |lifetime| lifetime.value.0);
         let username = keys.username.map(|username| username.value);
@@ -82,21 +77,17 @@ fn source(keys: CredentialKeys, path: &str) -> Result<Option<CredentialSource>, 
         }
         (Some(username), None, Some(file)) => match check_password(&file.value) {
             Ok(()) => Ok(Some(CredentialSource::File { username: username.value, path: file.value })),
-            Err(why) => wrong(&file.site, "password_file", &format!("\"{}\" {why}", file.value.display())),
+            Err(why) => wrong(&file.location, "password_file", &format!("\"{}\" {why}", file.value.display())),
         },
         (Some(username), None, None) => {
-            wrong(&username.site, "username", "there is no password for it; write password, password_file or exec too")
+            wrong(&username.location, "username", "is set without a password; set password, password_file or exec too")
         }
-        (None, Some(password), _) => {
-            wrong(&password.site, "password", "there is no username for it; write username too")
-        }
-        (None, None, Some(file)) => {
-            wrong(&file.site, "password_file", "there is no username for it; write username too")
-        }
+        (None, Some(password), _) => wrong(&password.location, "password", "is set without username; set username too"),
+        (None, None, Some(file)) => wrong(&file.location, "password_file", "is set without username; set username too"),
     }
 }
 
-/// A file that is no password now is a mistake that is told at once, not by the first pull.
+/// Checks the password file at the start, so that a wrong path is reported before the first pull.
 fn check_password(path: &Path) -> Result<(), String> {
     let read = crate::file::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     let text = String::from_utf8(read).map_err(|_| "is not text".to_owned())?;

@@ -1,27 +1,27 @@
-//! One upstream from its keys: its defaults, its credentials, and the rules between them.
+//! Builds one upstream from its keys: defaults, credentials and the rules between keys.
 
 use std::path::PathBuf;
 
 use super::build::{hosts, positive, value};
-use super::build_credentials::{of_all, of_repositories};
-use super::layer::{CREDENTIALS, CredentialKeys, Sited, UpstreamKeys};
+use super::build_credentials::{repository_rule, upstream_rule};
+use super::layer::{CREDENTIALS, Located, RepositoryCredentialKeys, UpstreamKeys};
 use super::{ClientCertificate, ConfigError, UpstreamConfig};
 
-/// Lays what is configured over an upstream that has its defaults.
+/// Applies the configured keys to an upstream that has defaults. `path` is the table's dotted name, for errors.
 pub(super) fn merge(
     upstream: &mut UpstreamConfig,
-    mut keys: UpstreamKeys,
-    credentials: Vec<Sited<CredentialKeys>>,
+    keys: UpstreamKeys,
+    repository_credentials: Vec<Located<RepositoryCredentialKeys>>,
     path: &str,
 ) -> Result<(), ConfigError> {
-    for rule in credentials {
-        upstream.credentials.push(of_repositories(rule, &format!("{path}.{CREDENTIALS}"))?);
+    for rule in repository_credentials {
+        upstream.credentials.push(repository_rule(rule, &format!("{path}.{CREDENTIALS}"))?);
     }
-    upstream.credentials.extend(of_all(&mut keys, path)?);
+    upstream.credentials.extend(upstream_rule(keys.credentials, path)?);
     if let Some(urls) = keys.url {
         if urls.value.0.is_empty() {
             return Err(ConfigError::new(
-                &urls.site,
+                &urls.location,
                 format!("{path}.url"),
                 "is an empty list; write at least one URL",
             ));
@@ -38,16 +38,16 @@ pub(super) fn merge(
     upstream.min_rate = keys.min_rate.map_or(upstream.min_rate, |rate| rate.value.0);
     upstream.max_fills = positive(keys.max_fills, upstream.max_fills);
     if let Some(realms) = keys.token_realms {
-        upstream.token_realms = hosts(realms.value.0, &realms.site, &format!("{path}.token_realms"))?;
+        upstream.token_realms = hosts(realms.value.0, &realms.location, &format!("{path}.token_realms"))?;
     }
     upstream.private_redirects = value(keys.private_redirects, upstream.private_redirects);
     Ok(())
 }
 
-/// Both or none.
+/// `client_cert` and `client_key` are set together.
 fn client_certificate(
-    certificate: Option<Sited<PathBuf>>,
-    key: Option<Sited<PathBuf>>,
+    certificate: Option<Located<PathBuf>>,
+    key: Option<Located<PathBuf>>,
     path: &str,
 ) -> Result<Option<ClientCertificate>, ConfigError> {
     let dotted = |name: &str| format!("{path}.{name}");
@@ -58,22 +58,23 @@ fn client_certificate(
         })),
         (None, None) => Ok(None),
         (Some(certificate), None) => {
-            let message = "there is no key for it; write client_key too";
-            Err(ConfigError::new(&certificate.site, dotted("client_cert"), message))
+            let message = "is set without client_key; set client_key too";
+            Err(ConfigError::new(&certificate.location, dotted("client_cert"), message))
         }
         (None, Some(key)) => {
-            let message = "there is no certificate for it; write client_cert too";
-            Err(ConfigError::new(&key.site, dotted("client_key"), message))
+            let message = "is set without client_cert; set client_cert too";
+            Err(ConfigError::new(&key.location, dotted("client_key"), message))
         }
     }
 }
 
-pub(super) fn readable(file: Sited<PathBuf>, key: &str) -> Result<PathBuf, ConfigError> {
+/// Checks that the file named by `key` can be opened.
+pub(super) fn readable(file: Located<PathBuf>, key: &str) -> Result<PathBuf, ConfigError> {
     match crate::file::open(&file.value) {
         Ok(_) => Ok(file.value),
         Err(error) => {
             let message = format!("\"{}\" cannot be read: {error}", file.value.display());
-            Err(ConfigError::new(&file.site, key, message))
+            Err(ConfigError::new(&file.location, key, message))
         }
     }
 }

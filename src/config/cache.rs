@@ -1,4 +1,4 @@
-//! `[cache]`: how much is kept, and for how long a name is believed.
+//! `[cache]`: how much mirrored content is stored, and how long tags are served without asking their upstream.
 
 use std::time::Duration;
 
@@ -6,27 +6,29 @@ use super::Pin;
 
 const GIB: u64 = 1 << 30;
 
+/// `[cache]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheConfig {
-    /// Bytes of cached content, names and spool; pushed content is not counted.
+    /// Largest size in bytes of cached content, its names and the spool. Pushed content is not counted.
     pub max_size: u64,
-    /// Bytes of the disk that stay free.
+    /// Bytes of the file system that stay free.
     pub min_free: u64,
-    /// Images that are never evicted.
+    /// Patterns of images that are never evicted.
     pub pin: Vec<Pin>,
-    /// How long a tag or a list of referrers is served without asking its upstream again; zero asks every time.
+    /// How long a tag or a list of referrers is served without asking its upstream again. Zero: ask for every request.
     pub tag_ttl: Duration,
-    /// For how much longer than `tag_ttl` a tag is answered at once, while its upstream is asked behind; zero: not at all.
+    /// How much longer than `tag_ttl` a tag is served from the cache while its upstream is asked in the background.
+    /// Zero: not at all.
     pub stale_while_revalidate: Duration,
-    /// For how long after its last confirmation a tag is served while its upstream is in trouble.
+    /// How long after its last confirmation a tag is served while its upstream fails.
     pub stale_if_error: Duration,
-    /// How long an upstream's "not found" is believed.
+    /// How long an upstream's "not found" is cached.
     pub negative_ttl: Duration,
-    /// Within what time a client gets the head of its answer, whatever upstreams do.
+    /// Time limit for the response headers to a client, whatever the upstreams do.
     pub answer_within: Duration,
-    /// Blobs that are fetched at once, from all upstreams together; more wait for their turn.
+    /// Largest number of concurrent fills, from all upstreams together. Further fills wait.
     pub max_fills: usize,
-    /// Transfers at once that pass by the store, each for one client; more wait for their turn.
+    /// Largest number of concurrent bypasses: transfers past the store, one per client. Further bypasses wait.
     pub max_bypasses: usize,
 }
 

@@ -1,44 +1,48 @@
-//! `ROADSTEAD_…` variables as a layer: `ROADSTEAD_CACHE__TAG_TTL` is `cache.tag_ttl`.
+//! Reads `ROADSTEAD_…` environment variables into a layer: `ROADSTEAD_CACHE__TAG_TTL` is `cache.tag_ttl`.
 //!
-//! Two underscores separate table and key. The name of an upstream is written in upper case, with an underscore for
-//! whatever is no letter or digit: `ROADSTEAD_UPSTREAM__DOCKER_IO__USERNAME`. A variable that is set to nothing
-//! counts as not set, as compose files make them.
+//! Two underscores separate table and key. The name of an upstream is in upper case, with an underscore for every
+//! character that is not a letter or digit: `ROADSTEAD_UPSTREAM__DOCKER_IO__USERNAME`. An empty variable counts as not
+//! set, as compose files produce them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ConfigError;
-use super::error::Site;
+use super::error::SourceLocation;
 use super::layer::{self, Layer, Section, UpstreamKeys};
 use super::suggest::nearest;
-use super::value::Raw;
+use super::value::RawValue;
 
+/// Prefix of all variables.
 pub(super) const PREFIX: &str = "ROADSTEAD_";
-/// Where the file is. Not a setting: it is read before there are any.
-pub(super) const CONFIG: &str = "ROADSTEAD_CONFIG";
+/// The path of the configuration file. Not a setting, because it is needed before settings are read.
+pub(super) const CONFIG_VARIABLE: &str = "ROADSTEAD_CONFIG";
 const UPSTREAM_PREFIX: &str = "ROADSTEAD_UPSTREAM__";
 
-/// `names` are the upstreams that other sources speak of; a variable cannot bring a new one.
+/// Reads the variables. `names` are the upstreams of the other sources; a variable cannot add an upstream.
+///
+/// # Errors
+/// For an unknown variable, or a value that its key does not accept.
 pub(super) fn read(variables: &BTreeMap<String, String>, names: &BTreeSet<String>) -> Result<Layer, ConfigError> {
     let fixed: BTreeMap<String, _> = layer::fixed_keys().into_iter().map(|key| (variable(key.0, key.1), key)).collect();
     let mut layer = Layer::default();
     for (variable, text) in variables {
-        let ours = variable.starts_with(PREFIX) && variable != CONFIG && !text.is_empty();
+        let ours = variable.starts_with(PREFIX) && variable != CONFIG_VARIABLE && !text.is_empty();
         if !ours || is_service_link(variable, text) {
             continue;
         }
-        let site = Site::Variable(variable.clone());
+        let location = SourceLocation::Variable(variable.clone());
         let unknown = || unknown(variable, &fixed, names);
-        let raw = Raw::Text(text);
+        let raw = RawValue::Text(text);
         if let Some((table, key)) = fixed.get(variable) {
             if let Some(section) = layer.section(table) {
-                layer::set(section, key, &raw, &site, "", unknown)?;
+                layer::set(section, key, &raw, &location, "", unknown)?;
             }
         } else if let Some((host, key)) = variable.strip_prefix(UPSTREAM_PREFIX).and_then(|rest| rest.rsplit_once("__"))
         {
-            let name = upstream(host, names).map_err(|message| ConfigError::new(&site, "", message))?;
-            layer::set(layer.upstream(name, &site), &key.to_ascii_lowercase(), &raw, &site, "", unknown)?;
+            let name = upstream(host, names).map_err(|message| ConfigError::new(&location, "", message))?;
+            layer::set(layer.upstream(name, &location), &key.to_ascii_lowercase(), &raw, &location, "", unknown)?;
         } else {
-            return Err(ConfigError::new(&site, "", unknown()));
+            return Err(ConfigError::new(&location, "", unknown()));
         }
     }
     Ok(layer)
@@ -50,19 +54,21 @@ fn variable(table: &str, key: &str) -> String {
     format!("{PREFIX}{table}{separator}{}", key.to_ascii_uppercase())
 }
 
-fn normalised(name: &str) -> String {
+fn variable_case(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }
 
-/// The upstream that a variable means.
+/// The upstream that a variable's host part names.
 fn upstream<'a>(host: &str, names: &'a BTreeSet<String>) -> Result<&'a str, String> {
-    let mut meant = names.iter().filter(|name| normalised(name) == host);
+    let mut meant = names.iter().filter(|name| variable_case(name) == host);
     match (meant.next(), meant.next()) {
         (Some(name), None) => Ok(name),
-        (Some(one), Some(other)) => Err(format!("may mean \"{one}\" or \"{other}\"; set it in the file")),
+        (Some(one), Some(other)) => {
+            Err(format!("is ambiguous between \"{one}\" and \"{other}\"; use the configuration file instead"))
+        }
         (None, _) => {
-            let known: Vec<_> = names.iter().map(|name| normalised(name)).collect();
-            Err(format!("no upstream is called {host}; there are {}", known.join(", ")))
+            let known: Vec<_> = names.iter().map(|name| variable_case(name)).collect();
+            Err(format!("no upstream is called {host}; the upstreams are {}", known.join(", ")))
         }
     }
 }
@@ -70,18 +76,18 @@ fn upstream<'a>(host: &str, names: &'a BTreeSet<String>) -> Result<&'a str, Stri
 fn unknown(variable: &str, fixed: &BTreeMap<String, (&str, &str)>, names: &BTreeSet<String>) -> String {
     let keys = UpstreamKeys::default().keys();
     let of_upstream = |name: &String| {
-        let name = normalised(name);
+        let name = variable_case(name);
         keys.iter().map(move |key| format!("{UPSTREAM_PREFIX}{name}__{}", key.to_ascii_uppercase()))
     };
     let of_upstreams: Vec<String> = names.iter().flat_map(of_upstream).collect();
     match nearest(variable, fixed.keys().chain(&of_upstreams).map(String::as_str)) {
         Some(name) => format!("unknown variable; did you mean {name}?"),
-        None => "unknown variable; a key of a table is written as in ROADSTEAD_CACHE__TAG_TTL".to_owned(),
+        None => "unknown variable; key tag_ttl of table cache is ROADSTEAD_CACHE__TAG_TTL".to_owned(),
     }
 }
 
-/// Kubernetes gives every container variables for each service, so a service called `roadstead` gives ours
-/// `ROADSTEAD_SERVICE_HOST`, `ROADSTEAD_PORT` and more of these two shapes.
+/// Whether Kubernetes made this variable. It gives every container variables for each service, so a service called
+/// `roadstead` produces `ROADSTEAD_SERVICE_HOST`, `ROADSTEAD_PORT` and others of these forms.
 pub(super) fn is_service_link(variable: &str, text: &str) -> bool {
     let url = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| text.starts_with(scheme));
     let in_port = ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| variable.contains(protocol));
@@ -102,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_names_a_key_of_a_table_or_of_an_upstream() {
+    fn variables_name_keys_of_tables_and_upstreams() {
         let layer = read_one("ROADSTEAD_CACHE__TAG_TTL", "5m").unwrap();
         assert_eq!(layer.cache.tag_ttl.unwrap().value.as_secs(), 300);
         let layer = read_one("ROADSTEAD_DEFAULT_UPSTREAM", "none").unwrap();
@@ -111,12 +117,12 @@ mod tests {
         assert_eq!(layer.server.names.unwrap().value.0, ["a.b", "c.d:5000"]);
         for (variable, name) in [("DOCKER_IO", "docker.io"), ("LOCALHOST_5001", "localhost:5001")] {
             let layer = read_one(&format!("ROADSTEAD_UPSTREAM__{variable}__USERNAME"), "ann").unwrap();
-            assert_eq!(layer.upstreams[name].value.username.as_ref().unwrap().value, "ann");
+            assert_eq!(layer.upstreams[name].value.credentials.username.as_ref().unwrap().value, "ann");
         }
     }
 
     #[test]
-    fn what_is_wrong_is_said_in_one_line_that_names_the_variable() {
+    fn errors_name_the_variable() {
         let cases = [
             (
                 "ROADSTEAD_CACHE__TAG_TTL",
@@ -136,19 +142,19 @@ mod tests {
             (
                 "ROADSTEAD_FROBNICATION",
                 "1",
-                "ROADSTEAD_FROBNICATION: unknown variable; a key of a table is written as in ROADSTEAD_CACHE__TAG_TTL",
+                "ROADSTEAD_FROBNICATION: unknown variable; key tag_ttl of table cache is ROADSTEAD_CACHE__TAG_TTL",
             ),
             (
                 "ROADSTEAD_UPSTREAM__EXAMPLE_COM__URL",
                 "https://example.com",
-                "ROADSTEAD_UPSTREAM__EXAMPLE_COM__URL: no upstream is called EXAMPLE_COM; there are DOCKER_IO, \
+                "ROADSTEAD_UPSTREAM__EXAMPLE_COM__URL: no upstream is called EXAMPLE_COM; the upstreams are DOCKER_IO, \
                  LOCALHOST_5001, MY_REG_EXAMPLE_COM, MY_REG_EXAMPLE_COM",
             ),
             (
                 "ROADSTEAD_UPSTREAM__MY_REG_EXAMPLE_COM__USERNAME",
                 "ann",
-                "ROADSTEAD_UPSTREAM__MY_REG_EXAMPLE_COM__USERNAME: may mean \"my-reg.example.com\" or \
-                 \"my.reg.example.com\"; set it in the file",
+                "ROADSTEAD_UPSTREAM__MY_REG_EXAMPLE_COM__USERNAME: is ambiguous between \"my-reg.example.com\" and \
+                 \"my.reg.example.com\"; use the configuration file instead",
             ),
         ];
         for (variable, text, expected) in cases {
@@ -157,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubernetes_and_compose_set_by_themselves_is_no_mistake() {
+    fn variables_of_kubernetes_and_compose_are_ignored() {
         let variables = [
             ("ROADSTEAD_CONFIG", "/etc/roadstead.toml"),
             ("ROADSTEAD_CACHE__TAG_TTL", ""),

@@ -1,50 +1,48 @@
-//! One thing that is wrong, in one line: where it was written, which key, and what would be right.
+//! Configuration errors: one line with the source, the key, the cause and a correct value.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Prints as `config/roadstead.toml:12: cache.tag_ttl: "60 parsecs" is not a duration; …`.
+/// Displayed as `config/roadstead.toml:12: cache.tag_ttl: "60 parsecs" is not a duration; …`.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{site}{}: {message}", KeyAfter(.site, .key))]
+#[error("{location}{}: {message}", KeyAfter(.location, .key))]
 pub struct ConfigError {
-    site: Site,
+    location: SourceLocation,
     key: String,
     message: String,
 }
 
-/// Where a setting was written.
+/// The place where a setting was written.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Site {
-    File {
-        origin: Arc<str>,
-        line: usize,
-    },
-    /// The whole file: it cannot be read.
+pub(super) enum SourceLocation {
+    /// A line of the configuration file, counted from 1.
+    File { origin: Arc<str>, line: usize },
+    /// A file that cannot be read.
     WholeFile(Arc<str>),
-    /// A key of a file of another program.
-    Key {
-        origin: Arc<str>,
-        key: String,
-    },
+    /// A dotted key in a configuration file of `registry:2`.
+    Key { origin: Arc<str>, key: String },
+    /// An environment variable.
     Variable(String),
+    /// A command-line flag.
     Flag(&'static str),
 }
 
-struct KeyAfter<'a>(&'a Site, &'a str);
+/// Displays the key where the location does not contain it.
+struct KeyAfter<'a>(&'a SourceLocation, &'a str);
 
 // === impl ConfigError ===
 
 impl ConfigError {
-    /// `key` is the dotted path as the file writes it; empty when no key is to blame.
-    pub(super) fn new(site: &Site, key: impl Into<String>, message: impl Into<String>) -> Self {
+    /// `key` is the dotted key as in the file; empty if the error is not about a key.
+    pub(super) fn new(location: &SourceLocation, key: impl Into<String>, message: impl Into<String>) -> Self {
         let message = message.into().trim().replace('\n', "; ");
-        Self { site: site.clone(), key: key.into(), message }
+        Self { location: location.clone(), key: key.into(), message }
     }
 }
 
-// === impl Site ===
+// === impl SourceLocation ===
 
-impl fmt::Display for Site {
+impl fmt::Display for SourceLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { origin, line } => write!(f, "{origin}:{line}"),
@@ -61,8 +59,15 @@ impl fmt::Display for Site {
 impl fmt::Display for KeyAfter<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // A variable or a flag is its own key.
-            Self(Site::Variable(_) | Site::Key { .. } | Site::Flag(_) | Site::WholeFile(_), _) | Self(_, "") => Ok(()),
+            // The location is already the name of the key.
+            Self(
+                SourceLocation::Variable(_)
+                | SourceLocation::Key { .. }
+                | SourceLocation::Flag(_)
+                | SourceLocation::WholeFile(_),
+                _,
+            )
+            | Self(_, "") => Ok(()),
             Self(_, key) => write!(f, ": {key}"),
         }
     }

@@ -1,20 +1,21 @@
-//! `[gc]`: when pushed content that nobody can reach is removed.
+//! `[gc]`: when unreachable pushed content is removed.
 
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
+/// `[gc]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct GcConfig {
-    /// How often what is out of reach is looked for; zero never.
+    /// Time between two runs of the collector. Zero: never.
     pub interval: Duration,
-    /// How long the server runs before it removes anything.
+    /// Time after the start before anything is removed.
     pub after_start: Duration,
-    /// For how long something was found out of reach before it goes.
+    /// How long content must have been unreachable before it is removed.
     pub grace: Duration,
-    /// For how long no manifest referred to an uploaded blob before it goes.
+    /// How long an uploaded blob must have been without a manifest that refers to it before it is removed.
     pub unreferenced_after: Duration,
-    /// The age at which a manifest goes that no tag leads to; zero never.
+    /// Age at which a manifest that no tag reaches is removed. Zero: never.
     pub untagged_after: Duration,
 }
 

@@ -1,70 +1,82 @@
-//! One source of settings: a file, a set of variables, or the flags. Every key may be there or not.
+//! A layer: the settings of one source, such as a file, the variables or the flags. Every key is optional.
 //!
-//! [`section!`] is the list of all keys. From one declaration it makes the fields, the reading of a key by its name
-//! (so that all sources read alike, and unknown keys are found), and the laying of one layer over another. Every
-//! value remembers where it was written, so that rules between keys can still name the line.
+//! [`section!`] declares all keys, in one place. From one declaration it generates the fields, the reading of a key by
+//! name (the same for all sources, with detection of unknown keys), and the merging of two layers. Each value keeps the
+//! location where it was written, so that a rule between keys can name it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::error::Site;
+use super::error::SourceLocation;
 use super::units::Size;
 use super::upstream_url::UpstreamUrl;
-use super::value::{OneOrMore, Positive, Raw, Setting};
+use super::value::{OneOrMore, Positive, RawValue, Setting};
 use super::{ConfigError, ListenAddr, LogFormat, Namespace, OnDenied, Pin, Secret};
 
-/// A value and where it was written.
+/// A value and the place where it was written.
 #[derive(Clone, Debug)]
-pub(super) struct Sited<T> {
+pub(super) struct Located<T> {
     pub(super) value: T,
-    pub(super) site: Site,
+    pub(super) location: SourceLocation,
 }
 
-/// The keys of one table, whatever their types.
+/// The keys of one table, of any types.
 pub(super) trait Section {
-    fn keys(&self) -> &'static [&'static str];
+    /// The names of all keys, in the order of their declaration.
+    fn keys(&self) -> Vec<&'static str>;
 
-    /// Sets one of [`Section::keys`]; the error says what is wrong with the value. `None` for any other key.
-    fn set(&mut self, key: &str, raw: &Raw<'_>, site: &Site) -> Option<Result<(), String>>;
+    /// Sets a key. Returns `None` if the table has no such key, and the message if the value is not accepted.
+    fn set(&mut self, key: &str, raw: &RawValue<'_>, location: &SourceLocation) -> Option<Result<(), String>>;
 
-    /// What is set here, and beneath it what is set in `lower`.
+    /// Merges two layers: a key of `self` takes precedence over the same key of `lower`.
     fn over(self, lower: Self) -> Self
     where
         Self: Sized;
 }
 
+/// Declares the keys of one table. `..group: Type` includes the keys of another declaration at this position.
 macro_rules! section {
-    ($(#[$doc:meta])* $name:ident { $($key:ident: $kind:ty,)* }) => {
+    ($(#[$doc:meta])* $name:ident {
+        $($key:ident: $kind:ty,)*
+        $(..$group:ident: $group_kind:ty, $($rest:ident: $rest_kind:ty,)*)?
+    }) => {
         $(#[$doc])*
         #[derive(Default)]
         pub(super) struct $name {
-            $(pub(super) $key: Option<Sited<$kind>>,)*
+            $(pub(super) $key: Option<Located<$kind>>,)*
+            $(pub(super) $group: $group_kind, $(pub(super) $rest: Option<Located<$rest_kind>>,)*)?
         }
 
         impl Section for $name {
-            fn keys(&self) -> &'static [&'static str] {
-                &[$(stringify!($key)),*]
+            fn keys(&self) -> Vec<&'static str> {
+                [&[$(stringify!($key)),*][..] $(, &self.$group.keys()[..], &[$(stringify!($rest)),*][..])?].concat()
             }
 
-            fn set(&mut self, key: &str, raw: &Raw<'_>, site: &Site) -> Option<Result<(), String>> {
+            fn set(&mut self, key: &str, raw: &RawValue<'_>, location: &SourceLocation) -> Option<Result<(), String>> {
                 match key {
                     $(stringify!($key) => Some(raw.read().map(|value| {
-                        self.$key = Some(Sited { value, site: site.clone() });
+                        self.$key = Some(Located { value, location: location.clone() });
                     })),)*
-                    _ => None,
+                    $($(stringify!($rest) => Some(raw.read().map(|value| {
+                        self.$rest = Some(Located { value, location: location.clone() });
+                    })),)*)?
+                    _ => None $(.or_else(|| self.$group.set(key, raw, location)))?,
                 }
             }
 
             fn over(self, lower: Self) -> Self {
-                Self { $($key: self.$key.or(lower.$key),)* }
+                Self {
+                    $($key: self.$key.or(lower.$key),)*
+                    $($group: self.$group.over(lower.$group), $($rest: self.$rest.or(lower.$rest),)*)?
+                }
             }
         }
     };
 }
 
 section! {
-    /// The keys above the first table.
+    /// Keys above the first table.
     RootKeys {
         builtin_upstreams: bool,
         default_upstream: String,
@@ -157,14 +169,22 @@ section! {
 }
 
 section! {
-    UpstreamKeys {
-        url: OneOrMore<UpstreamUrl>,
+    /// The keys that name one source of credentials, in an upstream's own table and in [`RepositoryCredentialKeys`].
+    CredentialKeys {
         username: String,
         password: Secret,
         password_file: PathBuf,
         exec: OneOrMore<String>,
         exec_lifetime: Positive<Duration>,
         docker_config: PathBuf,
+    }
+}
+
+section! {
+    /// `[upstream."host"]`
+    UpstreamKeys {
+        url: OneOrMore<UpstreamUrl>,
+        ..credentials: CredentialKeys,
         ca_file: PathBuf,
         client_cert: PathBuf,
         client_key: PathBuf,
@@ -182,17 +202,13 @@ section! {
 
 section! {
     /// `[[upstream."host".credentials]]`
-    CredentialKeys {
+    RepositoryCredentialKeys {
         repository: Namespace,
-        username: String,
-        password: Secret,
-        password_file: PathBuf,
-        exec: OneOrMore<String>,
-        exec_lifetime: Positive<Duration>,
-        docker_config: PathBuf,
+        ..credentials: CredentialKeys,
     }
 }
 
+/// The settings of one source.
 #[derive(Default)]
 pub(super) struct Layer {
     pub(super) root: RootKeys,
@@ -206,36 +222,36 @@ pub(super) struct Layer {
     pub(super) delete: DeleteKeys,
     pub(super) scrub: ScrubKeys,
     pub(super) log: LogKeys,
-    /// By valid name, each with where it is first spoken of.
-    pub(super) upstreams: BTreeMap<String, Sited<UpstreamKeys>>,
-    /// Those for some repositories of an upstream, in their order. Only a file can have them.
-    pub(super) credentials: BTreeMap<String, Vec<Sited<CredentialKeys>>>,
+    /// The upstreams by name, each with the place where it is first mentioned. The names are valid.
+    pub(super) upstreams: BTreeMap<String, Located<UpstreamKeys>>,
+    /// Credential rules by upstream, in the order of the file. Only files have them.
+    pub(super) repository_credentials: BTreeMap<String, Vec<Located<RepositoryCredentialKeys>>>,
 }
 
-/// The tables with a fixed name; one within another has both names.
+/// The tables with a fixed name. A nested table has a dotted name.
 pub(super) const SECTIONS: [&str; 10] =
     ["server", "server.tls", "storage", "cache", "gc", "local", "push", "delete", "scrub", "log"];
 
-/// The table that holds one table for each upstream.
+/// The table that contains one table per upstream.
 pub(super) const UPSTREAM: &str = "upstream";
 
-/// The list of tables that an upstream's table may hold.
+/// The list of credential rules in an upstream's table.
 pub(super) const CREDENTIALS: &str = "credentials";
 
-// === impl Sited ===
+// === impl Located ===
 
-impl<T: Setting> Sited<T> {
-    /// A value from a variable or a flag.
-    pub(super) fn from_text(text: &str, site: &Site) -> Result<Self, ConfigError> {
-        let value = Raw::Text(text).read().map_err(|message| ConfigError::new(site, "", message))?;
-        Ok(Self { value, site: site.clone() })
+impl<T: Setting> Located<T> {
+    /// Parses a value from a variable or flag.
+    pub(super) fn from_text(text: &str, location: &SourceLocation) -> Result<Self, ConfigError> {
+        let value = RawValue::Text(text).read().map_err(|message| ConfigError::new(location, "", message))?;
+        Ok(Self { value, location: location.clone() })
     }
 }
 
 // === impl Layer ===
 
 impl Layer {
-    /// A table by its name; the empty name is the keys above the first table.
+    /// The table of a name. The empty name is for the keys above the first table.
     pub(super) fn section(&mut self, name: &str) -> Option<&mut dyn Section> {
         Some(match name {
             "" => &mut self.root,
@@ -253,17 +269,17 @@ impl Layer {
         })
     }
 
-    /// The table of an upstream whose name was found valid.
-    pub(super) fn upstream(&mut self, name: &str, site: &Site) -> &mut UpstreamKeys {
-        let new = || Sited { value: UpstreamKeys::default(), site: site.clone() };
+    /// The table of an upstream, added if absent. The caller has checked the name.
+    pub(super) fn upstream(&mut self, name: &str, location: &SourceLocation) -> &mut UpstreamKeys {
+        let new = || Located { value: UpstreamKeys::default(), location: location.clone() };
         &mut self.upstreams.entry(name.to_owned()).or_insert_with(new).value
     }
 
-    /// What is set here, and beneath it what is set in `lower`.
+    /// Merges two layers: a key of `self` takes precedence over the same key of `lower`.
     pub(super) fn over(self, mut lower: Self) -> Self {
         for (name, upper) in self.upstreams {
             let merged = match lower.upstreams.remove(&name) {
-                Some(lower) => Sited { value: upper.value.over_credentials(lower.value), site: lower.site },
+                Some(lower) => Located { value: upper.value.over_credentials(lower.value), location: lower.location },
                 None => upper,
             };
             lower.upstreams.insert(name, merged);
@@ -281,7 +297,11 @@ impl Layer {
             scrub: self.scrub.over(lower.scrub),
             log: self.log.over(lower.log),
             upstreams: lower.upstreams,
-            credentials: if self.credentials.is_empty() { lower.credentials } else { self.credentials },
+            repository_credentials: if self.repository_credentials.is_empty() {
+                lower.repository_credentials
+            } else {
+                self.repository_credentials
+            },
         }
     }
 }
@@ -289,42 +309,55 @@ impl Layer {
 // === impl UpstreamKeys ===
 
 impl UpstreamKeys {
-    /// Like `over`, but where a password comes from here also replaces every other place below.
+    /// Like [`Section::over`], but a source of credentials in `self` replaces every source in `lower`.
+    ///
+    /// A user name in `lower` stays, unless the new source is Docker's file, which has its own.
     fn over_credentials(self, mut lower: Self) -> Self {
-        let from = [self.password.is_some(), self.password_file.is_some(), self.exec.is_some()];
-        if from.contains(&true) || self.docker_config.is_some() {
-            (lower.password, lower.password_file, lower.docker_config) = (None, None, None);
-            (lower.exec, lower.exec_lifetime) = (None, None);
-            if self.docker_config.is_some() {
-                lower.username = None;
-            }
+        if self.credentials.sources().next().is_some() {
+            let username = lower.credentials.username.filter(|_| self.credentials.docker_config.is_none());
+            lower.credentials = CredentialKeys { username, ..CredentialKeys::default() };
         }
         self.over(lower)
     }
 }
 
-/// Every key of every table with a fixed name, as (table, key).
+// === impl CredentialKeys ===
+
+impl CredentialKeys {
+    /// The keys that are set and each name a source of credentials. More than one is an error.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (&'static str, &SourceLocation)> {
+        let locations = [
+            ("password", self.password.as_ref().map(|key| &key.location)),
+            ("password_file", self.password_file.as_ref().map(|key| &key.location)),
+            ("exec", self.exec.as_ref().map(|key| &key.location)),
+            ("docker_config", self.docker_config.as_ref().map(|key| &key.location)),
+        ];
+        locations.into_iter().filter_map(|(key, location)| Some((key, location?)))
+    }
+}
+
+/// All keys of all tables with a fixed name, as (table, key).
 pub(super) fn fixed_keys() -> Vec<(&'static str, &'static str)> {
     let mut layer = Layer::default();
     let mut keys = Vec::new();
     for section in [""].into_iter().chain(SECTIONS) {
-        let known = layer.section(section).map_or(&[][..], |table| table.keys());
-        keys.extend(known.iter().map(|key| (section, *key)));
+        let known = layer.section(section).map_or_else(Vec::new, |table| table.keys());
+        keys.extend(known.into_iter().map(|key| (section, key)));
     }
     keys
 }
 
-/// Sets a key of a table; `path` is what an error calls it, `unknown` says what is wrong with a key that is not there.
+/// Sets a key of a table. `path` is the dotted key for errors, and `unknown` makes the message for an unknown key.
 pub(super) fn set(
     section: &mut dyn Section,
     key: &str,
-    raw: &Raw<'_>,
-    site: &Site,
+    raw: &RawValue<'_>,
+    location: &SourceLocation,
     path: &str,
     unknown: impl FnOnce() -> String,
 ) -> Result<(), ConfigError> {
     section
-        .set(key, raw, site)
+        .set(key, raw, location)
         .unwrap_or_else(|| Err(unknown()))
-        .map_err(|message| ConfigError::new(site, path, message))
+        .map_err(|message| ConfigError::new(location, path, message))
 }

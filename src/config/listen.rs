@@ -5,35 +5,39 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 
+/// A host and port to listen on. The host may be a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenAddr {
-    /// Without brackets; empty means every address of this machine.
+    /// Without brackets. Empty: all addresses of the machine.
     host: String,
     port: u16,
 }
 
-/// It is not a host and a port.
+/// The text is not a host and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an address to listen on; write for example \"127.0.0.1:5000\"")]
-pub struct NotAnAddress;
+pub struct ListenAddrError;
 
 // === impl ListenAddr ===
 
 impl ListenAddr {
+    /// The host without brackets. Empty: all addresses of the machine.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// 0 lets the system choose.
+    /// The port. 0 lets the system choose one.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Every address to bind, the preferred one first.
+    /// The addresses to bind, in order of preference. Resolves host names, which blocks.
     ///
-    /// An IPv6 socket is to be bound for IPv6 only, so that `:5000` can have both. A machine without one of the
-    /// families fails on that one alone: listening on any of them is enough. With port 0 the first one's port is
-    /// the port of them all. A host other than an address or `localhost` is looked up, which blocks.
+    /// Bind IPv6 sockets for IPv6 only, so that `:5000` can bind both families. If the machine lacks one family, the
+    /// other one is sufficient. With port 0, use the port of the first bound address for all of them.
+    ///
+    /// # Errors
+    /// If a host name cannot be resolved.
     pub fn socket_addrs(&self) -> io::Result<Vec<SocketAddr>> {
         let ips: Vec<IpAddr> = match self.host.as_str() {
             "" => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
@@ -46,7 +50,7 @@ impl ListenAddr {
         Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, self.port)).collect())
     }
 
-    /// Whether only this machine can connect. A name that would have to be looked up counts as reachable.
+    /// Whether only this machine can connect. A host name other than `localhost` counts as reachable by others.
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
     }
@@ -59,15 +63,15 @@ impl Default for ListenAddr {
 }
 
 impl FromStr for ListenAddr {
-    type Err = NotAnAddress;
+    type Err = ListenAddrError;
 
-    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
-        let (host, port) = text.rsplit_once(':').ok_or(NotAnAddress)?;
-        let port = port.parse().map_err(|_| NotAnAddress)?;
+    fn from_str(text: &str) -> Result<Self, ListenAddrError> {
+        let (host, port) = text.rsplit_once(':').ok_or(ListenAddrError)?;
+        let port = port.parse().map_err(|_| ListenAddrError)?;
         let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| NotAnAddress)?.to_string(),
+            Some(v6) => v6.parse::<Ipv6Addr>().map_err(|_| ListenAddrError)?.to_string(),
             None if host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) => host.to_ascii_lowercase(),
-            None => return Err(NotAnAddress),
+            None => return Err(ListenAddrError),
         };
         Ok(Self { host, port })
     }
@@ -88,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_usual_way_to_write_an_address_is_understood() {
+    fn usual_address_forms_are_parsed() {
         let cases = [
             (":5000", "0.0.0.0:5000 [::]:5000", false),
             ("0.0.0.0:5000", "0.0.0.0:5000", false),
@@ -110,14 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn invalid_addresses_are_rejected() {
         for text in ["", "5000", "localhost", "::1:5000", "[::1]", "host:70000", "http://host:80", "a b:1", "[x]:1"] {
-            assert_eq!(text.parse::<ListenAddr>(), Err(NotAnAddress), "{text}");
+            assert_eq!(text.parse::<ListenAddr>(), Err(ListenAddrError), "{text}");
         }
     }
 
     #[test]
-    fn a_name_that_must_be_looked_up_counts_as_reachable_by_others() {
+    fn host_names_other_than_localhost_are_not_loopback() {
         assert!(!"registry.example.com:5000".parse::<ListenAddr>().unwrap().is_loopback());
     }
 }

@@ -1,47 +1,59 @@
-//! Which sources there are, and which of them wins: flag, `ROADSTEAD_…`, `REGISTRY_…`, file, default.
+//! Loads the configuration from all sources. In order of precedence: flags, `ROADSTEAD_…` variables, `REGISTRY_…`
+//! variables and the file of `registry:2`, the configuration file, defaults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::error::Site;
-use super::layer::{Layer, Sited};
+use super::error::SourceLocation;
+use super::layer::{Layer, Located};
 use super::upstream_url::check_name;
-use super::value::{OneOrMore, Raw, Setting};
+use super::value::{OneOrMore, RawValue, Setting};
 use super::{
     BUILTIN_UPSTREAMS, Config, ConfigError, IgnoredSettings, StorageConfig, build, env, file, registry_env,
     registry_file,
 };
 
-/// What the command line says about configuration, as it was typed.
+/// The command-line flags about configuration, not yet parsed.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
+    /// The configuration file.
     pub config: Option<PathBuf>,
-    /// A file of `registry:2`.
+    /// A configuration file of `registry:2`.
     pub registry_config: Option<PathBuf>,
+    /// `--listen`: address and port.
     pub listen: Option<String>,
+    /// `--data`: the data folder.
     pub data: Option<PathBuf>,
-    /// Each `NAME=URL`; a name that comes twice has two URLs, tried in order.
+    /// Each `NAME=URL`. A repeated name adds a further URL of the same upstream.
     pub upstreams: Vec<String>,
+    /// `--default-upstream`: the name of an upstream, or `none`.
     pub default_upstream: Option<String>,
+    /// `--log-format`: `text` or `json`.
     pub log_format: Option<String>,
 }
 
 // === impl Config ===
 
 impl Config {
-    /// One file and the defaults; no environment. `origin` is what errors call the file.
+    /// Reads one file, without flags and variables. `origin` is the name of the file in errors.
+    ///
+    /// # Errors
+    /// For the first mistake in the file.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self, ConfigError> {
         build::config(file::read(text, origin)?, StorageConfig::default(), IgnoredSettings::default())
     }
 
-    /// Every source. A file is read only when it is named, by flag or by `ROADSTEAD_CONFIG`; then it must be there.
+    /// Loads all sources. The configuration file is read only if it is named by a flag or by `ROADSTEAD_CONFIG`.
+    ///
+    /// # Errors
+    /// If a named file cannot be read, and for the first mistake in any source.
     pub fn load(
         options: &LoadOptions,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let variables: BTreeMap<_, _> = variables.into_iter().collect();
         let variable = |name: &str| variables.get(name).filter(|text| !text.is_empty());
-        let path = options.config.clone().or_else(|| variable(env::CONFIG).map(PathBuf::from));
+        let path = options.config.clone().or_else(|| variable(env::CONFIG_VARIABLE).map(PathBuf::from));
 
         let file = path.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let theirs = options.registry_config.as_deref().map(registry_file::read).transpose()?;
@@ -63,7 +75,7 @@ impl Config {
 fn read_file(path: &Path) -> Result<Layer, ConfigError> {
     let origin = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| {
-        ConfigError::new(&Site::WholeFile(origin.as_str().into()), "", format!("cannot be read: {error}"))
+        ConfigError::new(&SourceLocation::WholeFile(origin.as_str().into()), "", format!("cannot be read: {error}"))
     })?;
     file::read(&text, &origin)
 }
@@ -73,29 +85,29 @@ fn flags(options: &LoadOptions) -> Result<Layer, ConfigError> {
     layer.server.listen = flag("--listen", options.listen.as_deref())?;
     layer.root.default_upstream = flag("--default-upstream", options.default_upstream.as_deref())?;
     layer.log.format = flag("--log-format", options.log_format.as_deref())?;
-    // A path may be anything that the system allows, not only text.
+    // A path need not be UTF-8, so it is not parsed from text.
     let data = options.data.clone();
-    layer.storage.path = data.map(|value| Sited { value, site: Site::Flag("--data") });
+    layer.storage.path = data.map(|value| Located { value, location: SourceLocation::Flag("--data") });
     upstream_flags(&options.upstreams, &mut layer)?;
     Ok(layer)
 }
 
-fn flag<T: Setting>(name: &'static str, text: Option<&str>) -> Result<Option<Sited<T>>, ConfigError> {
-    text.map(|text| Sited::from_text(text, &Site::Flag(name))).transpose()
+fn flag<T: Setting>(name: &'static str, text: Option<&str>) -> Result<Option<Located<T>>, ConfigError> {
+    text.map(|text| Located::from_text(text, &SourceLocation::Flag(name))).transpose()
 }
 
 fn upstream_flags(flags: &[String], layer: &mut Layer) -> Result<(), ConfigError> {
-    let site = Site::Flag("--upstream");
-    let wrong = |message: String| ConfigError::new(&site, "", message);
+    let location = SourceLocation::Flag("--upstream");
+    let wrong = |message: String| ConfigError::new(&location, "", message);
     for text in flags {
         let Some((name, url)) = text.split_once('=') else {
             let example = "registry.example.com=https://registry.example.com";
             return Err(wrong(format!("\"{text}\" is not NAME=URL; write for example {example}")));
         };
         check_name(name).map_err(|message| wrong(format!("\"{name}\" {message}")))?;
-        let url = Raw::Text(url).read().map_err(wrong)?;
-        let none = || Sited { value: OneOrMore(Vec::new()), site: site.clone() };
-        layer.upstream(name, &site).url.get_or_insert_with(none).value.0.push(url);
+        let url = RawValue::Text(url).read().map_err(wrong)?;
+        let none = || Located { value: OneOrMore(Vec::new()), location: location.clone() };
+        layer.upstream(name, &location).url.get_or_insert_with(none).value.0.push(url);
     }
     Ok(())
 }

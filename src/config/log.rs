@@ -1,15 +1,18 @@
-//! `[log]`: the shape of log lines. What is logged follows `RUST_LOG`.
+//! `[log]`: the format of log lines. `RUST_LOG` selects what is logged.
 
 use std::fmt;
 
+/// `[log]`
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LogConfig {
+    /// Format of each line.
     pub format: LogFormat,
 }
 
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One readable line per event.
+    /// Text for people, one line per event.
     #[default]
     Text,
     /// One JSON object per event.
@@ -19,8 +22,10 @@ pub enum LogFormat {
 // === impl LogFormat ===
 
 impl LogFormat {
+    /// The names of all formats in the configuration.
     pub const NAMES: [&str; 2] = ["text", "json"];
 
+    /// The format of this name.
     pub(super) fn parse(name: &str) -> Option<Self> {
         match name {
             "text" => Some(Self::Text),

@@ -1,10 +1,11 @@
-//! What an operator may choose, as types that are valid once they exist.
+//! Configuration: one struct per topic, valid once it exists.
 //!
-//! Settings come from four places: flags, `ROADSTEAD_…` variables, the `REGISTRY_…` variables that `registry:2`
-//! knows, and a TOML file. Each place fills one [`layer::Layer`], the layers are laid over each other, and
-//! [`build`] turns the result into a [`Config`]: defaults, rules between keys, one line for whatever is wrong.
+//! Settings come from flags, `ROADSTEAD_…` variables, `REGISTRY_…` variables and the YAML file of `registry:2`, and a
+//! TOML file. Each source fills one [`layer::Layer`]. The layers are merged by precedence, and [`build`] makes a
+//! [`Config`] of the result: it applies defaults and checks the rules between keys. Every error is one line that names
+//! the source and the key.
 //!
-//! Defaults live in the `Default` of each struct here and nowhere else.
+//! Defaults are in the `Default` implementations of these structs and nowhere else.
 
 mod access;
 mod build;
@@ -45,7 +46,7 @@ pub use cache::CacheConfig;
 pub use credentials::{CredentialConfig, CredentialSource};
 pub use error::ConfigError;
 pub use gc::GcConfig;
-pub use listen::{ListenAddr, NotAnAddress};
+pub use listen::{ListenAddr, ListenAddrError};
 pub use load::LoadOptions;
 pub use log::{LogConfig, LogFormat};
 pub use pin::Pin;
@@ -58,45 +59,57 @@ pub use upstream::{
     BUILTIN_UPSTREAMS, ClientCertificate, DOCKER_IO, OnDenied, UpstreamConfig, builtin_upstreams, canonical_name,
 };
 
-/// The whole effective configuration.
+/// The complete effective configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// `[server]`
     pub server: ServerConfig,
+    /// `[storage]`
     pub storage: StorageConfig,
+    /// `[cache]`
     pub cache: CacheConfig,
+    /// `[gc]`
     pub gc: GcConfig,
+    /// `[local]`
     pub local: LocalConfig,
+    /// `[push]`
     pub push: PushConfig,
+    /// `[delete]`
     pub delete: DeleteConfig,
+    /// `[scrub]`
     pub scrub: ScrubConfig,
+    /// `[log]`
     pub log: LogConfig,
-    /// Docker's file of logins, for upstreams that have no credentials of their own.
+    /// Docker's `config.json`, for upstreams without credentials of their own.
     pub docker_config: Option<PathBuf>,
-    /// Every upstream, built-in ones included, sorted by name.
+    /// All upstreams, including the built-in ones, sorted by name.
     pub upstreams: Vec<UpstreamConfig>,
-    /// Name of the upstream that a name without a host means; `None` is `"none"` in the file.
+    /// Name of the upstream for image names without a host. `None`: there is none (`"none"` in the file).
     pub default_upstream: Option<String>,
     /// Whether [`BUILTIN_UPSTREAMS`] are among `upstreams`.
     pub builtin_upstreams: bool,
+    /// Settings of `registry:2` without effect, for warnings.
     pub ignored_settings: IgnoredSettings,
 }
 
-/// What was set for `registry:2` and means nothing here: variables, and keys of its file.
+/// Settings of `registry:2` that have no effect here: variables, and keys of its file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct IgnoredSettings {
-    /// How its clients log in: that nobody asks them here is the graver thing.
+    /// Settings about authentication of clients. They are reported separately, because the server is open without them.
     pub auth: Vec<String>,
+    /// All other settings.
     pub others: Vec<String>,
 }
 
 // === impl Config ===
 
 impl Config {
+    /// The upstream of this name; aliases are not resolved.
     pub fn upstream(&self, name: &str) -> Option<&UpstreamConfig> {
         self.upstreams.iter().find(|upstream| upstream.name == name)
     }
 
-    /// Deletes are on for whoever sits on this machine, and off for a network until an operator says otherwise.
+    /// Whether clients may delete: as configured, by default only if the server listens on a loopback address.
     pub fn deletes_enabled(&self) -> bool {
         self.delete.enabled.unwrap_or_else(|| self.server.listen.is_loopback())
     }

@@ -1,24 +1,24 @@
-//! `[cache] pin`: images that are never evicted.
+//! `[cache] pin`: patterns of images that are never evicted.
 
 use std::fmt;
 
 use globset::{GlobBuilder, GlobMatcher};
 
-/// A pattern of images of upstreams, such as `docker.io/library/*:3.*`; without a tag, all of them. `*` stays within one
-/// component.
+/// A glob pattern of mirrored images, such as `docker.io/library/*:3.*`. Without a tag, it is for all tags. `*` matches
+/// within one component.
 #[derive(Clone)]
 pub struct Pin {
     pattern: String,
-    /// `None`: a pattern that does not end with the upstream's name.
+    /// Matches the upstream's name. `None`: the first component is not a complete pattern, so any upstream may match.
     upstream: Option<GlobMatcher>,
-    /// Of `upstream/repository`.
+    /// Matches `upstream/repository`.
     name: GlobMatcher,
-    /// `None`: all of them.
+    /// Matches the tag. `None`: all tags.
     tag: Option<GlobMatcher>,
 }
 
 impl Pin {
-    /// `None` for what no image can match: the upstream's name belongs to it.
+    /// Compiles a pattern, which must include the upstream's name. `None` if it cannot match any image.
     pub fn parse(pattern: &str) -> Option<Self> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/:*?[]{},!".contains(c);
         let (upstream, rest) = pattern.split_once('/')?;
@@ -35,16 +35,17 @@ impl Pin {
         Some(Self { pattern: pattern.to_owned(), upstream: glob(upstream), name: glob(name)?, tag })
     }
 
-    /// Whether images of this upstream may be meant.
-    pub fn may_mean(&self, upstream: &str) -> bool {
+    /// Whether the pattern may match images of this upstream.
+    pub fn may_match_upstream(&self, upstream: &str) -> bool {
         self.upstream.as_ref().is_none_or(|pattern| pattern.is_match(upstream))
     }
 
-    /// Whether the image `name:tag` is meant; `name` is `upstream/repository`.
+    /// Whether the pattern matches the image `name:tag`; `name` is `upstream/repository`.
     pub fn matches(&self, name: &str, tag: &str) -> bool {
         self.name.is_match(name) && self.tag.as_ref().is_none_or(|pattern| pattern.is_match(tag))
     }
 
+    /// The pattern as configured.
     pub fn as_str(&self) -> &str {
         &self.pattern
     }
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pin_matches_images_of_an_upstream() {
+    fn pins_match_images_of_an_upstream() {
         let cases = [
             ("docker.io/library/*:3.*", "docker.io/library/alpine:3.20", true),
             ("docker.io/library/*:3.*", "docker.io/library/alpine:4.0", false),
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pin_names_its_upstreams() {
+    fn pins_name_their_upstreams() {
         let cases = [
             ("docker.io/library/alpine", "docker.io", true),
             ("docker.io/library/alpine", "ghcr.io", false),
@@ -97,12 +98,12 @@ mod tests {
             ("{docker.io/library,ghcr.io}/app", "quay.io", true),
         ];
         for (pattern, upstream, expected) in cases {
-            assert_eq!(Pin::parse(pattern).unwrap().may_mean(upstream), expected, "{pattern} of {upstream}");
+            assert_eq!(Pin::parse(pattern).unwrap().may_match_upstream(upstream), expected, "{pattern} of {upstream}");
         }
     }
 
     #[test]
-    fn what_can_never_match_is_refused() {
+    fn pins_that_match_nothing_are_rejected() {
         for pattern in ["", "alpine", "library/alpine", "docker.io/", "docker.io/a:", "docker.io//a", "docker.io/a b"] {
             assert!(Pin::parse(pattern).is_none(), "{pattern:?}");
         }

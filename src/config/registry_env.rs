@@ -1,19 +1,22 @@
-//! The settings of `registry:2` that mean the same here, as a layer, for those who replace one by the other.
+//! Reads the settings of `registry:2` (distribution) that have an equivalent here into a layer, so that it can be
+//! replaced without a new configuration.
 //!
-//! It gives each key of its file a variable, `http.addr` is `REGISTRY_HTTP_ADDR`, and so do we: see [`super::registry_file`].
+//! In `registry:2` each key of the file has a variable: `http.addr` is `REGISTRY_HTTP_ADDR`. [`super::registry_file`]
+//! converts a file to these names.
 
 use std::collections::BTreeMap;
 
 use url::{Position, Url};
 
 use super::env::is_service_link;
-use super::error::Site;
-use super::layer::{Layer, Sited};
+use super::error::SourceLocation;
+use super::layer::{Layer, Located};
 use super::upstream::{BUILTIN_UPSTREAMS, DOCKER_IO, canonical_name};
 use super::upstream_url::{UpstreamUrl, check_name};
-use super::value::Raw;
+use super::value::RawValue;
 use super::{ConfigError, IgnoredSettings};
 
+/// Prefix of all variables of `registry:2`.
 pub(super) const PREFIX: &str = "REGISTRY_";
 const LISTEN: &str = "REGISTRY_HTTP_ADDR";
 const CERTIFICATE: &str = "REGISTRY_HTTP_TLS_CERTIFICATE";
@@ -23,60 +26,64 @@ const FORMATTER: &str = "REGISTRY_LOG_FORMATTER";
 const DATA: &str = "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY";
 const DELETE: &str = "REGISTRY_STORAGE_DELETE_ENABLED";
 const READ_ONLY: &str = "REGISTRY_STORAGE_MAINTENANCE_READONLY_ENABLED";
-/// How its clients log in.
+/// Prefix of the settings about authentication of clients.
 const AUTH: &str = "REGISTRY_AUTH_";
 const REMOTE_URL: &str = "REGISTRY_PROXY_REMOTEURL";
 const REMOTE_USERNAME: &str = "REGISTRY_PROXY_USERNAME";
 const REMOTE_PASSWORD: &str = "REGISTRY_PROXY_PASSWORD";
 
-/// A setting of `registry:2`, under the name of its variable.
-pub(super) struct Given {
+/// The value of one setting of `registry:2`, and its place in a variable or file.
+pub(super) struct RegistrySetting {
     pub(super) text: String,
-    pub(super) site: Site,
+    pub(super) location: SourceLocation,
 }
 
-/// The layer, and what means nothing here. As there, credentials without a remote URL mean nothing.
-pub(super) fn read(settings: &BTreeMap<String, Given>) -> Result<(Layer, IgnoredSettings), ConfigError> {
+/// Makes a layer of the settings, and collects those without effect. Credentials without a remote URL have no effect,
+/// as in `registry:2`.
+///
+/// # Errors
+/// If a value is not accepted.
+pub(super) fn read(settings: &BTreeMap<String, RegistrySetting>) -> Result<(Layer, IgnoredSettings), ConfigError> {
     let mut layer = Layer::default();
     let mut ignored = IgnoredSettings::default();
     let remote = settings.get(REMOTE_URL).map(remote).transpose()?;
-    if let (Some((name, url)), Some(Given { site, .. })) = (&remote, settings.get(REMOTE_URL)) {
-        layer.root.default_upstream = Some(Sited { value: name.clone(), site: site.clone() });
-        layer.upstream(name, site).url = Some(Sited::from_text(url, site)?);
+    if let (Some((name, url)), Some(RegistrySetting { location, .. })) = (&remote, settings.get(REMOTE_URL)) {
+        layer.root.default_upstream = Some(Located { value: name.clone(), location: location.clone() });
+        layer.upstream(name, location).url = Some(Located::from_text(url, location)?);
     }
-    for (variable, Given { text, site }) in settings {
+    for (variable, RegistrySetting { text, location }) in settings {
         match (variable.as_str(), &remote) {
-            (LISTEN, _) => layer.server.listen = Some(Sited::from_text(text, site)?),
-            (CERTIFICATE, _) => layer.server_tls.cert = Some(Sited::from_text(text, site)?),
-            (KEY, _) => layer.server_tls.key = Some(Sited::from_text(text, site)?),
-            (CLIENT_CA, _) => layer.server_tls.client_ca = Some(Sited::from_text(text, site)?),
-            (DATA, _) => layer.storage.path = Some(Sited::from_text(text, site)?),
-            (DELETE, _) => layer.delete.enabled = Some(Sited::from_text(yes_or_no(text), site)?),
-            // After the one above: there, too, it has the last word.
+            (LISTEN, _) => layer.server.listen = Some(Located::from_text(text, location)?),
+            (CERTIFICATE, _) => layer.server_tls.cert = Some(Located::from_text(text, location)?),
+            (KEY, _) => layer.server_tls.key = Some(Located::from_text(text, location)?),
+            (CLIENT_CA, _) => layer.server_tls.client_ca = Some(Located::from_text(text, location)?),
+            (DATA, _) => layer.storage.path = Some(Located::from_text(text, location)?),
+            (DELETE, _) => layer.delete.enabled = Some(Located::from_text(yes_or_no(text), location)?),
+            // Overrides `delete.enabled`, as in `registry:2`. The map is sorted by name, so this comes after DELETE.
             (READ_ONLY, _) => {
-                if Sited::from_text(yes_or_no(text), site)?.value {
-                    let off = Sited { value: false, site: site.clone() };
+                if Located::from_text(yes_or_no(text), location)?.value {
+                    let off = Located { value: false, location: location.clone() };
                     (layer.push.enabled, layer.delete.enabled) = (Some(off.clone()), Some(off));
                 }
             }
-            // Its third format is JSON too.
-            (FORMATTER, _) if text == "logstash" => layer.log.format = Some(Sited::from_text("json", site)?),
-            (FORMATTER, _) => layer.log.format = Some(Sited::from_text(text, site)?),
+            // The format `logstash` of `registry:2` is JSON too.
+            (FORMATTER, _) if text == "logstash" => layer.log.format = Some(Located::from_text("json", location)?),
+            (FORMATTER, _) => layer.log.format = Some(Located::from_text(text, location)?),
             (REMOTE_URL, _) => {}
             (REMOTE_USERNAME, Some((name, _))) => {
-                layer.upstream(name, site).username = Some(Sited::from_text(text, site)?)
+                layer.upstream(name, location).credentials.username = Some(Located::from_text(text, location)?)
             }
             (REMOTE_PASSWORD, Some((name, _))) => {
-                layer.upstream(name, site).password = Some(Sited::from_text(text, site)?)
+                layer.upstream(name, location).credentials.password = Some(Located::from_text(text, location)?)
             }
-            (other, _) if other.starts_with(AUTH) => ignored.auth.push(site.to_string()),
-            _ => ignored.others.push(site.to_string()),
+            (other, _) if other.starts_with(AUTH) => ignored.auth.push(location.to_string()),
+            _ => ignored.others.push(location.to_string()),
         }
     }
     Ok((layer, ignored))
 }
 
-/// YAML's other words for true and false, as that program takes them.
+/// YAML 1.1 has more words for true and false, which `registry:2` accepts.
 fn yes_or_no(text: &str) -> &str {
     match text.to_ascii_lowercase().as_str() {
         "y" | "yes" | "on" => "true",
@@ -85,21 +92,21 @@ fn yes_or_no(text: &str) -> &str {
     }
 }
 
-/// The variables that are `registry:2`'s; one that is set to nothing counts as not set.
-pub(super) fn variables(all: &BTreeMap<String, String>) -> BTreeMap<String, Given> {
-    let theirs = |(name, text): &(&String, &String)| {
+/// The variables of `registry:2`. An empty variable counts as not set.
+pub(super) fn variables(all: &BTreeMap<String, String>) -> BTreeMap<String, RegistrySetting> {
+    let is_registry_setting = |(name, text): &(&String, &String)| {
         name.starts_with(PREFIX) && !text.is_empty() && !is_service_link(name, text)
     };
     let given = |(name, text): (&String, &String)| {
-        (name.clone(), Given { text: text.clone(), site: Site::Variable(name.clone()) })
+        (name.clone(), RegistrySetting { text: text.clone(), location: SourceLocation::Variable(name.clone()) })
     };
-    all.iter().filter(theirs).map(given).collect()
+    all.iter().filter(is_registry_setting).map(given).collect()
 }
 
-/// The upstream that a remote URL means, and its URL here: Docker Hub by any of its names, else the host and port.
-fn remote(given: &Given) -> Result<(String, String), ConfigError> {
-    let wrong = |message: String| ConfigError::new(&given.site, "", message);
-    let UpstreamUrl(url) = Raw::Text(&given.text).read().map_err(wrong)?;
+/// The upstream's name and URL for a remote URL: `docker.io` for all names of Docker Hub, otherwise the host and port.
+fn remote(given: &RegistrySetting) -> Result<(String, String), ConfigError> {
+    let wrong = |message: String| ConfigError::new(&given.location, "", message);
+    let UpstreamUrl(url) = RawValue::Text(&given.text).read().map_err(wrong)?;
     let name = name_of(&url);
     check_name(&name).map_err(|message| wrong(format!("\"{name}\" {message}")))?;
     match BUILTIN_UPSTREAMS.iter().find(|(builtin, _)| *builtin == DOCKER_IO && *builtin == name) {
@@ -108,7 +115,7 @@ fn remote(given: &Given) -> Result<(String, String), ConfigError> {
     }
 }
 
-/// Host, and the port where it is not the scheme's own or a host alone would not look like one.
+/// The host, with its port unless that is the scheme's default and the host contains a dot.
 fn name_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     match url.port_or_known_default() {
@@ -128,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_remote_url_becomes_the_default_upstream_with_its_credentials() {
+    fn remote_url_becomes_the_default_upstream() {
         let cases = [
             ("https://registry-1.docker.io", "docker.io", "https://registry-1.docker.io/"),
             ("https://docker.io", "docker.io", "https://registry-1.docker.io/"),
@@ -146,14 +153,14 @@ mod tests {
             assert_eq!(layer.root.default_upstream.unwrap().value, name);
             let keys = layer.upstreams.remove(name).unwrap().value;
             assert_eq!(keys.url.unwrap().value.0[0].0.as_str(), url);
-            assert_eq!(keys.username.unwrap().value, "ann");
-            assert_eq!(keys.password.unwrap().value.expose(), "hunter2");
+            assert_eq!(keys.credentials.username.unwrap().value, "ann");
+            assert_eq!(keys.credentials.password.unwrap().value.expose(), "hunter2");
             assert!(ignored.is_empty());
         }
     }
 
     #[test]
-    fn what_means_nothing_here_is_named_and_no_mistake() {
+    fn settings_without_effect_are_collected() {
         let (layer, ignored) = read_all(&[
             ("REGISTRY_HTTP_ADDR", ":5000"),
             ("REGISTRY_HTTP_SECRET", "x"),
@@ -170,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_is_an_error_that_names_the_variable() {
+    fn errors_name_the_variable() {
         let cases = [
             (
                 "REGISTRY_PROXY_REMOTEURL",

@@ -1,4 +1,5 @@
-//! The YAML file of `registry:2`, which its image is started with: `serve /etc/docker/registry/config.yml`.
+//! Reads the YAML configuration file of `registry:2`, which its image is started with: `serve
+//! /etc/docker/registry/config.yml`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,23 +10,27 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAcces
 use serde_json::Value;
 
 use super::ConfigError;
-use super::error::Site;
-use super::registry_env::{Given, PREFIX};
+use super::error::SourceLocation;
+use super::registry_env::{PREFIX, RegistrySetting};
 
-/// The first line of every such file: it configures nothing.
+/// The `version` key of every such file has no effect.
 const VERSION: &str = "REGISTRY_VERSION";
 
-/// What stands where in a value, with each scalar as it was written: a password `0123` is no number.
-struct AsWritten<'a>(&'a Value);
+/// Reads a document of the shape of the wrapped value again, with each scalar as text: YAML would read the password
+/// `0123` as a number.
+struct ScalarsAsText<'a>(&'a Value);
 
-/// Its settings under the names of their variables.
-pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Given>, ConfigError> {
+/// Reads the file and returns its settings by the names of their variables.
+///
+/// # Errors
+/// If the file cannot be read or is not a YAML mapping. An error contains no text of the file, which may be a password.
+pub(super) fn read(path: &Path) -> Result<BTreeMap<String, RegistrySetting>, ConfigError> {
     let origin: Arc<str> = path.display().to_string().into();
-    let wrong = |message: String| ConfigError::new(&Site::WholeFile(origin.clone()), "", message);
+    let wrong = |message: String| ConfigError::new(&SourceLocation::WholeFile(origin.clone()), "", message);
     let text = std::fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
     let document = parse(&text).map_err(wrong)?;
     if !matches!(document, Value::Object(_)) {
-        return Err(wrong("is not a configuration of registry:2".to_owned()));
+        return Err(wrong("is not a configuration file of registry:2".to_owned()));
     }
     let mut settings = BTreeMap::new();
     flatten(&document, &mut Vec::new(), &origin, &mut settings);
@@ -33,26 +38,26 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Given>, ConfigError> 
     Ok(settings)
 }
 
-/// What is wrong is said by its place alone: the lines around it may hold a password.
+/// Errors contain a position but no snippet, as the lines around it may contain a password.
 fn parse(text: &str) -> Result<Value, String> {
     let options = || serde_saphyr::options! { with_snippet: false };
-    let shape: Value = serde_saphyr::from_str_with_options(text, options()).map_err(in_short)?;
-    let written = |document: serde_saphyr::Deserializer<'_, '_>| AsWritten(&shape).deserialize(document);
-    serde_saphyr::with_deserializer_from_str_with_options(text, options(), written).map_err(in_short)
+    let shape: Value = serde_saphyr::from_str_with_options(text, options()).map_err(without_snippet)?;
+    let written = |document: serde_saphyr::Deserializer<'_, '_>| ScalarsAsText(&shape).deserialize(document);
+    serde_saphyr::with_deserializer_from_str_with_options(text, options(), written).map_err(without_snippet)
 }
 
-fn in_short(error: serde_saphyr::Error) -> String {
+fn without_snippet(error: serde_saphyr::Error) -> String {
     let what = match &error {
-        serde_saphyr::Error::DuplicateMappingKey { .. } => "has a key twice",
-        _ => "is no YAML",
+        serde_saphyr::Error::DuplicateMappingKey { .. } => "contains a key twice",
+        _ => "is not valid YAML",
     };
     match error.location() {
-        Some(place) => format!("{what}, in line {} column {}", place.line(), place.column()),
+        Some(place) => format!("{what}, at line {} column {}", place.line(), place.column()),
         None => what.to_owned(),
     }
 }
 
-fn flatten(value: &Value, path: &mut Vec<String>, origin: &Arc<str>, settings: &mut BTreeMap<String, Given>) {
+fn flatten(value: &Value, path: &mut Vec<String>, origin: &Arc<str>, settings: &mut BTreeMap<String, RegistrySetting>) {
     let text = match value {
         Value::Null => return,
         Value::Object(entries) => {
@@ -64,23 +69,29 @@ fn flatten(value: &Value, path: &mut Vec<String>, origin: &Arc<str>, settings: &
         }
         Value::String(text) if text.is_empty() => return,
         Value::String(text) => text.clone(),
-        // Neither is left when scalars are as they were written.
+        // Does not occur after [`ScalarsAsText`].
         Value::Bool(_) | Value::Number(_) => value.to_string(),
     };
-    let site = Site::Key { origin: origin.clone(), key: path.join(".") };
+    let location = SourceLocation::Key { origin: origin.clone(), key: path.join(".") };
     let variable = format!("{PREFIX}{}", path.join("_").to_ascii_uppercase());
-    settings.insert(variable, Given { text, site });
+    settings.insert(variable, RegistrySetting { text, location });
 }
 
-fn within(key: &str, value: &Value, path: &mut Vec<String>, origin: &Arc<str>, settings: &mut BTreeMap<String, Given>) {
+fn within(
+    key: &str,
+    value: &Value,
+    path: &mut Vec<String>,
+    origin: &Arc<str>,
+    settings: &mut BTreeMap<String, RegistrySetting>,
+) {
     path.push(key.to_owned());
     flatten(value, path, origin, settings);
     path.pop();
 }
 
-// === impl AsWritten ===
+// === impl ScalarsAsText ===
 
-impl<'de> DeserializeSeed<'de> for AsWritten<'_> {
+impl<'de> DeserializeSeed<'de> for ScalarsAsText<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<Value, D::Error> {
@@ -93,17 +104,17 @@ impl<'de> DeserializeSeed<'de> for AsWritten<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for AsWritten<'_> {
+impl<'de> Visitor<'de> for ScalarsAsText<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("what was read before")
+        f.write_str("a value of the same shape as in the first pass")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = serde_json::Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let value = entries.next_value_seed(AsWritten(self.0.get(&key).unwrap_or(&Value::Null)))?;
+            let value = entries.next_value_seed(ScalarsAsText(self.0.get(&key).unwrap_or(&Value::Null)))?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))
@@ -111,7 +122,7 @@ impl<'de> Visitor<'de> for AsWritten<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(AsWritten(self.0.get(list.len()).unwrap_or(&Value::Null)))? {
+        while let Some(item) = items.next_element_seed(ScalarsAsText(self.0.get(list.len()).unwrap_or(&Value::Null)))? {
             list.push(item);
         }
         Ok(Value::Array(list))

@@ -1,12 +1,13 @@
-//! `[scrub]`: how often everything is read, to find what a disk has spoilt.
+//! `[scrub]`: how often all stored content is read and verified, to find damage on the disk.
 
 use std::time::Duration;
 
+/// `[scrub]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScrubConfig {
-    /// Everything is read once in this time; zero: never.
+    /// Time in which all content is verified once. Zero: never.
     pub interval: Duration,
-    /// Bytes a second at most.
+    /// Largest read rate in bytes per second.
     pub rate: u64,
 }
 

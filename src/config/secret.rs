@@ -1,12 +1,13 @@
-//! A password that no log line, error or page can show by accident.
+//! A password that logs, errors and the shown configuration cannot contain by accident.
 
 use std::fmt;
 
+/// A text whose `Debug` and `Display` output is `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// What is shown in place of a secret.
+    /// The text shown instead of a secret.
     pub const HIDDEN: &str = "***";
 
     /// The secret itself, to put into a request.
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_shown_only_when_asked_for() {
+    fn secret_is_hidden_unless_exposed() {
         let secret = Secret::from("hunter2".to_owned());
         assert_eq!(format!("{secret} {secret:?}"), "*** ***");
         assert_eq!(secret.expose(), "hunter2");

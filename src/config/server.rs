@@ -1,38 +1,41 @@
-//! `[server]`: the port, and how long we wait for whoever connects to it.
+//! `[server]`: the address to listen on, and the limits for clients.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::ListenAddr;
 
+/// `[server]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
+    /// Address and port to listen on.
     pub listen: ListenAddr,
-    /// What clients call this server, as `host` or `host:port`.
+    /// The server's own names, as `host` or `host:port`.
     pub names: Vec<String>,
-    /// Domains below which each upstream has a host: `docker-io.<domain>` is docker.io.
+    /// Domains below which each upstream has a host name: `docker-io.<domain>` is docker.io.
     pub host_routes: Vec<String>,
-    /// Connections served at once; the next one waits.
+    /// Largest number of open connections. Further connections wait to be accepted.
     pub max_connections: usize,
-    /// For a request's head to arrive.
+    /// Time limit for the headers of a request to arrive.
     pub head_timeout: Duration,
-    /// For the next request on an idle connection.
+    /// Time limit for the next request on an idle connection.
     pub keep_alive: Duration,
-    /// For the next byte of an upload, or for a client to take the next byte of an answer.
+    /// Time limit for the next bytes of an upload, or for a client to accept the next bytes of a response.
     pub progress_timeout: Duration,
-    /// For transfers to end after a stop was asked for.
+    /// Time limit for transfers to end after the server was asked to stop.
     pub drain_timeout: Duration,
-    /// Without it the port speaks plain HTTP.
+    /// TLS. `None`: plain HTTP.
     pub tls: Option<TlsConfig>,
 }
 
 /// `[server.tls]`: PEM files, read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// Our certificate, and those that lead to its root.
+    /// The server's certificate, followed by its intermediate certificates.
     pub cert: PathBuf,
+    /// The private key of the certificate.
     pub key: PathBuf,
-    /// Only clients with a certificate of these authorities may connect.
+    /// Authorities of client certificates. If set, only clients with a certificate of one of them may connect.
     pub client_ca: Option<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! The effective configuration as a file that would give the same, with secrets hidden.
+//! Formats the effective configuration as a configuration file, with secrets hidden.
 
 use std::fmt::{Display, Write};
 use std::path::PathBuf;
@@ -8,15 +8,16 @@ use toml::Value;
 use super::units::{format_duration, format_size};
 use super::{Config, CredentialConfig, CredentialSource, Secret, UpstreamConfig};
 
+/// The TOML text written so far.
 #[derive(Default)]
-struct Document(String);
+struct TomlWriter(String);
 
 // === impl Config ===
 
 impl Config {
-    /// TOML in the order of the sections; keys that have no value are left out.
+    /// The configuration as TOML, in the order of `config/roadstead.toml`. Keys without a value are left out.
     pub fn to_toml(&self) -> String {
-        let mut document = Document::default();
+        let mut document = TomlWriter::default();
         document.key("builtin_upstreams", self.builtin_upstreams);
         document.key("default_upstream", self.default_upstream.as_deref().unwrap_or("none"));
         if let Some(path) = &self.docker_config {
@@ -88,9 +89,9 @@ impl Config {
     }
 }
 
-// === impl Document ===
+// === impl TomlWriter ===
 
-impl Document {
+impl TomlWriter {
     fn table(&mut self, name: impl Display) {
         self.line(format_args!("\n[{name}]"));
     }
@@ -153,7 +154,7 @@ impl Document {
                 if let Some(username) = username {
                     self.key("username", username.as_str());
                 }
-                // What stands behind the program may be a secret.
+                // The program's arguments may contain secrets.
                 let hidden = command.iter().skip(1).map(|_| Secret::HIDDEN);
                 let shown = command.first().map(String::as_str).into_iter().chain(hidden);
                 self.key("exec", shown.map(str::to_owned).collect::<Vec<_>>());
@@ -178,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_gives_the_same_configuration() {
+    fn shown_configuration_reads_back() {
         let text = r#"
             builtin_upstreams = false
             default_upstream = "localhost:5001"
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_not_shown() {
+    fn secrets_are_not_shown() {
         let text = "[upstream.\"docker.io\"]\nusername = \"ann\"\npassword = \"hunter2\"";
         let shown = Config::from_toml(text, "test").unwrap().to_toml();
         assert!(shown.contains("username = \"ann\"\npassword = \"***\"\n"), "{shown}");

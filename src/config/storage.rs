@@ -1,26 +1,29 @@
-//! `[storage]`: the one folder that everything lives in.
+//! `[storage]`: the data folder.
 
 use std::path::{Path, PathBuf};
 
-/// Where a server that belongs to the system keeps its data.
+/// The default data folder of a system service.
 const SYSTEM_PATH: &str = "/var/lib/roadstead";
 
-/// Where the image of `registry:2` has its volume: who mounts something there means it as the data folder.
+/// The volume of the `registry:2` image. A volume mounted there is meant as the data folder.
 const REGISTRY_PATH: &str = "/var/lib/registry";
 
+/// `[storage]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct StorageConfig {
+    /// The data folder.
     pub path: PathBuf,
-    /// Nothing is written: no pushes, no deletes, and what is not here passes by.
+    /// Whether the folder is never written. Pushes and deletes are refused then, and content that is not cached is
+    /// fetched as a bypass.
     pub read_only: bool,
 }
 
 // === impl StorageConfig ===
 
 impl StorageConfig {
-    /// The data folder of a user: `/var/lib/roadstead` for root, below `XDG_DATA_HOME` or `HOME` for anybody else.
+    /// The default data folder: `/var/lib/roadstead` for root, otherwise below `XDG_DATA_HOME` or `HOME`.
     pub(super) fn of_user(root: bool, variable: impl Fn(&str) -> Option<String>) -> Self {
-        // The XDG specification has a relative path here ignored.
+        // The XDG specification requires that relative paths are ignored.
         let folder = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let home = || folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share")));
         let path = match root {
@@ -30,8 +33,8 @@ impl StorageConfig {
         Self { path: path.unwrap_or_else(|| Path::new(SYSTEM_PATH).to_owned()), read_only: false }
     }
 
-    /// The same, or `/var/lib/registry` where that is mounted and this is not. `mounts` is of the form of
-    /// `/proc/self/mountinfo`.
+    /// Replaces the path by `/var/lib/registry` if that is a mount point and the path is not. `mounts` has the format
+    /// of `/proc/self/mountinfo`.
     pub(super) fn or_mounted(self, mounts: &str) -> Self {
         let is_mounted = |path: &Path| mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(path));
         let registry = Path::new(REGISTRY_PATH);
@@ -53,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_mounted_for_another_registry_is_taken_unless_something_is_mounted_for_us() {
+    fn registry_volume_is_used_unless_ours_is_mounted() {
         let mount = |path: &str| format!("36 25 0:31 / {path} rw,relatime - ext4 /dev/sda1 rw\n");
         let (root, theirs, ours) = (mount("/"), mount("/var/lib/registry"), mount("/var/lib/roadstead"));
         for (mounts, expected) in [
@@ -68,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn the_data_folder_follows_the_user() {
+    fn default_data_folder_depends_on_the_user() {
         let home = ("HOME", "/home/ann");
         let cases = [
             (true, vec![home], "/var/lib/roadstead"),

@@ -1,8 +1,8 @@
-//! "Did you mean …?"
+//! Suggestions for misspelt keys ("did you mean …?").
 
-/// The one of `known` that `given` is most likely a slip of.
+/// The most similar of the `known` names; `None` if none is similar enough.
 pub(super) fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // A third of the letters may be wrong; with more, the guess would be noise.
+    // Up to a third of the letters, at most 4, may differ; with more, suggestions would be arbitrary.
     let limit = (given.len() / 3).clamp(1, 4);
     let distances = known.into_iter().map(|name| (strsim::damerau_levenshtein(given, name), name));
     distances.filter(|(distance, _)| *distance <= limit).min().map(|(_, name)| name)
@@ -13,7 +13,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_is_recognised_and_another_word_is_not() {
+    fn typos_get_a_suggestion_and_other_words_do_not() {
         let known = ["tag_ttl", "negative_ttl", "max_size", "min_free"];
         let cases = [
             ("tag_tll", Some("tag_ttl")),

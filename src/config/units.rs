@@ -1,12 +1,12 @@
-//! Durations and sizes, as people write them.
+//! Parsing and formatting of durations and sizes.
 
 use std::num::IntErrorKind;
 use std::time::Duration;
 
-/// Longer waits are mistakes, and would overflow the clock they are added to.
-const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
+/// Longest accepted duration. A longer one is a mistake, and would overflow the clock that it is added to.
+const MAX_DURATION: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
 
-/// Most telling first, for printing. `kB` and `KB` are both common.
+/// Units of sizes in order of preference for formatting. Case is ignored when parsing.
 const UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
@@ -19,25 +19,28 @@ const UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// The largest of the largest unit.
+/// The largest size that fits into `u64`, in the largest unit.
 pub(super) const LARGEST_SIZE: &str = "16777215TiB";
 
-/// Why a text is not read as a size.
+/// Why a text is not accepted as a size.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum NoSize {
+pub(super) enum SizeError {
+    /// Not a number with a known unit.
     Shape,
+    /// More bytes than fit into `u64`.
     TooLarge,
 }
 
-/// A number of bytes.
+/// A size in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Size(pub(super) u64);
 
+/// Parses a duration such as `60s` or `1h 30m`; `None` if it is malformed or longer than a hundred years.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
-    humantime::parse_duration(text).ok().filter(|duration| *duration <= LONGEST)
+    humantime::parse_duration(text).ok().filter(|duration| *duration <= MAX_DURATION)
 }
 
-/// As the documentation writes it: `30d`, `1h 30m`, `0s`.
+/// Formats a duration as in the documentation: `30d`, `1h 30m`, `0s`.
 pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let nanos = u64::from(duration.subsec_nanos());
@@ -55,30 +58,31 @@ pub fn format_duration(duration: Duration) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
-/// `20GiB`, `1.5 TB`, `1000` (bytes). `20G` is refused: some mean 10⁹ by it and some 2³⁰.
-pub(super) fn parse_size(text: &str) -> Result<Size, NoSize> {
+/// Parses a size such as `20GiB`, `1.5 TB` or `1000` (bytes). `20G` is rejected, as it is ambiguous between 10⁹ and
+/// 2³⁰.
+pub(super) fn parse_size(text: &str) -> Result<Size, SizeError> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = match unit.trim() {
         "" => 1,
-        unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or(NoSize::Shape)?.1,
+        unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or(SizeError::Shape)?.1,
     };
     match number.parse::<u64>() {
-        Ok(number) => return number.checked_mul(unit).map(Size).ok_or(NoSize::TooLarge),
-        Err(error) if *error.kind() == IntErrorKind::PosOverflow => return Err(NoSize::TooLarge),
+        Ok(number) => return number.checked_mul(unit).map(Size).ok_or(SizeError::TooLarge),
+        Err(error) if *error.kind() == IntErrorKind::PosOverflow => return Err(SizeError::TooLarge),
         Err(_) => {}
     }
-    let bytes = number.parse::<f64>().map_err(|_| NoSize::Shape)? * unit as f64;
-    // Exact enough for a fraction of a unit; beyond 2⁵³ the figure is a mistake anyway.
+    let bytes = number.parse::<f64>().map_err(|_| SizeError::Shape)? * unit as f64;
+    // Above 2⁵³ bytes, `f64` is not exact.
     match bytes {
-        bytes if bytes.fract() != 0.0 && unit == 1 => Err(NoSize::Shape),
-        bytes if bytes >= (1u64 << 53) as f64 => Err(NoSize::TooLarge),
+        bytes if bytes.fract() != 0.0 && unit == 1 => Err(SizeError::Shape),
+        bytes if bytes >= (1u64 << 53) as f64 => Err(SizeError::TooLarge),
         bytes => Ok(Size(bytes as u64)),
     }
 }
 
-/// In the largest unit that divides it.
+/// Formats a size in the first unit of [`UNITS`] that divides it.
 pub(super) fn format_size(bytes: u64) -> String {
     let unit = UNITS.iter().find(|(_, unit)| bytes != 0 && bytes.is_multiple_of(*unit));
     unit.map_or_else(|| "0B".to_owned(), |(name, unit)| format!("{}{name}", bytes / unit))
@@ -99,18 +103,18 @@ mod tests {
             ("0", Ok(0)),
             ("1000", Ok(1000)),
             ("12B", Ok(12)),
-            ("20G", Err(NoSize::Shape)),
-            ("20Gi", Err(NoSize::Shape)),
-            ("GiB", Err(NoSize::Shape)),
-            ("-1GiB", Err(NoSize::Shape)),
-            ("1.2.3GiB", Err(NoSize::Shape)),
-            ("1.5", Err(NoSize::Shape)),
-            ("", Err(NoSize::Shape)),
+            ("20G", Err(SizeError::Shape)),
+            ("20Gi", Err(SizeError::Shape)),
+            ("GiB", Err(SizeError::Shape)),
+            ("-1GiB", Err(SizeError::Shape)),
+            ("1.2.3GiB", Err(SizeError::Shape)),
+            ("1.5", Err(SizeError::Shape)),
+            ("", Err(SizeError::Shape)),
             ("16777215TiB", Ok(16_777_215 << 40)),
-            ("16777216TiB", Err(NoSize::TooLarge)),
-            ("99999999999999999999", Err(NoSize::TooLarge)),
-            ("9999999.5TiB", Err(NoSize::TooLarge)),
-            ("20 parsecs", Err(NoSize::Shape)),
+            ("16777216TiB", Err(SizeError::TooLarge)),
+            ("99999999999999999999", Err(SizeError::TooLarge)),
+            ("9999999.5TiB", Err(SizeError::TooLarge)),
+            ("20 parsecs", Err(SizeError::Shape)),
         ];
         for (text, bytes) in cases {
             assert_eq!(parse_size(text), bytes.map(Size), "{text}");
@@ -137,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_read_back() {
+    fn formatted_values_parse_back() {
         for bytes in [0, 1, 1000, 1024, 1_500_000, 20 << 30, u64::MAX] {
             assert_eq!(parse_size(&format_size(bytes)), Ok(Size(bytes)), "{bytes}");
         }

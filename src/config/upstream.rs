@@ -1,4 +1,4 @@
-//! `[upstream."host"]`: the registries that images come from.
+//! `[upstream."host"]`: the registries that images are pulled from.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use url::Url;
 
 use super::CredentialConfig;
 
-/// The name under which Docker Hub is known here, whatever its servers are called.
+/// The canonical name of Docker Hub.
 pub const DOCKER_IO: &str = "docker.io";
 
-/// Other names of [`DOCKER_IO`]: what clients send as `ns`, and the host that answers.
+/// Other names of [`DOCKER_IO`]: clients send the first one as `ns`, and the second one is the host of its URL.
 const DOCKER_IO_ALIASES: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
 
-/// Name and URL of the upstreams that are there without configuration.
+/// Name and URL of the upstreams that exist without configuration, sorted by name.
 pub const BUILTIN_UPSTREAMS: [(&str, &str); 9] = [
     (DOCKER_IO, "https://registry-1.docker.io"),
     ("gcr.io", "https://gcr.io"),
@@ -26,56 +26,63 @@ pub const BUILTIN_UPSTREAMS: [(&str, &str); 9] = [
     ("registry.k8s.io", "https://registry.k8s.io"),
 ];
 
+/// `[upstream."host"]`: one upstream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamConfig {
-    /// Lower case, with a `.` or a `:`, and canonical: never an alias of `docker.io`.
+    /// In lower case, with a `.` or `:`. Never an alias of `docker.io`.
     pub name: String,
-    /// At least one, tried in order.
+    /// Base URLs, at least one, tried in order.
     pub urls: Vec<Url>,
-    /// The first that is for a repository counts.
+    /// Credential rules. The first rule for a repository is used.
     pub credentials: Vec<CredentialConfig>,
-    /// PEM certificates to trust beside the system's.
+    /// A file of PEM certificates to trust in addition to those of the system.
     pub ca_file: Option<PathBuf>,
+    /// The certificate for an upstream that requires one of its clients.
     pub client_certificate: Option<ClientCertificate>,
-    /// Whether any certificate will do.
+    /// Whether the upstream's certificate is not verified.
     pub insecure_skip_verify: bool,
-    /// `None`: as there are credentials for what is refused, see [`OnDenied::default_for`].
+    /// How a denied request for cached content is treated. `None`: depends on whether the request used credentials, see
+    /// [`OnDenied::default_for`].
     pub on_denied: Option<OnDenied>,
+    /// Time limit for a connection.
     pub connect_timeout: Duration,
-    /// For the head of one answer.
+    /// Time limit for the headers of one response.
     pub header_timeout: Duration,
-    /// Of silence in a body.
+    /// Time limit for the next bytes of a body.
     pub idle_timeout: Duration,
-    /// Bytes a second, over `idle_timeout`, below which a body counts as cut; zero: none.
+    /// Lowest transfer rate in bytes per second, averaged over `idle_timeout`. A slower transfer counts as broken.
+    /// Zero: no limit.
     pub min_rate: u64,
-    /// Blobs that are fetched from it at once; more wait for their turn.
+    /// Largest number of concurrent fills from this upstream. Further fills wait.
     pub max_fills: usize,
-    /// Hosts that may be handed the credentials for a token, beside the upstream's own domain.
+    /// Hosts of token servers that may receive the credentials, in addition to the upstream's own domain.
     pub token_realms: Vec<String>,
     /// Whether redirects to private addresses are followed.
     pub private_redirects: bool,
 }
 
-/// What we show an upstream that asks who we are in TLS: PEM files.
+/// The client certificate for an upstream: PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
+    /// The certificate, followed by its intermediate certificates.
     pub certificate: PathBuf,
+    /// The private key of the certificate.
     pub key: PathBuf,
 }
 
-/// What a 401 or 403 for something in the cache means.
+/// How a 401 or 403 of the upstream for cached content is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDenied {
-    /// Trouble with our credentials: the cached answer is served.
+    /// As a failure of the upstream: the cached content is served.
     Stale,
-    /// The image is not for us any more: it is served no longer.
+    /// As an answer: the cached content is no longer served.
     Deny,
 }
 
 // === impl UpstreamConfig ===
 
 impl UpstreamConfig {
-    /// An upstream with every other key at its default.
+    /// An upstream with defaults for all other keys.
     pub fn new(name: impl Into<String>, urls: Vec<Url>) -> Self {
         Self {
             name: name.into(),
@@ -95,12 +102,12 @@ impl UpstreamConfig {
         }
     }
 
-    /// Whether pulls of some repository certainly use credentials.
+    /// Whether requests for some repository always use credentials.
     pub fn has_credentials(&self) -> bool {
         self.credentials.iter().any(|rule| rule.source.is_certain())
     }
 
-    /// Whether pulls of this repository do; `None` if a file that others write decides.
+    /// Whether requests for this repository use credentials. `None`: depends on the current content of Docker's file.
     pub fn has_credentials_for(&self, repository: &str) -> Option<bool> {
         match self.credentials.iter().find(|rule| rule.is_for(repository)) {
             Some(rule) => rule.source.is_certain().then_some(true),
@@ -112,11 +119,13 @@ impl UpstreamConfig {
 // === impl OnDenied ===
 
 impl OnDenied {
-    /// A refusal of configured credentials is our trouble; a refusal of an anonymous request is an answer.
+    /// A denied request with credentials points to a problem with the credentials. A denied anonymous request is an
+    /// answer.
     pub fn default_for(credentials: bool) -> Self {
         if credentials { Self::Stale } else { Self::Deny }
     }
 
+    /// The value in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stale => "stale",
@@ -125,13 +134,13 @@ impl OnDenied {
     }
 }
 
-/// [`BUILTIN_UPSTREAMS`] as configured by nobody.
+/// [`BUILTIN_UPSTREAMS`] with defaults.
 pub fn builtin_upstreams() -> Vec<UpstreamConfig> {
     let parsed = |(name, url): (&str, &str)| Some(UpstreamConfig::new(name, vec![Url::parse(url).ok()?]));
     BUILTIN_UPSTREAMS.into_iter().filter_map(parsed).collect()
 }
 
-/// The one name of a registry that has several: every name of Docker Hub becomes `docker.io`.
+/// The canonical name of a registry: `docker.io` for every name of Docker Hub, otherwise `host` itself.
 pub fn canonical_name(host: &str) -> &str {
     if DOCKER_IO_ALIASES.contains(&host) { DOCKER_IO } else { host }
 }

@@ -1,4 +1,4 @@
-//! How one setting is read, from TOML or from the text of a variable or a flag, and what is said when it is wrong.
+//! Parsing of one value, from TOML or from the text of a variable or flag, with its error message.
 
 use std::num::IntErrorKind;
 use std::path::PathBuf;
@@ -6,57 +6,61 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::units::{self, NoSize, Size};
+use super::units::{self, Size, SizeError};
 use super::{ListenAddr, LogFormat, Namespace, OnDenied, Pin, Secret};
 
-/// What stands at a key.
-pub(super) enum Raw<'a> {
+/// The value of a key before it is parsed.
+pub(super) enum RawValue<'a> {
     Toml(&'a DeValue<'a>),
     Text(&'a str),
 }
 
-/// A type that a key can have.
+/// A type that a configuration value can have.
 pub(super) trait Setting: Sized {
-    /// What a value should be, with an example; follows "… is not ".
-    const SHAPE: &'static str;
+    /// What the value should be, with an example. The message is "… is not " followed by this text.
+    const EXPECTED: &'static str;
 
-    fn from_text(text: &str) -> Result<Self, Wrong>;
+    /// Parses the text of a variable, of a flag, or of a TOML string.
+    fn from_text(text: &str) -> Result<Self, ValueError>;
 
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
-        value.as_str().ok_or(Wrong::Shape).and_then(Self::from_text)
+    /// Parses a TOML value. By default only strings are accepted.
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, ValueError> {
+        value.as_str().ok_or(ValueError::Unexpected).and_then(Self::from_text)
     }
 }
 
-/// Why a value is refused.
-pub(super) enum Wrong {
-    /// It is not of the [`Setting::SHAPE`].
-    Shape,
-    /// Something more telling, as a whole sentence.
+/// Why a value is not accepted.
+pub(super) enum ValueError {
+    /// It is not what [`Setting::EXPECTED`] says.
+    Unexpected,
+    /// A more specific message.
     Because(String),
 }
 
-/// A number, size or duration that must not be zero.
+/// A number, size or duration greater than zero.
 #[derive(Debug)]
 pub(super) struct Positive<T>(pub(super) T);
 
-/// A list; one value alone is a list too, and text separates values by commas.
+/// A list. A single value is a list of one. In text, commas separate the values.
 #[derive(Debug)]
 pub(super) struct OneOrMore<T>(pub(super) Vec<T>);
 
-// === impl Raw ===
+// === impl RawValue ===
 
-impl Raw<'_> {
+impl RawValue<'_> {
+    /// Parses the value. The error is a message without location and key.
     pub(super) fn read<T: Setting>(&self) -> Result<T, String> {
         let read = match self {
             Self::Toml(value) => T::from_toml(value),
             Self::Text(text) => T::from_text(text),
         };
         read.map_err(|wrong| match wrong {
-            Wrong::Shape => format!("{} is not {}", self.shown(), T::SHAPE),
-            Wrong::Because(message) => message,
+            ValueError::Unexpected => format!("{} is not {}", self.shown(), T::EXPECTED),
+            ValueError::Because(message) => message,
         })
     }
 
+    /// The value as text for an error.
     fn shown(&self) -> String {
         match self {
             Self::Text(text) => format!("\"{text}\""),
@@ -74,168 +78,168 @@ impl Raw<'_> {
 // === impl Setting ===
 
 impl Setting for bool {
-    const SHAPE: &'static str = "true or false";
+    const EXPECTED: &'static str = "true or false";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, ValueError> {
         match text.to_ascii_lowercase().as_str() {
             "true" | "1" => Ok(true),
             "false" | "0" => Ok(false),
-            _ => Err(Wrong::Shape),
+            _ => Err(ValueError::Unexpected),
         }
     }
 
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
-        value.as_bool().ok_or(Wrong::Shape)
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, ValueError> {
+        value.as_bool().ok_or(ValueError::Unexpected)
     }
 }
 
 impl Setting for usize {
-    const SHAPE: &'static str = "a whole number";
+    const EXPECTED: &'static str = "a whole number";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
-        text.parse().map_err(|_| Wrong::Shape)
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        text.parse().map_err(|_| ValueError::Unexpected)
     }
 
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
-        let number = value.as_integer().ok_or(Wrong::Shape)?;
-        Self::from_str_radix(number.as_str(), number.radix()).map_err(|_| Wrong::Shape)
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, ValueError> {
+        let number = value.as_integer().ok_or(ValueError::Unexpected)?;
+        Self::from_str_radix(number.as_str(), number.radix()).map_err(|_| ValueError::Unexpected)
     }
 }
 
 impl Setting for String {
-    const SHAPE: &'static str = "a text in quotes";
+    const EXPECTED: &'static str = "a quoted string";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
-        if text.is_empty() { Err(Wrong::Because("must not be empty".to_owned())) } else { Ok(text.to_owned()) }
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        if text.is_empty() { Err(ValueError::Because("must not be empty".to_owned())) } else { Ok(text.to_owned()) }
     }
 }
 
 impl Setting for PathBuf {
-    const SHAPE: &'static str = "a path in quotes";
+    const EXPECTED: &'static str = "a quoted path";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, ValueError> {
         String::from_text(text).map(Self::from)
     }
 }
 
 impl Setting for Secret {
-    const SHAPE: &'static str = "a text in quotes";
+    const EXPECTED: &'static str = "a quoted string";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, ValueError> {
         String::from_text(text).map(Self::from)
     }
 
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
-        // An unquoted number may well be the password: the value is not repeated.
-        let text = value.as_str().ok_or_else(|| Wrong::Because("must be a text in quotes".to_owned()))?;
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, ValueError> {
+        // The error does not repeat the value: an unquoted number may be the password.
+        let text = value.as_str().ok_or_else(|| ValueError::Because("must be a quoted string".to_owned()))?;
         Self::from_text(text)
     }
 }
 
 impl Setting for Duration {
-    const SHAPE: &'static str = "a duration; write for example \"60s\" or \"10m\"";
+    const EXPECTED: &'static str = "a duration; write for example \"60s\" or \"10m\"";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
-        units::parse_duration(text).ok_or(Wrong::Shape)
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        units::parse_duration(text).ok_or(ValueError::Unexpected)
     }
 }
 
 impl Setting for Size {
-    const SHAPE: &'static str = "a size; write for example \"20GiB\" or \"500MB\"";
+    const EXPECTED: &'static str = "a size; write for example \"20GiB\" or \"500MB\"";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, ValueError> {
         units::parse_size(text).map_err(|wrong| match wrong {
-            NoSize::Shape => Wrong::Shape,
-            NoSize::TooLarge => too_large(&format!("\"{text}\"")),
+            SizeError::Shape => ValueError::Unexpected,
+            SizeError::TooLarge => too_large(&format!("\"{text}\"")),
         })
     }
 
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, ValueError> {
         match value.as_integer() {
             Some(number) => {
                 let read = u64::from_str_radix(number.as_str(), number.radix());
                 read.map(Size).map_err(|error| match error.kind() {
                     IntErrorKind::PosOverflow => too_large(number.as_str()),
-                    _ => Wrong::Shape,
+                    _ => ValueError::Unexpected,
                 })
             }
-            None => value.as_str().ok_or(Wrong::Shape).and_then(Self::from_text),
+            None => value.as_str().ok_or(ValueError::Unexpected).and_then(Self::from_text),
         }
     }
 }
 
-fn too_large(size: &str) -> Wrong {
-    Wrong::Because(format!("{size} is too large; the largest size is {}", units::LARGEST_SIZE))
+fn too_large(size: &str) -> ValueError {
+    ValueError::Because(format!("{size} is too large; the largest size is {}", units::LARGEST_SIZE))
 }
 
 impl Setting for ListenAddr {
-    const SHAPE: &'static str = "an address to listen on; write for example \"127.0.0.1:5000\"";
+    const EXPECTED: &'static str = "an address to listen on; write for example \"127.0.0.1:5000\"";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
-        text.parse().map_err(|_| Wrong::Shape)
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        text.parse().map_err(|_| ValueError::Unexpected)
     }
 }
 
 impl Setting for LogFormat {
-    const SHAPE: &'static str = "a log format; write \"text\" or \"json\"";
+    const EXPECTED: &'static str = "a log format; write \"text\" or \"json\"";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
-        Self::parse(text).ok_or(Wrong::Shape)
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        Self::parse(text).ok_or(ValueError::Unexpected)
     }
 }
 
 impl Setting for Pin {
-    const SHAPE: &'static str = "a pattern of an upstream's images; write for example \"docker.io/library/*:3.*\"";
+    const EXPECTED: &'static str = "a pattern of an upstream's images; write for example \"docker.io/library/*:3.*\"";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
-        Self::parse(text).ok_or(Wrong::Shape)
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        Self::parse(text).ok_or(ValueError::Unexpected)
     }
 }
 
 impl Setting for Namespace {
-    const SHAPE: &'static str = "a pattern of repository names; write for example \"team/**\"";
+    const EXPECTED: &'static str = "a pattern of repository names; write for example \"team/**\"";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
-        Self::parse(text).ok_or(Wrong::Shape)
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        Self::parse(text).ok_or(ValueError::Unexpected)
     }
 }
 
 impl Setting for OnDenied {
-    const SHAPE: &'static str = "a way to treat refusals; write \"stale\" or \"deny\"";
+    const EXPECTED: &'static str = "a policy for denied requests; write \"stale\" or \"deny\"";
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, ValueError> {
         match text {
             "stale" => Ok(Self::Stale),
             "deny" => Ok(Self::Deny),
-            _ => Err(Wrong::Shape),
+            _ => Err(ValueError::Unexpected),
         }
     }
 }
 
 impl<T: Setting + Default + PartialEq> Setting for Positive<T> {
-    const SHAPE: &'static str = T::SHAPE;
+    const EXPECTED: &'static str = T::EXPECTED;
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, ValueError> {
         T::from_text(text).and_then(Self::new)
     }
 
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, ValueError> {
         T::from_toml(value).and_then(Self::new)
     }
 }
 
 impl<T: Setting> Setting for OneOrMore<T> {
-    const SHAPE: &'static str = T::SHAPE;
+    const EXPECTED: &'static str = T::EXPECTED;
 
-    fn from_text(text: &str) -> Result<Self, Wrong> {
+    fn from_text(text: &str) -> Result<Self, ValueError> {
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-        Ok(Self(parts.map(|part| item(&Raw::Text(part))).collect::<Result<_, _>>()?))
+        Ok(Self(parts.map(|part| item(&RawValue::Text(part))).collect::<Result<_, _>>()?))
     }
 
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Wrong> {
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, ValueError> {
         match value.as_array() {
             Some(items) => {
-                Ok(Self(items.iter().map(|value| item(&Raw::Toml(value.get_ref()))).collect::<Result<_, _>>()?))
+                Ok(Self(items.iter().map(|value| item(&RawValue::Toml(value.get_ref()))).collect::<Result<_, _>>()?))
             }
             None => Ok(Self(vec![T::from_toml(value)?])),
         }
@@ -243,12 +247,12 @@ impl<T: Setting> Setting for OneOrMore<T> {
 }
 
 impl<T: Default + PartialEq> Positive<T> {
-    fn new(value: T) -> Result<Self, Wrong> {
-        if value == T::default() { Err(Wrong::Because("must be more than 0".to_owned())) } else { Ok(Self(value)) }
+    fn new(value: T) -> Result<Self, ValueError> {
+        if value == T::default() { Err(ValueError::Because("must be more than 0".to_owned())) } else { Ok(Self(value)) }
     }
 }
 
-/// An item of a list: its error shows the item, not the list.
-fn item<T: Setting>(raw: &Raw<'_>) -> Result<T, Wrong> {
-    raw.read().map_err(Wrong::Because)
+/// Parses an item of a list. Its error shows the item instead of the list.
+fn item<T: Setting>(raw: &RawValue<'_>) -> Result<T, ValueError> {
+    raw.read().map_err(ValueError::Because)
 }

@@ -1,66 +1,73 @@
-//! What is allowed and yet worth a line at the start.
+//! Warnings about settings that are valid but risky or without effect. They are logged at the start and printed by
+//! `roadstead check`.
 
 use std::time::Duration;
 
 use super::units::format_duration;
 use super::{Config, IgnoredSettings, Pin, UpstreamConfig};
 
-/// containerd takes a registry for dead after this long without the head of an answer.
-const CLIENTS_GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+/// containerd gives up on a registry that has not sent response headers after this time.
+const CONTAINERD_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 // === impl Config ===
 
 impl Config {
-    /// One line each, the gravest first.
+    /// One line each, the most severe first. Each names the setting, the risk and the remedy.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings: Vec<String> = self.open_to_anybody().into_iter().collect();
-        warnings.extend(self.upstreams.iter().filter_map(password_in_the_clear));
-        warnings.extend(self.upstreams.iter().filter_map(anybodys_certificate));
-        if self.cache.answer_within >= CLIENTS_GIVE_UP_AFTER {
+        let mut warnings: Vec<String> = self.unauthenticated_access().into_iter().collect();
+        warnings.extend(self.upstreams.iter().filter_map(unencrypted_password));
+        warnings.extend(self.upstreams.iter().filter_map(unverified_certificate));
+        if self.cache.answer_within >= CONTAINERD_HEADER_TIMEOUT {
             let within = format_duration(self.cache.answer_within);
             warnings.push(format!(
-                "cache.answer_within is {within}: containerd gives up after 30s without an answer; keep it below"
+                "cache.answer_within is {within}: containerd gives up after 30s without an answer; set it below 30s"
             ));
         }
         if self.cache.tag_ttl.is_zero() && !self.cache.stale_while_revalidate.is_zero() {
-            let what =
-                "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every tag is asked for every time";
+            let what = "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every pull waits for the upstream; set tag_ttl";
             warnings.push(what.to_owned());
         }
-        warnings.extend(self.cache.pin.iter().filter_map(|pin| self.pin_of_nothing(pin)));
+        warnings.extend(self.cache.pin.iter().filter_map(|pin| self.useless_pin(pin)));
         let IgnoredSettings { auth, others } = &self.ignored_settings;
         if !auth.is_empty() {
-            let what = "nobody has to log in here, and these settings of registry:2 have no effect: ";
+            let what = "clients do not log in here, so these settings of registry:2 have no effect: ";
             warnings.insert(
                 0,
-                format!("{what}{}; server.tls.client_ca lets in only who has a certificate", auth.join(", ")),
+                format!("{what}{}; set server.tls.client_ca to require client certificates", auth.join(", ")),
             );
         }
         if !others.is_empty() {
-            warnings.push(format!("settings of registry:2 without a meaning here: {}", others.join(", ")));
+            warnings.push(format!("these settings of registry:2 have no effect here: {}", others.join(", ")));
         }
         warnings
     }
 
-    fn pin_of_nothing(&self, pin: &Pin) -> Option<String> {
-        let may_match = self.upstreams.iter().any(|upstream| pin.may_mean(upstream.name.as_str()));
+    fn useless_pin(&self, pin: &Pin) -> Option<String> {
+        let may_match = self.upstreams.iter().any(|upstream| pin.may_match_upstream(upstream.name.as_str()));
         let pattern = pin.as_str();
-        (!may_match).then(|| format!("cache.pin \"{pattern}\" matches no configured upstream: it pins nothing"))
+        (!may_match)
+            .then(|| format!("cache.pin \"{pattern}\" matches no configured upstream and pins nothing; check the host"))
     }
 
-    /// What a network may do to a server that asks nobody who they are.
-    fn open_to_anybody(&self) -> Option<String> {
+    /// Warns about what unauthenticated clients on the network may do.
+    fn unauthenticated_access(&self) -> Option<String> {
         let clients_have_certificates = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         if self.server.listen.is_loopback() || clients_have_certificates {
             return None;
         }
-        let mut may = vec!["pull every image that is here or at an upstream"];
+        let mut may = vec!["pull every image that is stored here or at an upstream"];
         if self.upstreams.iter().any(|upstream| !upstream.credentials.is_empty()) {
             may.push("pull with the credentials of upstreams that have some");
         }
         let read_only = self.storage.read_only;
         if self.push.enabled && !read_only {
-            may.push(if self.local.namespaces.is_empty() { "push any image, under names of the default upstream that nobody has pulled yet, too ([local] namespaces prevents it)" } else { "push to the local namespaces" });
+            may.push(match self.local.namespaces.as_slice() {
+                [] => {
+                    "push any image, even under names of the default upstream that are not cached yet (set [local] \
+                     namespaces to prevent that)"
+                }
+                _ => "push to the local namespaces",
+            });
         }
         if self.deletes_enabled() && !read_only {
             may.push("delete what was pushed");
@@ -71,28 +78,29 @@ impl Config {
         };
         let listen = &self.server.listen;
         Some(format!(
-            "listening on {listen} without authentication: whoever reaches it may {}{deletes_off}",
+            "listening on {listen} without authentication: every client that can connect may {}{deletes_off}; set \
+             server.tls.client_ca to require client certificates",
             may.join(" and ")
         ))
     }
 }
 
-fn password_in_the_clear(upstream: &UpstreamConfig) -> Option<String> {
+fn unencrypted_password(upstream: &UpstreamConfig) -> Option<String> {
     if !upstream.has_credentials() {
         return None;
     }
     let url = upstream.urls.iter().find(|url| url.scheme() == "http")?;
     let name = &upstream.name;
-    Some(format!("upstream.\"{name}\" has credentials and the URL {url}: they are sent unencrypted; use https"))
+    Some(format!("upstream.\"{name}\" has credentials and the URL {url}: they are sent unencrypted; use an https URL"))
 }
 
-fn anybodys_certificate(upstream: &UpstreamConfig) -> Option<String> {
+fn unverified_certificate(upstream: &UpstreamConfig) -> Option<String> {
     let over_tls = upstream.urls.iter().any(|url| url.scheme() == "https");
     (upstream.insecure_skip_verify && over_tls).then(|| {
         let name = &upstream.name;
         format!(
-            "upstream.\"{name}\" has insecure_skip_verify: whoever is on the way to it can read its passwords and \
-             change its tags; use ca_file"
+            "upstream.\"{name}\" has insecure_skip_verify: any host on the network path can read its passwords and change \
+             its tags; use ca_file instead"
         )
     })
 }
@@ -104,48 +112,51 @@ mod tests {
     const OPEN: &str = "[server]\nlisten = \":5000\"\n";
 
     #[test]
-    fn a_server_with_defaults_has_nothing_to_say() {
+    fn defaults_give_no_warning() {
         assert_eq!(Config::default().warnings(), [""; 0]);
     }
 
     #[test]
-    fn each_thing_worth_a_line_has_one() {
+    fn each_risk_gives_one_warning() {
         let cases = [
             (
                 OPEN.to_owned(),
-                "listening on :5000 without authentication: whoever reaches it may pull every image that is here or at \
-                 an upstream and push any image, under names of the default upstream that nobody has pulled yet, too ([local] namespaces prevents it); deletes are off until delete.enabled = true",
+                "listening on :5000 without authentication: every client that can connect may pull every image that is \
+                 stored here or at an upstream and push any image, even under names of the default upstream that are \
+                 not cached yet (set [local] namespaces to prevent that); deletes are off until delete.enabled = true; \
+                 set server.tls.client_ca to require client certificates",
             ),
             (
                 format!("{OPEN}[delete]\nenabled = true\n[local]\nnamespaces = [\"team/**\"]"),
-                "listening on :5000 without authentication: whoever reaches it may pull every image that is here or at \
-                 an upstream and push to the local namespaces and delete what was pushed",
+                "listening on :5000 without authentication: every client that can connect may pull every image that is \
+                 stored here or at an upstream and push to the local namespaces and delete what was pushed; set \
+                 server.tls.client_ca to require client certificates",
             ),
             (
                 format!("{OPEN}[push]\nenabled = false\n[delete]\nenabled = false"),
-                "listening on :5000 without authentication: whoever reaches it may pull every image that is here or at \
-                 an upstream",
+                "listening on :5000 without authentication: every client that can connect may pull every image that is \
+                 stored here or at an upstream; set server.tls.client_ca to require client certificates",
             ),
             (
                 "[cache]\nanswer_within = \"45s\"".to_owned(),
-                "cache.answer_within is 45s: containerd gives up after 30s without an answer; keep it below",
+                "cache.answer_within is 45s: containerd gives up after 30s without an answer; set it below 30s",
             ),
             (
                 "[cache]\ntag_ttl = \"0s\"\nstale_while_revalidate = \"1m\"".to_owned(),
-                "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every tag is asked for every time",
+                "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every pull waits for the upstream; set tag_ttl",
             ),
             (
                 "[upstream.\"a.b\"]\nurl = \"http://a.b\"\nusername = \"ann\"\npassword = \"x\"".to_owned(),
-                "upstream.\"a.b\" has credentials and the URL http://a.b/: they are sent unencrypted; use https",
+                "upstream.\"a.b\" has credentials and the URL http://a.b/: they are sent unencrypted; use an https URL",
             ),
             (
                 "[upstream.\"a.b\"]\nurl = \"https://a.b\"\ninsecure_skip_verify = true".to_owned(),
-                "upstream.\"a.b\" has insecure_skip_verify: whoever is on the way to it can read its passwords and \
-                 change its tags; use ca_file",
+                "upstream.\"a.b\" has insecure_skip_verify: any host on the network path can read its passwords and change \
+                 its tags; use ca_file instead",
             ),
             (
                 "[cache]\npin = [\"docker.io/library/*\", \"qay.io/a/b:*\"]".to_owned(),
-                "cache.pin \"qay.io/a/b:*\" matches no configured upstream: it pins nothing",
+                "cache.pin \"qay.io/a/b:*\" matches no configured upstream and pins nothing; check the host",
             ),
         ];
         for (text, warning) in cases {
@@ -154,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn deletes_are_on_for_this_machine_alone_until_somebody_says_otherwise() {
+    fn deletes_are_on_by_default_only_on_loopback() {
         let enabled = |text: &str| Config::from_toml(text, "test").unwrap().deletes_enabled();
         assert!(enabled(""));
         assert!(!enabled(OPEN));

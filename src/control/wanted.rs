@@ -3,7 +3,7 @@
 use url::form_urlencoded;
 
 use crate::oci::{Digest, Endpoint, Reference, RepoId, Route, Tag};
-use crate::resolve::{Asked, Routes};
+use crate::resolve::{RequestedRepo, Routes};
 
 /// What programs write before a name: `skopeo`, Helm.
 const TRANSPORTS: [&str; 2] = ["docker://", "oci://"];
@@ -48,8 +48,13 @@ impl Wanted {
         }
     }
 
-    pub(super) fn asked(&self) -> Asked<'_> {
-        Asked { ns: self.ns.as_deref(), host: self.host.as_deref(), prefix: self.prefix.as_deref(), name: &self.name }
+    pub(super) fn asked(&self) -> RequestedRepo<'_> {
+        RequestedRepo {
+            ns: self.ns.as_deref(),
+            host: self.host.as_deref(),
+            prefix: self.prefix.as_deref(),
+            name: &self.name,
+        }
     }
 
     /// The name as it would stand in a request's path, and the reference; our own address in front is no part of the name.

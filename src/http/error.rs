@@ -1,7 +1,9 @@
-//! Every failure as a response: the one place where status, code and outside message are decided.
+//! Every failure as a response: status, code, headers and the text that a client reads.
 //!
-//! The outside message names what a client or its user can act on, the upstream included; causes with paths and the like
-//! go to the log, once, here.
+//! This is the only place that decides the status and the code. The text is that of the error itself: [`ApiError`] here,
+//! [`UpstreamError`] in `upstream::error` (the text for an untrusted certificate is there), `PullError` in `pull::error`.
+//! Such a text names what a client can act on. Where a cause could name local files, `outside_message` replaces it here,
+//! and the cause is logged once.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -170,7 +172,7 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             UpstreamError::Denied { .. } => (Status::FORBIDDEN, Code::Denied),
             UpstreamError::RateLimited { .. } => (Status::TOO_MANY_REQUESTS, Code::TooManyRequests),
             UpstreamError::Timeout { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
-            UpstreamError::Connect { .. } | UpstreamError::LeftAlone { .. } => {
+            UpstreamError::Connect { .. } | UpstreamError::CircuitOpen { .. } => {
                 (Status::SERVICE_UNAVAILABLE, Code::Unavailable)
             }
             UpstreamError::Status { status: Status::LOOP_DETECTED, .. } => (Status::LOOP_DETECTED, Code::Unavailable),

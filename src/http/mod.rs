@@ -40,7 +40,7 @@ use tower_service::Service;
 use crate::auth::{Action, Policy, Principal};
 use crate::oci::{Endpoint, RepoId, Route, STALE_WARNING, Scope};
 use crate::pull::{PullError, Puller};
-use crate::resolve::{Asked, Routes, Rule, Target};
+use crate::resolve::{RequestedRepo, Routes, Rule, Target};
 use crate::store::Store;
 use crate::telemetry::{CacheResult, ContentKind, InFlight, Metrics};
 use crate::upstream::Hops;
@@ -152,7 +152,7 @@ async fn answer(
     let (query, hops) = (Query::of(&parts.uri), Hops::of(&parts.headers));
     let call = Call { query, hops, route: route?, principal: Principal::Anonymous, parts };
     // Whatever it asks for: its upstreams lead back here, and a question to them would wait for itself.
-    if call.hops.contain(&app.via) {
+    if call.hops.contains(&app.via) {
         return Err(ApiError::Loop);
     }
     match (call.method(), &call.route.endpoint) {
@@ -204,9 +204,9 @@ impl Call {
         self.parts.version < Version::HTTP_11
     }
 
-    fn asked(&self) -> Asked<'_> {
+    fn asked(&self) -> RequestedRepo<'_> {
         let authority = self.parts.uri.authority().map(|authority| authority.as_str());
-        Asked {
+        RequestedRepo {
             ns: self.query.get("ns"),
             host: self.header(HOST).or(authority),
             prefix: self.route.prefix.as_deref(),

@@ -19,7 +19,7 @@ use super::error::{ApiError, insert};
 use super::{App, CONTENT_DIGEST, Call};
 use crate::auth::Action;
 use crate::oci::{Algorithm, Digest, RepoId, RepoName, Scope};
-use crate::resolve::Asked;
+use crate::resolve::RequestedRepo;
 use crate::store::{self, StoreError, Upload};
 
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
@@ -52,7 +52,7 @@ pub(super) async fn start(app: &Arc<App>, call: &Call, body: Body) -> Result<Res
 async fn mount(app: &Arc<App>, call: &Call, repo: &RepoId, digest: &Digest) -> Result<bool, ApiError> {
     let source = match call.query.get("from") {
         Some(from) => {
-            let asked = Asked { name: from, prefix: None, ..call.asked() };
+            let asked = RequestedRepo { name: from, prefix: None, ..call.asked() };
             app.routes.resolve(asked, |name| app.store.is_local(name)).ok().map(|target| target.repo)
         }
         None => {

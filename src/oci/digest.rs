@@ -6,35 +6,36 @@ use std::str::FromStr;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256, Sha512};
 
-/// Digits of a sha512.
-const LONGEST_HEX: usize = 128;
+/// Hexadecimal digits of a sha512 digest, the longest one.
+const MAX_HEX_DIGITS: usize = 128;
 
-/// A registered digest algorithm that this registry stores content under.
+/// A registered digest algorithm that the registry supports (image-spec, descriptor.md, "Registered algorithms").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
     Sha256,
     Sha512,
 }
 
-/// `algorithm:encoded`, valid by construction: lower-case hex of exactly the algorithm's length.
+/// A content digest, valid by construction. As text: `algorithm:hex`, lower case, exactly as long as the algorithm's
+/// hash.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Digest {
     Sha256([u8; 32]),
     Sha512(Box<[u8; 64]>),
 }
 
-/// Text that is not a digest this registry can store.
+/// Why text is not accepted as a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    #[error("a digest is written algorithm:hex")]
+    #[error("the digest is not of the form algorithm:hex")]
     Shape,
-    #[error("the digest algorithm is not supported; sha256 and sha512 are")]
+    #[error("the digest algorithm is not supported; use sha256 or sha512")]
     Algorithm,
-    #[error("the digest's hex part has the wrong length or characters")]
+    #[error("the digest's hex part has the wrong length or characters other than 0-9 and a-f")]
     Encoded,
 }
 
-/// A running hash of one of the supported algorithms.
+/// An incremental hash of one of the supported algorithms.
 #[derive(Clone)]
 pub enum Hasher {
     Sha256(Sha256),
@@ -44,6 +45,7 @@ pub enum Hasher {
 // === impl Algorithm ===
 
 impl Algorithm {
+    /// The algorithm's name in a digest: `sha256` or `sha512`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -51,6 +53,7 @@ impl Algorithm {
         }
     }
 
+    /// A hasher of no bytes yet.
     pub fn hasher(self) -> Hasher {
         match self {
             Self::Sha256 => Hasher::Sha256(Sha256::new()),
@@ -74,6 +77,7 @@ impl FromStr for Algorithm {
 // === impl Digest ===
 
 impl Digest {
+    /// The algorithm of the digest.
     pub fn algorithm(&self) -> Algorithm {
         match self {
             Self::Sha256(_) => Algorithm::Sha256,
@@ -81,7 +85,7 @@ impl Digest {
         }
     }
 
-    /// The raw hash, 32 or 64 bytes.
+    /// The raw hash: 32 bytes for sha256, 64 bytes for sha512.
     pub fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Sha256(bytes) => bytes,
@@ -89,21 +93,21 @@ impl Digest {
         }
     }
 
-    /// The lower-case hex part, without the algorithm.
+    /// The hex part in lower case, without the algorithm.
     pub fn hex(&self) -> String {
         self.with_hex(str::to_owned)
     }
 
-    /// The digest as text, in double quotes: its entity tag (RFC 9110, 8.8.3).
+    /// The digest as an entity tag: its text in double quotes (RFC 9110, section 8.8.3).
     pub fn quoted(&self) -> Bytes {
         let quoted = self.with_hex(|hex| ["\"", self.algorithm().as_str(), ":", hex, "\""].concat());
         quoted.into()
     }
 
-    /// Every answer names a digest, so its text takes no room but the stack's.
+    /// Nearly every response contains a digest, so its hex digits are formatted on the stack.
     fn with_hex<T>(&self, use_hex: impl FnOnce(&str) -> T) -> T {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut digits = [0; LONGEST_HEX];
+        let mut digits = [0; MAX_HEX_DIGITS];
         let bytes = self.as_bytes();
         for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
             pair[0] = DIGITS[usize::from(byte >> 4)];
@@ -112,7 +116,7 @@ impl Digest {
         use_hex(str::from_utf8(&digits[..bytes.len() * 2]).unwrap_or_default())
     }
 
-    /// The inverse of [`Digest::as_bytes`].
+    /// Makes a digest from a raw hash, the inverse of [`Digest::as_bytes`]. `None` if `bytes` has the wrong length.
     pub fn from_bytes(algorithm: Algorithm, bytes: &[u8]) -> Option<Self> {
         match algorithm {
             Algorithm::Sha256 => bytes.try_into().ok().map(Self::Sha256),
@@ -120,7 +124,7 @@ impl Digest {
         }
     }
 
-    /// The digest of `bytes`.
+    /// Computes the digest of `bytes`. Large content should be hashed on the blocking pool.
     pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
         let mut hasher = algorithm.hasher();
         hasher.update(bytes);
@@ -175,6 +179,7 @@ impl fmt::Debug for Digest {
 // === impl Hasher ===
 
 impl Hasher {
+    /// Adds bytes to the hash.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
@@ -182,6 +187,7 @@ impl Hasher {
         }
     }
 
+    /// The digest of all bytes added so far.
     pub fn finish(self) -> Digest {
         match self {
             Self::Sha256(hasher) => Digest::Sha256(hasher.finalize().into()),
@@ -205,13 +211,13 @@ mod tests {
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     #[test]
-    fn the_digest_of_nothing_is_the_known_one() {
+    fn empty_content_has_the_known_digest() {
         assert_eq!(Digest::of(Algorithm::Sha256, b"").to_string(), EMPTY);
         assert_eq!(EMPTY.parse::<Digest>().unwrap(), Digest::of(Algorithm::Sha256, b""));
     }
 
     #[test]
-    fn what_is_not_a_digest_is_refused() {
+    fn invalid_digests_are_rejected() {
         let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
         for (text, error) in [
             ("", DigestError::Shape),
@@ -228,7 +234,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_prints_parses_back(bytes in prop::array::uniform32(any::<u8>()), long in any::<bool>()) {
+        fn printed_digest_parses_back(bytes in prop::array::uniform32(any::<u8>()), long in any::<bool>()) {
             let digest = if long { Digest::of(Algorithm::Sha512, &bytes) } else { Digest::Sha256(bytes) };
             prop_assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest.clone());
             prop_assert_eq!(Digest::from_bytes(digest.algorithm(), digest.as_bytes()), Some(digest));

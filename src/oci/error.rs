@@ -1,6 +1,7 @@
-//! Error codes (distribution-spec, "Error codes"; distribution's `registry/api/errcode` for those beyond it).
+//! Error codes (distribution-spec, "Error Codes"). Those that the specification lacks are from `registry/api/errcode`
+//! of distribution.
 
-/// A code of the JSON error body `{"errors":[{"code","message","detail"}]}`.
+/// The `code` of the JSON error body `{"errors":[{"code","message","detail"}]}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
     BlobUnknown,
@@ -24,6 +25,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// The code as it is sent.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BlobUnknown => "BLOB_UNKNOWN",

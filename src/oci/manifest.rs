@@ -1,58 +1,63 @@
-//! What a manifest refers to (image-spec, manifest.md and image-index.md; docker manifest v2 schema 2).
+//! Manifest references (image-spec, manifest.md and image-index.md; Docker image manifest version 2, schema 2).
 //!
-//! Only what the registry acts on is read; the bytes themselves are kept and served exactly as they came.
+//! Only the fields that the registry acts on are parsed. The manifest's bytes are stored and served unchanged.
 
 use serde::Deserialize;
 
 use super::{Digest, media_type};
 
-/// The references of one manifest, image or index.
+/// The references of one image manifest, image index or artifact manifest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
-    /// The `mediaType` field, if it has one.
+    /// The manifest's own `mediaType` field, if present.
     pub media_type: Option<String>,
-    /// Config, layers and child manifests, in order. References under an algorithm this registry does not store are left out.
+    /// Config, layers, artifact blobs and child manifests, in document order. References with an unsupported digest
+    /// algorithm are in `unsupported` instead.
     pub children: Vec<Child>,
-    /// References left out of `children`, as text.
+    /// References whose digest could not be parsed, as they appear in the manifest.
     pub unsupported: Vec<String>,
-    /// The manifest that this one is about; it need not exist.
+    /// The `subject`: the manifest that this one is attached to. It need not exist.
     pub subject: Option<Digest>,
 }
 
-/// A descriptor in a manifest.
+/// One descriptor of a manifest (image-spec, descriptor.md).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Child {
+    /// The digest of the content.
     pub digest: Digest,
-    /// Bytes, as the descriptor says.
+    /// Size in bytes, as declared by the descriptor.
     pub size: u64,
+    /// The `mediaType` of the descriptor; empty if absent.
     pub media_type: String,
-    /// Listed by an index: it is a manifest, not a blob.
+    /// Whether the descriptor is in an index's `manifests` list, and so names a manifest rather than a blob.
     pub is_manifest: bool,
-    /// May be absent: a foreign layer.
+    /// Whether the registry may lack the content: true for non-distributable (foreign) layers.
     pub optional: bool,
 }
 
+/// Why bytes are not accepted as a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    #[error("the manifest is not a JSON object of a known shape")]
+    #[error("the manifest is not a JSON object, or a field has the wrong type")]
     Shape,
-    #[error("the manifest's mediaType is {found}, but it was sent as {declared}")]
+    #[error("the manifest's mediaType is {found}, but its Content-Type is {declared}")]
     MediaType { found: String, declared: String },
-    #[error("a manifest refers to at most {} others", Manifest::MAX_CHILDREN)]
+    #[error("the manifest has more than {} references", Manifest::MAX_CHILDREN)]
     TooMany,
-    #[error("a manifest of schema version 1 is not supported")]
+    #[error("manifests of schema version 1 are not supported")]
     SchemaVersion,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Document {
+struct ManifestDocument {
     schema_version: Option<u64>,
     media_type: Option<String>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
-    /// Of the short-lived OCI artifact manifest.
+    /// Blobs of an OCI artifact manifest (`application/vnd.oci.artifact.manifest.v1+json`), which was removed before
+    /// image-spec 1.1.
     blobs: Option<Vec<Descriptor>>,
     subject: Option<Descriptor>,
 }
@@ -70,24 +75,27 @@ struct Descriptor {
 // === impl Manifest ===
 
 impl Manifest {
-    /// The largest manifest that is taken from an upstream, and so the largest that is ever served, in bytes.
+    /// Largest manifest accepted from an upstream, in bytes. No larger manifest is ever served.
     pub const MAX_LENGTH: u64 = 8 << 20;
-    /// The largest manifest that can be pushed, in bytes (distribution-spec, "Pushing manifests": at least 4 MB).
+    /// Largest manifest accepted in a push, in bytes (distribution-spec, "Pushing Manifests", asks for at least 4 MB).
     pub const MAX_PUSHED_LENGTH: u64 = 4 << 20;
 
-    /// The most references of one manifest. Real indexes have some hundreds; each costs a name in its repository.
+    /// Largest number of references of one manifest. Real indexes have a few hundred; each reference costs one link
+    /// file in its repository.
     pub const MAX_CHILDREN: usize = 4096;
 
-    /// Reads the references of a manifest.
+    /// Parses a manifest of any kind.
     ///
     /// # Errors
-    /// [`ManifestError::Shape`] for what is not a JSON object of a known shape, [`ManifestError::SchemaVersion`] for schema 1.
+    /// [`ManifestError::Shape`] if the bytes are not a JSON object or a used field has the wrong type,
+    /// [`ManifestError::SchemaVersion`] for schema version 1, [`ManifestError::TooMany`] for more than
+    /// [`Self::MAX_CHILDREN`] references.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        // serde would read a struct from a JSON array, too.
+        // serde also accepts a JSON array for a struct.
         if bytes.trim_ascii_start().first() != Some(&b'{') {
             return Err(ManifestError::Shape);
         }
-        let document: Document = serde_json::from_slice(bytes).map_err(|_| ManifestError::Shape)?;
+        let document: ManifestDocument = serde_json::from_slice(bytes).map_err(|_| ManifestError::Shape)?;
         if document.schema_version == Some(1) {
             return Err(ManifestError::SchemaVersion);
         }
@@ -109,7 +117,11 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// As [`Manifest::parse`], and its `mediaType` field must agree with the type it was sent as.
+    /// Parses a manifest and checks that its `mediaType` field, if present, equals `declared`, the `Content-Type` it
+    /// was sent with.
+    ///
+    /// # Errors
+    /// Those of [`Manifest::parse`], and [`ManifestError::MediaType`] if the types differ.
     pub fn parse_as(bytes: &[u8], declared: &str) -> Result<Self, ManifestError> {
         let manifest = Self::parse(bytes)?;
         match &manifest.media_type {
@@ -120,7 +132,8 @@ impl Manifest {
         }
     }
 
-    /// The type to serve these bytes as when nobody said: the `mediaType` field, else what the shape suggests.
+    /// The media type to serve if neither the client nor the upstream declared one: the `mediaType` field, otherwise
+    /// the index type if there are child manifests, otherwise the image manifest type.
     pub fn guess_media_type(&self) -> String {
         match &self.media_type {
             Some(found) => found.clone(),
@@ -155,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_refers_to_its_config_and_layers() {
+    fn image_children_are_config_and_layers() {
         let json = format!(
             r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"mediaType":"c","digest":"{}","size":3}},
                 "layers":[{{"mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":"{}","size":9,"urls":["x"]}}],
@@ -177,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_refers_to_manifests_even_of_unknown_algorithms() {
+    fn index_children_may_lack_media_type_or_known_algorithm() {
         let json = format!(
             r#"{{"schemaVersion":2,"manifests":[{{"digest":"{}","size":3}},{{"digest":"blake3:00","size":1}}]}}"#,
             digest("m")
@@ -189,7 +202,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_manifest_is_refused() {
+    fn artifact_manifest_blobs_are_children() {
+        let json = format!(
+            r#"{{"mediaType":"application/vnd.oci.artifact.manifest.v1+json","artifactType":"a/b",
+                "blobs":[{{"mediaType":"a/b","digest":"{}","size":3}}],"subject":{{"digest":"{}","size":1}}}}"#,
+            digest("b"),
+            digest("s")
+        );
+        let manifest = Manifest::parse(json.as_bytes()).unwrap();
+        assert_eq!(manifest.children.len(), 1);
+        assert_eq!((&manifest.children[0].digest, manifest.children[0].is_manifest), (&digest("b"), false));
+        assert_eq!(manifest.subject, Some(digest("s")));
+    }
+
+    #[test]
+    fn invalid_manifests_are_rejected() {
         for bytes in [
             "",
             "x",
@@ -228,7 +255,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_reference_is_found_in_its_order(
+        fn children_keep_document_order(
             children in prop::collection::vec(children(), 0..6),
             subject in prop::option::of(children()),
             media_type in prop::option::of("[a-z]{1,5}/[a-z]{1,5}"),

@@ -1,6 +1,7 @@
-//! The protocol as types: what a digest, a name, a tag, a route, a manifest and a range are.
+//! The distribution protocol as types: digests, names, tags, routes, manifests and ranges.
 //!
-//! No I/O and no async here. A value of one of these types is valid by construction: text is parsed once, at the edge.
+//! This module does no I/O and has no async code. Its values are valid by construction: text is parsed once, where a
+//! request or a file is read.
 
 mod digest;
 mod error;
@@ -23,6 +24,7 @@ pub use referrer::{Referrer, ReferrerIndex};
 pub use repo::{RepoId, Scope, UpstreamName};
 pub use route::{Endpoint, Route, RouteError};
 
-/// The `Warning` on what an upstream could not be asked about (RFC 7234, 5.5, as the distribution-spec uses it). A Roadstead
-/// behind another one knows it by its text.
+/// The `Warning` header of a response that was served from the cache because its upstream could not be reached (RFC
+/// 7234, section 5.5; distribution-spec, "Warnings"). A Roadstead that has another one as its upstream compares the
+/// complete value.
 pub const STALE_WARNING: &str = "299 - \"the upstream cannot be asked; this is what it last said\"";

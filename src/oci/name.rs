@@ -1,39 +1,43 @@
-//! Repository names (distribution-spec, "Pulling manifests": the `<name>` grammar).
+//! Repository names (distribution-spec, "Pulling manifests", the `<name>` grammar).
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Many clients bound host + "/" + name by 255; a name of its own is held to the same.
-const MAX_LENGTH: usize = 255;
+/// Longest name in bytes. Many clients limit `host/name` to 255 characters; a name without a host has the same limit
+/// here.
+const MAX_NAME_BYTES: usize = 255;
 
-/// A repository name: components of `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` joined by `/`, at most 255 characters.
+/// A repository name: components of the form `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` joined by `/`, at most 255 bytes.
 ///
-/// No component can begin with `.` or `_`, so a name is a safe relative path and never meets `_tags` and its like.
+/// No component begins with `.` or `_`. A name is therefore a safe relative path, and cannot collide with folders such
+/// as `_tags`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RepoName(Arc<str>);
 
-/// Text that is not a repository name.
+/// Why text is not accepted as a repository name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    #[error("the repository name is empty or longer than 255 characters")]
+    #[error("the repository name is empty or longer than {MAX_NAME_BYTES} characters")]
     Length,
-    #[error("a repository name is made of lower-case letters, digits, separators and slashes")]
+    #[error("the repository name may contain only lower-case letters, digits, and '.', '_', '-' or '/' between them")]
     Grammar,
 }
 
 // === impl RepoName ===
 
 impl RepoName {
+    /// The name as text, without a host.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
+    /// The parts between slashes, at least one, none of them empty.
     pub fn components(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
     }
 
-    /// Whether the name has no slash: `alpine`, not `library/alpine`.
+    /// Whether the name has one component, such as `alpine`, unlike `library/alpine`.
     pub fn is_single(&self) -> bool {
         !self.0.contains('/')
     }
@@ -43,7 +47,7 @@ impl FromStr for RepoName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        if text.is_empty() || text.len() > MAX_LENGTH {
+        if text.is_empty() || text.len() > MAX_NAME_BYTES {
             return Err(NameError::Length);
         }
         if text.split('/').all(|component| is_component(component.as_bytes())) {
@@ -54,7 +58,8 @@ impl FromStr for RepoName {
     }
 }
 
-/// Runs of `[a-z0-9]` with exactly one separator between them: `.`, `_`, `__` or any number of `-`.
+/// Whether `text` consists of runs of `[a-z0-9]` with one separator between each two: `.`, `_`, `__` or any number of
+/// `-`.
 fn is_component(text: &[u8]) -> bool {
     let (Some(first), Some(last)) = (text.first(), text.last()) else {
         return false;
@@ -64,7 +69,7 @@ fn is_component(text: &[u8]) -> bool {
         && separators(text).all(|run| matches!(run, b"." | b"_" | b"__") || run.iter().all(|byte| *byte == b'-'))
 }
 
-/// The maximal runs of characters that are not alphanumeric.
+/// The separators: each longest run of characters that are not alphanumeric.
 fn separators(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.chunk_by(|a, b| is_alphanumeric(*a) == is_alphanumeric(*b)).filter(|run| !is_alphanumeric(run[0]))
 }
@@ -92,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_the_spec_are_names() {
+    fn valid_names_are_accepted() {
         for name in ["a", "alpine", "library/alpine", "a.b/c_d/e__f/g-h/i---j", "0/1/2", "ghcr.io/org/app"] {
             assert_eq!(name.parse::<RepoName>().unwrap().as_str(), name);
         }
@@ -101,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_name_is_refused() {
+    fn invalid_names_are_rejected() {
         let long = "a".repeat(256);
         for name in [
             "",
@@ -137,12 +142,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_prints_parses_back(name in "[a-z0-9]{1,9}((\\.|_|__|-{1,3})[a-z0-9]{1,4}){0,3}(/[a-z0-9]{1,5}){0,4}") {
+        fn printed_name_parses_back(name in "[a-z0-9]{1,9}((\\.|_|__|-{1,3})[a-z0-9]{1,4}){0,3}(/[a-z0-9]{1,5}){0,4}") {
             prop_assert_eq!(name.parse::<RepoName>().unwrap().to_string(), name);
         }
 
         #[test]
-        fn no_input_panics_and_no_name_leaves_its_folder(text in ".{0,40}") {
+        fn no_input_panics_and_no_name_escapes_its_folder(text in ".{0,40}") {
             if let Ok(name) = text.parse::<RepoName>() {
                 prop_assert!(name.components().all(|c| !c.is_empty() && !c.starts_with('.') && !c.starts_with('_')));
             }

@@ -1,53 +1,59 @@
-//! The `Range` header (RFC 9110, section 14).
+//! The `Range` request header for bytes (RFC 9110, section 14).
 
 use std::fmt::Write;
 
-/// `bytes `, three numbers of up to 20 digits, and what is between them.
-const LONGEST_CONTENT_RANGE: usize = 68;
+/// Longest `Content-Range` value: `bytes `, three numbers of up to 20 digits, `-` and `/`.
+const MAX_CONTENT_RANGE_BYTES: usize = 68;
 
-/// One range of the header as asked for, not yet measured against a length.
+/// One range of the header, before it is compared with the length of the content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Range {
-    /// `a-b`, inclusive; the end may lie beyond the content.
+    /// `a-b`: first and last byte, both inclusive. The last byte may lie beyond the content.
     Closed(u64, u64),
-    /// `a-`
+    /// `a-`: from this byte to the end.
     From(u64),
-    /// `-n`: the last n bytes.
+    /// `-n`: the last `n` bytes.
     Last(u64),
 }
 
-/// What a `Range` header asks for. A header that does not parse is no header (RFC 9110, 14.2): the whole is served.
+/// A parsed `Range` header, at least one range. A header that cannot be parsed is ignored, and the complete content is
+/// sent (RFC 9110, section 14.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeSet(Vec<Range>);
 
-/// A satisfiable range of content whose length is known: `start < end <= length`.
+/// A satisfiable range of content of known length, in bytes: `start < end <= length`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteRange {
+    /// First byte.
     pub start: u64,
-    /// Exclusive.
+    /// One past the last byte.
     pub end: u64,
 }
 
-/// What of a content of known length is to be served.
+/// Which part of the content to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selected {
+    /// The complete content (200).
     Whole,
+    /// One range (206).
     Part(ByteRange),
-    /// Two or more.
+    /// Two or more ranges in the order of the header (206, `multipart/byteranges`).
     Parts(Vec<ByteRange>),
 }
 
-/// No part that is asked for lies within the content (RFC 9110, 15.5.17).
+/// None of the requested ranges overlaps the content (416; RFC 9110, section 15.5.17).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsatisfiable;
 
-/// More ranges than any client here sends in one request; beyond it the whole is served (RFC 9110, 14.2).
+/// Largest number of ranges in one header. No known client sends more; beyond it the complete content is sent.
 const MAX_RANGES: usize = 256;
 
 // === impl RangeSet ===
 
 impl RangeSet {
-    /// `None` where the header is to be ignored: another unit, nonsense, or too many ranges.
+    /// Parses the value of a `Range` header.
+    ///
+    /// `None` if the header is to be ignored: another unit than bytes, a malformed range, or too many ranges.
     pub fn parse(header: &str) -> Option<Self> {
         let (unit, list) = header.split_once('=')?;
         if !unit.trim().eq_ignore_ascii_case("bytes") {
@@ -63,8 +69,13 @@ impl RangeSet {
         (!ranges.is_empty() && ranges.len() <= MAX_RANGES).then_some(Self(ranges))
     }
 
-    /// The parts of content of `length` that are meant. Ranges beyond it are left out; together longer than the content,
-    /// they are served as the whole (RFC 9110, 14.2 on overlapping ranges).
+    /// Selects the requested parts of content of `length` bytes.
+    ///
+    /// Unsatisfiable ranges are skipped. Ranges that overlap so much that they are together longer than the content
+    /// select the complete content (RFC 9110, section 14.2).
+    ///
+    /// # Errors
+    /// [`Unsatisfiable`] if no range overlaps the content.
     pub fn select(&self, length: u64) -> Result<Selected, Unsatisfiable> {
         let parts: Vec<ByteRange> = self.0.iter().filter_map(|range| range.within(length)).collect();
         match parts.as_slice() {
@@ -90,7 +101,7 @@ impl Range {
         }
     }
 
-    /// The bytes of content of `length` that are meant, clamped to it; `None` where it is unsatisfiable.
+    /// Clamps the range to content of `length` bytes; `None` if it does not overlap the content.
     pub fn within(self, length: u64) -> Option<ByteRange> {
         let (start, end) = match self {
             Self::Closed(start, last) if start <= last => (start, last.saturating_add(1).min(length)),
@@ -102,7 +113,7 @@ impl Range {
     }
 }
 
-/// Digits only (no sign); a number too large for u64 lies beyond any content.
+/// Parses digits without a sign. A number too large for `u64` lies beyond any content.
 fn number(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -113,22 +124,25 @@ fn number(text: &str) -> Option<u64> {
 // === impl ByteRange ===
 
 impl ByteRange {
+    /// The range of all bytes of content of `length` bytes. Empty for `length` 0.
     pub fn whole(length: u64) -> Self {
         Self { start: 0, end: length }
     }
 
+    /// Number of bytes.
     pub fn len(&self) -> u64 {
         self.end - self.start
     }
 
+    /// Whether the range has no bytes: only the complete range of empty content.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// The `Content-Range` value (RFC 9110, 14.4).
+    /// The `Content-Range` value of this range in content of `length` bytes (RFC 9110, section 14.4).
     pub fn content_range(&self, length: u64) -> String {
-        let mut text = String::with_capacity(LONGEST_CONTENT_RANGE);
-        // To a string it cannot fail.
+        let mut text = String::with_capacity(MAX_CONTENT_RANGE_BYTES);
+        // Writing to a `String` cannot fail.
         let _ = write!(text, "bytes {}-{}/{length}", self.start, self.end.saturating_sub(1));
         text
     }
@@ -161,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_parse_is_ignored() {
+    fn malformed_headers_are_ignored() {
         for header in [
             "",
             "bytes",
@@ -181,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn several_ranges_are_selected_in_order_without_those_beyond() {
+    fn several_ranges_keep_order_and_skip_unsatisfiable_ones() {
         let select = |header: &str| RangeSet::parse(header).unwrap().select(100);
         let part = |start, end| ByteRange { start, end };
         assert_eq!(select("bytes=50-59,0-9,200-"), Ok(Selected::Parts(vec![part(50, 60), part(0, 10)])));
@@ -190,9 +204,17 @@ mod tests {
         assert_eq!(select("bytes=0-,0-,0-"), Ok(Selected::Whole));
     }
 
+    #[test]
+    fn overlapping_ranges_are_accepted() {
+        let select = |header: &str| RangeSet::parse(header).unwrap().select(100);
+        assert_eq!(select("bytes=0-60,40-80,50-99"), Ok(Selected::Whole));
+        let parts = [(0, 11), (5, 16), (8, 21)].map(|(start, end)| ByteRange { start, end });
+        assert_eq!(select("bytes=0-10,5-15,8-20"), Ok(Selected::Parts(parts.to_vec())));
+    }
+
     proptest! {
         #[test]
-        fn a_satisfied_range_lies_within_the_content(text in "(bytes=)?[0-9,\\- ]{0,30}", length in any::<u64>()) {
+        fn selected_range_lies_within_the_content(text in "(bytes=)?[0-9,\\- ]{0,30}", length in any::<u64>()) {
             for range in RangeSet::parse(&text).iter().flat_map(|set| &set.0) {
                 if let Some(range) = range.within(length) {
                     prop_assert!(range.start < range.end && range.end <= length);
@@ -201,7 +223,7 @@ mod tests {
         }
 
         #[test]
-        fn what_prints_parses_back(
+        fn printed_ranges_parse_back(
             ranges in prop::collection::vec((any::<u64>(), any::<u64>(), 0..3_u8), 1..9),
             length in any::<u64>(),
         ) {

@@ -1,4 +1,4 @@
-//! Tags and references (distribution-spec, "Pulling manifests": the `<reference>` grammar).
+//! Tags and references (distribution-spec, "Pulling manifests", the `<reference>` grammar).
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,23 +6,28 @@ use std::sync::Arc;
 
 use super::{Digest, DigestError};
 
-/// `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`: a safe file name of at most 128 bytes.
+/// Longest tag in bytes.
+const MAX_TAG_BYTES: usize = 128;
+
+/// A tag of the form `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`, which is a safe file name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(Arc<str>);
 
-/// Text that is not a tag.
+/// The text is not a tag.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a tag is up to 128 letters, digits, dots, dashes and underscores and begins with neither dot nor dash")]
+#[error(
+    "the tag may contain only letters, digits, '.', '-' and '_', may not begin with '.' or '-', and has 1 to 128 characters"
+)]
 pub struct TagError;
 
-/// What follows `/manifests/`: a tag or a digest, nothing else.
+/// The last component of a manifest's path: a tag or a digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
     Tag(Tag),
     Digest(Digest),
 }
 
-/// Text that is neither a tag nor a digest.
+/// Why text is neither a tag nor a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
     #[error(transparent)]
@@ -34,6 +39,7 @@ pub enum ReferenceError {
 // === impl Tag ===
 
 impl Tag {
+    /// The tag as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -47,7 +53,9 @@ impl FromStr for Tag {
         let word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
         match bytes.split_first() {
             Some((first, rest))
-                if bytes.len() <= 128 && word(first) && rest.iter().all(|b| word(b) || matches!(b, b'.' | b'-')) =>
+                if bytes.len() <= MAX_TAG_BYTES
+                    && word(first)
+                    && rest.iter().all(|b| word(b) || matches!(b, b'.' | b'-')) =>
             {
                 Ok(Self(text.into()))
             }
@@ -73,7 +81,7 @@ impl fmt::Debug for Tag {
 impl FromStr for Reference {
     type Err = ReferenceError;
 
-    /// A tag has no colon and a digest always has one, so the colon decides which error a bad one gets.
+    /// A tag has no colon and a digest has one, so the colon decides which of the two errors is returned.
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
         if text.contains(':') { Ok(Self::Digest(text.parse()?)) } else { Ok(Self::Tag(text.parse()?)) }
     }
@@ -95,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_are_told_from_what_is_not() {
+    fn tags_are_validated() {
         let longest = "t".repeat(128);
         for tag in ["latest", "v1.2.3", "_x", "A-B.c", "3", &longest] {
             assert!(tag.parse::<Tag>().is_ok(), "{tag:?}");
@@ -107,14 +115,14 @@ mod tests {
     }
 
     #[test]
-    fn a_colon_makes_it_a_digest() {
+    fn reference_with_a_colon_is_a_digest() {
         assert!(matches!("sha256:zz".parse::<Reference>(), Err(ReferenceError::Digest(_))));
         assert!(matches!(".x".parse::<Reference>(), Err(ReferenceError::Tag(_))));
     }
 
     proptest! {
         #[test]
-        fn what_prints_parses_back(text in "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}") {
+        fn printed_tag_parses_back(text in "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}") {
             prop_assert_eq!(text.parse::<Reference>().unwrap().to_string(), text);
         }
 

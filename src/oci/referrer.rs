@@ -1,4 +1,5 @@
-//! Descriptors of referrers (distribution-spec, "Listing Referrers").
+//! Descriptors of referrers, the manifests that name another manifest as their `subject` (distribution-spec, "Listing
+//! Referrers").
 
 use std::collections::BTreeMap;
 
@@ -7,35 +8,42 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Digest, media_type};
 
-/// What a list of referrers says of one manifest.
+/// One descriptor in a list of referrers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Referrer {
+    /// The media type of the manifest.
     pub media_type: String,
+    /// The digest of the manifest.
     pub digest: String,
-    /// Bytes.
+    /// Size of the manifest in bytes.
     pub size: u64,
+    /// The artifact type, which clients can filter by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
+    /// The annotations of the manifest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
 }
 
-/// An image index of referrers, as it is sent and as upstreams send it.
+/// The response body of the referrers endpoint: an image index.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReferrerIndex {
+    /// 2 in an index of this server.
     #[serde(default)]
     pub schema_version: u32,
+    /// The type of an OCI image index, in an index of this server.
     #[serde(default)]
     pub media_type: String,
+    /// The referrers.
     #[serde(default)]
     pub manifests: Vec<Referrer>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Document {
+struct ReferrerDocument {
     #[serde(default, deserialize_with = "lenient")]
     artifact_type: Option<String>,
     #[serde(default, deserialize_with = "lenient")]
@@ -44,7 +52,7 @@ struct Document {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-/// What is not of the right shape is not there: the manifest was taken all the same.
+/// Reads a field of an unexpected type as absent: the manifest was accepted without checking these fields.
 fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Option<T>, D::Error> {
     Ok(serde_json::from_value(serde_json::Value::deserialize(deserializer)?).ok())
 }
@@ -56,10 +64,10 @@ struct Config {
 }
 
 impl Referrer {
-    /// The descriptor of a manifest; `None` if it cannot be read.
+    /// Describes the manifest `bytes`. `None` if they are not a JSON object.
     pub fn of(digest: &Digest, media_type: &str, bytes: &[u8]) -> Option<Self> {
-        let document: Document = serde_json::from_slice(bytes).ok()?;
-        // An image manifest without the field is known by its config; an index without it has none.
+        let document: ReferrerDocument = serde_json::from_slice(bytes).ok()?;
+        // The type of an image manifest without `artifactType` is its config's media type. An index has no config.
         let config = document.config.and_then(|config| config.media_type);
         let artifact_type = document.artifact_type.filter(|kind| !kind.is_empty()).or(config);
         Some(Self {
@@ -71,14 +79,15 @@ impl Referrer {
         })
     }
 
-    /// Bytes of its texts, as JSON writes them at worst: an escape takes six for one.
+    /// Upper bound for the bytes of this descriptor's texts in JSON, where an escaped control character takes six
+    /// bytes.
     pub fn weight(&self) -> usize {
         let annotations = self.annotations.iter().flatten().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
         let own = [self.media_type.as_str(), self.digest.as_str(), self.artifact_type.as_deref().unwrap_or_default()];
         annotations.chain(own).map(json_length).sum()
     }
 
-    /// Whether a filter on the artifact type keeps it.
+    /// Whether the descriptor passes the filter `artifactType=<wanted>`. `None` passes everything.
     pub fn is_of_type(&self, wanted: Option<&str>) -> bool {
         wanted.is_none_or(|wanted| self.artifact_type.as_deref() == Some(wanted))
     }
@@ -89,7 +98,10 @@ fn json_length(text: &str) -> usize {
 }
 
 impl ReferrerIndex {
-    /// Reads a list that somebody else wrote: what is no descriptor in it is left out, and no list is an empty one.
+    /// Reads an index sent by an upstream. Entries that are not descriptors are skipped, and an index without a list is
+    /// empty.
+    ///
+    /// `None` if `bytes` is not a JSON object.
     pub fn read(bytes: &[u8]) -> Option<Self> {
         let document: serde_json::Value = serde_json::from_slice(bytes).ok()?;
         let listed = document.as_object()?.get("manifests").and_then(|listed| listed.as_array());
@@ -98,14 +110,15 @@ impl ReferrerIndex {
         Some(Self::new(referrers.filter(|referrer| referrer.digest.parse::<Digest>().is_ok()).collect()))
     }
 
+    /// An index of these descriptors.
     pub fn new(manifests: Vec<Referrer>) -> Self {
         Self { schema_version: 2, media_type: media_type::OCI_INDEX.to_owned(), manifests }
     }
 }
 
 impl Digest {
-    /// The tag under which clients keep referrers where there is no referrers API: `<alg>-<hex>`, the algorithm cut at 32
-    /// characters and the hex part at 64 (distribution-spec, "Referrers Tag Schema").
+    /// The tag under which clients store referrers in a registry without the referrers endpoint: `<alg>-<hex>`, the hex
+    /// part cut at 64 characters (distribution-spec, "Referrers Tag Schema").
     pub fn referrers_tag(&self) -> String {
         let mut hex = self.hex();
         hex.truncate(64);
@@ -125,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn the_type_is_the_manifests_own_or_its_configs() {
+    fn artifact_type_falls_back_to_the_config_type() {
         assert_eq!(artifact_type(r#"{"artifactType":"a/b","config":{"mediaType":"c/d"}}"#).as_deref(), Some("a/b"));
         assert_eq!(artifact_type(r#"{"config":{"mediaType":"c/d"}}"#).as_deref(), Some("c/d"));
         assert_eq!(artifact_type(r#"{"manifests":[]}"#), None);
     }
 
     #[test]
-    fn the_fallback_tag_is_a_tag_whatever_the_algorithm() {
+    fn referrers_tag_is_a_valid_tag_for_every_algorithm() {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let tag = Digest::of(algorithm, b"x").referrers_tag();
             assert!(tag.parse::<Tag>().is_ok());
@@ -155,14 +168,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_listed_reads_back(manifests in prop::collection::vec(referrers(), 0..4)) {
+        fn index_reads_back(manifests in prop::collection::vec(referrers(), 0..4)) {
             let index = ReferrerIndex::new(manifests.clone());
             let json = serde_json::to_vec(&index).unwrap();
             prop_assert_eq!(serde_json::from_slice::<ReferrerIndex>(&json).unwrap().manifests, manifests);
         }
 
         #[test]
-        fn what_a_manifest_says_of_itself_is_what_is_listed(wanted in referrers()) {
+        fn descriptor_repeats_the_manifests_own_fields(wanted in referrers()) {
             let json = serde_json::json!({"artifactType": wanted.artifact_type, "annotations": wanted.annotations}).to_string();
             let digest: Digest = wanted.digest.parse().unwrap();
             let found = Referrer::of(&digest, &wanted.media_type, json.as_bytes()).unwrap();

@@ -1,59 +1,65 @@
-//! Which endpoint of the distribution API a path means (distribution-spec, "Endpoints").
+//! Routes: which endpoint of the distribution API a path names (distribution-spec, "Endpoints").
 //!
-//! The path is read raw: a router that decodes `%2F` would let a name hide a slash, and one with a wildcard cannot stand
-//! in mid-path. Names are left as text, for the part of one that names an upstream is no repository name.
+//! The path is parsed without percent-decoding. A router that decodes `%2F` would allow a slash inside a name, and a
+//! router with wildcards has none in the middle of a path. Names stay text here, because their first component may be
+//! the host of an upstream.
 
-/// Of a path, as a rule.
-const COMPONENTS: usize = 8;
+/// Components of a usual path, for the capacity of a list.
+const USUAL_COMPONENTS: usize = 8;
 
 /// A parsed path: `[/<prefix>]/v2/<name>/<endpoint>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The component before `/v2`, which Docker and containerd make of a mirror URL with a path.
+    /// The component before `/v2`, if present. Docker and containerd send one for a mirror URL that has a path.
     pub prefix: Option<String>,
-    /// The repository name as sent, upstream part included; empty for [`Endpoint::Base`] and [`Endpoint::Catalog`].
+    /// The repository name as sent, possibly with the host of an upstream in front. Empty for [`Endpoint::Base`] and
+    /// [`Endpoint::Catalog`].
     pub name: String,
+    /// The endpoint.
     pub endpoint: Endpoint,
 }
 
-/// An endpoint with its last component as sent, to be parsed where its error is known.
+/// An endpoint, with the last component of the path as sent. Handlers parse it, as its error depends on the endpoint.
+/// The numbers are those of the distribution-spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// end-1
+    /// `GET /v2/` (end-1).
     Base,
+    /// `GET /v2/_catalog`, of distribution; not in the specification.
     Catalog,
-    /// end-8
+    /// `GET …/tags/list` (end-8).
     Tags,
-    /// end-3, end-7, end-9: a tag or digest
+    /// `…/manifests/<reference>` (end-3, end-7, end-9), with a tag or digest.
     Manifest(String),
-    /// end-2, end-10: a digest
+    /// `…/blobs/<digest>` (end-2, end-10).
     Blob(String),
-    /// end-4, end-11
+    /// `POST …/blobs/uploads/` (end-4, end-11).
     Uploads,
-    /// end-5, end-6, end-13, end-14: a session
+    /// `…/blobs/uploads/<session>` (end-5, end-6, end-13, end-14).
     Upload(String),
-    /// end-12: a digest
+    /// `…/referrers/<digest>` (end-12).
     Referrers(String),
 }
 
+/// Why a path names no endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
-    /// Escapes, empty or dot components: nothing this API has.
-    #[error("the path has an escape, an empty component or a dot component")]
+    /// The path contains a percent sign, or an empty, `.` or `..` component.
+    #[error("the path has a percent-encoded character, an empty component or a '.' or '..' component")]
     Malformed,
-    #[error("no such endpoint; the registry is at /v2/")]
+    #[error("the path is not an endpoint of the registry API, which is below /v2/")]
     Unknown,
 }
 
 impl Route {
-    /// Parses the raw path of a request target.
+    /// Parses the path of a request target, without its query and not percent-decoded.
     pub fn parse(path: &str) -> Result<Self, RouteError> {
         let path = path.strip_prefix('/').filter(|path| !path.is_empty()).ok_or(RouteError::Unknown)?;
         let (path, trailing_slash) = match path.strip_suffix('/') {
             Some(path) => (path, true),
             None => (path, false),
         };
-        let mut parts = Vec::with_capacity(COMPONENTS);
+        let mut parts = Vec::with_capacity(USUAL_COMPONENTS);
         parts.extend(path.split('/'));
         if path.contains('%') || parts.iter().any(|part| matches!(*part, "" | "." | "..")) {
             return Err(RouteError::Malformed);
@@ -83,7 +89,7 @@ impl Route {
 }
 
 impl Endpoint {
-    /// The `handler` label that distribution's own metrics use.
+    /// The `handler` label in metrics, with the values that distribution uses.
     pub fn handler(&self) -> &'static str {
         match self {
             Self::Base => "base",
@@ -125,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_before_v2_and_a_host_after_it_are_kept_apart() {
+    fn prefix_and_host_in_the_name_are_separate() {
         let (prefix, name, _) = parsed("/docker.io/v2/library/alpine/manifests/3");
         assert_eq!((prefix.as_deref(), name.as_str()), (Some("docker.io"), "library/alpine"));
         let (prefix, name, _) = parsed("/v2/docker.io/v2/library/alpine/manifests/3");
@@ -134,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_may_be_called_like_an_endpoint() {
+    fn repository_name_may_contain_endpoint_words() {
         assert_eq!(parsed("/v2/a/manifests/tags/list").1, "a/manifests");
         assert_eq!(parsed("/v2/tags/manifests/list").1, "tags");
         assert_eq!(parsed("/v2/blobs/blobs/sha256:1").1, "blobs");
@@ -171,7 +177,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_path_is_taken_apart_as_it_was_put_together(
+        fn formatted_path_parses_back(
             prefix in prop::option::of("[a-uw-z][a-z.]{0,9}"),
             name in "[a-z0-9]{1,5}(/(v2|tags|blobs|uploads|manifests|[a-z0-9]{1,5})){0,3}",
             last in "[a-zA-Z0-9_:][a-zA-Z0-9_:.-]{0,20}",

@@ -139,7 +139,7 @@ impl Puller {
         if self.hops.is_empty() {
             return Ok(upstream.clone());
         }
-        Ok(Arc::new(upstream.behind(self.hops.clone())))
+        Ok(Arc::new(upstream.with_hops(self.hops.clone())))
     }
 
     /// Whether an upstream is asked at present, or left alone after failures; `None` for one that is not configured.
@@ -231,7 +231,7 @@ impl Inner {
         match error {
             PullError::NotFound => self.remember_absent(&source.repo, Reference::Digest(digest.clone())),
             // None says anything of the next request; the breaker remembers for itself.
-            PullError::GivenUp | PullError::Busy { .. } | PullError::Upstream(UpstreamError::LeftAlone { .. }) => {}
+            PullError::GivenUp | PullError::Busy { .. } | PullError::Upstream(UpstreamError::CircuitOpen { .. }) => {}
             error => self.failures.insert((source.clone(), digest.clone()), error.clone()),
         }
     }

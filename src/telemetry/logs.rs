@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::TryInitError;
 use tracing_subscriber::{fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use super::writer::{Flush, LineWriter};
+use super::writer::{FlushGuard, LineWriter};
 use crate::config::LogFormat;
 
 /// What is logged without `RUST_LOG`.
@@ -23,7 +23,7 @@ pub enum LogError {
 }
 
 /// Once in a process. Lines that wait are written when the guard is dropped.
-pub fn init(format: LogFormat) -> Result<Flush, LogError> {
+pub fn init(format: LogFormat) -> Result<FlushGuard, LogError> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter).map_err(LogError::Filter)?,
         _ => EnvFilter::new(DEFAULT_FILTER),

@@ -14,4 +14,4 @@ mod writer;
 pub use metrics::{InFlight, Metrics};
 pub use outcome::{CacheResult, ContentKind, StorageClass};
 pub use storage::StorageReading;
-pub use writer::Flush;
+pub use writer::FlushGuard;

@@ -1,8 +1,8 @@
-//! Log lines on their way out, without a worker of the runtime ever waiting for whoever reads them.
+//! Writes log lines in a thread of its own, so that no async worker waits for a slow terminal or log collector.
 //!
-//! Lines go through a queue to a thread of their own. The queue is bounded in lines and in bytes; what does not fit
-//! is dropped and counted, and the count is written as soon as there is room again. A stalled terminal or log
-//! collector thus costs lines, never requests or memory.
+//! Lines pass through a queue that is bounded in lines and in bytes. A line that does not fit is dropped and counted,
+//! and the thread writes the number of dropped lines after the next line that it writes. If the output stalls, log
+//! lines are lost, but no request waits and memory stays bounded.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -13,60 +13,65 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-const MOST_LINES: usize = 8192;
-const MOST_BYTES: usize = 4 << 20;
-/// How long the end of the process waits for lines that nobody reads.
-const FLUSH_WITHIN: Duration = Duration::from_secs(1);
-/// How often the end of the process looks for room in a full queue.
-const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(5);
+/// Lines that wait to be written, at most.
+const MAX_QUEUED_LINES: usize = 8192;
+/// Bytes of the lines that wait to be written, at most.
+const MAX_QUEUED_BYTES: usize = 4 << 20;
+/// How long the end of the process waits for queued lines to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often the end of the process checks whether a full queue has room for the flush request.
+const FULL_QUEUE_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-enum Message {
+enum QueueItem {
     Line(Vec<u8>),
-    /// Everything before it is written: say so.
+    /// Asks the thread to confirm that everything before this item was written.
     Flush(SyncSender<()>),
 }
 
-/// Takes whole lines from any thread; clones share one queue.
+/// Accepts complete lines from any thread. Clones share one queue.
 #[derive(Clone)]
 pub struct LineWriter {
-    queue: SyncSender<Message>,
-    counts: Arc<Counts>,
+    queue: SyncSender<QueueItem>,
+    counts: Arc<QueueCounts>,
 }
 
 #[derive(Default)]
-struct Counts {
-    /// Added to by writers, subtracted from by the thread.
+struct QueueCounts {
+    /// Increased by writers, decreased by the thread.
     queued_bytes: AtomicUsize,
-    /// Added to by writers, taken by the thread.
+    /// Increased by writers, reset by the thread.
     dropped_lines: AtomicU64,
 }
 
-/// Writes what is queued when it is dropped, as far as that is possible within a second.
-#[must_use = "dropping it ends the wait for lines"]
-pub struct Flush(SyncSender<Message>);
+/// On drop, waits until the queued lines are written, at most one second.
+#[must_use = "dropping it waits until queued lines are written"]
+pub struct FlushGuard(SyncSender<QueueItem>);
 
 // === impl LineWriter ===
 
 impl LineWriter {
-    /// A thread that writes to `out` for as long as there is somebody to write lines. `dropped` is the line that says
-    /// how many were.
-    pub fn start(out: impl Write + Send + 'static, dropped: fn(u64) -> String) -> io::Result<(Self, Flush)> {
-        let (queue, lines) = sync_channel(MOST_LINES);
-        let counts = Arc::<Counts>::default();
+    /// Starts a thread that writes lines to `out` until every [`LineWriter`] and the guard are dropped. `dropped`
+    /// formats the line that reports a number of dropped lines.
+    ///
+    /// # Errors
+    /// If the thread cannot be started.
+    pub fn start(out: impl Write + Send + 'static, dropped: fn(u64) -> String) -> io::Result<(Self, FlushGuard)> {
+        let (queue, lines) = sync_channel(MAX_QUEUED_LINES);
+        let counts = Arc::<QueueCounts>::default();
         let writer = Self { queue: queue.clone(), counts: counts.clone() };
         thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || write_lines(&lines, &counts, out, dropped))?;
-        Ok((writer, Flush(queue)))
+        Ok((writer, FlushGuard(queue)))
     }
 }
 
 impl Write for LineWriter {
-    /// Takes the whole line or drops it; never waits, never fails.
+    /// Queues or drops the complete line. Never waits and never fails.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let queued = self.counts.queued_bytes.fetch_add(line.len(), Ordering::Relaxed);
-        let fits = queued + line.len() <= MOST_BYTES;
-        if !fits || self.queue.try_send(Message::Line(line.to_vec())).is_err() {
+        let fits = queued + line.len() <= MAX_QUEUED_BYTES;
+        if !fits || self.queue.try_send(QueueItem::Line(line.to_vec())).is_err() {
             self.counts.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
             self.counts.dropped_lines.fetch_add(1, Ordering::Relaxed);
         }
@@ -86,29 +91,29 @@ impl MakeWriter<'_> for LineWriter {
     }
 }
 
-// === impl Flush ===
+// === impl FlushGuard ===
 
-impl Drop for Flush {
+impl Drop for FlushGuard {
     fn drop(&mut self) {
         let (done, wait) = sync_channel(1);
-        let end = Instant::now() + FLUSH_WITHIN;
-        let mut message = Message::Flush(done);
+        let end = Instant::now() + FLUSH_TIMEOUT;
+        let mut message = QueueItem::Flush(done);
         while let Err(TrySendError::Full(unsent)) = self.0.try_send(message) {
             if Instant::now() >= end {
                 return;
             }
             message = unsent;
-            thread::sleep(FULL_QUEUE_PAUSE);
+            thread::sleep(FULL_QUEUE_POLL_INTERVAL);
         }
         let _ = wait.recv_timeout(end.saturating_duration_since(Instant::now()));
     }
 }
 
-fn write_lines(lines: &Receiver<Message>, counts: &Counts, mut out: impl Write, dropped: fn(u64) -> String) {
-    // Errors have nowhere to go: this is where they would be written.
+fn write_lines(lines: &Receiver<QueueItem>, counts: &QueueCounts, mut out: impl Write, dropped: fn(u64) -> String) {
+    // Write errors are ignored: the log is where they would be reported.
     for message in lines {
         match message {
-            Message::Line(line) => {
+            QueueItem::Line(line) => {
                 let _ = out.write_all(&line);
                 counts.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
                 let lost = counts.dropped_lines.swap(0, Ordering::Relaxed);
@@ -116,7 +121,7 @@ fn write_lines(lines: &Receiver<Message>, counts: &Counts, mut out: impl Write, 
                     let _ = writeln!(out, "{}", dropped(lost));
                 }
             }
-            Message::Flush(done) => {
+            QueueItem::Flush(done) => {
                 let _ = out.flush();
                 let _ = done.send(());
             }
@@ -131,9 +136,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Shared(Arc<Mutex<Vec<u8>>>);
+    struct SharedOutput(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Shared {
+    impl Write for SharedOutput {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -145,8 +150,8 @@ mod tests {
     }
 
     #[test]
-    fn every_line_is_written_in_order_before_the_guard_is_gone() {
-        let out = Shared::default();
+    fn guard_writes_every_line_in_order() {
+        let out = SharedOutput::default();
         let (mut writer, flush) = LineWriter::start(out.clone(), |lost| format!("{lost} dropped")).unwrap();
         for number in 0..1000 {
             writeln!(writer.make_writer(), "{number}").unwrap();
@@ -158,19 +163,19 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stalls_costs_lines_and_neither_time_nor_memory() {
-        let out = Shared::default();
+    fn stalled_output_drops_lines_and_bounds_memory() {
+        let out = SharedOutput::default();
         let stalled = out.0.lock();
         let (mut writer, flush) = LineWriter::start(out.clone(), |lost| format!("{lost} dropped")).unwrap();
         let line = vec![b'x'; 64 << 10];
         for _ in 0..1000 {
             writer.write_all(&line).unwrap();
         }
-        assert!(writer.counts.queued_bytes.load(Ordering::Relaxed) <= MOST_BYTES);
+        assert!(writer.counts.queued_bytes.load(Ordering::Relaxed) <= MAX_QUEUED_BYTES);
         drop(stalled);
         drop(flush);
         let written = String::from_utf8(out.0.lock().clone()).unwrap();
         assert!(written.contains(" dropped\n"));
-        assert!(written.len() < MOST_BYTES + 1024);
+        assert!(written.len() < MAX_QUEUED_BYTES + 1024);
     }
 }

@@ -1,9 +1,9 @@
-//! Answering challenges: which `Authorization` a request gets, and what to do when it is refused.
+//! Authentication towards an upstream: which `Authorization` a request gets, and what happens when it is refused.
 //!
-//! The first request to a host goes out bare; its challenge is remembered, so that later ones carry a token at once.
-//! A remembered challenge with an old token may be refused in many ways (401; ECR: 403; public ECR: 400; nvcr.io: a
-//! 401 with another realm that does not work). The answer is always the same and happens once: forget both, ask bare
-//! again, and answer the challenge that comes then.
+//! The first request to a host has no `Authorization`. The challenge in its response is remembered, so that later
+//! requests carry a token from the start. Registries refuse an expired token in different ways (401; ECR: 403; public
+//! ECR: 400; nvcr.io: a 401 with a realm that does not work). The reaction is always the same and happens once: forget
+//! the token and the challenge, send the request without `Authorization`, and answer the new challenge.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,175 +15,189 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::challenge::{self, Bearer, Challenge};
-use super::client::Wire;
+use super::client::HttpClients;
 use super::credentials::{Account, Credentials, Keyring};
 use super::error::UpstreamError;
 use super::token::{Token, TokenKey, Tokens};
 use super::trust::{Origin, Trust};
 
-const MOST_CHALLENGES: u64 = 10_000;
+/// Challenges remembered per upstream, at most.
+const MAX_CHALLENGES: u64 = 10_000;
 
-/// What one upstream's hosts want to see, and what we have to show.
+/// Authenticates the requests of one upstream.
 pub(super) struct Authorizer {
     upstream: Arc<str>,
     trust: Arc<Trust>,
     keyring: Arc<Keyring>,
     tokens: Tokens,
-    /// By origin; and by repository too where the challenge is good for one repository only.
-    challenges: Cache<(Origin, Option<String>), Arc<Known>>,
-    /// So that a token server that may not see our credentials is named in the log once.
+    /// By origin, and also by repository if the challenge is valid for one repository only.
+    challenges: Cache<(Origin, Option<String>), Arc<KnownChallenge>>,
+    /// Whether a token server that may not see the credentials was already reported, so that this is logged once.
     warned: AtomicBool,
 }
 
-/// For whom and where a request is authorized.
+/// What a request is authorized for.
 #[derive(Clone, Copy)]
-pub(super) struct Subject<'a> {
+pub(super) struct AuthTarget<'a> {
     pub(super) url: &'a Url,
     pub(super) repository: &'a str,
-    /// Whether this is the upstream itself, not a host that it redirected us to: only it may see credentials.
-    pub(super) own: bool,
+    /// Whether the URL is the upstream's own rather than one it redirected to. Only the upstream itself may see
+    /// credentials.
+    pub(super) is_upstream: bool,
 }
 
-/// A challenge that was met before.
-enum Known {
+/// A challenge of an earlier response.
+enum KnownChallenge {
     Basic,
-    Bearer { realm: Url, service: Option<String>, scope: Scope },
+    Bearer { realm: Url, service: Option<String>, scope: TokenScope },
 }
 
-enum Scope {
-    /// `repository:<the repository asked for>:pull`
+enum TokenScope {
+    /// `repository:<requested repository>:pull`
     Pull,
-    /// As it stands in the challenge (`aws`, `*`).
+    /// The literal scope of the challenge, such as `aws` or `*`.
     Literal(String),
 }
 
-/// An `Authorization` and where it comes from.
+/// An `Authorization` header and its source.
 pub(super) struct Grant {
     pub(super) header: HeaderValue,
     source: GrantSource,
 }
 
 enum GrantSource {
-    Own(Arc<Credentials>),
+    Credentials(Arc<Credentials>),
     Token(TokenKey, Arc<Token>),
 }
 
 // === impl Authorizer ===
 
 impl Authorizer {
+    /// An authorizer that has seen no challenge yet.
     pub(super) fn new(upstream: &Arc<str>, trust: &Arc<Trust>, keyring: Arc<Keyring>, tokens: Tokens) -> Self {
         Self {
             upstream: upstream.clone(),
             trust: trust.clone(),
             keyring,
             tokens,
-            challenges: Cache::new(MOST_CHALLENGES),
+            challenges: Cache::new(MAX_CHALLENGES),
             warned: AtomicBool::new(false),
         }
     }
 
-    /// What a request can carry from the start, by the challenges met so far.
-    pub(super) async fn foresee(
+    /// The `Authorization` for a first request, by the challenges of earlier responses from the host. `None`: there was
+    /// none.
+    pub(super) async fn authorize_early(
         &self,
-        wire: &Wire,
-        subject: Subject<'_>,
+        clients: &HttpClients,
+        target: AuthTarget<'_>,
         deadline: Instant,
     ) -> Result<Option<Grant>, UpstreamError> {
-        let origin = Origin::of(subject.url);
-        let narrow = self.challenges.get(&(origin.clone(), Some(subject.repository.to_owned())));
-        match narrow.or_else(|| self.challenges.get(&(origin, None))) {
+        let origin = Origin::of(target.url);
+        let for_one_repository = self.challenges.get(&(origin.clone(), Some(target.repository.to_owned())));
+        match for_one_repository.or_else(|| self.challenges.get(&(origin, None))) {
             Some(known) => {
-                let own = self.own(subject, deadline).await?;
-                self.grant(wire, subject, own, &known, deadline).await
+                let credentials = self.credentials(target, deadline).await?;
+                self.grant(clients, target, credentials, &known, deadline).await
             }
             None => Ok(None),
         }
     }
 
-    /// The answer to the challenge in `headers`, which is remembered. `None` where there is none: no challenge that we
-    /// know, or one for a password that we do not have.
+    /// Answers the challenge in `headers`, and remembers it. `None` if there is no known challenge, or if it requires a
+    /// password and there is none.
     pub(super) async fn answer(
         &self,
-        wire: &Wire,
-        subject: Subject<'_>,
+        clients: &HttpClients,
+        target: AuthTarget<'_>,
         headers: &HeaderMap,
         deadline: Instant,
     ) -> Result<Option<Grant>, UpstreamError> {
-        let own = self.own(subject, deadline).await?;
-        let Some((known, narrow)) = choose(subject, own.is_some(), challenge::parse(headers)) else {
+        let credentials = self.credentials(target, deadline).await?;
+        let Some((known, for_one_repository)) = choose(target, credentials.is_some(), challenge::parse(headers)) else {
             return Ok(None);
         };
-        if let Known::Bearer { realm, .. } = &known {
+        if let KnownChallenge::Bearer { realm, .. } = &known {
             let checked = self.trust.check_address(realm);
             checked.map_err(|error| UpstreamError::bad(&self.upstream, error.to_string()))?;
         }
         let known = Arc::new(known);
-        let key = (Origin::of(subject.url), narrow.then(|| subject.repository.to_owned()));
+        let key = (Origin::of(target.url), for_one_repository.then(|| target.repository.to_owned()));
         self.challenges.insert(key, known.clone());
-        self.grant(wire, subject, own, &known, deadline).await
+        self.grant(clients, target, credentials, &known, deadline).await
     }
 
-    /// Whether a refused request is worth asking again from scratch; if so, what it was refused for is forgotten.
+    /// Whether a refused request should be sent again without `Authorization`. If so, the refused token and the
+    /// challenge are forgotten.
     pub(super) async fn renew(
         &self,
-        subject: Subject<'_>,
+        target: AuthTarget<'_>,
         grant: &Grant,
-        asked: Instant,
+        request_started: Instant,
         deadline: Instant,
         status: StatusCode,
         headers: &HeaderMap,
     ) -> bool {
         match &grant.source {
-            GrantSource::Own(refused)
-                if self.keyring.renew(subject.url, subject.repository, refused, deadline).await => {}
-            // The same password again would only count as another wrong attempt.
-            GrantSource::Own(_) if status != StatusCode::UNAUTHORIZED => return false,
-            GrantSource::Own(_) if challenge::parse(headers).contains(&Challenge::Basic) => return false,
-            GrantSource::Own(_) => {}
-            // A token that is younger than this request is as good as tokens get.
-            GrantSource::Token(_, token) if token.obtained >= asked => return false,
+            GrantSource::Credentials(refused)
+                if self.keyring.renew(target.url, target.repository, refused, deadline).await => {}
+            // Sending the same password again would count as another failed login.
+            GrantSource::Credentials(_) if status != StatusCode::UNAUTHORIZED => return false,
+            GrantSource::Credentials(_) if challenge::parse(headers).contains(&Challenge::Basic) => return false,
+            GrantSource::Credentials(_) => {}
+            // A token obtained after this request began cannot be improved.
+            GrantSource::Token(_, token) if token.obtained >= request_started => return false,
             GrantSource::Token(key, token) => self.tokens.reject(key, token).await,
         }
-        let origin = Origin::of(subject.url);
-        self.challenges.invalidate(&(origin.clone(), Some(subject.repository.to_owned())));
+        let origin = Origin::of(target.url);
+        self.challenges.invalidate(&(origin.clone(), Some(target.repository.to_owned())));
         self.challenges.invalidate(&(origin, None));
         true
     }
 
-    /// Only the upstream itself sees credentials.
-    async fn own(&self, subject: Subject<'_>, deadline: Instant) -> Result<Option<Arc<Credentials>>, UpstreamError> {
-        if !subject.own {
+    /// The credentials for the request. `None` for a host that the upstream redirected to.
+    async fn credentials(
+        &self,
+        target: AuthTarget<'_>,
+        deadline: Instant,
+    ) -> Result<Option<Arc<Credentials>>, UpstreamError> {
+        if !target.is_upstream {
             return Ok(None);
         }
-        self.keyring.get(subject.url, subject.repository, deadline).await
+        self.keyring.get(target.url, target.repository, deadline).await
     }
 
     async fn grant(
         &self,
-        wire: &Wire,
-        subject: Subject<'_>,
-        own: Option<Arc<Credentials>>,
-        known: &Known,
+        clients: &HttpClients,
+        target: AuthTarget<'_>,
+        credentials: Option<Arc<Credentials>>,
+        known: &KnownChallenge,
         deadline: Instant,
     ) -> Result<Option<Grant>, UpstreamError> {
-        let (realm, own) = match (known, own) {
-            (Known::Bearer { realm, .. }, own) if own.as_ref().is_none_or(|own| !own.is_bearer) => (realm, own),
-            (_, own) => {
-                let header =
-                    |own: Arc<Credentials>| Grant { header: own.authorization.clone(), source: GrantSource::Own(own) };
-                return Ok(own.map(header));
+        let (realm, credentials) = match (known, credentials) {
+            (KnownChallenge::Bearer { realm, .. }, credentials)
+                if credentials.as_ref().is_none_or(|own| !own.is_bearer) =>
+            {
+                (realm, credentials)
+            }
+            (_, credentials) => {
+                return Ok(credentials.map(|credentials| Grant {
+                    header: credentials.authorization.clone(),
+                    source: GrantSource::Credentials(credentials),
+                }));
             }
         };
-        let shown = own.filter(|_| self.may_see_credentials(subject.url, realm));
-        let Some(refused) = shown else {
-            return self.token(wire, subject, known, None, deadline).await;
+        let allowed = credentials.filter(|_| self.may_see_credentials(target.url, realm));
+        let Some(refused) = allowed else {
+            return self.token(clients, target, known, None, deadline).await;
         };
-        match self.token(wire, subject, known, Some(&refused), deadline).await {
+        match self.token(clients, target, known, Some(&refused), deadline).await {
             Err(UpstreamError::Denied { .. })
-                if self.keyring.renew(subject.url, subject.repository, &refused, deadline).await =>
+                if self.keyring.renew(target.url, target.repository, &refused, deadline).await =>
             {
-                let newer = self.own(subject, deadline).await?;
-                self.token(wire, subject, known, newer.as_deref(), deadline).await
+                let newer = self.credentials(target, deadline).await?;
+                self.token(clients, target, known, newer.as_deref(), deadline).await
             }
             answer => answer,
         }
@@ -191,21 +205,21 @@ impl Authorizer {
 
     async fn token(
         &self,
-        wire: &Wire,
-        subject: Subject<'_>,
-        known: &Known,
-        shown: Option<&Credentials>,
+        clients: &HttpClients,
+        target: AuthTarget<'_>,
+        known: &KnownChallenge,
+        credentials: Option<&Credentials>,
         deadline: Instant,
     ) -> Result<Option<Grant>, UpstreamError> {
-        let Known::Bearer { realm, service, scope } = known else { return Ok(None) };
+        let KnownChallenge::Bearer { realm, service, scope } = known else { return Ok(None) };
         let key = TokenKey {
-            origin: Origin::of(subject.url),
+            origin: Origin::of(target.url),
             realm: realm.clone(),
             service: service.clone(),
-            scope: scope.of(subject.repository),
-            account: shown.map_or(Account::ANONYMOUS, |credentials| credentials.account),
+            scope: scope.of(target.repository),
+            account: credentials.map_or(Account::ANONYMOUS, |credentials| credentials.account),
         };
-        let token = self.tokens.get(wire, &key, shown, deadline).await?;
+        let token = self.tokens.get(clients, &key, credentials, deadline).await?;
         Ok(Some(Grant { header: token.authorization.clone(), source: GrantSource::Token(key, token) }))
     }
 
@@ -215,42 +229,44 @@ impl Authorizer {
             tracing::warn!(
                 upstream = %self.upstream,
                 token_server = realm.host_str(),
-                "the credentials are not shown to a token server on another domain: \
-                 pulling anonymously (token_realms allows it)",
+                "credentials are withheld from a token server on another domain, so pulls are anonymous; if it is \
+                 trusted, add it to token_realms",
             );
         }
         may
     }
 }
 
-/// Bearer before Basic, as far as we can answer; and whether it is good for this repository only.
-fn choose(subject: Subject<'_>, has_own: bool, challenges: Vec<Challenge>) -> Option<(Known, bool)> {
+/// Chooses a challenge, Bearer before Basic. The flag says whether it is valid for this repository only. `None` if
+/// there is no challenge that can be answered.
+fn choose(target: AuthTarget<'_>, has_credentials: bool, challenges: Vec<Challenge>) -> Option<(KnownChallenge, bool)> {
     let bearer = challenges.iter().find_map(|challenge| match challenge {
-        Challenge::Bearer(bearer) => Known::bearer(subject, bearer),
+        Challenge::Bearer(bearer) => KnownChallenge::bearer(target, bearer),
         Challenge::Basic => None,
     });
-    let basic = || challenges.contains(&Challenge::Basic) && has_own;
-    bearer.or_else(|| basic().then_some((Known::Basic, false)))
+    let basic = || challenges.contains(&Challenge::Basic) && has_credentials;
+    bearer.or_else(|| basic().then_some((KnownChallenge::Basic, false)))
 }
 
-// === impl Known ===
+// === impl KnownChallenge ===
 
-impl Known {
-    /// `None` for a realm that is no address. The flag: good for this repository only.
-    fn bearer(subject: Subject<'_>, bearer: &Bearer) -> Option<(Self, bool)> {
-        let realm = realm(subject.url, &bearer.realm)?;
-        let (scope, narrow) = match &bearer.scope {
-            None => (Scope::Pull, false),
-            Some(scope) if *scope == pull_scope(subject.repository) => (Scope::Pull, false),
-            Some(scope) => (Scope::Literal(scope.clone()), scope.starts_with("repository:")),
+impl KnownChallenge {
+    /// Validates a Bearer challenge; `None` if its realm is not a URL. The flag says whether it is valid for this
+    /// repository only.
+    fn bearer(target: AuthTarget<'_>, bearer: &Bearer) -> Option<(Self, bool)> {
+        let realm = realm(target.url, &bearer.realm)?;
+        let (scope, for_one_repository) = match &bearer.scope {
+            None => (TokenScope::Pull, false),
+            Some(scope) if *scope == pull_scope(target.repository) => (TokenScope::Pull, false),
+            Some(scope) => (TokenScope::Literal(scope.clone()), scope.starts_with("repository:")),
         };
-        Some((Self::Bearer { realm, service: bearer.service.clone(), scope }, narrow))
+        Some((Self::Bearer { realm, service: bearer.service.clone(), scope }, for_one_repository))
     }
 }
 
-// === impl Scope ===
+// === impl TokenScope ===
 
-impl Scope {
+impl TokenScope {
     fn of(&self, repository: &str) -> String {
         match self {
             Self::Pull => pull_scope(repository),
@@ -263,7 +279,8 @@ fn pull_scope(repository: &str) -> String {
     format!("repository:{repository}:pull")
 }
 
-/// Absolute, or a path on the challenging host. A user name in it would become an `Authorization` of its own.
+/// The URL of a realm, which may be a path on the challenging host. `None` if it is not HTTP or contains a user name,
+/// which would become an `Authorization` of its own.
 fn realm(challenger: &Url, realm: &str) -> Option<Url> {
     let mut url = if realm.starts_with('/') { challenger.join(realm) } else { Url::parse(realm) }.ok()?;
     url.set_fragment(None);

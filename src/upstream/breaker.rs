@@ -1,123 +1,137 @@
-//! Whether an upstream that failed again and again is asked at all: a circuit breaker, without clock, network or task.
+//! Circuit breaker of one upstream. This is pure logic without clock, network or task; `probe` contains the task.
 //!
-//! It opens after a run of failures that nothing interrupted, and then nobody waits for the upstream any more. While it is
-//! open one probe at a time is sent, at growing intervals; it closes with the first answer, to a probe or to anybody. An
-//! upstream that answers probes and yet goes on failing is probed less and less, up to the longest interval.
+//! The circuit opens after consecutive failures. While it is open, requests fail at once, and one probe at a time is
+//! sent at growing intervals. It closes with the first response to a probe or request. If an upstream answers probes
+//! but fails requests again, the intervals grow from one opening to the next, up to the longest one.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// Failures in a row after which it opens: more than the rounds of one request.
-const FAILURES: u32 = 5;
-/// And for how long it must have failed: many requests at once meet the same hiccup, and are answered by their retries.
-const LASTING: Duration = Duration::from_secs(1);
-/// A failure that is older says nothing about now.
-const FORGOTTEN: Duration = Duration::from_secs(60);
+/// Consecutive failures that open the circuit. One request causes at most four, one per round.
+const FAILURES_TO_OPEN: u32 = 5;
+/// Shortest time between the first and the last of these failures. Without it, one short interruption of many
+/// concurrent requests would open the circuit, although their retries succeed.
+const MIN_FAILURE_SPAN: Duration = Duration::from_secs(1);
+/// A failure that came longer ago does not count.
+const MAX_FAILURE_GAP: Duration = Duration::from_secs(60);
 
-const FIRST_INTERVAL: Duration = Duration::from_millis(500);
-const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
-/// So long after a probe was due somebody's request takes its place, whatever has become of it.
-const OVERDUE: Duration = Duration::from_secs(30);
+/// Time between the first and the second probe. Each further interval is twice as long.
+const FIRST_PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// Longest time between two probes.
+const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// If a due probe has no result after this time, requests are sent again.
+const PROBE_OVERDUE_AFTER: Duration = Duration::from_secs(30);
 
+/// The state of one circuit.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     /// Failures since the last success.
-    run: Option<Run>,
-    open: Option<Open>,
-    /// Openings since the last success, as long as they follow one upon the other.
+    run: Option<FailureRun>,
+    open: Option<OpenCircuit>,
+    /// Openings since the last success of a request.
     openings: u32,
-    /// Openings ever.
+    /// All openings so far, for [`Opening`].
     count: u64,
 }
 
-/// One time that the breaker opened: who probes for one opening does not go on in the next.
+/// Identifies one opening of the circuit, so that a probing task ends with the opening that it was started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Opening(u64);
 
+/// Consecutive failures.
 #[derive(Debug, Clone, Copy)]
-struct Run {
+struct FailureRun {
     first: Instant,
     last: Instant,
     count: u32,
 }
 
+/// An open circuit.
 #[derive(Debug, Clone, Copy)]
-struct Open {
+struct OpenCircuit {
     opening: Opening,
     since: Instant,
     next_probe: Instant,
     probes: u32,
 }
 
-/// What there is to tell about a breaker.
+/// The state of a circuit breaker, for reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum BreakerState {
-    /// The upstream is asked. `failures` in a row, so far.
+    /// Requests are sent. `failures` is the number of consecutive failures so far.
     Closed { failures: u32 },
-    /// It is left alone but for probes.
+    /// Only probes are sent.
     Open { for_seconds: u64, next_probe_in_seconds: u64 },
 }
 
 impl Breaker {
-    /// Whether the upstream may be asked; if not, how long until it is probed.
+    /// Whether a request may be sent. The error is the time until the next probe.
     pub(super) fn admit(&self, now: Instant) -> Result<(), Duration> {
         match self.open {
-            Some(open) if now < open.next_probe + OVERDUE => Err(open.next_probe.saturating_duration_since(now)),
+            Some(open) if now < open.next_probe + PROBE_OVERDUE_AFTER => {
+                Err(open.next_probe.saturating_duration_since(now))
+            }
             _ => Ok(()),
         }
     }
 
-    /// It answered somebody. Whether that closes the breaker.
+    /// Records the success of a request. Returns whether it closed the circuit.
     pub(super) fn succeeded(&mut self) -> bool {
         self.run = None;
         self.openings = 0;
         self.open.take().is_some()
     }
 
-    /// It failed somebody. If that opens the breaker, this opening. `slow`: after a time-out, which counts for two
-    /// failures, for it has kept somebody waiting.
+    /// Records the failure of a request, and returns the opening if it opened the circuit. `slow`: the request timed
+    /// out, which counts as two failures because a client has waited for it.
     pub(super) fn failed(&mut self, now: Instant, slow: bool) -> Option<Opening> {
-        let run = self.run.filter(|run| now.saturating_duration_since(run.last) < FORGOTTEN);
+        let run = self.run.filter(|run| now.saturating_duration_since(run.last) < MAX_FAILURE_GAP);
         if run.is_none() {
             self.openings = 0;
         }
         let first = run.map_or(now, |run| run.first);
         let count = run.map_or(0, |run| run.count).saturating_add(if slow { 2 } else { 1 });
-        self.run = Some(Run { first, last: now, count });
-        let opens = self.open.is_none() && count >= FAILURES && now.saturating_duration_since(first) >= LASTING;
+        self.run = Some(FailureRun { first, last: now, count });
+        let opens = self.open.is_none()
+            && count >= FAILURES_TO_OPEN
+            && now.saturating_duration_since(first) >= MIN_FAILURE_SPAN;
         opens.then(|| {
             let opening = Opening(self.count);
-            self.open = Some(Open { opening, since: now, next_probe: now + interval(self.openings), probes: 0 });
+            self.open =
+                Some(OpenCircuit { opening, since: now, next_probe: now + probe_interval(self.openings), probes: 0 });
             self.openings = self.openings.saturating_add(1);
             self.count += 1;
             opening
         })
     }
 
-    /// When to send the next probe; `None` when this opening is over.
+    /// When to send the next probe; `None` if this opening is over.
     pub(super) fn next_probe(&self, opening: Opening) -> Option<Instant> {
         self.open.filter(|open| open.opening == opening).map(|open| open.next_probe)
     }
 
-    /// A probe was answered, which says less than an answer to a request. Whether that closes the breaker.
+    /// Records a response to a probe, which says less than a response to a request. Returns whether it closed the
+    /// circuit.
     pub(super) fn probe_succeeded(&mut self, now: Instant) -> bool {
-        // What failed before the probe has to fail as often again. That it failed is kept for the next interval.
-        self.run = self.run.map(|_| Run { first: now, last: now, count: 0 });
+        // Counting starts again from 0, but the run is kept, so that the next opening has a longer interval.
+        self.run = self.run.map(|_| FailureRun { first: now, last: now, count: 0 });
         self.open.take().is_some()
     }
 
+    /// Records a probe without a response.
     pub(super) fn probe_failed(&mut self, opening: Opening, now: Instant) {
         let openings = self.openings;
         if let Some(open) = self.open.as_mut().filter(|open| open.opening == opening) {
             open.probes = open.probes.saturating_add(1);
-            open.next_probe = now + interval(open.probes.max(openings));
+            open.next_probe = now + probe_interval(open.probes.max(openings));
         }
     }
 
-    pub(super) fn report(&self, now: Instant) -> BreakerState {
+    /// The state for reports.
+    pub(super) fn state(&self, now: Instant) -> BreakerState {
         match self.open {
             None => BreakerState::Closed { failures: self.run.map_or(0, |run| run.count) },
             Some(open) => BreakerState::Open {
@@ -128,11 +142,11 @@ impl Breaker {
     }
 }
 
-/// Before the probe of this number: none before the very first one, then twice as long each time.
-fn interval(number: u32) -> Duration {
+/// The time before probe `number`: none before the first one, then doubling.
+fn probe_interval(number: u32) -> Duration {
     match number.checked_sub(1) {
         None => Duration::ZERO,
-        Some(doublings) => FIRST_INTERVAL.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_INTERVAL),
+        Some(doublings) => FIRST_PROBE_INTERVAL.saturating_mul(2_u32.saturating_pow(doublings)).min(MAX_PROBE_INTERVAL),
     }
 }
 
@@ -154,21 +168,21 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_after_failures_in_a_row_and_only_then() {
+    fn opens_only_after_consecutive_failures() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        let now = failing(&mut breaker, now, FAILURES - 1);
+        let now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1);
         breaker.succeeded();
-        let now = failing(&mut breaker, now, FAILURES - 1);
-        assert_eq!(breaker.admit(now), Ok(()), "a success between them begins anew");
-        assert_eq!(breaker.report(now), BreakerState::Closed { failures: FAILURES - 1 });
-        let opening = breaker.failed(now, false).expect("this one opens it");
+        let now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1);
+        assert_eq!(breaker.admit(now), Ok(()), "a success resets the count");
+        assert_eq!(breaker.state(now), BreakerState::Closed { failures: FAILURES_TO_OPEN - 1 });
+        let opening = breaker.failed(now, false).expect("the last failure opens the circuit");
         assert_eq!(breaker.next_probe(opening), Some(now));
-        assert_eq!(breaker.admit(now), Err(Duration::ZERO), "and is followed by a probe at once");
-        assert_eq!(breaker.failed(now, false), None, "it opens once");
+        assert_eq!(breaker.admit(now), Err(Duration::ZERO), "the first probe is due at once");
+        assert_eq!(breaker.failed(now, false), None, "an open circuit does not open again");
     }
 
     #[test]
-    fn its_state_can_be_shown() {
+    fn state_serializes() {
         let show = |state| serde_json::to_value::<BreakerState>(state).unwrap();
         assert_eq!(show(BreakerState::Closed { failures: 2 }), json!({"state": "closed", "failures": 2}));
         let open = BreakerState::Open { for_seconds: 7, next_probe_in_seconds: 2 };
@@ -176,31 +190,31 @@ mod tests {
     }
 
     #[test]
-    fn time_outs_open_it_sooner() {
+    fn timeouts_count_twice() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         let opened: Vec<_> = (0..3).map(|n| breaker.failed(now + n * 2 * SECOND, true).is_some()).collect();
         assert_eq!(opened, [false, false, true]);
     }
 
     #[test]
-    fn a_hiccup_that_many_meet_at_once_does_not_open_it() {
+    fn simultaneous_failures_do_not_open_it() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         assert!((0..100).all(|_| breaker.failed(now, false).is_none()));
-        assert!(breaker.failed(now + LASTING, false).is_some());
+        assert!(breaker.failed(now + MIN_FAILURE_SPAN, false).is_some());
     }
 
     #[test]
-    fn failures_of_long_ago_do_not_count() {
+    fn old_failures_do_not_count() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        let now = failing(&mut breaker, now, FAILURES - 1) + FORGOTTEN;
+        let now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1) + MAX_FAILURE_GAP;
         assert_eq!(breaker.failed(now, false), None);
-        assert_eq!(breaker.report(now), BreakerState::Closed { failures: 1 });
+        assert_eq!(breaker.state(now), BreakerState::Closed { failures: 1 });
     }
 
     #[test]
-    fn probes_come_at_growing_intervals_within_seconds() {
+    fn probe_intervals_grow_up_to_the_maximum() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        let mut now = failing(&mut breaker, now, FAILURES - 1);
+        let mut now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1);
         let opening = breaker.failed(now, false).unwrap();
         let mut intervals = Vec::new();
         for _ in 0..6 {
@@ -211,18 +225,18 @@ mod tests {
             now = next;
         }
         assert_eq!(intervals, [500, 1000, 2000, 4000, 5000, 5000]);
-        assert!(matches!(breaker.report(now), BreakerState::Open { for_seconds: 17, next_probe_in_seconds: 0 }));
+        assert!(matches!(breaker.state(now), BreakerState::Open { for_seconds: 17, next_probe_in_seconds: 0 }));
         assert!(breaker.probe_succeeded(now));
         assert_eq!((breaker.admit(now), breaker.next_probe(opening)), (Ok(()), None));
-        assert!(!breaker.probe_succeeded(now), "it closes once");
+        assert!(!breaker.probe_succeeded(now), "a closed circuit does not close again");
     }
 
     #[test]
-    fn one_that_answers_only_probes_is_probed_less_and_less_until_it_answers_more() {
+    fn answering_only_probes_lengthens_the_intervals() {
         let (mut breaker, mut now) = (Breaker::default(), Instant::now());
         let mut intervals = Vec::new();
         for _ in 0..6 {
-            now = failing(&mut breaker, now, FAILURES - 1);
+            now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1);
             let opening = breaker.failed(now, false).unwrap();
             let next = breaker.next_probe(opening).unwrap();
             intervals.push((next - now).as_millis());
@@ -231,24 +245,24 @@ mod tests {
         }
         assert_eq!(intervals, [0, 500, 1000, 2000, 4000, 5000]);
         breaker.succeeded();
-        let now = failing(&mut breaker, now, FAILURES - 1);
+        let now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1);
         let opening = breaker.failed(now, false).unwrap();
         assert_eq!(breaker.next_probe(opening), Some(now));
     }
 
     #[test]
-    fn an_answer_to_anybody_closes_it() {
+    fn any_success_closes_it() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        let now = failing(&mut breaker, now, FAILURES);
+        let now = failing(&mut breaker, now, FAILURES_TO_OPEN);
         assert!(breaker.succeeded());
-        assert_eq!(breaker.report(now), BreakerState::Closed { failures: 0 });
+        assert_eq!(breaker.state(now), BreakerState::Closed { failures: 0 });
     }
 
     #[test]
-    fn a_probe_that_never_ends_does_not_keep_it_open_for_ever() {
+    fn overdue_probe_lets_requests_through() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        let now = failing(&mut breaker, now, FAILURES);
-        assert!(breaker.admit(now + OVERDUE - 2 * SECOND).is_err());
-        assert!(breaker.admit(now + OVERDUE).is_ok());
+        let now = failing(&mut breaker, now, FAILURES_TO_OPEN);
+        assert!(breaker.admit(now + PROBE_OVERDUE_AFTER - 2 * SECOND).is_err());
+        assert!(breaker.admit(now + PROBE_OVERDUE_AFTER).is_ok());
     }
 }

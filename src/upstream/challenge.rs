@@ -1,20 +1,20 @@
-//! `WWW-Authenticate`, as registries write it (RFC 9110, 11.6.1; distribution's token specification).
+//! Parser for `WWW-Authenticate` as registries write it (RFC 9110, section 11.6.1; distribution's token specification).
 //!
-//! Several challenges may share one line or come on several; parameters may be quoted or not, and the quoted ones
-//! hold commas (`scope="repository:a:pull,push"`). What cannot be read is skipped: a registry that sends nonsense
-//! beside a usable challenge still works.
+//! Challenges may share one header or be in several headers. Parameters may be quoted, and quoted ones may contain
+//! commas (`scope="repository:a:pull,push"`). Unreadable parts are skipped, so that malformed text beside a usable
+//! challenge does no harm.
 
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 
-/// A challenge that we know an answer to.
+/// A challenge of a supported scheme.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
     Bearer(Bearer),
     Basic,
 }
 
-/// Where a token is to be had, and for what. Nothing here is checked yet.
+/// The parameters of a Bearer challenge, not validated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Bearer {
     pub(super) realm: String,
@@ -22,7 +22,7 @@ pub(super) struct Bearer {
     pub(super) scope: Option<String>,
 }
 
-/// The usable challenges in their order.
+/// The challenges of supported schemes, in order.
 pub(super) fn parse(headers: &HeaderMap) -> Vec<Challenge> {
     let mut found = Vec::new();
     for line in headers.get_all(WWW_AUTHENTICATE) {
@@ -32,15 +32,15 @@ pub(super) fn parse(headers: &HeaderMap) -> Vec<Challenge> {
     found
 }
 
-/// A scheme with its parameters, as they stand.
-struct Raw<'a> {
+/// A challenge of any scheme, with its parameters.
+struct RawChallenge<'a> {
     scheme: &'a str,
     parameters: Vec<(&'a str, String)>,
 }
 
-// === impl Raw ===
+// === impl RawChallenge ===
 
-impl Raw<'_> {
+impl RawChallenge<'_> {
     fn read(&self) -> Option<Challenge> {
         if self.scheme.eq_ignore_ascii_case("basic") {
             return Some(Challenge::Basic);
@@ -52,15 +52,16 @@ impl Raw<'_> {
         Some(Challenge::Bearer(Bearer { realm, service: self.parameter("service"), scope: self.parameter("scope") }))
     }
 
-    /// An empty parameter says as much as an absent one.
+    /// The value of a parameter. An empty one counts as absent.
     fn parameter(&self, name: &str) -> Option<String> {
         let (_, value) = self.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
         (!value.is_empty()).then(|| value.clone())
     }
 }
 
-fn split(line: &str) -> Vec<Raw<'_>> {
-    let mut challenges: Vec<Raw<'_>> = Vec::new();
+/// Splits a header into challenges.
+fn split(line: &str) -> Vec<RawChallenge<'_>> {
+    let mut challenges: Vec<RawChallenge<'_>> = Vec::new();
     let mut rest = line;
     loop {
         rest = rest.trim_start_matches([',', ' ', '\t']);
@@ -74,17 +75,19 @@ fn split(line: &str) -> Vec<Raw<'_>> {
         } else if word.is_empty() {
             return challenges;
         } else {
-            challenges.push(Raw { scheme: word, parameters: Vec::new() });
+            challenges.push(RawChallenge { scheme: word, parameters: Vec::new() });
             rest = after;
         }
     }
 }
 
+/// Splits `text` before the first of the `ends`.
 fn take_until<'a>(text: &'a str, ends: &[char]) -> (&'a str, &'a str) {
     text.split_at(text.find(ends).unwrap_or(text.len()))
 }
 
-/// A quoted string (without its quotes and escapes) or a bare word. An open quote runs to the end of the line.
+/// Splits off a value: a quoted string, without quotes and escapes, or a bare word. An unclosed quote ends with the
+/// header.
 fn take_value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let (word, rest) = take_until(text, &[',', ' ', '\t']);
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_challenges_of_real_registries_are_read() {
+    fn challenges_of_real_registries_are_parsed() {
         let table = [
             (
                 r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
@@ -133,13 +136,13 @@ mod tests {
                     Some("repository:a/b:pull,push"),
                 )],
             ),
-            // gcr.io may leave out the service, Nexus the scope, nvcr.io sends an error and spaces.
+            // gcr.io omits the service, Nexus the scope; nvcr.io sends an error and spaces.
             (r#"Bearer realm="https://gcr.io/v2/token""#, vec![bearer("https://gcr.io/v2/token", None, None)]),
             (
                 r#"bearer realm="https://authn.nvidia.com/token", service="registry" , error="invalid_token""#,
                 vec![bearer("https://authn.nvidia.com/token", Some("registry"), None)],
             ),
-            // Forgejo: two in one line.
+            // Forgejo sends two challenges in one header.
             (
                 r#"Bearer realm="https://c.org/v2/token",service="container_registry",scope="*",Basic realm="https://c.org/v2",service="container_registry",scope="*""#,
                 vec![bearer("https://c.org/v2/token", Some("container_registry"), Some("*")), Challenge::Basic],
@@ -164,19 +167,19 @@ mod tests {
     }
 
     #[test]
-    fn challenges_may_come_on_several_lines() {
+    fn challenges_may_be_in_several_headers() {
         let found = parsed(&[r#"Basic realm="a""#, r#"Bearer realm="https://r/t""#]);
         assert_eq!(found, [Challenge::Basic, bearer("https://r/t", None, None)]);
     }
 
     proptest! {
         #[test]
-        fn any_line_is_survived(line in "[ -~\t]{0,80}") {
+        fn no_header_panics(line in "[ -~\t]{0,80}") {
             parsed(&[&line]);
         }
 
         #[test]
-        fn what_is_quoted_is_read_back(realm in "[ -!#-\\[\\]-~]{1,40}", scope in "[ -!#-\\[\\]-~]{1,40}") {
+        fn quoted_parameters_parse_back(realm in "[ -!#-\\[\\]-~]{1,40}", scope in "[ -!#-\\[\\]-~]{1,40}") {
             let line = format!(r#"Bearer realm="{realm}",scope="{scope}""#);
             prop_assert_eq!(parsed(&[&line]), vec![bearer(&realm, None, Some(&scope))]);
         }

@@ -1,9 +1,10 @@
-//! The two HTTP clients of an upstream, and the one place that sends requests with them.
+//! The two HTTP clients of an upstream. All requests are sent here.
 //!
-//! `control` speaks HTTP/2 where the upstream does: manifests, tokens and lists are small and many. `blobs` speaks
-//! HTTP/1.1 only: over HTTP/2 all fills would share one connection and its flow-control window.
+//! `control` uses HTTP/2 if the upstream supports it, for manifests, tokens and lists, which are small and many.
+//! `blobs` uses HTTP/1.1 only: over HTTP/2, all fills would share one connection and its flow-control window.
 //!
-//! Neither has a total timeout (it would cover the body of a 10 GiB blob), follows redirects or decompresses.
+//! Neither client has a total timeout, which would include the body of a large blob. Neither follows redirects or
+//! decompresses bodies.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,57 +23,59 @@ use crate::telemetry::Metrics;
 
 const USER_AGENT: &str = concat!("roadstead/", env!("CARGO_PKG_VERSION"));
 
-/// Idle connections kept per host: as many as containerd keeps.
+/// Idle connections kept per host; the same number as containerd keeps.
 const IDLE_CONNECTIONS: usize = 10;
-/// Below the 60 s after which many load balancers close an idle connection.
+/// Time after which an idle connection is closed. Many load balancers close one after 60 s.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(50);
-/// A HTTP/2 connection that died silently would otherwise swallow every request until TCP gives up on it.
+/// Interval of HTTP/2 pings. Without them, requests on a dead connection would wait for TCP to give up.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Time after which an unanswered ping closes the connection.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What the clients of one upstream are built from. Cheap to hold; nothing is built before it is needed.
+/// The settings that the clients of one upstream are built from. Nothing is built before the first request.
 pub(super) struct ClientSetup {
     pub(super) via: HeaderValue,
     pub(super) connect_timeout: Duration,
     pub(super) tls: TlsSetup,
-    /// Whether the proxies of the environment are asked: never for a loopback upstream.
+    /// Whether the proxies in the environment are used. False for a loopback upstream.
     pub(super) use_proxy: bool,
 }
 
-/// Sends the requests of one upstream and counts them.
-pub(super) struct Wire {
+/// The HTTP clients of one upstream. Counts all requests.
+pub(super) struct HttpClients {
     upstream: Arc<str>,
     metrics: Arc<Metrics>,
     control: reqwest::Client,
     blobs: reqwest::Client,
 }
 
+/// Which of the two clients sends a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(super) enum ClientKind {
     Control,
     Blobs,
 }
 
-/// Counts one request when its fate is known, also when the asker goes away before.
-struct Counted<'a> {
-    wire: &'a Wire,
+/// Counts one request when its result is known, or when its future is dropped before.
+struct RequestCount<'a> {
+    clients: &'a HttpClients,
     kind: &'static str,
-    pending: bool,
+    counts_on_drop: bool,
 }
 
-/// Looks names up and keeps private addresses from those that are not the upstream's own.
+/// A DNS resolver that removes private addresses from the results, except for the upstream's own names.
 ///
-/// Behind a proxy it sees the proxy's name alone: what an upstream's name means there, the proxy decides.
+/// With a proxy, it resolves only the proxy's name; the proxy resolves the upstream's name.
 struct GuardedResolver {
     trust: Arc<Trust>,
-    /// The operator's own choice, so allowed to be anywhere.
+    /// Hosts of the proxies in the environment. The operator chose them, so they may have private addresses.
     proxies: Vec<String>,
 }
 
-// === impl Wire ===
+// === impl HttpClients ===
 
-impl Wire {
-    /// Reads the system's certificates at the first call in the process: not for the reactor.
+impl HttpClients {
+    /// Builds both clients. The first call in the process reads the system's certificates, which blocks.
     pub(super) fn build(
         upstream: &Arc<str>,
         setup: &ClientSetup,
@@ -81,33 +84,33 @@ impl Wire {
     ) -> Result<Self, UpstreamError> {
         let refused = |cause: String| UpstreamError::Connect { upstream: upstream.clone(), cause: cause.into() };
         let tls = setup.tls.client_config().map_err(refused)?;
-        let client = |lane| client(lane, setup, trust, tls.clone()).map_err(refused);
+        let client = |client_kind| client(client_kind, setup, trust, tls.clone()).map_err(refused);
         Ok(Self {
             upstream: upstream.clone(),
             metrics: metrics.clone(),
-            control: client(Lane::Control)?,
-            blobs: client(Lane::Blobs)?,
+            control: client(ClientKind::Control)?,
+            blobs: client(ClientKind::Blobs)?,
         })
     }
 
-    /// Sends one request and waits for the head of its answer until `deadline`, whatever its status.
+    /// Sends one request and waits for the response headers until `deadline`, whatever the status.
     ///
-    /// Adds exactly one to the count of requests, except when no connection came about: then nothing was sent.
+    /// Increases the request counter by one, unless no connection could be made: then no request was sent.
     pub(super) async fn send(
         &self,
-        lane: Lane,
+        client_kind: ClientKind,
         kind: &'static str,
         request: reqwest::Request,
         deadline: Instant,
     ) -> Result<reqwest::Response, UpstreamError> {
-        let client = match lane {
-            Lane::Control => &self.control,
-            Lane::Blobs => &self.blobs,
+        let client = match client_kind {
+            ClientKind::Control => &self.control,
+            ClientKind::Blobs => &self.blobs,
         };
         if Instant::now() >= deadline {
-            return Err(UpstreamError::timeout(&self.upstream, "no time left to ask"));
+            return Err(UpstreamError::timeout(&self.upstream, "no time left for a request"));
         }
-        let counted = Counted { wire: self, kind, pending: true };
+        let counted = RequestCount { clients: self, kind, counts_on_drop: true };
         match timeout_at(deadline, client.execute(request)).await {
             Ok(Ok(response)) => {
                 counted.done(response.status().as_str());
@@ -123,29 +126,29 @@ impl Wire {
             }
             Err(_) => {
                 counted.done("error");
-                Err(UpstreamError::timeout(&self.upstream, "waiting for the head of an answer"))
+                Err(UpstreamError::timeout(&self.upstream, "waiting for response headers"))
             }
         }
     }
 }
 
-// === impl Counted ===
+// === impl RequestCount ===
 
-impl Counted<'_> {
+impl RequestCount<'_> {
     fn done(mut self, code: &str) {
-        self.pending = false;
-        self.wire.metrics.upstream_request(&self.wire.upstream, self.kind, code);
+        self.counts_on_drop = false;
+        self.clients.metrics.upstream_request(&self.clients.upstream, self.kind, code);
     }
 
     fn unsent(mut self) {
-        self.pending = false;
+        self.counts_on_drop = false;
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for RequestCount<'_> {
     fn drop(&mut self) {
-        if self.pending {
-            self.wire.metrics.upstream_request(&self.wire.upstream, self.kind, "error");
+        if self.counts_on_drop {
+            self.clients.metrics.upstream_request(&self.clients.upstream, self.kind, "error");
         }
     }
 }
@@ -157,7 +160,7 @@ impl Resolve for GuardedResolver {
         let trust = self.trust.clone();
         let is_proxy = self.proxies.iter().any(|proxy| proxy == name.as_str());
         Box::pin(async move {
-            // Port 0 stands for the port of the URL.
+            // Port 0 is replaced by the URL's port.
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let found = found.map(|address| address.ip()).collect();
             let admitted = if is_proxy { found } else { trust.admit(name.as_str(), found)? };
@@ -167,14 +170,14 @@ impl Resolve for GuardedResolver {
 }
 
 fn client(
-    lane: Lane,
+    client_kind: ClientKind,
     setup: &ClientSetup,
     trust: &Arc<Trust>,
     mut tls: ClientConfig,
 ) -> Result<reqwest::Client, String> {
-    tls.alpn_protocols = match lane {
-        Lane::Control => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-        Lane::Blobs => vec![b"http/1.1".to_vec()],
+    tls.alpn_protocols = match client_kind {
+        ClientKind::Control => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        ClientKind::Blobs => vec![b"http/1.1".to_vec()],
     };
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
@@ -187,17 +190,17 @@ fn client(
         .tcp_nodelay(true)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT);
-    builder = match lane {
-        Lane::Control => builder.http2_keep_alive_interval(PING_INTERVAL).http2_keep_alive_timeout(PING_TIMEOUT),
-        Lane::Blobs => builder.http1_only(),
+    builder = match client_kind {
+        ClientKind::Control => builder.http2_keep_alive_interval(PING_INTERVAL).http2_keep_alive_timeout(PING_TIMEOUT),
+        ClientKind::Blobs => builder.http1_only(),
     };
     if !setup.use_proxy {
         builder = builder.no_proxy();
     }
-    builder.build().map_err(|error| format!("no HTTP client: {error}"))
+    builder.build().map_err(|error| format!("cannot build an HTTP client: {error}"))
 }
 
-/// The names of the proxies that reqwest takes from the environment.
+/// The hosts of the proxies that reqwest takes from the environment.
 fn proxies(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let variables = ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"];
     let values = variables.iter().flat_map(|name| [variable(name), variable(&name.to_lowercase())]).flatten();
@@ -208,7 +211,7 @@ fn proxies(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
     values.filter_map(host).collect()
 }
 
-/// Whether this is our own machine, where no proxy is ever asked (as in Go's and curl's own rules).
+/// Whether the URL is on this machine. No proxy is used for it, as in Go and curl.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
@@ -223,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proxies_are_known_by_name() {
+    fn proxies_are_found_in_the_environment() {
         let found = proxies(|name| match name {
             "HTTPS_PROXY" => Some("http://user:secret@Proxy.corp:3128".to_owned()),
             "http_proxy" => Some("other.corp:8080".to_owned()),

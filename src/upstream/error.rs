@@ -1,4 +1,9 @@
-//! What can go wrong between here and an upstream.
+//! Errors of requests to upstreams, and their texts for clients.
+//!
+//! The `Display` text of [`UpstreamError`] is also the text that a client reads: it names the upstream, the cause and,
+//! if there is one, the remedy. The text for an untrusted certificate is at [`UpstreamError::Certificate`].
+//! `http::error` decides the status, the code and the headers of the response, and replaces the text of
+//! [`UpstreamError::Credentials`], whose cause may name local files and programs.
 
 use std::error::Error;
 use std::io;
@@ -10,92 +15,95 @@ use http::StatusCode;
 
 use super::trust::ForbiddenAddress;
 
-/// Why a request to an upstream gave nothing that can be used.
+/// Why a request to an upstream failed.
 ///
-/// One failure is shared by all who waited for the same bytes, hence `Clone`. No message carries a credential,
-/// a token, or the query of a URL (blob storage signs its URLs there).
+/// An error is shared by all requests that waited for the same content, hence `Clone`. No text contains a credential, a
+/// token, or the query of a URL (storage services sign their URLs there).
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum UpstreamError {
-    /// 404: the upstream itself says that there is no such thing.
-    #[error("{upstream} does not have it")]
+    /// 404: the upstream does not have the content.
+    #[error("{upstream} does not have the requested content")]
     NotFound { upstream: Arc<str> },
 
-    /// 401 or 403, after one attempt with a fresh token where the upstream hands out tokens.
-    #[error("{upstream} denies access ({status})")]
+    /// 401 or 403, after one retry with a new token if the upstream uses tokens.
+    #[error("{upstream} denies access ({status}); check the name of the image and the credentials for it")]
     Denied { upstream: Arc<str>, status: StatusCode },
 
-    /// 429.
-    #[error("{upstream} limits our rate of requests")]
+    /// 429, or a request withheld because of an earlier 429. `retry_after`: as sent, or the remaining time.
+    #[error("{upstream} limits the rate of requests; try again later")]
     RateLimited { upstream: Arc<str>, retry_after: Option<Duration> },
 
-    /// Any other 4xx, and all 5xx.
-    #[error("{upstream} answered {status}")]
+    /// Any other 4xx or 5xx status.
+    #[error("{upstream} answered with status {status}")]
     Status { upstream: Arc<str>, status: StatusCode, retry_after: Option<Duration> },
 
-    /// No connection: refused, unknown host, TLS. No request was sent.
-    #[error("{upstream} cannot be reached: {cause}")]
+    /// No connection: refused, unknown host or a failed TLS handshake. No request was sent.
+    #[error("cannot reach {upstream}: {cause}; check the network, the resolver and upstream.\"{upstream}\".url")]
     Connect { upstream: Arc<str>, cause: Arc<str> },
 
-    /// No connection that could be trusted. No request was sent.
-    #[error("{upstream} shows a certificate that is not trusted: {cause}")]
+    /// The upstream's certificate is not trusted. No request was sent.
+    #[error(
+        "the certificate of {upstream} is not trusted: {cause}; if its authority is private, set upstream.\"{upstream}\".ca_file"
+    )]
     Certificate { upstream: Arc<str>, cause: Arc<str> },
 
-    /// It has failed again and again: nobody waits for it until a probe finds it alive, the next in `retry_after`.
-    #[error("{upstream} is in trouble and is left alone for a moment")]
-    LeftAlone { upstream: Arc<str>, retry_after: Duration },
+    /// The circuit breaker is open. No request was sent; the next probe is sent after `retry_after`.
+    #[error("{upstream} failed repeatedly and gets no requests until it answers a probe; try again later")]
+    CircuitOpen { upstream: Arc<str>, retry_after: Duration },
 
-    /// A file or program that should give them does not. Nothing was sent.
+    /// The file or program that should provide credentials failed. No request was sent.
     #[error("no credentials for {upstream}: {cause}")]
     Credentials { upstream: Arc<str>, cause: Arc<str> },
 
-    #[error("{upstream} took too long: {what}")]
+    /// A time limit was reached. `what` says what was waited for.
+    #[error("the request to {upstream} timed out: {what}")]
     Timeout { upstream: Arc<str>, what: &'static str },
 
-    /// The connection ended before the answer did.
+    /// The connection ended before the response was complete.
     #[error("the connection to {upstream} broke: {cause}")]
     Interrupted { upstream: Arc<str>, cause: Arc<str> },
 
-    /// An answer that cannot be used, or that we refuse to follow.
-    #[error("{upstream} sent a bad answer: {reason}")]
+    /// A response that is malformed, or a redirect that may not be followed.
+    #[error("{upstream} sent an unusable response: {reason}")]
     BadResponse { upstream: Arc<str>, reason: Arc<str> },
 }
 
-/// Why an upstream cannot be set up as configured.
+/// Why an upstream cannot be used as configured. Reported at the start.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamSetupError {
-    #[error("upstream {upstream}: no url")]
+    #[error("upstream.\"{upstream}\": has no url; set url")]
     NoUrl { upstream: String },
-    #[error("upstream {upstream}: {key} {}: {cause}", path.display())]
+    #[error("upstream.\"{upstream}\".{key}: {}: {cause}", path.display())]
     TlsFile { upstream: String, key: &'static str, path: PathBuf, cause: String },
-    #[error("upstream {upstream}: {what} cannot be sent in an HTTP header")]
+    #[error("upstream.\"{upstream}\": {what} contains characters that are not allowed in an HTTP header")]
     Header { upstream: String, what: &'static str },
 }
 
 // === impl UpstreamError ===
 
 impl UpstreamError {
-    /// Only this may become a 404 for the client without further thought.
+    /// Whether the upstream does not have the content. Of these errors, only this one may become a 404 for a client.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// Whether this says nothing about the content, so that a cached answer is better than this error.
+    /// Whether the error says nothing about the content, so that a cached response is better.
     ///
-    /// A denial is not trouble by itself: what it means is configured per upstream (`on_denied`).
+    /// A denied request is not a failure in this sense: `on_denied` decides what it means.
     pub fn is_trouble(&self) -> bool {
         !matches!(self, Self::NotFound { .. } | Self::Denied { .. })
     }
 
-    /// How long the upstream asks us to stay away, where it said so.
+    /// How long to wait before the next request, if known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
-            Self::LeftAlone { retry_after, .. } => Some(*retry_after),
+            Self::CircuitOpen { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
 
-    /// Whether another URL of the same upstream may do better.
+    /// Whether another URL of the same upstream may succeed.
     pub(super) fn is_worth_another_url(&self) -> bool {
         match self {
             Self::Status { status, .. } => status.is_server_error(),
@@ -104,7 +112,7 @@ impl UpstreamError {
         }
     }
 
-    /// Whether the upstream is not at its work, so that the same may go well a moment later.
+    /// Whether the upstream itself has a problem that may be temporary, so that a retry may succeed.
     pub(super) fn is_outage(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Timeout { .. } | Self::Interrupted { .. } => true,
@@ -113,19 +121,22 @@ impl UpstreamError {
         }
     }
 
+    /// A [`Self::BadResponse`].
     pub(super) fn bad(upstream: &Arc<str>, reason: impl Into<Arc<str>>) -> Self {
         Self::BadResponse { upstream: upstream.clone(), reason: reason.into() }
     }
 
+    /// A [`Self::Timeout`].
     pub(super) fn timeout(upstream: &Arc<str>, what: &'static str) -> Self {
         Self::Timeout { upstream: upstream.clone(), what }
     }
 
+    /// A [`Self::Interrupted`], with the error's causes as text.
     pub(super) fn interrupted(upstream: &Arc<str>, error: reqwest::Error) -> Self {
         Self::Interrupted { upstream: upstream.clone(), cause: chain(error) }
     }
 
-    /// From a request that got no response head.
+    /// The error of a request that received no response headers.
     pub(super) fn from_send(upstream: &Arc<str>, error: reqwest::Error) -> Self {
         if let Some(forbidden) = find::<ForbiddenAddress>(&error) {
             return Self::bad(upstream, forbidden.to_string());
@@ -143,13 +154,13 @@ impl UpstreamError {
     }
 }
 
-/// The 5xx by which a server says that something is wrong with it, and not with what was asked: it cannot do that (501,
-/// 505), or the way to it is a loop (508).
+/// Whether a 5xx status says that the server has a problem, rather than that it does not support the request (501, 505)
+/// or that it is part of a loop (508).
 pub(super) fn is_outage(status: StatusCode) -> bool {
     status.is_server_error() && !matches!(status.as_u16(), 501 | 505 | 508)
 }
 
-/// As rustls says it, inside of the `io::Error`s of a connection.
+/// Whether rustls rejected the certificate. Its error is wrapped in `io::Error`s.
 fn has_bad_certificate(error: &reqwest::Error) -> bool {
     let mut next: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = next {
@@ -161,7 +172,7 @@ fn has_bad_certificate(error: &reqwest::Error) -> bool {
     false
 }
 
-/// What `io::Error`s were made of, which they do not show as their source.
+/// Unwraps nested `io::Error`s, which do not return their content as their source.
 fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     while let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         error = inner;
@@ -169,6 +180,7 @@ fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'stat
     error
 }
 
+/// The first error of type `E` among an error and its sources.
 fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -180,7 +192,8 @@ fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
     None
 }
 
-/// The causes below reqwest's own sentence, which would only repeat that a request failed and show its URL.
+/// The causes of an error as text. reqwest's own text is left out: it only says that a request failed, and contains the
+/// URL.
 fn chain(error: reqwest::Error) -> Arc<str> {
     let error = error.without_url();
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! The certificate that we show an upstream which asks who we are; read again when its files have changed.
+//! The client certificate for an upstream. It is read again when its files change.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,53 +17,58 @@ use super::tls::read_chain;
 use crate::config::ClientCertificate;
 use crate::file::{self, Stamp};
 
-/// How often the files are looked at, at most.
-const INTERVAL: Duration = Duration::from_secs(2);
+/// Shortest time between two checks of the files.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Clones share it.
+/// A client certificate and its files. Clones share it.
 #[derive(Clone)]
 pub(super) struct Identity {
     upstream: Arc<str>,
     files: Arc<ClientCertificate>,
-    shown: Arc<Shown>,
-    looked: Arc<Mutex<(Instant, [Stamp; 2])>>,
+    current: Arc<CurrentIdentity>,
+    checked: Arc<Mutex<(Instant, [Stamp; 2])>>,
 }
 
-/// What new connections show.
+/// The certificate for new connections.
 #[derive(Debug)]
-pub(super) struct Shown(RwLock<Arc<CertifiedKey>>);
+pub(super) struct CurrentIdentity(RwLock<Arc<CertifiedKey>>);
 
 // === impl Identity ===
 
 impl Identity {
-    /// Reads the files, which blocks.
+    /// Reads the files. Blocks.
+    ///
+    /// # Errors
+    /// If a file cannot be read or the key does not match the certificate.
     pub(super) fn new(upstream: &str, files: &ClientCertificate) -> Result<Self, UpstreamSetupError> {
         let stamps = stamps(files);
         let key = read(upstream, files)?;
         Ok(Self {
             upstream: upstream.into(),
             files: Arc::new(files.clone()),
-            shown: Arc::new(Shown(RwLock::new(Arc::new(key)))),
-            looked: Arc::new(Mutex::new((Instant::now(), stamps))),
+            current: Arc::new(CurrentIdentity(RwLock::new(Arc::new(key)))),
+            checked: Arc::new(Mutex::new((Instant::now(), stamps))),
         })
     }
 
-    pub(super) fn shown(&self) -> Arc<Shown> {
-        self.shown.clone()
+    /// The certificate resolver for new connections.
+    pub(super) fn current(&self) -> Arc<CurrentIdentity> {
+        self.current.clone()
     }
 
-    /// Takes the files if they are not as they were. Files that cannot be used change nothing and are said once.
+    /// Reads the files again if they changed. Files that cannot be used leave the previous certificate in use and are
+    /// logged once.
     pub(super) async fn refresh(&self) {
         let before = {
-            let mut looked = self.looked.lock();
-            if looked.0.elapsed() < INTERVAL {
+            let mut checked = self.checked.lock();
+            if checked.0.elapsed() < CHECK_INTERVAL {
                 return;
             }
-            looked.0 = Instant::now();
-            looked.1
+            checked.0 = Instant::now();
+            checked.1
         };
         let this = self.clone();
-        // It never panics, and when the pool stops nobody asks any more.
+        // The closure does not panic. If the pool has stopped, the server is stopping.
         let _ = tokio::task::spawn_blocking(move || this.reload(before)).await;
     }
 
@@ -74,18 +79,20 @@ impl Identity {
         }
         match read(&self.upstream, &self.files) {
             Ok(key) => {
-                *self.shown.0.write() = Arc::new(key);
-                tracing::info!(upstream = &*self.upstream, "took the new client certificate for {}", self.upstream);
+                *self.current.0.write() = Arc::new(key);
+                tracing::info!(upstream = &*self.upstream, "client certificate reloaded");
             }
-            Err(error) => tracing::error!(%error, "the client certificate stays as it is: {error}"),
+            Err(error) => {
+                tracing::error!(%error, "cannot reload the client certificate; the previous one stays in use")
+            }
         }
-        self.looked.lock().1 = now;
+        self.checked.lock().1 = now;
     }
 }
 
-// === impl Shown ===
+// === impl CurrentIdentity ===
 
-impl ResolvesClientCert for Shown {
+impl ResolvesClientCert for CurrentIdentity {
     fn resolve(&self, _: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let key = self.0.read().clone();
         key.key.choose_scheme(schemes).is_some().then_some(key)
@@ -105,7 +112,7 @@ fn read(upstream: &str, files: &ClientCertificate) -> Result<CertifiedKey, Upstr
     let key = file::read(&files.key).map_err(|error| wrong("client_key", error.to_string()))?;
     let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| wrong("client_key", error.to_string()))?;
     CertifiedKey::from_der(chain, key, &ring::default_provider())
-        .map_err(|error| wrong("client_key", format!("does not go with client_cert: {error}")))
+        .map_err(|error| wrong("client_key", format!("does not match client_cert: {error}")))
 }
 
 fn stamps(files: &ClientCertificate) -> [Stamp; 2] {

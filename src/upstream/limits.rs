@@ -1,7 +1,7 @@
-//! What an upstream has said about how often it may be asked: 429 and until when, and how many pulls are left.
+//! Rate limits of an upstream: 429 responses, and the number of remaining pulls. Pure logic; the time is a parameter.
 //!
-//! Docker Hub has two limits. That on pulls counts GETs of manifests and nothing else; blobs flow on, and a tag can still
-//! be confirmed by HEAD. That on abuse counts every request of an address. Pure, with the time passed in.
+//! Docker Hub has two limits. The limit on pulls counts GETs of manifests only: blobs can still be fetched, and tags
+//! can be confirmed by HEAD. The limit on abuse counts all requests of an address.
 
 use std::time::Duration;
 
@@ -10,27 +10,29 @@ use tokio::time::Instant;
 
 use super::Kind;
 
-/// No answer keeps us from asking for longer than this, whatever it says: limits are lifted, raised and paid for.
-const LONGEST: Duration = Duration::from_secs(15 * 60);
-/// When a 429 names no time. A window of pulls is hours long, and asking in vain costs nothing of it.
-const PULLS: Duration = Duration::from_secs(60);
-/// Some registries say 429 now and then without meaning it for long.
-const OTHERS: Duration = Duration::from_secs(10);
-/// Fewer pulls than this part of the limit are few.
-const SCARCE: f64 = 0.1;
-/// Of the window in which pulls are counted, where it is not named (`w=`), and at most.
-const WINDOW: Duration = Duration::from_secs(6 * 60 * 60);
+/// Longest time for which requests are withheld, whatever the response says: limits can be lifted or raised.
+const MAX_HOLD: Duration = Duration::from_secs(15 * 60);
+/// Time for which pulls are withheld if a 429 names none. The window is hours long, and a refused pull does not count.
+const DEFAULT_PULL_HOLD: Duration = Duration::from_secs(60);
+/// Time for which other requests are withheld if a 429 names none. Some registries send occasional short-lived 429s.
+const DEFAULT_HOLD: Duration = Duration::from_secs(10);
+/// Pulls are scarce if fewer than this fraction of the limit is left.
+const SCARCE_FRACTION: f64 = 0.1;
+/// Longest window in which pulls are counted; also the default if the response has no `w=`.
+const MAX_PULL_WINDOW: Duration = Duration::from_secs(6 * 60 * 60);
 
-/// Which requests a 429 is about.
+/// The requests that a 429 applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Covers {
+pub(super) enum LimitScope {
+    /// All requests.
     Everything,
     /// GETs of manifests.
     Pulls,
-    /// What is redirected to the upstream's storage.
+    /// Blobs, which the upstream redirects to its storage.
     Blobs,
 }
 
+/// The limits of one upstream. Each `Instant` is when a limit ends.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     everything: Option<Instant>,
@@ -39,33 +41,35 @@ pub(super) struct Limits {
     scarce_until: Option<Instant>,
 }
 
-impl Covers {
-    /// What a 429 covers, by what was asked, where, and the body of the answer. `elsewhere`: it came from another host.
-    pub(super) fn of(kind: Kind, method: &Method, elsewhere: bool, body: &[u8]) -> Self {
-        if elsewhere && kind == Kind::Blob {
+impl LimitScope {
+    /// The scope of a 429, by the request and the response body. `other_host`: it was not sent by the upstream's own
+    /// host.
+    pub(super) fn of(kind: Kind, method: &Method, other_host: bool, body: &[u8]) -> Self {
+        if other_host && kind == Kind::Blob {
             return Self::Blobs;
         }
-        // Hub: "You have reached your pull rate limit." Its other one is plain text: "Too Many Requests".
+        // Docker Hub's limit on pulls says "You have reached your pull rate limit." in JSON. The limit on abuse says
+        // "Too Many Requests" as plain text.
         let says_pulls = || String::from_utf8_lossy(body).to_ascii_lowercase().contains("pull rate limit");
         if is_pull(kind, method) && says_pulls() { Self::Pulls } else { Self::Everything }
     }
 }
 
 impl Limits {
-    /// Takes a 429 to heart, and says for how long: as it said (`told`), within reason.
-    pub(super) fn hold(&mut self, covers: Covers, told: Option<Duration>, now: Instant) -> Duration {
+    /// Records a 429. `requested` is the time in the response. Returns the time for which requests are withheld.
+    pub(super) fn hold(&mut self, covers: LimitScope, requested: Option<Duration>, now: Instant) -> Duration {
         let (until, default) = match covers {
-            Covers::Everything => (&mut self.everything, OTHERS),
-            Covers::Pulls => (&mut self.pulls, PULLS),
-            Covers::Blobs => (&mut self.blobs, OTHERS),
+            LimitScope::Everything => (&mut self.everything, DEFAULT_HOLD),
+            LimitScope::Pulls => (&mut self.pulls, DEFAULT_PULL_HOLD),
+            LimitScope::Blobs => (&mut self.blobs, DEFAULT_HOLD),
         };
-        let hold = told.unwrap_or(default).min(LONGEST);
-        // Many are told at once: who was told to stay away for longest is right.
+        let hold = requested.unwrap_or(default).min(MAX_HOLD);
+        // Concurrent requests may be told different times; the longest one applies.
         *until = (*until).max(Some(now + hold));
         hold
     }
 
-    /// Whether this may be asked; if not, for how long not.
+    /// Whether a request may be sent. The error is the remaining time.
     pub(super) fn admit(&self, kind: Kind, method: &Method, now: Instant) -> Result<(), Duration> {
         let pulls = self.pulls.filter(|_| is_pull(kind, method));
         let blobs = self.blobs.filter(|_| kind == Kind::Blob);
@@ -75,13 +79,13 @@ impl Limits {
         }
     }
 
-    /// What Docker Hub says with every answer about a manifest: its limit, what is left of it, and the window.
+    /// Records Docker Hub's headers in responses about manifests: the limit, the remaining pulls and the window.
     pub(super) fn note_budget(&mut self, limit: f64, remaining: f64, window: Option<Duration>, now: Instant) {
-        let scarce = limit > 0.0 && remaining < limit * SCARCE;
-        self.scarce_until = scarce.then(|| now + window.unwrap_or(WINDOW).min(WINDOW));
+        let scarce = limit > 0.0 && remaining < limit * SCARCE_FRACTION;
+        self.scarce_until = scarce.then(|| now + window.unwrap_or(MAX_PULL_WINDOW).min(MAX_PULL_WINDOW));
     }
 
-    /// Whether few pulls are left, by the last word on it.
+    /// Whether few pulls are left according to the latest response.
     pub(super) fn is_scarce(&self, now: Instant) -> bool {
         self.scarce_until.is_some_and(|until| now < until)
     }
@@ -99,22 +103,22 @@ mod tests {
     const HUB_PULLS: &[u8] = br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your unauthenticated pull rate limit. https://www.docker.com/increase-rate-limit"}]}"#;
 
     #[test]
-    fn each_kind_of_429_covers_what_it_is_about() {
-        for (kind, method, elsewhere, body, covers) in [
-            (Kind::Manifest, Method::GET, false, HUB_PULLS, Covers::Pulls),
-            (Kind::Manifest, Method::GET, false, b"Too Many Requests".as_slice(), Covers::Everything),
-            (Kind::Manifest, Method::GET, false, br#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#, Covers::Everything),
-            (Kind::Manifest, Method::HEAD, false, b"", Covers::Everything),
-            (Kind::Blob, Method::GET, false, HUB_PULLS, Covers::Everything),
-            (Kind::Blob, Method::GET, true, b"", Covers::Blobs),
-            (Kind::Manifest, Method::GET, true, b"", Covers::Everything),
+    fn limit_scope_depends_on_request_and_body() {
+        for (kind, method, other_host, body, covers) in [
+            (Kind::Manifest, Method::GET, false, HUB_PULLS, LimitScope::Pulls),
+            (Kind::Manifest, Method::GET, false, b"Too Many Requests".as_slice(), LimitScope::Everything),
+            (Kind::Manifest, Method::GET, false, br#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#, LimitScope::Everything),
+            (Kind::Manifest, Method::HEAD, false, b"", LimitScope::Everything),
+            (Kind::Blob, Method::GET, false, HUB_PULLS, LimitScope::Everything),
+            (Kind::Blob, Method::GET, true, b"", LimitScope::Blobs),
+            (Kind::Manifest, Method::GET, true, b"", LimitScope::Everything),
         ] {
-            assert_eq!(Covers::of(kind, &method, elsewhere, body), covers, "{method} {kind:?} {elsewhere}");
+            assert_eq!(LimitScope::of(kind, &method, other_host, body), covers, "{method} {kind:?} {other_host}");
         }
     }
 
     #[test]
-    fn a_limit_stops_what_it_covers_until_its_time_is_over() {
+    fn limit_blocks_its_scope_until_it_expires() {
         let asked = [
             (Kind::Manifest, Method::GET),
             (Kind::Manifest, Method::HEAD),
@@ -122,9 +126,9 @@ mod tests {
             (Kind::Tags, Method::GET),
         ];
         for (covers, stopped) in [
-            (Covers::Everything, [true, true, true, true]),
-            (Covers::Pulls, [true, false, false, false]),
-            (Covers::Blobs, [false, false, true, false]),
+            (LimitScope::Everything, [true, true, true, true]),
+            (LimitScope::Pulls, [true, false, false, false]),
+            (LimitScope::Blobs, [false, false, true, false]),
         ] {
             let (mut limits, now) = (Limits::default(), Instant::now());
             assert_eq!(limits.hold(covers, Some(9 * SECOND), now), 9 * SECOND);
@@ -138,24 +142,24 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_is_modest_without_a_word_and_bounded_whatever_is_said() {
+    fn hold_has_a_default_and_a_maximum() {
         let (mut limits, now) = (Limits::default(), Instant::now());
         let year = Duration::from_secs(365 * 24 * 60 * 60);
-        for (covers, told, held) in [
-            (Covers::Everything, None, OTHERS),
-            (Covers::Pulls, None, PULLS),
-            (Covers::Blobs, Some(Duration::ZERO), Duration::ZERO),
-            (Covers::Everything, Some(year), LONGEST),
-            (Covers::Everything, Some(SECOND), SECOND),
+        for (covers, requested, held) in [
+            (LimitScope::Everything, None, DEFAULT_HOLD),
+            (LimitScope::Pulls, None, DEFAULT_PULL_HOLD),
+            (LimitScope::Blobs, Some(Duration::ZERO), Duration::ZERO),
+            (LimitScope::Everything, Some(year), MAX_HOLD),
+            (LimitScope::Everything, Some(SECOND), SECOND),
         ] {
-            assert_eq!(limits.hold(covers, told, now), held, "{covers:?} {told:?}");
+            assert_eq!(limits.hold(covers, requested, now), held, "{covers:?} {requested:?}");
         }
-        assert_eq!(limits.admit(Kind::Tags, &Method::GET, now), Err(LONGEST), "the longest one stands");
-        assert_eq!(limits.admit(Kind::Tags, &Method::GET, now + LONGEST), Ok(()));
+        assert_eq!(limits.admit(Kind::Tags, &Method::GET, now), Err(MAX_HOLD), "the longest one stands");
+        assert_eq!(limits.admit(Kind::Tags, &Method::GET, now + MAX_HOLD), Ok(()));
     }
 
     #[test]
-    fn few_are_less_than_a_tenth_until_somebody_says_otherwise_or_the_window_is_over() {
+    fn pulls_are_scarce_below_a_tenth_until_the_window_ends() {
         let (mut limits, now) = (Limits::default(), Instant::now());
         for (limit, remaining, scarce) in
             [(100.0, 10.0, false), (100.0, 9.0, true), (0.0, 0.0, false), (200.0, 0.0, true)]

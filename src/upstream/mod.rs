@@ -1,16 +1,17 @@
-//! Asking the registries that images come from.
+//! HTTP requests to other registries.
 //!
-//! An [`Upstream`] is one configured registry. [`Upstream::send`] takes one request and does on the wire what it
-//! takes to get an answer: the URLs in their order, challenges and tokens, redirects (`send`), and all that again after
-//! a pause where that may help (`rounds`). It returns with the head of a usable answer and a body to read, or with an
-//! [`UpstreamError`] that says whether the upstream spoke about the content (`NotFound`, `Denied`) or was in trouble.
+//! An [`Upstream`] is one configured registry. [`Upstream::send`] performs one logical request, which may need several
+//! HTTP requests: it tries the URLs in order, answers challenges, fetches tokens and follows redirects (`send`), and
+//! retries all of that after a pause (`rounds`). It returns the headers of a usable response and its body as a stream,
+//! or an [`UpstreamError`]. The error says whether the upstream answered about the content (`NotFound`, `Denied`) or
+//! failed.
 //!
-//! An upstream that fails again and again is left alone until a probe finds it alive (`breaker`, `probe`), and one that
-//! limits us is not asked what its limit covers (`limits`).
+//! After repeated failures the circuit breaker withholds requests until a probe succeeds (`breaker`, `probe`). After a
+//! 429, requests that the limit applies to are withheld (`limits`). The text for each error is in `error`.
 //!
-//! This is the only place that sends HTTP requests. It verifies no content, keeps none, and knows neither the store
-//! nor our own clients. A host that is not configured is reached only where a configured one sends us, within the
-//! rules of the `trust` module.
+//! All HTTP requests of the server are sent here. This module neither verifies nor stores content, and knows neither
+//! the store nor the server's own clients. A host that is not configured is contacted only if a configured one
+//! redirects to it, within the rules of `trust`.
 
 mod auth;
 mod breaker;
@@ -52,46 +53,51 @@ pub use error::{UpstreamError, UpstreamSetupError};
 pub use hops::Hops;
 pub use response::{UpstreamBody, UpstreamResponse};
 
-/// One registry that images come from, as one client's request asks it. Clones ask the same registry.
+/// One configured registry, as used by one client's request. Clones use the same registry.
 #[derive(Clone)]
 pub struct Upstream {
     remote: Arc<Remote>,
-    /// What the client's request has come through, and ours therefore, too.
+    /// The hops of the client's request, which are forwarded in `Via`.
     hops: Hops,
 }
 
-/// One thing to ask of an upstream.
+/// One request to an upstream.
 #[derive(Debug, Clone)]
 pub struct UpstreamRequest {
+    /// What is requested.
     pub kind: Kind,
     /// GET or HEAD.
     pub method: Method,
+    /// The repository, without the upstream's host.
     pub repository: RepoName,
-    /// What follows `/v2/<repository>/`, query included: `manifests/latest`, `tags/list?n=100`.
+    /// The rest of the path after `/v2/<repository>/`, with its query: `manifests/latest`, `tags/list?n=100`.
     pub path: String,
-    /// First and last byte, both included. Closed ranges only: some registries refuse open ones.
+    /// First and last byte, both inclusive. There are no open ranges, because some registries reject them.
     pub range: Option<(u64, u64)>,
+    /// An entity tag. If the content still has it, the response is 304.
     pub if_none_match: Option<String>,
-    /// With `range`: a strong entity tag; content that has changed since comes whole (RFC 9110, 13.1.5).
+    /// With `range`: a strong entity tag. If the content has changed, the complete content is sent instead of the range
+    /// (RFC 9110, section 13.1.5).
     pub if_range: Option<String>,
-    /// URLs that are asked after the others, because a transfer from them broke.
+    /// Number of URLs, from the first one, that are tried last because a transfer from them broke.
     pub skip_urls: usize,
+    /// How often the request is retried.
     pub effort: Effort,
 }
 
-/// How much is done to get an answer, within the deadline.
+/// How often a request is retried within its deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Effort {
-    /// Several rounds over the URLs, with growing pauses.
+    /// Several rounds over all URLs, with growing pauses.
     #[default]
     Rounds,
-    /// One round: there is another way to what is wanted.
+    /// One round over all URLs.
     Once,
-    /// One round, also while the upstream is left alone: the rest of a transfer, by somebody who tries again himself.
+    /// One round, even if the circuit is open. For the rest of a transfer, which has retries of its own.
     Resume,
 }
 
-/// What a request is for: decides on its client, its `Accept`, and where it is counted.
+/// What is requested. Determines the HTTP client, the `Accept` header and the metrics label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     Manifest,
@@ -100,19 +106,19 @@ pub enum Kind {
     Referrers,
 }
 
-/// Which of an upstream's credentials are used, without saying what they are. Anonymous equals only anonymous.
+/// Identifies which credential rule of an upstream is used. Two values are equal if the rule is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CredentialId(Option<usize>);
 
 // === impl Upstream ===
 
 impl Upstream {
-    /// Sets an upstream up as configured, without touching the network. What it does beside requests runs in `tasks`.
+    /// Creates an upstream from its configuration, without network access. Its background work runs in `tasks`.
     ///
-    /// `via` is how we call ourselves to others (RFC 9110, 7.6.3): `roadstead-<instance>`.
+    /// `via` is this server's name in `Via` (RFC 9110, section 7.6.3): `roadstead-<instance>`.
     ///
     /// # Errors
-    /// When a file for TLS cannot be read or holds nothing of its kind, and for what cannot be put into a header.
+    /// If a TLS file cannot be read or parsed, or a value cannot be sent in an HTTP header.
     pub fn new(
         config: &UpstreamConfig,
         via: &str,
@@ -122,55 +128,55 @@ impl Upstream {
         Ok(Self { remote: Arc::new(Remote::new(config, via, metrics, tasks)?), hops: Hops::default() })
     }
 
-    /// The same, asked for a request that came through these: they stand in `Via` before ourselves, so that a loop
-    /// over several servers is seen by the first of them that is passed twice.
+    /// The same upstream for a client's request with these hops. They precede this server in `Via`, so that the first
+    /// server that is passed twice detects a loop.
     #[must_use]
-    pub fn behind(&self, hops: Hops) -> Self {
+    pub fn with_hops(&self, hops: Hops) -> Self {
         Self { remote: self.remote.clone(), hops }
     }
 
-    /// The name it is configured under: `docker.io`.
+    /// The configured name, such as `docker.io`.
     pub fn name(&self) -> &Arc<str> {
         &self.remote.name
     }
 
-    /// Part of what makes two requests for one digest the same: others' rights are not ours.
+    /// The credential rule for a repository. Requests with different rules must not share a response.
     pub fn credential(&self, repository: &RepoName) -> CredentialId {
         self.remote.keyring.id(repository.as_str())
     }
 
-    /// Whether requests for a repository use credentials. True after the first one; before it, a file or program that
-    /// may have some has not been asked.
+    /// Whether requests for a repository use credentials. Before the first request this may be false although a file or
+    /// program has some, because it was not read yet.
     pub fn has_credentials(&self, repository: &RepoName) -> bool {
         self.remote.keyring.has(repository.as_str())
     }
 
-    /// What a denial means for content that is cached.
+    /// How a denied request for cached content is treated.
     pub fn on_denied(&self, repository: &RepoName) -> OnDenied {
         self.remote.on_denied.unwrap_or_else(|| OnDenied::default_for(self.has_credentials(repository)))
     }
 
-    /// Of silence in a body.
+    /// Time limit for the next bytes of a body.
     pub fn idle_timeout(&self) -> Duration {
         self.remote.idle_timeout
     }
 
-    /// Bytes a second below which a body counts as cut; zero: none.
+    /// Lowest transfer rate in bytes per second; zero: no limit.
     pub fn min_rate(&self) -> u64 {
         self.remote.min_rate
     }
 
-    /// Blobs that may be fetched at once.
+    /// Largest number of concurrent fills from this upstream.
     pub fn max_fills(&self) -> usize {
         self.remote.max_fills
     }
 
-    /// Whether it is asked, or left alone after failures.
+    /// The state of the circuit breaker.
     pub fn breaker_state(&self) -> BreakerState {
-        self.remote.breaker.lock().report(Instant::now())
+        self.remote.breaker.lock().state(Instant::now())
     }
 
-    /// Whether so few pulls are left to us there that they are to be kept for what is not cached at all.
+    /// Whether so few pulls are left that they should be kept for content that is not cached.
     pub fn is_scarce(&self) -> bool {
         self.remote.limits.lock().is_scarce(Instant::now())
     }
@@ -185,7 +191,7 @@ impl fmt::Debug for Upstream {
 // === impl Kind ===
 
 impl Kind {
-    /// As in the metrics' `kind` label.
+    /// The value of the `kind` label in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Manifest => "manifest",
@@ -199,5 +205,6 @@ impl Kind {
 // === impl CredentialId ===
 
 impl CredentialId {
+    /// No rule: requests without credentials.
     pub const ANONYMOUS: Self = Self(None);
 }

@@ -1,4 +1,4 @@
-//! Asking an upstream that is left alone whether it is back.
+//! Probes: checks whether an upstream whose circuit is open responds again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,16 +7,16 @@ use http::Method;
 use tokio::time::{Instant, sleep_until};
 
 use super::breaker::Opening;
-use super::client::Lane;
+use super::client::ClientKind;
 use super::error::is_outage;
 use super::remote::Remote;
 
-/// For the head of the answer: what is slower is not back.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Time limit for the response headers of a probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Remote {
-    /// Probes until this opening of the breaker is over, by a probe's answer or by anybody's.
-    pub(super) fn begin_probing(self: &Arc<Self>, opening: Opening) {
+    /// Starts a task that probes until this opening of the circuit is over, because of a probe or of a request.
+    pub(super) fn start_probing(self: &Arc<Self>, opening: Opening) {
         let remote = self.clone();
         self.tasks.spawn(async move {
             while let Some(at) = remote.next_probe(opening) {
@@ -29,7 +29,7 @@ impl Remote {
                 if !alive {
                     breaker.probe_failed(opening, Instant::now());
                 } else if breaker.probe_succeeded(Instant::now()) {
-                    remote.is_back(&breaker);
+                    remote.report_recovery(&breaker);
                 }
             }
         });
@@ -39,14 +39,16 @@ impl Remote {
         self.breaker.lock().next_probe(opening)
     }
 
-    /// Whether one of the URLs answers `GET /v2/` with anything but a failure of its own.
+    /// Whether one of the URLs answers `GET /v2/` with anything but a 5xx that is an outage.
     async fn is_alive(&self) -> bool {
-        let Ok(live) = self.live().await else { return false };
+        let Ok(connection) = self.connection().await else { return false };
         for base in &self.urls {
             let Ok(url) = format!("{}/v2/", base.as_str().trim_end_matches('/')).parse() else { continue };
-            let deadline = Instant::now() + self.header_timeout.min(PATIENCE);
-            let answer =
-                live.wire.send(Lane::Control, "probe", reqwest::Request::new(Method::GET, url), deadline).await;
+            let deadline = Instant::now() + self.header_timeout.min(PROBE_TIMEOUT);
+            let answer = connection
+                .clients
+                .send(ClientKind::Control, "probe", reqwest::Request::new(Method::GET, url), deadline)
+                .await;
             if let Ok(response) = answer {
                 let alive = !is_outage(response.status());
                 self.discard(response, deadline).await;

@@ -1,4 +1,4 @@
-//! What all who ask one upstream share: how it is reached, and how it has fared.
+//! The state that all requests to one upstream share: how it is reached, and the results so far.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use url::Url;
 
 use super::auth::Authorizer;
 use super::breaker::Breaker;
-use super::client::{self, ClientSetup, Wire};
+use super::client::{self, ClientSetup, HttpClients};
 use super::credentials::Keyring;
 use super::limits::Limits;
 use super::tls::TlsSetup;
@@ -23,8 +23,8 @@ use crate::telemetry::Metrics;
 
 /// One configured registry.
 ///
-/// Costs next to nothing until it is first asked: the HTTP clients are built then, and the certificates of the system
-/// are read once for the process.
+/// It needs few resources until the first request: the HTTP clients are built then, and the certificates of the system
+/// are read once per process.
 pub(super) struct Remote {
     pub(super) name: Arc<str>,
     /// At least one, tried in order.
@@ -38,21 +38,25 @@ pub(super) struct Remote {
     pub(super) trust: Arc<Trust>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) setup: Arc<ClientSetup>,
-    /// Written by whoever asks, and by the probe.
+    /// Updated by requests and by the probe.
     pub(super) breaker: Mutex<Breaker>,
     pub(super) limits: Mutex<Limits>,
-    /// Owns the probe.
+    /// Owns the probing task.
     pub(super) tasks: Tasks,
-    live: OnceCell<Live>,
+    connection: OnceCell<Connection>,
 }
 
-/// What an upstream has once it was asked.
-pub(super) struct Live {
-    pub(super) wire: Wire,
+/// What is created with the first request to an upstream.
+pub(super) struct Connection {
+    pub(super) clients: HttpClients,
     pub(super) auth: Authorizer,
 }
 
 impl Remote {
+    /// Reads the files for TLS. Sends no requests.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or a value cannot be sent in a header.
     pub(super) fn new(
         config: &UpstreamConfig,
         via: &str,
@@ -86,26 +90,27 @@ impl Remote {
             breaker: Mutex::default(),
             limits: Mutex::default(),
             tasks,
-            live: OnceCell::new(),
+            connection: OnceCell::new(),
         })
     }
 
-    pub(super) async fn live(&self) -> Result<&Live, UpstreamError> {
+    /// The clients and the authorizer, created by the first call. Also reloads a changed client certificate.
+    pub(super) async fn connection(&self) -> Result<&Connection, UpstreamError> {
         if let Some(identity) = &self.setup.tls.identity {
             identity.refresh().await;
         }
-        self.live.get_or_try_init(|| self.build()).await
+        self.connection.get_or_try_init(|| self.build()).await
     }
 
-    async fn build(&self) -> Result<Live, UpstreamError> {
+    async fn build(&self) -> Result<Connection, UpstreamError> {
         let (name, setup) = (self.name.clone(), self.setup.clone());
         let (trust, metrics) = (self.trust.clone(), self.metrics.clone());
-        let built = tokio::task::spawn_blocking(move || Wire::build(&name, &setup, &trust, &metrics)).await;
-        let wire = built.unwrap_or_else(|error| {
+        let built = tokio::task::spawn_blocking(move || HttpClients::build(&name, &setup, &trust, &metrics)).await;
+        let clients = built.unwrap_or_else(|error| {
             Err(UpstreamError::Connect { upstream: self.name.clone(), cause: error.to_string().into() })
         })?;
         let tokens = Tokens::new(&self.name, self.header_timeout);
         let auth = Authorizer::new(&self.name, &self.trust, self.keyring.clone(), tokens);
-        Ok(Live { wire, auth })
+        Ok(Connection { clients, auth })
     }
 }

@@ -1,4 +1,4 @@
-//! An upstream's answer: its head, and its body chunk by chunk.
+//! An upstream's response: its headers, and its body as a stream.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,34 +16,38 @@ use super::{Kind, Upstream};
 use crate::oci::STALE_WARNING;
 use crate::telemetry::{ContentKind, Metrics};
 
-/// An answer that can be used: 200, 206 (only where a range was asked for) or 304 (only to `if_none_match`).
+/// A usable response: 200, 206 (only if a range was requested) or 304 (only with `if_none_match`).
 #[derive(Debug)]
 pub struct UpstreamResponse {
+    /// 200, 206 or 304.
     pub status: StatusCode,
+    /// The headers as sent.
     pub headers: HeaderMap,
+    /// The body; empty for HEAD and 304.
     pub body: UpstreamBody,
 }
 
-/// The bytes behind the head. Dropping it closes the connection or resets the stream.
+/// The body of a response. Dropping it closes the connection or resets the stream.
 pub struct UpstreamBody {
     pub(super) upstream: Arc<str>,
     pub(super) kind: Kind,
-    /// Of silence, before the body counts as cut.
+    /// Time limit for the next bytes.
     pub(super) idle_timeout: Duration,
     pub(super) metrics: Arc<Metrics>,
-    /// None: there is no body, or no more of it.
+    /// `None`: there is no body, or it has ended.
     pub(super) response: Option<reqwest::Response>,
 }
 
 // === impl UpstreamResponse ===
 
 impl UpstreamResponse {
-    /// `Content-Length` as sent: of a HEAD the length that the body would have.
+    /// The `Content-Length` header. For a HEAD request, the length that the body of a GET would have.
     pub fn content_length(&self) -> Option<u64> {
         content_length(&self.headers)
     }
 
-    /// First and last byte, and the whole length unless it was sent as `*` (RFC 9110, 14.4).
+    /// The `Content-Range` header: first and last byte, both inclusive, and the complete length unless it is `*` (RFC
+    /// 9110, section 14.4).
     pub fn content_range(&self) -> Option<(u64, u64, Option<u64>)> {
         let (range, total) = split_content_range(&self.headers)?;
         let (start, end) = range.split_once('-')?;
@@ -52,24 +56,25 @@ impl UpstreamResponse {
         (start <= end && total.is_none_or(|total| end < total)).then_some((start, end, total))
     }
 
-    /// `Docker-Content-Digest` as sent; some registries leave it out, so it is a hint and no proof.
+    /// The `Docker-Content-Digest` header. Some registries omit it, and it proves nothing.
     pub fn docker_content_digest(&self) -> Option<&str> {
         text(&self.headers, &HeaderName::from_static("docker-content-digest"))
     }
 
-    /// `Content-Type` without its parameters.
+    /// The `Content-Type` header without parameters.
     pub fn content_type(&self) -> Option<&str> {
         let (media_type, _) =
             text(&self.headers, &CONTENT_TYPE).map(|value| value.split_once(';').unwrap_or((value, "")))?;
         Some(media_type.trim())
     }
 
-    /// Whether another Roadstead says with it that it could not ask its own upstream. Other warnings are not for us: 299
-    /// is what registries send every notice with.
+    /// Whether another Roadstead served this from its cache because its own upstream failed. Other warnings with code
+    /// 299 are ignored, as registries use it for any notice.
     pub fn is_stale(&self) -> bool {
         self.headers.get_all(WARNING).iter().any(|warning| warning == STALE_WARNING)
     }
 
+    /// The `ETag` header.
     pub fn etag(&self) -> Option<&str> {
         text(&self.headers, &ETAG)
     }
@@ -78,10 +83,11 @@ impl UpstreamResponse {
 // === impl UpstreamBody ===
 
 impl UpstreamBody {
-    /// The next bytes, or `None` at the end that the upstream meant (by length, last chunk or end of stream).
+    /// The next bytes; `None` at the regular end (by length, last chunk or end of stream).
     ///
     /// # Errors
-    /// `Timeout` after `idle_timeout` of silence, `Interrupted` when the connection ends early. Either is final.
+    /// `Timeout` if no bytes come for `idle_timeout`, `Interrupted` if the connection ends early. The body has ended
+    /// then.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         let Some(response) = &mut self.response else {
             return Ok(None);
@@ -89,7 +95,7 @@ impl UpstreamBody {
         let next = match timeout(self.idle_timeout, response.chunk()).await {
             Ok(Ok(next)) => Ok(next),
             Ok(Err(error)) => Err(UpstreamError::interrupted(&self.upstream, error)),
-            Err(_) => Err(UpstreamError::timeout(&self.upstream, "silence in the middle of a body")),
+            Err(_) => Err(UpstreamError::timeout(&self.upstream, "no data in the middle of a body")),
         };
         match &next {
             Ok(Some(bytes)) => self.count(bytes.len()),
@@ -98,18 +104,18 @@ impl UpstreamBody {
         next
     }
 
-    /// A body that is at its end.
+    /// An empty body.
     pub fn empty(upstream: &Upstream) -> Self {
         upstream.remote.body(Kind::Blob, None)
     }
 
-    /// The whole body, which must not be longer than `limit` bytes.
+    /// The complete body, at most `limit` bytes.
     ///
     /// # Errors
-    /// As [`chunk`](Self::chunk), `BadResponse` for a body over the limit, and `Timeout` for one that is not whole at
-    /// `deadline`: a body that drips is never silent.
+    /// Those of [`chunk`](Self::chunk), `BadResponse` if the body is longer, and `Timeout` if it is not complete at
+    /// `deadline`: a slow body may never reach `idle_timeout`.
     pub async fn collect(self, limit: usize, deadline: Instant) -> Result<Bytes, UpstreamError> {
-        let late = UpstreamError::timeout(&self.upstream, "a body that drips");
+        let late = UpstreamError::timeout(&self.upstream, "the body is too slow");
         timeout_at(deadline, self.collect_all(limit)).await.unwrap_or(Err(late))
     }
 
@@ -120,14 +126,14 @@ impl UpstreamBody {
             return Err(too_long());
         }
         let too_long = too_long();
-        let mut whole = BytesMut::new();
+        let mut body = BytesMut::new();
         while let Some(bytes) = self.chunk().await? {
-            if whole.len() + bytes.len() > limit {
+            if body.len() + bytes.len() > limit {
                 return Err(too_long);
             }
-            whole.extend_from_slice(&bytes);
+            body.extend_from_slice(&bytes);
         }
-        Ok(whole.freeze())
+        Ok(body.freeze())
     }
 
     fn count(&self, bytes: usize) {
@@ -149,32 +155,33 @@ impl fmt::Debug for UpstreamBody {
     }
 }
 
-/// A body up to `limit` bytes, or `None` if it is longer. Waits as long as it takes.
+/// Reads a complete body; `None` if it is longer than `limit` bytes. Has no timeout of its own.
 pub(super) async fn read_limited(
     response: &mut reqwest::Response,
     limit: usize,
 ) -> Result<Option<Bytes>, reqwest::Error> {
-    let mut whole = BytesMut::new();
+    let mut body = BytesMut::new();
     while let Some(bytes) = response.chunk().await? {
-        if whole.len() + bytes.len() > limit {
+        if body.len() + bytes.len() > limit {
             return Ok(None);
         }
-        whole.extend_from_slice(&bytes);
+        body.extend_from_slice(&bytes);
     }
-    Ok(Some(whole.freeze()))
+    Ok(Some(body.freeze()))
 }
 
-/// Whether the body's bytes are the content's bytes; anything else would have another digest.
+/// Whether the body is not encoded. An encoded body would have another digest than the content.
 pub(super) fn is_identity(headers: &HeaderMap) -> bool {
     let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
     encodings.all(|value| matches!(value.to_str().map(str::trim), Ok("" | "identity")))
 }
 
+/// The `Content-Length` header.
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     number(text(headers, &CONTENT_LENGTH)?)
 }
 
-/// The whole length by a `Content-Range`, be it `bytes 0-0/123` or, of an empty body, `bytes */0`.
+/// The complete length in `Content-Range`: of `bytes 0-0/123`, or of `bytes */0` for empty content.
 pub(super) fn content_range_total(headers: &HeaderMap) -> Option<u64> {
     number(split_content_range(headers)?.1)
 }
@@ -184,7 +191,7 @@ fn split_content_range(headers: &HeaderMap) -> Option<(&str, &str)> {
     unit.eq_ignore_ascii_case("bytes").then(|| range.trim().split_once('/')).flatten()
 }
 
-/// Digits only: `parse` alone would take a sign.
+/// Parses digits only; `parse` alone would accept a sign.
 fn number(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
@@ -212,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_range_is_read_or_not_there() {
+    fn content_range_is_parsed_or_absent() {
         let table = [
             ("bytes 0-9/10", Some((0, 9, Some(10)))),
             ("Bytes 5-9/*", Some((5, 9, None))),
@@ -231,13 +238,13 @@ mod tests {
     }
 
     #[test]
-    fn a_content_type_loses_its_parameters() {
+    fn content_type_loses_its_parameters() {
         let response = response(CONTENT_TYPE, "application/json ; charset=utf-8");
         assert_eq!(response.content_type(), Some("application/json"));
     }
 
     #[test]
-    fn only_identity_is_the_content_itself() {
+    fn only_identity_encoding_is_accepted() {
         for (value, expected) in [("identity", true), ("", true), ("gzip", false), ("identity, gzip", false)] {
             assert_eq!(is_identity(&response(CONTENT_ENCODING, value).headers), expected, "{value:?}");
         }

@@ -1,33 +1,34 @@
-//! `Retry-After` in all the forms that registries send.
+//! Parser for `Retry-After` in all forms that registries send.
 
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use http::header::{DATE, RETRY_AFTER};
 
-/// No upstream keeps us away for longer than this by one answer.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// Longest accepted time.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long to stay away: whole or fractional seconds, an HTTP date (RFC 9110, 10.2.3), or a number with a unit.
+/// The time in the header: integer or fractional seconds, an HTTP date (RFC 9110, section 10.2.3), or a number with a
+/// unit.
 pub(super) fn from_headers(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
     if let Ok(then) = httpdate::parse_http_date(value) {
-        // The upstream's own clock, where it shows it: ours may be wrong.
+        // The date is compared with the upstream's own clock if sent, as the clock here may be wrong.
         let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         let now = date.unwrap_or_else(SystemTime::now);
-        return Some(then.duration_since(now).unwrap_or_default().min(LONGEST));
+        return Some(then.duration_since(now).unwrap_or_default().min(MAX_RETRY_AFTER));
     }
     duration(value)
 }
 
-/// The same from a body such as `retry-after: 1.16ms, allowed: 44000/minute` (GHCR sends it without the header).
+/// The time in a body such as `retry-after: 1.16ms, allowed: 44000/minute`, which GHCR sends instead of the header.
 pub(super) fn from_body(body: &[u8]) -> Option<Duration> {
     let body = String::from_utf8_lossy(body).to_ascii_lowercase();
     let (_, rest) = body.split_once("retry-after")?;
     duration(rest.trim_start_matches(['"', ':', '=', ' ']))
 }
 
-/// Reads a leading number with an optional unit; what comes after it does not matter.
+/// Parses a number with an optional unit at the beginning. The rest is ignored.
 fn duration(text: &str) -> Option<Duration> {
     let text = text.trim_start();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -43,7 +44,7 @@ fn duration(text: &str) -> Option<Duration> {
         "h" | "hour" | "hours" => number * 3600.0,
         _ => number,
     };
-    Some(Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST))
+    Some(Duration::try_from_secs_f64(seconds).unwrap_or(MAX_RETRY_AFTER).min(MAX_RETRY_AFTER))
 }
 
 #[cfg(test)]
@@ -60,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_after_header_is_read_in_every_form() {
+    fn header_is_parsed_in_every_form() {
         let table = [
             ("120", Some(Duration::from_secs(120))),
             (" 120 ", Some(Duration::from_secs(120))),
@@ -71,7 +72,7 @@ mod tests {
             ("1h", Some(Duration::from_secs(3600))),
             ("Sun, 06 Nov 1994 08:50:07 GMT", Some(Duration::from_secs(30))),
             ("Sun, 06 Nov 1994 08:40:00 GMT", Some(Duration::ZERO)),
-            ("99999999999999999999999999", Some(LONGEST)),
+            ("99999999999999999999999999", Some(MAX_RETRY_AFTER)),
             ("soon", None),
             ("-1", None),
             ("", None),
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_may_say_it_too() {
+    fn body_is_parsed() {
         let table: [(&str, Option<Duration>); 4] = [
             ("retry-after: 1.16ms, allowed: 44000/minute", Some(Duration::from_micros(1160))),
             (r#"{"errors":[{"message":"Retry-After=7"}]}"#, Some(Duration::from_secs(7))),

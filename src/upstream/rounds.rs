@@ -1,7 +1,7 @@
-//! How long a request is kept at: rounds over the URLs, pauses between them, and when asking is of no use.
+//! Retries of a request: rounds over the URLs, pauses between them, and failures that are not retried.
 //!
-//! All of it happens before the first byte of an answer, and ends by the caller's deadline: an answer that says what is
-//! wrong comes in time, never after. A transfer that breaks later is its reader's business.
+//! All retries happen before the first byte of a response, and end by the caller's deadline, so that the caller can
+//! still report the failure in time. If a transfer breaks later, its reader resumes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,62 +13,64 @@ use super::breaker::Breaker;
 use super::error::UpstreamError;
 use super::remote::Remote;
 use super::response::UpstreamResponse;
-use super::send::Ask;
+use super::send::Attempt;
 use super::{Effort, Upstream, UpstreamRequest};
 
-const ROUNDS: u32 = 4;
-/// Before the second round; each further pause is twice as long, give or take half of it, so that those who failed
-/// together do not come back together.
+/// Rounds over all URLs, at most.
+const MAX_ROUNDS: u32 = 4;
+/// Pause before the second round. Each further pause is twice as long. All pauses are multiplied by a random factor
+/// between 0.5 and 1.5, so that requests that failed together are not retried together.
 const FIRST_PAUSE: Duration = Duration::from_millis(150);
-/// A limit that is over sooner than this is waited for, once: GHCR says `retry-after: 1.16ms`.
-const SHORT_LIMIT: Duration = Duration::from_millis(500);
+/// A rate limit that ends within this time is waited for, once: GHCR sends `retry-after: 1.16ms`.
+const MAX_LIMIT_WAIT: Duration = Duration::from_millis(500);
 
 impl Upstream {
-    /// Asks the upstream and returns when the head of an answer is there: at `deadline` at the latest.
+    /// Sends the request, and returns when the response headers have arrived, at `deadline` at the latest.
     ///
-    /// `deadline` covers tokens, redirects, every URL, every round and the pauses between them; each single step gets at
-    /// most `header_timeout` of it. The body that follows is not covered.
+    /// The deadline includes tokens, redirects, all URLs, all rounds and the pauses between them. Each single HTTP
+    /// request has at most `header_timeout`. Reading the body is not included.
     ///
     /// # Errors
-    /// Everything but a usable 200, 206 or 304, see [`UpstreamError`].
+    /// For everything but a usable 200, 206 or 304; see [`UpstreamError`].
     pub async fn send(&self, request: UpstreamRequest, deadline: Instant) -> Result<UpstreamResponse, UpstreamError> {
         let remote = &self.remote;
-        let live = remote.live().await?;
+        let connection = remote.connection().await?;
         let mut failure = None;
         for round in 0.. {
             if let Err(refusal) = remote.admit(&request) {
-                // What went wrong in an earlier round says more than that there is no further one.
+                // The failure of an earlier round is more informative than a refusal to retry.
                 return Err(failure.unwrap_or(refusal));
             }
             if Instant::now() >= deadline {
                 break;
             }
-            let heard = AtomicBool::new(false);
+            let upstream_responded = AtomicBool::new(false);
             let (method, range, hops) = (&request.method, request.range, &self.hops);
-            let ask = Ask { request: &request, method, range, hops, deadline, heard: &heard };
-            let error = match remote.round(live, ask).await {
+            let attempt =
+                Attempt { request: &request, method, range, hops, deadline, upstream_responded: &upstream_responded };
+            let error = match remote.round(connection, attempt).await {
                 Ok(response) => {
-                    remote.fared_well();
+                    remote.record_success();
                     return Ok(response);
                 }
                 Err(error) => error,
             };
-            remote.fared_ill(&error, heard.load(Ordering::Relaxed));
+            remote.record_failure(&error, upstream_responded.load(Ordering::Relaxed));
             match pause_after(&error, request.effort, round, deadline.saturating_duration_since(Instant::now())) {
                 None => return Err(error),
                 Some(pause) => {
-                    tracing::debug!(upstream = %remote.name, %error, "asking {} again: {error}", remote.name);
+                    tracing::debug!(upstream = %remote.name, %error, "retrying the upstream");
                     sleep(pause).await;
                 }
             }
             failure = Some(error);
         }
-        Err(failure.unwrap_or_else(|| UpstreamError::timeout(&remote.name, "no time left to ask")))
+        Err(failure.unwrap_or_else(|| UpstreamError::timeout(&remote.name, "no time left for a request")))
     }
 }
 
 impl Remote {
-    /// Whether this may be asked now: the breaker is closed, and no limit covers it.
+    /// Whether the request may be sent now: the circuit is closed, and no rate limit applies.
     fn admit(&self, request: &UpstreamRequest) -> Result<(), UpstreamError> {
         let (upstream, now) = (self.name.clone(), Instant::now());
         if let Err(left) = self.limits.lock().admit(request.kind, &request.method, now) {
@@ -76,26 +78,29 @@ impl Remote {
         }
         match self.breaker.lock().admit(now) {
             Err(left) if request.effort != Effort::Resume => {
-                Err(UpstreamError::LeftAlone { upstream, retry_after: left.max(Duration::from_secs(1)) })
+                Err(UpstreamError::CircuitOpen { upstream, retry_after: left.max(Duration::from_secs(1)) })
             }
             _ => Ok(()),
         }
     }
 
-    fn fared_well(&self) {
+    /// Records a response of the upstream for the circuit breaker.
+    fn record_success(&self) {
         let mut breaker = self.breaker.lock();
         if breaker.succeeded() {
-            self.is_back(&breaker);
+            self.report_recovery(&breaker);
         }
     }
 
-    /// `heard`: the upstream itself answered, and what failed is another host that it sent us to.
-    fn fared_ill(self: &Arc<Self>, error: &UpstreamError, heard: bool) {
-        if heard {
-            return self.fared_well();
+    /// Records a failure for the circuit breaker. `upstream_responded`: the upstream itself responded, and another host
+    /// that it redirected to failed.
+    fn record_failure(self: &Arc<Self>, error: &UpstreamError, upstream_responded: bool) {
+        if upstream_responded {
+            return self.record_success();
         }
         let counts = match error {
-            // Who says when to come back is at work, and may serve other things: a mirror whose own upstream is down.
+            // A 503 with `Retry-After` comes from a mirror whose own upstream is down, and which may have other
+            // content.
             UpstreamError::Status { retry_after: Some(_), .. } => false,
             UpstreamError::Certificate { .. } => true,
             error => error.is_outage(),
@@ -106,23 +111,28 @@ impl Remote {
         let mut breaker = self.breaker.lock();
         if let Some(opening) = breaker.failed(Instant::now(), matches!(error, UpstreamError::Timeout { .. })) {
             self.metrics.upstream_available(&self.name, false);
-            tracing::warn!(upstream = %self.name, %error, "leaving {} alone until it answers again: {error}", self.name);
-            self.begin_probing(opening);
+            tracing::warn!(
+                upstream = %self.name,
+                %error,
+                "upstream failed repeatedly; sending only probes until it responds",
+            );
+            self.start_probing(opening);
         }
     }
 
-    /// Under the breaker's lock, so that the gauge never tells of an older change than the last.
-    pub(super) fn is_back(&self, _closed: &Breaker) {
+    /// Reports that the circuit has closed. The caller holds the breaker's lock, so that the gauge always shows the
+    /// latest change.
+    pub(super) fn report_recovery(&self, _closed: &Breaker) {
         self.metrics.upstream_available(&self.name, true);
-        tracing::info!(upstream = %self.name, "{} answers again", self.name);
+        tracing::info!(upstream = %self.name, "upstream responds again");
     }
 }
 
-/// How long to wait before the next round; `None` if there is none, or no time for it.
+/// The pause before the next round. `None`: there is no further round, or not enough time for it.
 fn pause_after(error: &UpstreamError, effort: Effort, round: u32, left: Duration) -> Option<Duration> {
     let pause = match error {
-        UpstreamError::RateLimited { retry_after: Some(after), .. } if round == 0 && *after <= SHORT_LIMIT => *after,
-        error if error.is_outage() && round + 1 < ROUNDS => {
+        UpstreamError::RateLimited { retry_after: Some(after), .. } if round == 0 && *after <= MAX_LIMIT_WAIT => *after,
+        error if error.is_outage() && round + 1 < MAX_ROUNDS => {
             let grown = FIRST_PAUSE.mul_f64(f64::from(2_u32.saturating_pow(round)) * (0.5 + fastrand::f64()));
             grown.max(error.retry_after().unwrap_or_default())
         }
@@ -144,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_and_there_are_few() {
+    fn pauses_grow_and_are_limited() {
         let bad = status(502, None);
         let pause = |round| pause_after(&bad, Effort::Rounds, round, 20 * SECOND);
         for (round, least, most) in [(0, 75, 225), (1, 150, 450), (2, 300, 900)] {
@@ -155,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_go_well_a_moment_later_is_asked_again() {
+    fn only_temporary_failures_are_retried() {
         let name = || std::sync::Arc::from("r");
         let cause = || std::sync::Arc::from("cause");
         for (error, again) in [
@@ -171,11 +181,11 @@ mod tests {
             (UpstreamError::NotFound { upstream: name() }, false),
             (UpstreamError::Denied { upstream: name(), status: StatusCode::FORBIDDEN }, false),
             (UpstreamError::Certificate { upstream: name(), cause: cause() }, false),
-            (UpstreamError::LeftAlone { upstream: name(), retry_after: SECOND }, false),
+            (UpstreamError::CircuitOpen { upstream: name(), retry_after: SECOND }, false),
             (UpstreamError::bad(&name(), "x"), false),
             (UpstreamError::RateLimited { upstream: name(), retry_after: None }, false),
             (UpstreamError::RateLimited { upstream: name(), retry_after: Some(SECOND) }, false),
-            (UpstreamError::RateLimited { upstream: name(), retry_after: Some(SHORT_LIMIT) }, true),
+            (UpstreamError::RateLimited { upstream: name(), retry_after: Some(MAX_LIMIT_WAIT) }, true),
         ] {
             assert_eq!(pause_after(&error, Effort::Rounds, 0, 20 * SECOND).is_some(), again, "{error}");
             assert_eq!(pause_after(&error, Effort::Once, 0, 20 * SECOND), None, "{error}");
@@ -183,7 +193,7 @@ mod tests {
         }
         let soon = pause_after(&status(503, Some(3 * SECOND)), Effort::Rounds, 0, 20 * SECOND);
         assert_eq!(soon, Some(3 * SECOND));
-        let limited = UpstreamError::RateLimited { upstream: name(), retry_after: Some(SHORT_LIMIT) };
-        assert_eq!(pause_after(&limited, Effort::Rounds, 1, 20 * SECOND), None, "once");
+        let limited = UpstreamError::RateLimited { upstream: name(), retry_after: Some(MAX_LIMIT_WAIT) };
+        assert_eq!(pause_after(&limited, Effort::Rounds, 1, 20 * SECOND), None, "a limit is waited for once");
     }
 }

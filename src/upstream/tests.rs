@@ -1,4 +1,4 @@
-//! The behaviour of an upstream on the wire, against small servers in this process.
+//! Tests of an upstream over HTTP, against small servers in this process.
 
 mod answers;
 mod auth;
@@ -26,7 +26,7 @@ use server::Server;
 
 pub(super) const NAME: &str = "r.example";
 
-/// An upstream with its metrics, and the shortest way to ask it.
+/// An upstream with its metrics and tasks, and short functions for requests.
 struct Fixture {
     upstream: Upstream,
     metrics: Arc<Metrics>,
@@ -71,7 +71,7 @@ impl Fixture {
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
-    /// The series of the requests counter whose labels contain `labels`.
+    /// The sum of the request counter over the series whose labels contain `labels`.
     fn requests(&self, labels: &str) -> usize {
         self.sum("roadstead_upstream_requests_total", labels)
     }
@@ -83,8 +83,8 @@ impl Fixture {
         values.sum::<f64>() as usize
     }
 
-    /// What we counted is what they counted.
-    fn agrees_with(&self, servers: &[&Server]) {
+    /// The request counter equals the number of requests that the servers received.
+    fn assert_requests_counted_at(&self, servers: &[&Server]) {
         let theirs: usize = servers.iter().map(|server| server.seen().len()).sum();
         assert_eq!(self.requests(""), theirs, "{}", self.metrics.render());
     }

@@ -1,4 +1,6 @@
-//! TLS to an upstream: whom we trust, and what we show of ourselves.
+//! TLS to upstreams: trusted authorities and the client certificate.
+//!
+//! The text for a certificate that is not trusted is at `UpstreamError::Certificate` in `error`.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -15,22 +17,28 @@ use super::identity::Identity;
 use crate::config::UpstreamConfig;
 use crate::file;
 
-/// Read from files at the start, and the identity again when its files change. Cheap to hold: the system's certificates are read when an upstream is first asked.
+/// The TLS settings of one upstream. Its files are read at the start; the system's certificates are read with the first
+/// request to an upstream.
 pub(super) struct TlsSetup {
-    /// Certificates to trust beside the system's.
+    /// Authorities to trust in addition to those of the system.
     extra_roots: Vec<CertificateDer<'static>>,
     pub(super) identity: Option<Identity>,
-    /// Whether any certificate will do.
+    /// Whether the upstream's certificate is not verified.
     skips_verify: bool,
 }
 
-/// Takes every certificate. The handshake's signatures are still checked: whoever answers has the key of what it shows.
+/// Accepts every certificate. The signatures of the handshake are still verified, so the peer has the certificate's
+/// private key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
 // === impl TlsSetup ===
 
 impl TlsSetup {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// If a file cannot be read or contains no certificate.
     pub(super) fn new(config: &UpstreamConfig) -> Result<Self, UpstreamSetupError> {
         let wrong = |key: &'static str, path: &Path, cause: String| UpstreamSetupError::TlsFile {
             upstream: config.name.clone(),
@@ -49,7 +57,7 @@ impl TlsSetup {
         Ok(Self { extra_roots, identity, skips_verify: config.insecure_skip_verify })
     }
 
-    /// Reads the system's certificates at the first call in the process: not for the reactor.
+    /// The rustls configuration. The first call in the process reads the system's certificates, which blocks.
     pub(super) fn client_config(&self) -> Result<ClientConfig, String> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone());
@@ -60,8 +68,8 @@ impl TlsSetup {
             builder.with_root_certificates(roots(&self.extra_roots))
         };
         let Some(identity) = &self.identity else { return Ok(builder.with_no_client_auth()) };
-        let mut config = builder.with_client_cert_resolver(identity.shown());
-        // A resumed session would show whom we were, not whom we are.
+        let mut config = builder.with_client_cert_resolver(identity.current());
+        // A resumed session would keep the previous client certificate.
         config.resumption = Resumption::disabled();
         Ok(config)
     }
@@ -104,7 +112,8 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// The system's certificates with `extra` ones. A machine without any is no error: plain http still works.
+/// The system's authorities and the `extra` ones. A system without any is not an error, as plain HTTP does not need
+/// them.
 fn roots(extra: &[CertificateDer<'static>]) -> Arc<RootCertStore> {
     static NATIVE: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let native = NATIVE.get_or_init(|| {
@@ -113,7 +122,10 @@ fn roots(extra: &[CertificateDer<'static>]) -> Arc<RootCertStore> {
         store.add_parsable_certificates(found.certs);
         if store.is_empty() {
             let errors = found.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            tracing::warn!(errors, "no CA certificates on this system: no https upstream can be verified");
+            tracing::warn!(
+                errors,
+                "this system has no CA certificates, so no https upstream can be verified; install them or set ca_file"
+            );
         }
         Arc::new(store)
     });
@@ -125,7 +137,7 @@ fn roots(extra: &[CertificateDer<'static>]) -> Arc<RootCertStore> {
     Arc::new(store)
 }
 
-/// At least one, each usable as a root.
+/// Reads the authorities in a PEM file, at least one.
 fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = read_chain(path)?;
     let mut store = RootCertStore::empty();
@@ -135,10 +147,10 @@ fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(certificates)
 }
 
-/// The certificates in a PEM file; at least one.
+/// Reads the certificates in a PEM file, at least one.
 pub(super) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let content = file::read(path).map_err(|error| error.to_string())?;
     let read = CertificateDer::pem_slice_iter(&content).collect::<Result<Vec<_>, _>>();
     let certificates: Vec<CertificateDer<'static>> = read.map_err(|error| error.to_string())?;
-    if certificates.is_empty() { Err("no certificate in it".to_owned()) } else { Ok(certificates) }
+    if certificates.is_empty() { Err("contains no certificate".to_owned()) } else { Ok(certificates) }
 }

@@ -1,6 +1,7 @@
-//! Bearer tokens: fetched from the realm that a challenge names, kept until shortly before they expire.
+//! Bearer tokens: fetched from the realm in a challenge, and cached until shortly before they expire. They are kept in
+//! memory only.
 //!
-//! <https://distribution.github.io/distribution/spec/auth/token/> and `/oauth/`. Tokens live in memory only.
+//! Specification: <https://distribution.github.io/distribution/spec/auth/token/> and `/oauth/`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant, SystemTime};
@@ -13,24 +14,28 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use url::{Url, form_urlencoded};
 
-use super::client::{Lane, Wire};
+use super::client::{ClientKind, HttpClients};
 use super::credentials::{Account, Credentials};
 use super::error::UpstreamError;
 use super::response::read_limited;
 use super::retry_after;
 use super::trust::Origin;
 
+/// The `client_id` of token requests.
 const CLIENT_ID: &str = "roadstead";
-const BODY_LIMIT: usize = 64 * 1024;
-/// What a token server means when it does not say, and the least that it may mean (token specification).
-const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
-/// So that a nonsensical lifetime does not outlive a revoked password for ever.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-const MOST_TOKENS: u64 = 10_000;
+/// Longest accepted response of a token server.
+const MAX_TOKEN_RESPONSE_BYTES: usize = 64 * 1024;
+/// The lifetime of a token without `expires_in`, and the shortest lifetime that the specification allows.
+const MIN_TOKEN_LIFETIME: Duration = Duration::from_secs(60);
+/// Longest time for which a token is used, so that a revoked password does not stay in use.
+const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// Cached tokens per upstream, at most.
+const MAX_TOKENS: u64 = 10_000;
 
-/// What a token is good for, and for whom.
+/// What a token is valid for.
 ///
-/// `origin` is who asked for it: a token got for one host is never shown to another, even if both name one realm.
+/// `origin` is the host that sent the challenge. A token for one host is never sent to another, even if both name the
+/// same realm.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct TokenKey {
     pub(super) origin: Origin,
@@ -40,92 +45,94 @@ pub(super) struct TokenKey {
     pub(super) account: Account,
 }
 
+/// A token and its lifetime.
 pub(super) struct Token {
     /// `Bearer …`, marked sensitive.
     pub(super) authorization: HeaderValue,
     pub(super) obtained: Instant,
-    /// For how long it may be used, counted from `obtained`.
+    /// How long it is used, from `obtained`.
     lifetime: Duration,
 }
 
-/// The tokens of one upstream. However many ask for one, it is fetched once.
+/// The tokens of one upstream. Concurrent requests for the same token share one fetch.
 pub(super) struct Tokens {
     upstream: Arc<str>,
     cache: Cache<TokenKey, Arc<Token>>,
     header_timeout: Duration,
 }
 
-/// The fields of a token answer that matter, each of which some registry leaves out.
+/// The used fields of a token server's response. Each is missing at some registry.
 #[derive(Deserialize)]
-struct Answer {
+struct TokenResponse {
     token: Option<String>,
     access_token: Option<String>,
-    /// Seconds. Not `u64`: some send a float or a string.
+    /// Seconds. Some servers send a float or a string.
     expires_in: Option<serde_json::Value>,
     issued_at: Option<String>,
 }
 
-struct UntilExpiry;
+struct TokenExpiry;
 
 // === impl Tokens ===
 
 impl Tokens {
+    /// `header_timeout` limits each HTTP request to a token server.
     pub(super) fn new(upstream: &Arc<str>, header_timeout: Duration) -> Self {
-        let cache = Cache::builder().max_capacity(MOST_TOKENS).expire_after(UntilExpiry).build();
+        let cache = Cache::builder().max_capacity(MAX_TOKENS).expire_after(TokenExpiry).build();
         Self { upstream: upstream.clone(), cache, header_timeout }
     }
 
-    /// The token for `key`, from the cache or from its realm, with `credentials` if there are any.
+    /// The token for `key`, from the cache or from its realm, with `credentials` if any.
     ///
-    /// The fetch has a limit of its own, so that an asker with little time does not spoil it for one with more.
+    /// The fetch has a time limit of its own, so that a caller with a short deadline does not end it for others.
     pub(super) async fn get(
         &self,
-        wire: &Wire,
+        clients: &HttpClients,
         key: &TokenKey,
         credentials: Option<&Credentials>,
         deadline: Instant,
     ) -> Result<Arc<Token>, UpstreamError> {
-        let fetch = self.cache.try_get_with_by_ref(key, self.fetch(wire, key, credentials));
+        let fetch = self.cache.try_get_with_by_ref(key, self.fetch(clients, key, credentials));
         match timeout_at(deadline, fetch).await {
             Ok(token) => token.map_err(|error| UpstreamError::clone(&error)),
             Err(_) => Err(UpstreamError::timeout(&self.upstream, "waiting for a token")),
         }
     }
 
-    /// Forgets `token`, but not one that somebody else has fetched in its place.
+    /// Removes `token` from the cache, unless a newer one has replaced it.
     pub(super) async fn reject(&self, key: &TokenKey, token: &Arc<Token>) {
         if self.cache.get(key).await.is_some_and(|current| Arc::ptr_eq(&current, token)) {
             self.cache.invalidate(key).await;
         }
     }
 
-    /// By GET, which is what Docker, podman and crane send first and every token server knows; by OAuth2 POST where
-    /// the credential is a refresh token, or where the server wants no GET.
+    /// Fetches a token by GET, as Docker, podman and crane do first and every token server supports. OAuth2 POST is
+    /// used for a refresh token, or if the server rejects GET.
     async fn fetch(
         &self,
-        wire: &Wire,
+        clients: &HttpClients,
         key: &TokenKey,
         credentials: Option<&Credentials>,
     ) -> Result<Arc<Token>, UpstreamError> {
         let Some(credentials) = credentials else {
-            return self.exchange(wire, get(key, None)).await;
+            return self.exchange(clients, get(key, None)).await;
         };
         if credentials.is_identity_token() {
-            return self.exchange(wire, post(key, credentials)).await;
+            return self.exchange(clients, post(key, credentials)).await;
         }
-        match self.exchange(wire, get(key, Some(credentials))).await {
-            Err(UpstreamError::Status { status, .. }) if wants_post(status) => {
-                self.exchange(wire, post(key, credentials)).await
+        match self.exchange(clients, get(key, Some(credentials))).await {
+            Err(UpstreamError::Status { status, .. }) if get_refused(status) => {
+                self.exchange(clients, post(key, credentials)).await
             }
             answer => answer,
         }
     }
 
-    async fn exchange(&self, wire: &Wire, request: reqwest::Request) -> Result<Arc<Token>, UpstreamError> {
+    async fn exchange(&self, clients: &HttpClients, request: reqwest::Request) -> Result<Arc<Token>, UpstreamError> {
         let deadline = Instant::now() + self.header_timeout;
-        let mut response = wire.send(Lane::Control, "token", request, deadline).await?;
+        let mut response = clients.send(ClientKind::Control, "token", request, deadline).await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let read = timeout_at(deadline, read_limited(&mut response, BODY_LIMIT)).await;
+        let read = timeout_at(deadline, read_limited(&mut response, MAX_TOKEN_RESPONSE_BYTES)).await;
         let body = read.map_err(|_| UpstreamError::timeout(&self.upstream, "reading a token"))?;
         let body = body.map_err(|error| UpstreamError::interrupted(&self.upstream, error))?;
         let upstream = self.upstream.clone();
@@ -144,16 +151,16 @@ impl Tokens {
             }
         }
         let bad = |reason: &str| UpstreamError::bad(&upstream, format!("its token server: {reason}"));
-        let body = body.ok_or_else(|| bad("an answer that is too long"))?;
-        let answer: Answer = serde_json::from_slice(&body).map_err(|_| bad("an answer that is not a token"))?;
-        let token = answer.into_token(SystemTime::now()).ok_or_else(|| bad("an answer without a usable token"))?;
+        let body = body.ok_or_else(|| bad("a response that is too long"))?;
+        let answer: TokenResponse = serde_json::from_slice(&body).map_err(|_| bad("a response that is not a token"))?;
+        let token = answer.into_token(SystemTime::now()).ok_or_else(|| bad("a response without a usable token"))?;
         Ok(Arc::new(token))
     }
 }
 
-// === impl Answer ===
+// === impl TokenResponse ===
 
-impl Answer {
+impl TokenResponse {
     fn into_token(self, now: SystemTime) -> Option<Token> {
         let token = [self.token, self.access_token].into_iter().flatten().find(|token| !token.is_empty())?;
         let mut authorization = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
@@ -163,29 +170,29 @@ impl Answer {
     }
 }
 
-// === impl UntilExpiry ===
+// === impl TokenExpiry ===
 
-impl Expiry<TokenKey, Arc<Token>> for UntilExpiry {
+impl Expiry<TokenKey, Arc<Token>> for TokenExpiry {
     fn expire_after_create(&self, _: &TokenKey, token: &Arc<Token>, _: StdInstant) -> Option<Duration> {
         Some(token.lifetime)
     }
 }
 
-/// How long to use a token: what is left of its lifetime since it was issued, less a tenth (at most 15 s), so that
-/// no request starts with a token that ends on its way.
+/// How long a token is used: the rest of its lifetime since it was issued, less a tenth (at most 15 s), so that it does
+/// not expire during a request.
 fn usable_for(expires_in: Option<&serde_json::Value>, issued_at: Option<&str>, now: SystemTime) -> Duration {
     let seconds = expires_in.and_then(|value| value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()));
     let lifetime = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    let lifetime = lifetime.unwrap_or_default().clamp(SHORTEST_LIFETIME, LONGEST_LIFETIME);
+    let lifetime = lifetime.unwrap_or_default().clamp(MIN_TOKEN_LIFETIME, MAX_TOKEN_LIFETIME);
     let issued = issued_at.and_then(|time| humantime::parse_rfc3339(time).ok());
-    // A token that is older than its lifetime tells of a wrong clock, not of a server that hands out dead tokens.
+    // A token that is already older than its lifetime points to a wrong clock, so its age is ignored.
     let age = issued.and_then(|issued| now.duration_since(issued).ok()).filter(|age| *age < lifetime);
     let left = lifetime - age.unwrap_or_default();
     left - (left / 10).min(Duration::from_secs(15))
 }
 
-/// The statuses by which servers refuse a way of asking rather than the asker.
-fn wants_post(status: StatusCode) -> bool {
+/// Whether a status rejects the method of the request rather than the credentials.
+fn get_refused(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
@@ -240,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_used_for_a_little_less_than_it_lives() {
+    fn token_expires_before_its_lifetime_ends() {
         let now = humantime::parse_rfc3339("2026-01-01T00:10:00Z").unwrap();
         let table = [
             (json!({}), 54),
@@ -259,14 +266,14 @@ mod tests {
             (json!({"expires_in": 300, "issued_at": "yesterday"}), 285),
         ];
         for (answer, seconds) in table {
-            let parsed: Answer = serde_json::from_value(answer.clone()).unwrap();
+            let parsed: TokenResponse = serde_json::from_value(answer.clone()).unwrap();
             let usable = usable_for(parsed.expires_in.as_ref(), parsed.issued_at.as_deref(), now);
             assert_eq!(usable.as_secs(), seconds, "{answer}");
         }
     }
 
     #[test]
-    fn either_name_of_the_token_will_do() {
+    fn both_names_of_the_token_are_accepted() {
         let table = [
             (json!({"token": "t"}), Some("Bearer t")),
             (json!({"access_token": "a"}), Some("Bearer a")),
@@ -277,7 +284,7 @@ mod tests {
             (json!({}), None),
         ];
         for (answer, expected) in table {
-            let parsed: Answer = serde_json::from_value(answer.clone()).unwrap();
+            let parsed: TokenResponse = serde_json::from_value(answer.clone()).unwrap();
             let token = parsed.into_token(SystemTime::now());
             assert_eq!(token.as_ref().map(|token| token.authorization.to_str().unwrap()), expected, "{answer}");
         }

@@ -1,7 +1,7 @@
-//! Who may be shown our credentials, and where an upstream may send us.
+//! Which token servers may receive an upstream's credentials, and which hosts an upstream may redirect to.
 //!
-//! An upstream's answers name other hosts: the token server in a challenge, the storage in a redirect. Whoever
-//! controls an answer must be able neither to collect credentials nor to point us at a service inside our network.
+//! The responses of an upstream name other hosts: the token server in a challenge, the storage in a redirect. A forged
+//! response must neither obtain credentials nor make the server contact services inside its own network.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,10 +11,10 @@ use url::{Host, Url};
 
 use crate::config::UpstreamConfig;
 
-/// Token servers on another domain than their registry, which is no accident: (registry, token server).
+/// Token servers that are legitimately on another domain than their registry: (registry, token server).
 const BUILTIN_TOKEN_REALMS: [(&str, &str); 1] = [("nvcr.io", "authn.nvidia.com")];
 
-/// Scheme, host and port: what a credential or a token is good for.
+/// Scheme, host and port: the range in which a credential or token is valid.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Origin(String);
 
@@ -24,14 +24,14 @@ pub(super) struct Trust {
     own_names: HashSet<String>,
     token_realms: Vec<String>,
     private_redirects: bool,
-    /// Whether the upstream itself is on a private address. A name is known to be only when it was looked up, which
-    /// is always before the first redirect from it: written by the resolver, read by every check.
+    /// Whether the upstream itself has a private address. For a name this is known after its first lookup, which
+    /// precedes its first redirect. Set by the resolver, read by all checks.
     on_private_address: AtomicBool,
 }
 
-/// A host that we were sent to and that is none of an upstream's business.
+/// A host with a private address that an upstream may not redirect to.
 #[derive(Debug, thiserror::Error)]
-#[error("it sends us to the private address of {host} (private_redirects allows that)")]
+#[error("it redirects to the private address of {host}; if that is intended, set private_redirects")]
 pub(super) struct ForbiddenAddress {
     host: String,
 }
@@ -39,6 +39,7 @@ pub(super) struct ForbiddenAddress {
 // === impl Origin ===
 
 impl Origin {
+    /// The origin of a URL.
     pub(super) fn of(url: &Url) -> Self {
         Self(url.origin().ascii_serialization())
     }
@@ -47,9 +48,10 @@ impl Origin {
 // === impl Trust ===
 
 impl Trust {
+    /// Takes the rules from the upstream's configuration.
     pub(super) fn new(config: &UpstreamConfig) -> Self {
-        let own_names = config.urls.iter().filter_map(|url| Some(lower(url.host_str()?))).collect();
-        let mut token_realms: Vec<String> = config.token_realms.iter().map(|realm| lower(realm)).collect();
+        let own_names = config.urls.iter().filter_map(|url| Some(lowercase(url.host_str()?))).collect();
+        let mut token_realms: Vec<String> = config.token_realms.iter().map(|realm| lowercase(realm)).collect();
         let builtin = BUILTIN_TOKEN_REALMS.iter().filter(|(registry, _)| *registry == config.name);
         token_realms.extend(builtin.map(|(_, realm)| (*realm).to_owned()));
         Self {
@@ -60,9 +62,9 @@ impl Trust {
         }
     }
 
-    /// Whether the token server at `realm` may see the credentials for the registry at `registry`: it is the same
-    /// host, shares its registrable domain, or is configured; and it is not reached in clear text from a registry
-    /// that is not.
+    /// Whether the token server at `realm` may receive the credentials for the registry at `registry`: it is the same
+    /// host, has the same registrable domain, or is configured, and it does not use plain HTTP while the registry uses
+    /// HTTPS.
     pub(super) fn may_see_credentials(&self, registry: &Url, realm: &Url) -> bool {
         let (Some(registry_host), Some(realm_host)) = (registry.host_str(), realm.host_str()) else {
             return false;
@@ -77,9 +79,9 @@ impl Trust {
             || self.token_realms.iter().any(configured)
     }
 
-    /// Whether a redirect from `from` to `to` may be followed; `Err` says why not.
+    /// Whether a redirect may be followed. The error is the reason.
     ///
-    /// Names pass here; their addresses are checked when they are looked up, see [`Trust::admit`].
+    /// Host names are accepted here; their addresses are checked after the lookup, see [`Trust::admit`].
     pub(super) fn check_redirect(&self, from: &Url, to: &Url) -> Result<(), String> {
         match (from.scheme(), to.scheme()) {
             ("http" | "https", "https") | ("http", "http") => {}
@@ -89,7 +91,7 @@ impl Trust {
         self.check_address(to).map_err(|error| error.to_string())
     }
 
-    /// The check of an address that is written in the URL itself.
+    /// Checks a URL that contains an IP address.
     pub(super) fn check_address(&self, url: &Url) -> Result<(), ForbiddenAddress> {
         let own = url.host_str().is_some_and(|host| self.own_names.contains(host));
         match literal(url) {
@@ -98,9 +100,9 @@ impl Trust {
         }
     }
 
-    /// Filters what a name was resolved to: everything for the upstream's own names, else what is public.
+    /// Filters the addresses of a name: all addresses for the upstream's own names, otherwise only public ones.
     pub(super) fn admit(&self, name: &str, mut addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, ForbiddenAddress> {
-        if self.own_names.contains(&lower(name)) {
+        if self.own_names.contains(&lowercase(name)) {
             if addresses.iter().copied().any(is_private) {
                 self.on_private_address.store(true, Ordering::Relaxed);
             }
@@ -114,14 +116,14 @@ impl Trust {
         Ok(addresses)
     }
 
-    /// An upstream on a private address may send us to others; where clouds keep their metadata, nobody may unasked.
+    /// An upstream with a private address may redirect to others, but not to metadata services of clouds.
     fn may_reach(&self, address: IpAddr) -> bool {
         let neighbours = self.on_private_address.load(Ordering::Relaxed) && !is_metadata(address);
         self.private_redirects || neighbours || !is_private(address)
     }
 }
 
-/// Whether both are names under one registrable domain (public suffix list); an address has no domain.
+/// Whether both hosts are names under one registrable domain (public suffix list). An IP address has no domain.
 fn same_registrable_domain(one: &Url, other: &Url) -> bool {
     match (one.host(), other.host()) {
         (Some(Host::Domain(one)), Some(Host::Domain(other))) => {
@@ -139,11 +141,11 @@ fn literal(url: &Url) -> Option<IpAddr> {
     }
 }
 
-fn lower(name: &str) -> String {
+fn lowercase(name: &str) -> String {
     name.to_ascii_lowercase()
 }
 
-/// Link-local addresses, and the others that clouds use for their metadata services.
+/// Whether the address may be a metadata service of a cloud: link-local and some others.
 fn is_metadata(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => {
@@ -154,7 +156,7 @@ fn is_metadata(address: IpAddr) -> bool {
     }
 }
 
-/// Everything that is not an address of the public Internet.
+/// Whether the address is not a public Internet address.
 pub(super) fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_private_v4(address),
@@ -170,7 +172,7 @@ fn is_private_v4(address: Ipv4Addr) -> bool {
         || address.is_broadcast()
         || address.is_multicast()
         || a == 0
-        // Shared address space (RFC 6598) and IETF protocol assignments: clouds keep their metadata services there.
+        // Shared address space (RFC 6598) and IETF protocol assignments. Some clouds have metadata services there.
         || (a == 100 && (64..128).contains(&b))
         || (a, b, c) == (192, 0, 0)
 }
@@ -179,7 +181,7 @@ fn is_private_v6(address: Ipv6Addr) -> bool {
     let segments = address.segments();
     let low = || Ipv4Addr::from(((u32::from(segments[6])) << 16) | u32::from(segments[7]));
     match segments {
-        // IPv4 in the clothes of IPv6: mapped, compatible (with :: and ::1 among them), NAT64, 6to4.
+        // Addresses that contain an IPv4 address: mapped, compatible (including :: and ::1), NAT64, 6to4.
         [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => is_private_v4(low()),
         [0x2002, high, low, ..] => is_private_v4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low))),
         _ => address.is_unique_local() || address.is_unicast_link_local() || address.is_multicast(),
@@ -199,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_stay_in_the_family() {
+    fn credentials_go_only_to_the_same_registrable_domain() {
         let table = [
             ("https://ghcr.io", "https://ghcr.io/token", true),
             ("https://registry-1.docker.io", "https://auth.docker.io/token", true),
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_token_server_sees_credentials() {
+    fn configured_token_server_receives_credentials() {
         let mut config = UpstreamConfig::new("nvcr.io", vec![url("https://nvcr.io")]);
         let may =
             |config: &UpstreamConfig, realm: &str| Trust::new(config).may_see_credentials(&config.urls[0], &url(realm));
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_address_is_known_in_every_form() {
+    fn private_addresses_are_recognised_in_every_form() {
         let private = [
             "127.0.0.1",
             "10.1.2.3",
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn redirects_stay_on_http_never_lose_tls_and_never_enter_our_network() {
+    fn redirects_need_http_keep_tls_and_avoid_private_addresses() {
         let public = "https://r.example/v2/";
         let table = [
             (public, "https://cdn.example/x", true),
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_behind_a_redirect_must_not_resolve_into_our_network() {
+    fn redirect_to_a_name_with_private_address_is_rejected() {
         let addresses = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<IpAddr>>();
         let both = addresses(&["10.0.0.1", "8.8.8.8"]);
         let private = addresses(&["10.0.0.1"]);
@@ -295,7 +297,7 @@ mod tests {
         let trust = trust("https://r.example");
         assert_eq!(trust.admit("cdn.example", both.clone()).unwrap(), addresses(&["8.8.8.8"]));
         assert!(trust.admit("cdn.example", private.clone()).is_err());
-        // Once the upstream itself turns out to be inside, so may be its storage.
+        // After the upstream itself has resolved to a private address, its storage may have one too.
         assert_eq!(trust.admit("R.example", private.clone()).unwrap(), private);
         assert_eq!(trust.admit("cdn.example", private.clone()).unwrap(), private);
     }

@@ -1,7 +1,7 @@
-//! Docker's `config.json`: logins in `auths`, and the programs that keep others (`credHelpers`, `credsStore`).
+//! Parser for Docker's `config.json`: logins in `auths`, and credential helpers (`credHelpers`, `credsStore`).
 //!
-//! The host decides, as in Docker; a longer key (`quay.io/org`, as podman writes) goes before it. A program for the host
-//! goes before the one for all, and that before what stands in the file.
+//! Logins are looked up by host, as in Docker. A longer key with a path (`quay.io/org`, as podman writes) takes
+//! precedence. A helper for the host precedes the one for all hosts, and helpers precede logins in the file.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,29 +11,30 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
 use super::Credentials;
-use super::renewed::{Call, Reads};
+use super::renewed::{OutputFormat, ProgramCall};
 use crate::config::{DOCKER_IO, canonical_name};
 
-/// What Docker Hub is called in this file.
+/// The key of Docker Hub in this file.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
+/// A parsed `config.json`.
 pub(super) struct DockerConfig {
-    /// By host, or host and the beginning of a repository's name.
+    /// By host, or by host and the first components of a repository's name.
     logins: HashMap<String, Arc<Credentials>>,
     helpers: HashMap<String, String>,
     store: Option<String>,
 }
 
-/// What there is for a host.
-pub(super) struct Lookup {
-    pub(super) helper: Option<Call>,
+/// The credentials for a host: a helper to run, and a login to use if the helper has none.
+pub(super) struct HostCredentials {
+    pub(super) helper: Option<ProgramCall>,
     pub(super) login: Option<Arc<Credentials>>,
 }
 
 #[derive(Deserialize)]
-struct Document {
+struct DockerConfigDocument {
     #[serde(default)]
-    auths: HashMap<String, Entry>,
+    auths: HashMap<String, AuthEntry>,
     #[serde(default, rename = "credHelpers")]
     helpers: HashMap<String, String>,
     #[serde(default, rename = "credsStore")]
@@ -41,7 +42,7 @@ struct Document {
 }
 
 #[derive(Deserialize)]
-struct Entry {
+struct AuthEntry {
     #[serde(default)]
     auth: String,
     #[serde(default)]
@@ -57,48 +58,51 @@ struct Entry {
 // === impl DockerConfig ===
 
 impl DockerConfig {
+    /// Parses the file. The error is a predicate that follows its name, and contains no text of the file.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
-        let document: Document = serde_json::from_slice(bytes).map_err(|_| "is not like Docker's config.json")?;
+        let document: DockerConfigDocument =
+            serde_json::from_slice(bytes).map_err(|_| "is not a Docker config.json")?;
         let mut logins = HashMap::new();
         for (key, entry) in document.auths {
-            // Where a program keeps the login, Docker leaves an empty entry.
+            // Docker leaves an empty entry for a login that a helper has.
             if let Some(credentials) = entry.credentials()? {
-                logins.insert(place(&key), Arc::new(credentials));
+                logins.insert(normalized_key(&key), Arc::new(credentials));
             }
         }
-        let helpers: HashMap<_, _> = document.helpers.into_iter().map(|(key, helper)| (place(&key), helper)).collect();
+        let helpers: HashMap<_, _> =
+            document.helpers.into_iter().map(|(key, helper)| (normalized_key(&key), helper)).collect();
         let store = document.store.filter(|store| !store.is_empty());
-        if !helpers.values().chain(&store).all(|name| is_plain(name)) {
-            return Err("names a helper that is no program's name");
+        if !helpers.values().chain(&store).all(|name| is_program_name(name)) {
+            return Err("contains a credential helper whose name is not a program name");
         }
         Ok(Self { logins, helpers, store })
     }
 
-    /// For a host (and port), as it stands in the URL that is asked.
-    pub(super) fn look_up(&self, host: &str, repository: &str) -> Lookup {
+    /// The credentials for a host (and port), as written in the URL of the request.
+    pub(super) fn look_up(&self, host: &str, repository: &str) -> HostCredentials {
         let host = canonical_name(host);
-        let helper = self.helpers.get(host).or(self.store.as_ref()).map(|helper| Call {
+        let helper = self.helpers.get(host).or(self.store.as_ref()).map(|helper| ProgramCall {
             command: vec![format!("docker-credential-{helper}"), "get".to_owned()],
             input: if host == DOCKER_IO { DOCKER_HUB.to_owned() } else { host.to_owned() },
-            reads: Reads::Helper,
+            format: OutputFormat::Helper,
         });
         let whole = format!("{host}/{repository}");
         let mut place = whole.as_str();
         loop {
             match (self.logins.get(place), place.rsplit_once('/')) {
-                (Some(login), _) => return Lookup { helper, login: Some(login.clone()) },
+                (Some(login), _) => return HostCredentials { helper, login: Some(login.clone()) },
                 (None, Some((shorter, _))) => place = shorter,
-                (None, None) => return Lookup { helper, login: None },
+                (None, None) => return HostCredentials { helper, login: None },
             }
         }
     }
 }
 
-// === impl Entry ===
+// === impl AuthEntry ===
 
-impl Entry {
+impl AuthEntry {
     fn credentials(self) -> Result<Option<Credentials>, &'static str> {
-        const UNUSABLE: &str = "has a login that cannot be used";
+        const UNUSABLE: &str = "contains a login that cannot be used";
         if !self.registry_token.is_empty() {
             return Credentials::bearer(&self.registry_token).map(Some).ok_or(UNUSABLE);
         }
@@ -120,8 +124,8 @@ impl Entry {
     }
 }
 
-/// A key without what Docker has written around hosts over the years: a scheme, `/v1/`, `/v2/`.
-fn place(key: &str) -> String {
+/// The host and path of a key, without the additions of various versions of Docker: a scheme, `/v1/`, `/v2/`.
+fn normalized_key(key: &str) -> String {
     let key = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
     let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
     match key.split_once('/') {
@@ -130,8 +134,8 @@ fn place(key: &str) -> String {
     }
 }
 
-/// Not a path: nobody who writes this file chooses a folder to run programs from.
-fn is_plain(name: &str) -> bool {
+/// Whether a helper's name is not a path, so that the file cannot choose a folder to run programs from.
+fn is_program_name(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
@@ -144,8 +148,8 @@ mod tests {
     }
 
     #[test]
-    fn a_login_is_found_by_its_host_however_the_key_is_written() {
-        // "ann:x"
+    fn logins_are_found_for_every_form_of_key() {
+        // The login is "ann:x".
         let keys = [
             ("https://index.docker.io/v1/", "registry-1.docker.io"),
             ("docker.io", "index.docker.io"),
@@ -164,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longer_key_goes_first() {
+    fn longest_matching_key_wins() {
         let config = parse(
             r#"{"auths":{"r.example":{"username":"a","password":"1"},"r.example/org":{"username":"b","password":"2"}}}"#,
         );
@@ -174,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_for_the_host_goes_before_the_one_for_all() {
+    fn credential_helper_of_the_host_precedes_the_store() {
         let config = parse(r#"{"auths":{"r.example":{}},"credHelpers":{"gcr.io":"gcloud"},"credsStore":"pass"}"#);
         for (host, program, input) in [
             ("gcr.io", "docker-credential-gcloud", "gcr.io"),
@@ -188,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_told_from_passwords() {
+    fn tokens_are_distinguished_from_passwords() {
         let config = parse(
             r#"{"auths":{"acr.example":{"auth":"MDA6","identitytoken":"refresh"},"t.example":{"registrytoken":"bearer"}}}"#,
         );
@@ -199,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_what_stands_there() {
+    fn errors_never_repeat_file_contents() {
         for text in [
             "hunter2",
             r#"{"auths":"hunter2"}"#,

@@ -1,4 +1,4 @@
-//! The credentials of one upstream: which rule is for a repository, and what its source gives.
+//! The credential rules of one upstream: which rule is for a repository, and the credentials from its source.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,72 +7,82 @@ use tokio::time::{Instant, timeout_at};
 use url::{Position, Url};
 
 use super::docker::DockerConfig;
-use super::renewed::{Call, Programs, Reads};
+use super::renewed::{OutputFormat, ProgramCall, Programs};
 use super::watched::Watched;
-use super::{Credentials, Failure, Found, password};
+use super::{Credentials, FailureReason, SourceResult, password};
 use crate::config::{CredentialConfig, CredentialSource, Namespace, UpstreamConfig};
 use crate::tasks::Tasks;
 use crate::upstream::{CredentialId, UpstreamError, UpstreamSetupError};
 
-/// Docker's helpers do not say how long what they give is good.
+/// How long the output of Docker's helpers is used, as they do not say.
 const HELPER_LIFETIME: Duration = Duration::from_secs(10 * 60);
 
+/// The credential rules of one upstream, in order.
 pub(in crate::upstream) struct Keyring {
     upstream: Arc<str>,
     urls: Vec<Url>,
-    rules: Vec<Rule>,
+    rules: Vec<CredentialRule>,
 }
 
-struct Rule {
+/// A rule with its live source.
+struct CredentialRule {
     repository: Option<Namespace>,
     source: Source,
 }
 
+/// A source of credentials and its cached state.
 enum Source {
     Given(Arc<Credentials>),
     File(Watched<Arc<Credentials>>),
-    Exec(Call, Programs),
+    Exec(ProgramCall, Programs),
     Docker(Watched<DockerConfig>, Programs),
 }
 
 // === impl Keyring ===
 
 impl Keyring {
+    /// Creates the sources. Files and programs are used with the first request.
+    ///
+    /// # Errors
+    /// If a password cannot be sent in a header.
     pub(in crate::upstream) fn new(config: &UpstreamConfig, tasks: &Tasks) -> Result<Self, UpstreamSetupError> {
         let rule = |rule: &CredentialConfig| {
             let source = Source::new(&rule.source, tasks)
                 .ok_or_else(|| UpstreamSetupError::Header { upstream: config.name.clone(), what: "the password" })?;
-            Ok(Rule { repository: rule.repository.clone(), source })
+            Ok(CredentialRule { repository: rule.repository.clone(), source })
         };
         let rules = config.credentials.iter().map(rule).collect::<Result<_, _>>()?;
         Ok(Self { upstream: config.name.as_str().into(), urls: config.urls.clone(), rules })
     }
 
-    /// Which rule is for a repository.
+    /// The rule for a repository.
     pub(in crate::upstream) fn id(&self, repository: &str) -> CredentialId {
         CredentialId(self.rules.iter().position(|rule| rule.is_for(repository)))
     }
 
-    /// Whether requests for a repository use credentials, as far as is known without asking.
+    /// Whether requests for a repository use credentials, without reading a file or running a program.
     pub(in crate::upstream) fn has(&self, repository: &str) -> bool {
         let rule = self.rules.iter().find(|rule| rule.is_for(repository));
         rule.is_some_and(|rule| self.urls.iter().any(|url| rule.source.has(host(url), repository)))
     }
 
-    /// The credentials for a repository at one of the upstream's URLs.
+    /// The credentials for a repository at one of the upstream's URLs; `None` if there are none.
+    ///
+    /// # Errors
+    /// If the source fails, or has no result at `deadline`.
     pub(in crate::upstream) async fn get(
         &self,
         url: &Url,
         repository: &str,
         deadline: Instant,
-    ) -> Result<Found, UpstreamError> {
+    ) -> Result<SourceResult, UpstreamError> {
         let Some(rule) = self.rules.iter().find(|rule| rule.is_for(repository)) else { return Ok(None) };
         let found = timeout_at(deadline, rule.source.get(host(url), repository, deadline)).await;
-        let found = found.map_err(|_| UpstreamError::timeout(&self.upstream, "reading its credentials"))?;
+        let found = found.map_err(|_| UpstreamError::timeout(&self.upstream, "reading the credentials for it"))?;
         found.map_err(|cause| UpstreamError::Credentials { upstream: self.upstream.clone(), cause })
     }
 
-    /// Looks for other credentials after these were refused; whether there are some now.
+    /// Asks the source again after its credentials were refused. Returns whether it has other credentials now.
     pub(in crate::upstream) async fn renew(
         &self,
         url: &Url,
@@ -85,9 +95,9 @@ impl Keyring {
     }
 }
 
-// === impl Rule ===
+// === impl CredentialRule ===
 
-impl Rule {
+impl CredentialRule {
     fn is_for(&self, repository: &str) -> bool {
         self.repository.as_ref().is_none_or(|pattern| pattern.matches(repository))
     }
@@ -96,7 +106,7 @@ impl Rule {
 // === impl Source ===
 
 impl Source {
-    /// `None` for a password that cannot be sent.
+    /// `None` for a password that cannot be sent in a header.
     fn new(config: &CredentialSource, tasks: &Tasks) -> Option<Self> {
         Some(match config {
             CredentialSource::Password { username, password } => {
@@ -107,8 +117,8 @@ impl Source {
                 Self::File(Watched::new(path.clone(), move |bytes| password::read(&username, bytes).map(Arc::new)))
             }
             CredentialSource::Exec { command, username, lifetime } => {
-                let reads = username.clone().map_or(Reads::Object, Reads::Password);
-                let call = Call { command: command.clone(), input: String::new(), reads };
+                let format = username.clone().map_or(OutputFormat::Object, OutputFormat::Password);
+                let call = ProgramCall { command: command.clone(), input: String::new(), format };
                 Self::Exec(call, Programs::new(*lifetime, tasks.clone()))
             }
             CredentialSource::Docker { path } => Self::Docker(
@@ -125,7 +135,7 @@ impl Source {
         found.login.is_some() || found.helper.is_some_and(|call| programs.known(&call).flatten().is_some())
     }
 
-    async fn get(&self, host: &str, repository: &str, deadline: Instant) -> Result<Found, Failure> {
+    async fn get(&self, host: &str, repository: &str, deadline: Instant) -> Result<SourceResult, FailureReason> {
         match self {
             Self::Given(credentials) => Ok(Some(credentials.clone())),
             Self::File(file) => Ok(Some(Arc::clone(&*file.get().await?))),
@@ -144,10 +154,10 @@ impl Source {
     async fn renew(&self, host: &str, repository: &str, refused: &Credentials, deadline: Instant) -> bool {
         match self {
             Self::Given(_) => false,
-            Self::File(file) => file.look().await.is_ok_and(|now| now.account != refused.account),
+            Self::File(file) => file.check().await.is_ok_and(|now| now.account != refused.account),
             Self::Exec(call, programs) => programs.renew(call, refused.account, deadline).await,
             Self::Docker(file, programs) => {
-                let Ok(config) = file.look().await else { return false };
+                let Ok(config) = file.check().await else { return false };
                 let found = config.look_up(host, repository);
                 match &found.helper {
                     Some(call) if programs.renew(call, refused.account, deadline).await => true,
@@ -158,7 +168,7 @@ impl Source {
     }
 }
 
-/// With its port where that is not the scheme's own.
+/// The host, with its port unless that is the scheme's default.
 fn host(url: &Url) -> &str {
     &url[Position::BeforeHost..Position::AfterPort]
 }

@@ -1,8 +1,11 @@
-//! Whose rights a request to an upstream uses: the first of the upstream's rules that is for the repository says where
-//! the credentials come from, and each source keeps what it gave until that is too old or the file has changed.
+//! Credentials for requests to upstreams. The first rule of the upstream that is for the repository names the source. A
+//! source keeps its result until that expires or the file changes.
 //!
-//! What comes from here ends up in an `Authorization` or at a token server, and nowhere else: no message, log line or
-//! `Debug` output carries a secret, nor what a program said.
+//! To add a kind of source: a variant of `config::CredentialSource` with its keys in `config::layer`, and a variant of
+//! `Source` in `keyring`.
+//!
+//! Secrets are sent only in an `Authorization` header or to a token server. No error, log line or `Debug` output
+//! contains a secret or the output of a program.
 
 mod docker;
 mod keyring;
@@ -23,16 +26,16 @@ use crate::config::Secret;
 
 pub(super) use keyring::Keyring;
 
-/// The user name by which Docker's own credential files say that the password is a refresh token.
+/// The user name that marks a password as a refresh token, as in Docker's files and helpers.
 const IDENTITY_TOKEN_USER: &str = "<token>";
 
-/// Why there are no credentials where there should be some. Carries no secret.
-type Failure = Arc<str>;
+/// Why a source failed. Contains no secret.
+type FailureReason = Arc<str>;
 
-/// What a source gives: `None` where it has nothing for this host, which is asked anonymously then.
-type Found = Option<Arc<Credentials>>;
+/// The result of a source. `None`: it has no credentials for the host, and requests are anonymous.
+type SourceResult = Option<Arc<Credentials>>;
 
-/// One account at an upstream.
+/// The credentials of one account at an upstream.
 pub(super) struct Credentials {
     pub(super) account: Account,
     pub(super) username: String,
@@ -42,17 +45,18 @@ pub(super) struct Credentials {
     pub(super) is_bearer: bool,
 }
 
-/// Which account, without saying what it is: other credentials have another. Meaningful within one run of the process.
+/// Identifies an account within this process without revealing it. Other credentials have another value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Account(Option<u64>);
 
 // === impl Account ===
 
 impl Account {
+    /// No account.
     pub(super) const ANONYMOUS: Self = Self(None);
 
     fn of(username: &str, password: &str) -> Self {
-        /// Keyed afresh by every process, so that an id says nothing about a password.
+        /// A random key per process, so that the hash reveals nothing about a password.
         static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         Self(Some(KEY.hash_one((username, password))))
     }
@@ -61,18 +65,18 @@ impl Account {
 // === impl Credentials ===
 
 impl Credentials {
-    /// `None` for what cannot stand in a header.
+    /// A user name and password. `None` if they cannot be sent in a header.
     fn new(username: &str, password: &str) -> Option<Self> {
         let encoded = BASE64_STANDARD.encode(format!("{username}:{password}"));
         Self::with(username, password, format!("Basic {encoded}"), false)
     }
 
-    /// A refresh token, to be exchanged at a token server.
+    /// A refresh token, which a token server exchanges for a token.
     fn identity(token: &str) -> Option<Self> {
         Self::new(IDENTITY_TOKEN_USER, token)
     }
 
-    /// A token that the registry itself takes.
+    /// A token that the registry itself accepts.
     fn bearer(token: &str) -> Option<Self> {
         Self::with("", token, format!("Bearer {token}"), true)
     }
@@ -89,6 +93,7 @@ impl Credentials {
         })
     }
 
+    /// Whether the password is a refresh token.
     pub(super) fn is_identity_token(&self) -> bool {
         self.username == IDENTITY_TOKEN_USER
     }

@@ -1,5 +1,5 @@
-//! Running a program for what it prints: without a shell, with a time limit, in a process group of its own, so that
-//! whatever it has started ends with it.
+//! Runs a program and reads its output: without a shell, with a time limit, and in its own process group, so that its
+//! child processes end with it.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,32 +9,36 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// Below the time within which clients want an answer.
-const TIME_LIMIT: Duration = Duration::from_secs(15);
-const MOST_OUTPUT: u64 = 64 << 10;
+/// Time limit of a program, less than the default of `answer_within`.
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest accepted output.
+const MAX_OUTPUT_BYTES: u64 = 64 << 10;
 
-/// How it ended, and its standard output. The standard error stream is not read: it may repeat secrets.
-pub(super) struct Output {
+/// The result of a program. Its standard error stream is not read, as it may repeat secrets.
+pub(super) struct ProgramOutput {
     pub(super) success: bool,
     pub(super) status: String,
     pub(super) bytes: Vec<u8>,
 }
 
-/// Ends the whole group unless its leader has been waited for: until then nobody else can have its number.
-struct Group(Option<Pid>);
+/// Kills the process group on drop, unless its leader was waited for. Until then its number cannot be reused.
+struct ProcessGroup(Option<Pid>);
 
-pub(super) async fn run(command: &[String], input: &str) -> Result<Output, String> {
-    run_within(command, input, TIME_LIMIT).await
+/// Runs `command` with `input` as its standard input.
+///
+/// # Errors
+/// The reason, as a predicate that follows the program's name.
+pub(super) async fn run(command: &[String], input: &str) -> Result<ProgramOutput, String> {
+    run_within(command, input, PROGRAM_TIMEOUT).await
 }
 
-/// # Errors
-/// What is wrong, following the name of the program.
-pub(super) async fn run_within(command: &[String], input: &str, limit: Duration) -> Result<Output, String> {
-    let (program, arguments) = command.split_first().ok_or("is not named")?;
+/// The same with another time limit.
+pub(super) async fn run_within(command: &[String], input: &str, limit: Duration) -> Result<ProgramOutput, String> {
+    let (program, arguments) = command.split_first().ok_or("has no name")?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     let mut child = command.spawn().map_err(|error| format!("cannot be started: {error}"))?;
-    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    let mut group = ProcessGroup(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
     match timeout(limit, talk(&mut child, input)).await {
         Ok(Ok(output)) => {
             group.0 = None;
@@ -45,26 +49,26 @@ pub(super) async fn run_within(command: &[String], input: &str, limit: Duration)
     }
 }
 
-async fn talk(child: &mut Child, input: &str) -> Result<Output, String> {
+async fn talk(child: &mut Child, input: &str) -> Result<ProgramOutput, String> {
     if let Some(mut stdin) = child.stdin.take() {
-        // Whoever does not read it does not need it.
+        // A program may ignore its input.
         let _ = stdin.write_all(input.as_bytes()).await;
     }
     let mut bytes = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        let read = stdout.take(MOST_OUTPUT + 1).read_to_end(&mut bytes).await;
+        let read = stdout.take(MAX_OUTPUT_BYTES + 1).read_to_end(&mut bytes).await;
         read.map_err(|error| format!("cannot be read: {error}"))?;
     }
-    if bytes.len() as u64 > MOST_OUTPUT {
-        return Err("prints too much".to_owned());
+    if bytes.len() as u64 > MAX_OUTPUT_BYTES {
+        return Err("prints more than 64 KiB".to_owned());
     }
     let status = child.wait().await.map_err(|error| format!("cannot be waited for: {error}"))?;
-    Ok(Output { success: status.success(), status: status.to_string(), bytes })
+    Ok(ProgramOutput { success: status.success(), status: status.to_string(), bytes })
 }
 
-// === impl Group ===
+// === impl ProcessGroup ===
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if let Some(group) = self.0.take() {
             let _ = kill_process_group(group, Signal::KILL);
@@ -83,26 +87,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_gets_its_input_and_its_output_is_read() {
+    async fn input_is_written_and_output_is_read() {
         let output = run(&shell("read line; echo \"got $line\"; echo noise >&2"), "this").await.unwrap();
         assert!(output.success);
         assert_eq!(output.bytes, b"got this\n");
         let failed = run(&shell("exit 3"), "").await.unwrap();
         assert!(!failed.success && failed.status.contains('3'));
-        // One that reads nothing is no trouble, and one argument is one argument.
+        // A program may ignore its input, and one argument stays one argument.
         let long = "x".repeat(1 << 20);
         assert_eq!(run(&["/bin/echo".to_owned(), "$HOME; a".to_owned()], &long).await.unwrap().bytes, b"$HOME; a\n");
     }
 
     #[tokio::test]
-    async fn what_cannot_be_run_or_prints_without_end_is_an_error() {
+    async fn unusable_programs_are_errors() {
         assert!(run(&["/nonexistent".to_owned()], "").await.is_err_and(|error| error.contains("cannot be started")));
-        assert_eq!(run(&shell("yes"), "").await.err().unwrap(), "prints too much");
+        assert_eq!(run(&shell("yes"), "").await.err().unwrap(), "prints more than 64 KiB");
         assert!(run(&[], "").await.is_err());
     }
 
     #[tokio::test]
-    async fn a_program_that_does_not_end_is_ended_with_all_that_it_started() {
+    async fn timeout_kills_the_process_group() {
         let folder = tempfile::tempdir().unwrap();
         let pid_file = folder.path().join("pid");
         let script = format!("sleep 1000 & echo $! > {}.new; mv {0}.new {0}; wait", pid_file.display());
@@ -111,7 +115,7 @@ mod tests {
         assert_eq!(error, "did not end within 1 s");
         let pid = std::fs::read_to_string(pid_file).unwrap();
         let stat = Path::new("/proc").join(pid.trim()).join("stat");
-        // Gone, or dead and not yet taken in by init.
+        // Gone, or a zombie that init has not reaped yet.
         while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

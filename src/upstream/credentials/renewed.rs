@@ -1,7 +1,8 @@
-//! What programs gave, kept for as long as it is good and renewed before that ends.
+//! Caches the output of programs, and renews it before it expires.
 //!
-//! However many ask, a program runs once, as a task of its own: who asks in a hurry does not end it. While what it gave
-//! is good nobody waits for the next run, and a run that fails changes nothing until then.
+//! Concurrent requests share one run of a program, in a task of its own, so that a request with a short deadline does
+//! not end it. While the cached output is valid, requests do not wait for the next run, and a failed run changes
+//! nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,53 +12,57 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::password::{self, Object};
-use super::{Account, Failure, Found, program};
+use super::password::{self, CredentialObject};
+use super::{Account, FailureReason, SourceResult, program};
 use crate::tasks::Tasks;
 
-/// A failed program is not started again for every request.
-const PAUSE: Duration = Duration::from_secs(5);
-/// The least age of what an upstream refuses before the program is asked for something newer.
-const LEAST_AGE: Duration = Duration::from_secs(60);
-/// So that no output makes a program run all the time.
-const SHORTEST: Duration = Duration::from_secs(10);
+/// Time after a failed run in which the program is not run again.
+const FAILURE_PAUSE: Duration = Duration::from_secs(5);
+/// Refused credentials that are younger than this, or than a tenth of their lifetime if that is shorter, do not cause
+/// another run.
+const MIN_RENEWAL_AGE: Duration = Duration::from_secs(60);
+/// Shortest lifetime of an output, so that a program is not run all the time.
+const MIN_LIFETIME: Duration = Duration::from_secs(10);
 
-/// One program to run, and how to read what it prints.
+/// One program to run, and the format of its output.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Call {
+pub(super) struct ProgramCall {
     pub(super) command: Vec<String>,
     pub(super) input: String,
-    pub(super) reads: Reads,
+    pub(super) format: OutputFormat,
 }
 
+/// The format of a program's output.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) enum Reads {
+pub(super) enum OutputFormat {
     /// The password of this user.
     Password(String),
-    /// A JSON object with both.
+    /// A JSON object with user name and password.
     Object,
-    /// The same by Docker's rules for `docker-credential-*`, which may have none.
+    /// The same, with the rules for `docker-credential-*` programs, which may have no credentials.
     Helper,
 }
 
-/// The programs of one source.
+/// The programs of one source and their cached outputs. Clones share them.
 #[derive(Clone)]
 pub(super) struct Programs {
     lifetime: Duration,
     tasks: Tasks,
-    slots: Arc<Mutex<HashMap<Call, Slot>>>,
+    states: Arc<Mutex<HashMap<ProgramCall, ProgramState>>>,
 }
 
+/// The state of one program.
 #[derive(Default)]
-struct Slot {
-    current: Option<Given>,
-    /// Closed without a word if the server stops.
-    running: Option<watch::Receiver<Option<Result<Found, Failure>>>>,
-    failed: Option<(Instant, Failure)>,
+struct ProgramState {
+    current: Option<CachedOutput>,
+    /// The result of the current run. Closed without a result if the server stops.
+    running: Option<watch::Receiver<Option<Result<SourceResult, FailureReason>>>>,
+    failed: Option<(Instant, FailureReason)>,
 }
 
-struct Given {
-    found: Found,
+/// The credentials of the last successful run.
+struct CachedOutput {
+    credentials: SourceResult,
     obtained: Instant,
     lifetime: Duration,
 }
@@ -65,85 +70,99 @@ struct Given {
 // === impl Programs ===
 
 impl Programs {
+    /// `lifetime` is for outputs that name none. Programs run in `tasks`.
     pub(super) fn new(lifetime: Duration, tasks: Tasks) -> Self {
-        Self { lifetime, tasks, slots: Arc::default() }
+        Self { lifetime, tasks, states: Arc::default() }
     }
 
-    /// What was last given and is still good, without asking.
-    pub(super) fn known(&self, call: &Call) -> Option<Found> {
-        let slots = self.slots.lock();
-        let given = slots.get(call)?.current.as_ref()?;
-        given.is_good().then(|| given.found.clone())
+    /// The cached credentials, if they are valid.
+    pub(super) fn known(&self, call: &ProgramCall) -> Option<SourceResult> {
+        let states = self.states.lock();
+        let cached = states.get(call)?.current.as_ref()?;
+        cached.is_valid().then(|| cached.credentials.clone())
     }
 
-    pub(super) async fn get(&self, call: &Call, deadline: Instant) -> Result<Found, Failure> {
+    /// The cached credentials or, if there are none, those of a new run.
+    ///
+    /// # Errors
+    /// If the run fails, or has no result at `deadline`.
+    pub(super) async fn get(&self, call: &ProgramCall, deadline: Instant) -> Result<SourceResult, FailureReason> {
         let wait = {
-            let mut slots = self.slots.lock();
-            let slot = slots.entry(call.clone()).or_default();
-            let pausing = slot.failed.clone().filter(|(at, _)| at.elapsed() < PAUSE);
-            if let Some(given) = slot.current.as_ref().filter(|given| given.is_good()) {
-                let found = given.found.clone();
-                if given.is_old() && pausing.is_none() {
-                    self.run(call, slot);
+            let mut states = self.states.lock();
+            let state = states.entry(call.clone()).or_default();
+            let recent_failure = state.failed.clone().filter(|(at, _)| at.elapsed() < FAILURE_PAUSE);
+            if let Some(cached) = state.current.as_ref().filter(|cached| cached.is_valid()) {
+                let credentials = cached.credentials.clone();
+                if cached.is_due() && recent_failure.is_none() {
+                    self.run(call, state);
                 }
-                return Ok(found);
+                return Ok(credentials);
             }
-            if let Some((_, why)) = pausing {
+            if let Some((_, why)) = recent_failure {
                 return Err(why);
             }
-            self.run(call, slot)
+            self.run(call, state)
         };
         outcome(wait, deadline).await
     }
 
-    /// Runs the program because an upstream refuses what it gave; whether it gave something else then.
-    pub(super) async fn renew(&self, call: &Call, refused: Account, deadline: Instant) -> bool {
+    /// Runs the program again because its credentials were refused. Returns whether it has other credentials now.
+    pub(super) async fn renew(&self, call: &ProgramCall, refused: Account, deadline: Instant) -> bool {
         let wait = {
-            let mut slots = self.slots.lock();
-            let Some(slot) = slots.get_mut(call) else { return false };
-            let Some(given) = &slot.current else { return false };
-            if given.account() != refused {
+            let mut states = self.states.lock();
+            let Some(state) = states.get_mut(call) else { return false };
+            let Some(cached) = &state.current else { return false };
+            if cached.account() != refused {
                 return true;
             }
-            if given.obtained.elapsed() < LEAST_AGE.min(given.lifetime / 10) {
+            if cached.obtained.elapsed() < MIN_RENEWAL_AGE.min(cached.lifetime / 10) {
                 return false;
             }
-            self.run(call, slot)
+            self.run(call, state)
         };
         matches!(outcome(wait, deadline).await, Ok(Some(other)) if other.account != refused)
     }
 
-    /// Starts it unless it runs.
-    fn run(&self, call: &Call, slot: &mut Slot) -> watch::Receiver<Option<Result<Found, Failure>>> {
-        if let Some(running) = &slot.running {
+    /// Starts the program unless it is running.
+    fn run(
+        &self,
+        call: &ProgramCall,
+        state: &mut ProgramState,
+    ) -> watch::Receiver<Option<Result<SourceResult, FailureReason>>> {
+        if let Some(running) = &state.running {
             return running.clone();
         }
         let (done, running) = watch::channel(None);
-        slot.running = Some(running.clone());
+        state.running = Some(running.clone());
         let (programs, call) = (self.clone(), call.clone());
         self.tasks.spawn(async move {
             let name = call.command.first().map_or("", String::as_str);
-            let ran = program::run(&call.command, &call.input).await.and_then(|output| call.reads.read(&output));
-            let ran = ran.map_err(|why| Failure::from(format!("{name} {why}")));
-            done.send_replace(Some(programs.note(&call, ran)));
+            let ran = program::run(&call.command, &call.input).await.and_then(|output| call.format.read(&output));
+            let ran = ran.map_err(|why| FailureReason::from(format!("{name} {why}")));
+            done.send_replace(Some(programs.record(&call, ran)));
         });
         running
     }
 
-    fn note(&self, call: &Call, ran: Result<(Found, Option<Duration>), Failure>) -> Result<Found, Failure> {
-        let mut slots = self.slots.lock();
-        let slot = slots.entry(call.clone()).or_default();
-        slot.running = None;
+    fn record(
+        &self,
+        call: &ProgramCall,
+        ran: Result<(SourceResult, Option<Duration>), FailureReason>,
+    ) -> Result<SourceResult, FailureReason> {
+        let mut states = self.states.lock();
+        let state = states.entry(call.clone()).or_default();
+        state.running = None;
         match ran {
-            Ok((found, lifetime)) => {
+            Ok((credentials, lifetime)) => {
                 let lifetime = lifetime.unwrap_or(self.lifetime);
-                slot.failed = None;
-                slot.current = Some(Given { found: found.clone(), obtained: Instant::now(), lifetime });
-                Ok(found)
+                state.failed = None;
+                state.current =
+                    Some(CachedOutput { credentials: credentials.clone(), obtained: Instant::now(), lifetime });
+                Ok(credentials)
             }
             Err(why) => {
-                tracing::warn!("no new credentials: {why}");
-                slot.failed = Some((Instant::now(), why.clone()));
+                tracing::warn!(reason = %why, "cannot renew credentials");
+                state.failed = Some((Instant::now(), why.clone()));
                 Err(why)
             }
         }
@@ -151,40 +170,40 @@ impl Programs {
 }
 
 async fn outcome(
-    mut running: watch::Receiver<Option<Result<Found, Failure>>>,
+    mut running: watch::Receiver<Option<Result<SourceResult, FailureReason>>>,
     deadline: Instant,
-) -> Result<Found, Failure> {
+) -> Result<SourceResult, FailureReason> {
     match timeout_at(deadline, running.wait_for(Option::is_some)).await {
-        Ok(Ok(outcome)) => outcome.clone().unwrap_or_else(|| Err("nothing was run".into())),
-        Ok(Err(_)) => Err("the server stops".into()),
-        Err(_) => Err("a program that gives them takes too long".into()),
+        Ok(Ok(outcome)) => outcome.clone().unwrap_or_else(|| Err("the program was not run".into())),
+        Ok(Err(_)) => Err("the server is stopping".into()),
+        Err(_) => Err("the program for them takes too long".into()),
     }
 }
 
-// === impl Given ===
+// === impl CachedOutput ===
 
-impl Given {
-    fn is_good(&self) -> bool {
+impl CachedOutput {
+    fn is_valid(&self) -> bool {
         self.obtained.elapsed() < self.lifetime
     }
 
-    /// Halfway: time enough for failed runs.
-    fn is_old(&self) -> bool {
+    /// Whether the program should run again: half of the lifetime is over, which leaves time for failed runs.
+    fn is_due(&self) -> bool {
         self.obtained.elapsed() >= self.lifetime / 2
     }
 
     fn account(&self) -> Account {
-        self.found.as_ref().map_or(Account::ANONYMOUS, |credentials| credentials.account)
+        self.credentials.as_ref().map_or(Account::ANONYMOUS, |credentials| credentials.account)
     }
 }
 
-// === impl Reads ===
+// === impl OutputFormat ===
 
-impl Reads {
-    /// The credentials, and for how long they are good where the output says so.
-    fn read(&self, output: &program::Output) -> Result<(Found, Option<Duration>), String> {
-        // Helpers say so in their standard output, and end with an error.
-        if *self == Self::Helper && !output.success && says_none(&output.bytes) {
+impl OutputFormat {
+    /// The credentials and, if the output names it, their lifetime.
+    fn read(&self, output: &program::ProgramOutput) -> Result<(SourceResult, Option<Duration>), String> {
+        // Helpers report this in their standard output and fail.
+        if *self == Self::Helper && !output.success && reports_no_credentials(&output.bytes) {
             return Ok((None, None));
         }
         if !output.success {
@@ -193,12 +212,13 @@ impl Reads {
         match self {
             Self::Password(username) => {
                 let credentials = password::read(username, &output.bytes);
-                let credentials = credentials.map_err(|why| format!("printed something that {why}"))?;
+                let credentials = credentials.map_err(|why| format!("printed a password that {why}"))?;
                 Ok((Some(Arc::new(credentials)), None))
             }
             Self::Object | Self::Helper => {
-                let object = Object::parse(&output.bytes).ok_or("printed no JSON object with Username and Secret")?;
-                let lifetime = object.expires_in.map(|seconds| Duration::from_secs(seconds).max(SHORTEST));
+                let object =
+                    CredentialObject::parse(&output.bytes).ok_or("printed no JSON object with Username and Secret")?;
+                let lifetime = object.expires_in.map(|seconds| Duration::from_secs(seconds).max(MIN_LIFETIME));
                 match object.credentials() {
                     None if *self == Self::Object => Err("printed an empty password".to_owned()),
                     credentials => Ok((credentials.map(Arc::new), lifetime)),
@@ -208,8 +228,8 @@ impl Reads {
     }
 }
 
-/// docker-credential-helpers: `credentials not found in native keychain`, and two more of this kind.
-fn says_none(output: &[u8]) -> bool {
+/// Whether the output is one of the messages of docker-credential-helpers for missing credentials.
+fn reports_no_credentials(output: &[u8]) -> bool {
     let text = String::from_utf8_lossy(output);
     ["credentials not found", "no credentials server URL", "no credentials username"]
         .iter()

@@ -1,4 +1,4 @@
-//! Statuses, headers and bodies.
+//! Statuses, headers and bodies of responses.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::{Fixture, Kind, UpstreamError, UpstreamRequest, blob, head, manifest,
 use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 
 #[tokio::test]
-async fn every_request_says_who_asks_and_manifests_name_every_type_in_one_line() {
+async fn requests_have_via_and_one_accept_header_with_all_types() {
     let server = Server::start(|_| Reply::ok("content").header("docker-content-digest", "sha256:abc")).await;
     let fixture = Fixture::new(&[&server]);
     let response = fixture.send(head(manifest())).await.unwrap();
@@ -32,7 +32,7 @@ async fn every_request_says_who_asks_and_manifests_name_every_type_in_one_line()
 }
 
 #[tokio::test]
-async fn a_status_is_an_answer_or_the_error_that_it_means() {
+async fn statuses_map_to_errors() {
     type Check = fn(&UpstreamError) -> bool;
     let table: [(u16, Check); 10] = [
         (404, UpstreamError::is_not_found),
@@ -53,19 +53,19 @@ async fn a_status_is_an_answer_or_the_error_that_it_means() {
         assert!(check(&error), "{status}: {error}");
         assert!(error.to_string().contains(super::NAME), "{error}");
         assert_eq!(error.is_trouble(), !matches!(status, 401 | 403 | 404), "{status}");
-        fixture.agrees_with(&[&server]);
+        fixture.assert_requests_counted_at(&[&server]);
     }
 }
 
 #[tokio::test]
-async fn a_rate_limit_is_read_from_the_body_when_the_header_is_not_there() {
+async fn retry_after_in_the_body_is_used_without_header() {
     let server = Server::start(|_| Reply::new(429).body("retry-after: 1.16ms, allowed: 44000/minute")).await;
     let error = Fixture::new(&[&server]).get(manifest()).await.unwrap_err();
     assert_eq!(error.retry_after(), Some(Duration::from_micros(1160)));
 }
 
 #[tokio::test]
-async fn the_upstreams_own_count_of_our_pulls_becomes_a_metric() {
+async fn remaining_pulls_become_a_metric() {
     let server = Server::start(|_| {
         Reply::ok("").header("ratelimit-limit", "100;w=21600").header("ratelimit-remaining", "93;w=21600")
     })
@@ -77,7 +77,7 @@ async fn the_upstreams_own_count_of_our_pulls_becomes_a_metric() {
 }
 
 #[tokio::test]
-async fn a_304_comes_through_to_those_who_asked_for_it() {
+async fn response_304_is_returned_with_if_none_match() {
     let server = Server::start(|seen| match seen.header("if-none-match") {
         Some(r#""abc""#) => Reply::new(304).header("etag", r#""abc""#),
         _ => Reply::ok("content"),
@@ -91,14 +91,14 @@ async fn a_304_comes_through_to_those_who_asked_for_it() {
 }
 
 #[tokio::test]
-async fn a_range_that_is_ignored_comes_through_as_200() {
+async fn ignored_range_is_returned_as_200() {
     let server = Server::start(|_| Reply::ok("whole")).await;
     let response = Fixture::new(&[&server]).send(UpstreamRequest { range: Some((0, 0)), ..blob() }).await.unwrap();
     assert_eq!(response.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn an_encoded_body_is_refused() {
+async fn encoded_body_is_rejected() {
     let server = Server::start(|_| Reply::ok("x").header("content-encoding", "gzip")).await;
     let error = Fixture::new(&[&server]).get(blob()).await.unwrap_err();
     assert!(matches!(error, UpstreamError::BadResponse { .. }), "{error}");
@@ -108,7 +108,7 @@ async fn an_encoded_body_is_refused() {
 }
 
 #[tokio::test]
-async fn a_head_has_a_length_and_no_body() {
+async fn head_has_a_length_and_no_body() {
     let server = Server::start(|_| Reply::new(200).header("content-length", "1234")).await;
     let fixture = Fixture::new(&[&server]);
     let response = fixture.send(head(blob())).await.unwrap();
@@ -118,7 +118,7 @@ async fn a_head_has_a_length_and_no_body() {
 }
 
 #[tokio::test]
-async fn bytes_are_counted_as_they_move() {
+async fn pulled_bytes_are_counted_per_chunk() {
     let server = Server::start(|_| Reply::ok("12345").silence()).await;
     let fixture = Fixture::new(&[&server]);
     let mut body = fixture.send(blob()).await.unwrap().body;
@@ -127,7 +127,7 @@ async fn bytes_are_counted_as_they_move() {
 }
 
 #[tokio::test]
-async fn silence_in_a_body_ends_it_as_an_error() {
+async fn silent_body_times_out() {
     let server = Server::start(|_| Reply::ok("12345").silence()).await;
     let mut body = Fixture::new(&[&server]).send(blob()).await.unwrap().body;
     body.chunk().await.unwrap();
@@ -136,7 +136,7 @@ async fn silence_in_a_body_ends_it_as_an_error() {
 }
 
 #[tokio::test]
-async fn a_cut_body_is_an_error_and_not_an_end() {
+async fn truncated_body_is_an_error() {
     let announced = Server::start(|_| Reply::ok("12345").header("content-length", "10").cut()).await;
     let chunked = Server::start(|_| Reply::ok("12345").cut()).await;
     for server in [announced, chunked] {
@@ -148,7 +148,7 @@ async fn a_cut_body_is_an_error_and_not_an_end() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
+async fn body_over_the_limit_is_rejected() {
     let announced = Server::start(|_| Reply::ok("123456").header("content-length", "6")).await;
     let chunked = Server::start(|_| Reply::ok("123").body("456")).await;
     for server in [announced, chunked] {
@@ -160,7 +160,7 @@ async fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
 }
 
 #[tokio::test]
-async fn waiting_ends_at_the_deadline_or_after_the_header_timeout() {
+async fn header_timeout_and_deadline_limit_the_wait() {
     let server = Server::start(|_| Reply::ok("").after(Duration::from_secs(60))).await;
     for (header_timeout, deadline, tries) in [(150, 50_000, 4), (50_000, 150, 1)] {
         let fixture = Fixture::configured(&[&server], |config| {
@@ -179,9 +179,9 @@ async fn waiting_ends_at_the_deadline_or_after_the_header_timeout() {
     assert_eq!(server.seen().len(), requests);
 }
 
-/// A fill asks and reads in a task of its own.
+/// A fill sends its request and reads the body in its own task, so both must be `Send`.
 #[tokio::test]
-async fn asking_and_reading_can_be_spawned() {
+async fn request_and_body_can_be_used_in_a_task() {
     let server = Server::start(|_| Reply::ok("content")).await;
     let fixture = Fixture::new(&[&server]);
     let read = tokio::spawn(async move { fixture.get(blob()).await });
@@ -189,11 +189,11 @@ async fn asking_and_reading_can_be_spawned() {
 }
 
 #[tokio::test]
-async fn a_request_whose_asker_left_is_counted() {
+async fn cancelled_request_is_counted() {
     let server = Server::start(|_| Reply::ok("").after(Duration::from_secs(60))).await;
     let fixture = Fixture::new(&[&server]);
     let asking = fixture.send(request(Kind::Referrers, "team/app", "referrers/sha256:abc"));
     assert!(tokio::time::timeout(Duration::from_millis(100), asking).await.is_err());
     assert_eq!(fixture.requests(r#"code="error",kind="referrers""#), 1);
-    fixture.agrees_with(&[&server]);
+    fixture.assert_requests_counted_at(&[&server]);
 }

@@ -1,4 +1,4 @@
-//! Tokens and passwords: who gets which, when, and how often.
+//! Tokens and passwords: where they are sent, when, and how often.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use super::{Fixture, Kind, UpstreamError, blob, manifest, request, with_password
 
 const BASIC: &str = "Basic dXNlcjpodW50ZXIy";
 
-/// A registry that hands out `token` at `/token` and wants it everywhere else.
+/// A registry that issues `token` at `/token` and requires it everywhere else.
 fn guarded(token: &'static str) -> impl Fn(&Seen) -> Reply + Send + Sync {
     move |seen| {
         if seen.target.starts_with("/token") {
@@ -32,12 +32,12 @@ fn scope(seen: &Seen) -> String {
 }
 
 #[tokio::test]
-async fn a_challenge_is_answered_and_the_next_request_carries_the_token_at_once() {
+async fn challenge_is_answered_and_remembered() {
     let server = Server::start(guarded("t")).await;
     let fixture = Fixture::new(&[&server]);
     assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
-    // Another repository: its scope follows from the first challenge.
+    // The scope of another repository follows from the first challenge.
     assert_eq!(fixture.get(request(Kind::Tags, "other/app", "tags/list")).await.unwrap(), "content");
 
     let token = Some("Bearer t".to_owned());
@@ -52,13 +52,13 @@ async fn a_challenge_is_answered_and_the_next_request_carries_the_token_at_once(
     assert_eq!(server.log(), expected.map(|(path, token)| (path.to_owned(), token)));
     assert_eq!(fixture.requests(r#"kind="token""#), 2);
     assert_eq!(fixture.requests(r#"code="401",kind="manifest""#), 1);
-    // Token servers are other machines: they do not belong in the upstream's own times.
+    // Requests to token servers do not count towards the upstream's response times.
     assert_eq!(fixture.sum("roadstead_upstream_first_byte_seconds_count", ""), 4);
-    fixture.agrees_with(&[&server]);
+    fixture.assert_requests_counted_at(&[&server]);
 }
 
 #[tokio::test]
-async fn a_literal_scope_is_used_for_every_repository() {
+async fn literal_scope_is_used_for_every_repository() {
     let server = Server::start(|seen| match seen.authorization() {
         _ if seen.target.starts_with("/token") => Reply::token("t"),
         Some(_) => Reply::ok("content"),
@@ -73,7 +73,7 @@ async fn a_literal_scope_is_used_for_every_repository() {
 }
 
 #[tokio::test]
-async fn a_challenge_without_scope_or_service_gets_a_token_for_the_repository() {
+async fn challenge_without_scope_uses_the_repository() {
     let server = Server::start(|seen| match seen.authorization() {
         _ if seen.target.starts_with("/token") => Reply::ok(r#"{"access_token":"t"}"#),
         Some(_) => Reply::ok("content"),
@@ -86,7 +86,7 @@ async fn a_challenge_without_scope_or_service_gets_a_token_for_the_repository() 
 }
 
 #[tokio::test]
-async fn credentials_go_to_the_token_server_and_not_to_the_registry() {
+async fn credentials_go_only_to_the_token_server() {
     let server = Server::start(guarded("t")).await;
     let fixture = Fixture::with_password(&server);
     assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
@@ -101,7 +101,7 @@ async fn credentials_go_to_the_token_server_and_not_to_the_registry() {
 }
 
 #[tokio::test]
-async fn a_token_server_that_wants_no_get_is_asked_by_post() {
+async fn token_server_without_get_is_asked_by_post() {
     let server = Server::start(|seen| match seen.authorization() {
         _ if seen.method == "POST" => Reply::ok(r#"{"access_token":"t"}"#),
         _ if seen.target.starts_with("/token") => Reply::new(405),
@@ -121,11 +121,11 @@ async fn a_token_server_that_wants_no_get_is_asked_by_post() {
         )
     );
     assert_eq!(post.authorization(), None);
-    fixture.agrees_with(&[&server]);
+    fixture.assert_requests_counted_at(&[&server]);
 }
 
 #[tokio::test]
-async fn a_refresh_token_is_exchanged_by_post() {
+async fn refresh_token_is_exchanged_by_post() {
     let server = Server::start(guarded("t")).await;
     let fixture = Fixture::configured(&[&server], |config| {
         config.credentials = with_password("<token>", "refresh");
@@ -135,7 +135,7 @@ async fn a_refresh_token_is_exchanged_by_post() {
 }
 
 #[tokio::test]
-async fn many_clients_share_one_token_request() {
+async fn concurrent_requests_share_one_token_request() {
     let server = Server::start(|seen| match guarded("t")(seen) {
         reply if seen.target.starts_with("/token") => reply.after(Duration::from_millis(100)),
         reply => reply,
@@ -145,12 +145,12 @@ async fn many_clients_share_one_token_request() {
     let bodies = join_all((0..24).map(|_| fixture.get(blob()))).await;
     assert!(bodies.into_iter().all(|body| body.unwrap() == "content"));
     assert_eq!(server.count("/token"), 1);
-    fixture.agrees_with(&[&server]);
+    fixture.assert_requests_counted_at(&[&server]);
 }
 
-/// How registries say that a token has expired, each in its way.
+/// Each status is how some registry reports an expired token.
 #[tokio::test]
-async fn an_old_token_is_replaced_once_after_a_bare_request() {
+async fn expired_token_is_replaced_once() {
     for status in [400, 401, 403] {
         let (tokens, expired) = (AtomicUsize::new(0), Arc::new(AtomicBool::new(false)));
         let now = expired.clone();
@@ -160,7 +160,7 @@ async fn an_old_token_is_replaced_once_after_a_bare_request() {
             }
             match seen.authorization() {
                 Some("Bearer t0") if now.load(Ordering::Relaxed) => {
-                    // nvcr.io names a realm here at which nothing can be had.
+                    // nvcr.io names an unusable realm here.
                     Reply::new(status).header("www-authenticate", r#"Bearer realm="http://127.0.0.1:1/token""#)
                 }
                 Some(_) => Reply::ok("content"),
@@ -175,12 +175,12 @@ async fn an_old_token_is_replaced_once_after_a_bare_request() {
         let log: Vec<_> = server.log().into_iter().skip(3).map(|(_, authorization)| authorization).collect();
         let expected = [Some("Bearer t0"), None, None, Some("Bearer t1")];
         assert_eq!(log, expected.map(|value| value.map(str::to_owned)), "{status}");
-        fixture.agrees_with(&[&server]);
+        fixture.assert_requests_counted_at(&[&server]);
     }
 }
 
 #[tokio::test]
-async fn a_fresh_token_that_is_refused_is_a_denial() {
+async fn refused_new_token_is_a_denial() {
     let server = Server::start(|seen| match seen.authorization() {
         _ if seen.target.starts_with("/token") => Reply::token("t"),
         Some(_) => Reply::new(403),
@@ -194,7 +194,7 @@ async fn a_fresh_token_that_is_refused_is_a_denial() {
 }
 
 #[tokio::test]
-async fn a_token_server_that_refuses_is_a_denial_that_names_no_secret() {
+async fn denying_token_server_is_a_denial_without_secret() {
     let server = Server::start(|seen| match seen.target.starts_with("/token") {
         true => Reply::new(401),
         false => Reply::bearer(&seen.here("/token"), &scope(seen)),
@@ -203,13 +203,16 @@ async fn a_token_server_that_refuses_is_a_denial_that_names_no_secret() {
     let error = Fixture::with_password(&server).get(blob()).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Denied { .. }), "{error}");
     assert!(!error.is_trouble());
-    assert_eq!(error.to_string(), "r.example denies access (401 Unauthorized)");
+    assert_eq!(
+        error.to_string(),
+        "r.example denies access (401 Unauthorized); check the name of the image and the credentials for it"
+    );
     // A wrong password is tried once.
     assert_eq!(server.count("/token"), 1);
 }
 
 #[tokio::test]
-async fn bad_token_answers_are_trouble_and_not_denials() {
+async fn malformed_token_responses_are_failures_not_denials() {
     for (body, status) in
         [("not json", 200), ("{}", 200), (r#"{"token":"\n"}"#, 200), ("", 500), ("", 404), ("", 302), ("", 204)]
     {
@@ -232,7 +235,7 @@ async fn bad_token_answers_are_trouble_and_not_denials() {
 }
 
 #[tokio::test]
-async fn a_basic_challenge_gets_the_password_and_is_remembered() {
+async fn basic_challenge_is_answered_and_remembered() {
     let server = Server::start(|seen| match seen.authorization() {
         Some(BASIC) => Reply::ok("content"),
         _ => Reply::new(401).header("www-authenticate", r#"Basic realm="Artifactory Realm""#),
@@ -249,7 +252,7 @@ async fn a_basic_challenge_gets_the_password_and_is_remembered() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_sent_once_per_request() {
+async fn wrong_password_is_sent_once_per_request() {
     let server = Server::start(|_| Reply::new(401).header("www-authenticate", r#"Basic realm="r""#)).await;
     let fixture = Fixture::with_password(&server);
     for requests in [2, 3] {
@@ -259,9 +262,9 @@ async fn a_wrong_password_is_sent_once_per_request() {
 }
 
 #[tokio::test]
-async fn a_token_server_on_another_domain_never_sees_the_credentials() {
+async fn token_server_on_another_domain_gets_no_credentials() {
     let tokens = Server::start(|_| Reply::token("t")).await;
-    // A name is another host than an address, whatever it resolves to.
+    // A host name and an IP address are different hosts, even if the name resolves to the address.
     let realm = format!("http://localhost:{}/token", tokens.port());
     let challenge = realm.clone();
     let server = Server::start(move |seen| match seen.authorization() {
@@ -282,7 +285,7 @@ async fn a_token_server_on_another_domain_never_sees_the_credentials() {
 }
 
 #[tokio::test]
-async fn a_slow_token_server_is_given_up() {
+async fn slow_token_server_is_given_up() {
     let server = Server::start(|seen| match seen.target.starts_with("/token") {
         true => Reply::token("t").after(Duration::from_secs(60)),
         false => Reply::bearer(&seen.here("/token"), &scope(seen)),
@@ -293,5 +296,5 @@ async fn a_slow_token_server_is_given_up() {
     let error = fixture.upstream.send(blob(), started + Duration::from_millis(150)).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Timeout { .. }), "{error}");
     assert!(started.elapsed() < Duration::from_secs(2));
-    fixture.agrees_with(&[&server]);
+    fixture.assert_requests_counted_at(&[&server]);
 }

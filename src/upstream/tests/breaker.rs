@@ -1,4 +1,4 @@
-//! An upstream that fails again and again: nobody waits for it, and its return is noticed.
+//! The circuit breaker of an upstream over HTTP.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,23 +12,23 @@ use crate::upstream::BreakerState;
 
 const AVAILABLE: &str = "roadstead_upstream_available";
 
-/// A registry that is down, with 503 for everything, until the switch is thrown.
+/// A registry that sends 503 for everything until the switch is set.
 async fn switched() -> (Server, Arc<AtomicBool>) {
-    let well = Arc::new(AtomicBool::new(false));
-    let switch = well.clone();
+    let healthy = Arc::new(AtomicBool::new(false));
+    let switch = healthy.clone();
     let answer = move |_: &Seen| if switch.load(Ordering::Relaxed) { Reply::ok("content") } else { Reply::new(503) };
-    (Server::start(answer).await, well)
+    (Server::start(answer).await, healthy)
 }
 
-/// Asks until it is left alone.
+/// Sends requests until the circuit is open.
 async fn open(fixture: &Fixture) {
     for _ in 0..20 {
-        if let Err(UpstreamError::LeftAlone { retry_after, .. }) = fixture.get(manifest()).await {
+        if let Err(UpstreamError::CircuitOpen { retry_after, .. }) = fixture.get(manifest()).await {
             assert!((Duration::from_secs(1)..=Duration::from_secs(5)).contains(&retry_after), "{retry_after:?}");
             return;
         }
     }
-    panic!("it is asked for ever");
+    panic!("the circuit never opens");
 }
 
 async fn until_closed(fixture: &Fixture) {
@@ -38,8 +38,8 @@ async fn until_closed(fixture: &Fixture) {
 }
 
 #[tokio::test]
-async fn it_is_left_alone_but_for_probes_and_asked_again_once_one_is_answered() {
-    let (server, well) = switched().await;
+async fn open_circuit_sends_only_probes_until_one_succeeds() {
+    let (server, healthy) = switched().await;
     let fixture = Fixture::new(&[&server]);
     assert_eq!(fixture.sum(AVAILABLE, ""), 1);
     open(&fixture).await;
@@ -48,58 +48,58 @@ async fn it_is_left_alone_but_for_probes_and_asked_again_once_one_is_answered() 
     let asked = server.count("/v2/team/");
     for _ in 0..50 {
         let error = fixture.get(blob()).await.unwrap_err();
-        assert!(matches!(error, UpstreamError::LeftAlone { .. }) && error.is_trouble(), "{error}");
+        assert!(matches!(error, UpstreamError::CircuitOpen { .. }) && error.is_trouble(), "{error}");
         assert!(error.to_string().contains(super::NAME), "{error}");
     }
     assert_eq!(server.count("/v2/team/"), asked);
-    well.store(true, Ordering::Relaxed);
+    healthy.store(true, Ordering::Relaxed);
     until_closed(&fixture).await;
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
     assert_eq!(fixture.upstream.breaker_state(), BreakerState::Closed { failures: 0 });
     let probes = server.seen().iter().filter(|seen| seen.target == "/v2/").count();
     assert!(probes > 0);
     assert_eq!(fixture.requests(r#"kind="probe""#), probes);
-    fixture.agrees_with(&[&server]);
+    fixture.assert_requests_counted_at(&[&server]);
 }
 
 #[tokio::test]
-async fn any_answer_to_a_probe_but_a_5xx_is_a_sign_of_life() {
+async fn any_probe_response_but_5xx_closes_the_circuit() {
     let cases = [200, 401, 404, 429].map(|status| async move {
-        let well = Arc::new(AtomicBool::new(false));
-        let switch = well.clone();
+        let healthy = Arc::new(AtomicBool::new(false));
+        let switch = healthy.clone();
         let server =
             Server::start(move |_| Reply::new(if switch.load(Ordering::Relaxed) { status } else { 500 })).await;
         let fixture = Fixture::new(&[&server]);
         open(&fixture).await;
-        well.store(true, Ordering::Relaxed);
+        healthy.store(true, Ordering::Relaxed);
         until_closed(&fixture).await;
-        fixture.agrees_with(&[&server]);
+        fixture.assert_requests_counted_at(&[&server]);
     });
     join_all(cases).await;
 }
 
 #[tokio::test]
-async fn what_is_no_outage_does_not_open_it() {
+async fn other_failures_do_not_open_the_circuit() {
     let cases = [401, 403, 404, 418, 501, 508].map(|status| async move {
         let server = Server::start(move |_| Reply::new(status)).await;
         let fixture = Fixture::new(&[&server]);
         for _ in 0..12 {
-            assert!(!matches!(fixture.get(manifest()).await, Err(UpstreamError::LeftAlone { .. })), "{status}");
+            assert!(!matches!(fixture.get(manifest()).await, Err(UpstreamError::CircuitOpen { .. })), "{status}");
         }
         tokio::time::sleep(Duration::from_millis(1100)).await;
-        assert!(!matches!(fixture.get(manifest()).await, Err(UpstreamError::LeftAlone { .. })), "{status}");
+        assert!(!matches!(fixture.get(manifest()).await, Err(UpstreamError::CircuitOpen { .. })), "{status}");
         assert_eq!(fixture.sum(AVAILABLE, ""), 1);
-        fixture.agrees_with(&[&server]);
+        fixture.assert_requests_counted_at(&[&server]);
     });
     join_all(cases).await;
 }
 
 #[tokio::test]
-async fn a_challenge_is_no_answer_to_what_was_asked() {
+async fn challenge_does_not_count_as_success() {
     let server = Server::start(|seen| match seen.authorization() {
         _ if seen.target.starts_with("/token") => Reply::token("t"),
         Some(_) => Reply::new(503),
-        // Good for one repository only, so that it is met again with every other one.
+        // Valid for one repository only, so that every other repository gets a challenge.
         None => Reply::bearer(&seen.here("/token"), r#"scope="repository:elsewhere:pull""#),
     })
     .await;
@@ -108,13 +108,13 @@ async fn a_challenge_is_no_answer_to_what_was_asked() {
         let asked = fixture.get(request(Kind::Manifest, &format!("org/app{n}"), "manifests/1")).await;
         assert!(asked.is_err());
     }
-    // The probe is challenged, too, which is a sign of life.
+    // The probe gets a challenge too, which closes the circuit.
     let opened = server.seen().iter().any(|seen| seen.target == "/v2/");
     assert!(opened, "{:?}", server.log());
 }
 
 #[tokio::test]
-async fn storage_that_is_down_is_not_the_registry() {
+async fn failing_storage_does_not_open_the_circuit() {
     let server = Server::start(|seen| match seen.target.contains("/blobs/") {
         true => Reply::redirect("http://127.0.0.1:1/blob"),
         false => Reply::ok("content"),
@@ -129,20 +129,20 @@ async fn storage_that_is_down_is_not_the_registry() {
 }
 
 #[tokio::test]
-async fn the_rest_of_a_transfer_is_asked_for_all_the_same_and_its_answer_closes_it() {
-    let (server, well) = switched().await;
+async fn resume_ignores_the_open_circuit_and_closes_it() {
+    let (server, healthy) = switched().await;
     let fixture = Fixture::new(&[&server]);
     open(&fixture).await;
     let rest = || UpstreamRequest { effort: Effort::Resume, ..blob() };
     assert!(matches!(fixture.get(rest()).await, Err(UpstreamError::Status { .. })));
-    well.store(true, Ordering::Relaxed);
+    healthy.store(true, Ordering::Relaxed);
     assert_eq!(fixture.get(rest()).await.unwrap(), "content");
     assert_eq!(fixture.sum(AVAILABLE, ""), 1);
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
 }
 
 #[tokio::test]
-async fn the_probe_ends_with_its_owner() {
+async fn probing_stops_with_its_owner() {
     let (server, _) = switched().await;
     let fixture = Fixture::new(&[&server]);
     open(&fixture).await;

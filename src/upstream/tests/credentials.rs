@@ -1,4 +1,4 @@
-//! Where credentials come from: files that change, programs that are run, and rules for repositories.
+//! Sources of credentials: files that change, programs, and rules for repositories.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +16,7 @@ use super::server::{Reply, Seen, Server};
 use super::{Fixture, Kind, UpstreamError, blob, manifest, request};
 use crate::config::{CredentialConfig, CredentialSource, Namespace};
 
-/// A program in a folder of its own: it prints the file `says` and notes each run in `runs`.
+/// A program in its own folder. It prints the file `says` and adds a line to `runs` for each run.
 struct Program {
     folder: TempDir,
 }
@@ -53,7 +53,7 @@ impl Program {
     }
 }
 
-/// By rename, as secrets are exchanged.
+/// Replaces the file by rename, as secret managers do.
 fn write(path: &Path, text: &str) {
     let new = path.with_extension("new");
     fs::write(&new, text).unwrap();
@@ -68,7 +68,7 @@ fn fixture(server: &Server, source: CredentialSource) -> Fixture {
     Fixture::configured(&[server], |config| config.credentials = vec![CredentialConfig::new(source)])
 }
 
-/// A registry whose password can be changed, and which says `refusal` to another one.
+/// A registry whose password can be changed. It sends `refusal` for any other password.
 async fn with_password(password: &Arc<Mutex<&'static str>>, refusal: u16) -> Server {
     let password = password.clone();
     Server::start(move |seen| match seen.authorization() {
@@ -80,7 +80,7 @@ async fn with_password(password: &Arc<Mutex<&'static str>>, refusal: u16) -> Ser
 }
 
 #[tokio::test]
-async fn a_password_file_is_read_again_when_its_password_is_refused() {
+async fn password_file_is_reread_after_a_denial() {
     for refusal in [401, 403] {
         let password = Arc::new(Mutex::new("one"));
         let server = with_password(&password, refusal).await;
@@ -93,7 +93,7 @@ async fn a_password_file_is_read_again_when_its_password_is_refused() {
         assert!(matches!(fixture.get(manifest()).await, Err(UpstreamError::Denied { .. })));
         write(&path, "two\n");
         assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
-        // Gone, or empty while it is being written: what was read last is used.
+        // While the file is missing or empty, the last valid password is used.
         fs::write(&path, "").unwrap();
         assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
         fs::remove_file(&path).unwrap();
@@ -103,7 +103,7 @@ async fn a_password_file_is_read_again_when_its_password_is_refused() {
 }
 
 #[tokio::test]
-async fn a_changed_password_file_counts_without_a_refusal_too() {
+async fn changed_password_file_is_reread() {
     let server = Server::start(|seen| match seen.authorization() {
         Some(shown) => Reply::ok(shown),
         None => Reply::new(401).header("www-authenticate", "Basic realm=x"),
@@ -113,14 +113,18 @@ async fn a_changed_password_file_counts_without_a_refusal_too() {
     let path = folder.path().join("key.json");
     write(&path, "{\n \"key\": 1\n}\n");
     let fixture = fixture(&server, CredentialSource::File { username: "_json_key".to_owned(), path: path.clone() });
-    assert_eq!(fixture.get(manifest()).await.unwrap(), basic("_json_key", "{\n \"key\": 1\n}"), "all of a JSON key");
+    assert_eq!(
+        fixture.get(manifest()).await.unwrap(),
+        basic("_json_key", "{\n \"key\": 1\n}"),
+        "a JSON key is used completely"
+    );
     write(&path, "{}");
     tokio::time::sleep(Duration::from_millis(2100)).await;
     assert_eq!(fixture.get(manifest()).await.unwrap(), basic("_json_key", "{}"));
 }
 
 #[tokio::test]
-async fn a_program_runs_once_for_many_and_again_when_what_it_gave_is_refused() {
+async fn program_runs_once_and_again_after_a_denial() {
     let password = Arc::new(Mutex::new("one"));
     let server = with_password(&password, 403).await;
     let program = Program::new("one\n");
@@ -138,7 +142,7 @@ async fn a_program_runs_once_for_many_and_again_when_what_it_gave_is_refused() {
 }
 
 #[tokio::test]
-async fn a_refused_program_is_not_run_for_every_request() {
+async fn program_is_not_run_for_every_denied_request() {
     let password = Arc::new(Mutex::new("never"));
     let server = with_password(&password, 401).await;
     let program = Program::new("wrong\n");
@@ -150,7 +154,7 @@ async fn a_refused_program_is_not_run_for_every_request() {
 }
 
 #[tokio::test]
-async fn what_a_program_gave_lives_to_its_end_when_the_program_fails() {
+async fn credentials_outlive_a_failing_program() {
     let password = Arc::new(Mutex::new("one"));
     let server = with_password(&password, 401).await;
     let program = Program::running(
@@ -161,7 +165,11 @@ async fn what_a_program_gave_lives_to_its_end_when_the_program_fails() {
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
     fs::write(program.path("broken"), "").unwrap();
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    assert_eq!(fixture.get(blob()).await.unwrap(), "content", "it is asked for a new one, and the old one is used");
+    assert_eq!(
+        fixture.get(blob()).await.unwrap(),
+        "content",
+        "the program runs again, and the previous password is used"
+    );
     while program.runs() < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -170,11 +178,11 @@ async fn what_a_program_gave_lives_to_its_end_when_the_program_fails() {
     assert!(matches!(error, UpstreamError::Credentials { .. }) && error.is_trouble(), "{error}");
     let text = format!("{error} {error:?}");
     assert!(text.contains("program failed") && !text.contains("one\""), "{text}");
-    assert_eq!(program.runs(), 2, "a program that has just failed is left alone");
+    assert_eq!(program.runs(), 2, "a program that has just failed is not run again");
 }
 
 #[tokio::test]
-async fn a_token_server_that_refuses_gets_the_newer_password() {
+async fn token_server_gets_the_newer_password() {
     let password = Arc::new(Mutex::new("one"));
     let current = password.clone();
     let server = Server::start(move |seen| {
@@ -198,7 +206,7 @@ async fn a_token_server_that_refuses_gets_the_newer_password() {
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
 }
 
-/// Hands out tokens that name the account, for a scope that names no repository.
+/// Issues tokens that contain the account, for a scope without a repository.
 fn naming(seen: &Seen) -> Reply {
     if seen.target.starts_with("/token") {
         let account = seen.authorization().unwrap_or("nobody").replace(' ', "-");
@@ -211,7 +219,7 @@ fn naming(seen: &Seen) -> Reply {
 }
 
 #[tokio::test]
-async fn each_repository_is_pulled_with_the_first_credentials_that_are_for_it() {
+async fn first_matching_rule_is_used_for_each_repository() {
     let server = Server::start(naming).await;
     let rule = |pattern: Option<&str>, username: &str| CredentialConfig {
         repository: pattern.map(|pattern| Namespace::parse(pattern).unwrap()),
@@ -239,7 +247,7 @@ async fn each_repository_is_pulled_with_the_first_credentials_that_are_for_it() 
 }
 
 #[tokio::test]
-async fn docker_logins_are_used_for_the_host_that_is_asked_and_read_again() {
+async fn docker_logins_are_used_by_host_and_reread() {
     let server = Server::start(naming).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
@@ -265,7 +273,7 @@ async fn docker_logins_are_used_for_the_host_that_is_asked_and_read_again() {
 }
 
 #[tokio::test]
-async fn neither_an_upstream_nor_its_errors_show_a_secret() {
+async fn upstream_and_errors_contain_no_secret() {
     let canary = "hunter2";
     let server = Server::start(|_| Reply::new(401).header("www-authenticate", "Basic realm=x")).await;
     let program = Program::running(canary, "cat \"$folder/says\"; cat \"$folder/says\" >&2; exit 1");

@@ -1,4 +1,4 @@
-//! 429: for whom and for how long.
+//! 429 responses: which requests are withheld, and for how long.
 
 use std::time::Duration;
 
@@ -8,18 +8,16 @@ use super::{Fixture, Kind, UpstreamError, blob, head, manifest, request};
 const HUB_PULLS: &str =
     r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit. You may increase it"}]}"#;
 
-/// For how long this is not asked, by our own memory.
+/// How long the request is withheld; `None` if it is sent.
 async fn limited(fixture: &Fixture, request: super::UpstreamRequest) -> Option<Duration> {
     match fixture.get(request).await {
-        Err(UpstreamError::RateLimited { retry_after, .. }) => {
-            Some(retry_after.expect("it is always said for how long"))
-        }
+        Err(UpstreamError::RateLimited { retry_after, .. }) => Some(retry_after.expect("the time is always known")),
         _ => None,
     }
 }
 
 #[tokio::test]
-async fn a_limit_on_pulls_lets_everything_else_flow() {
+async fn limit_on_pulls_does_not_affect_other_requests() {
     let server = Server::start(|seen| match seen.target.contains("/manifests/") && seen.method == "GET" {
         true => Reply::new(429).body(HUB_PULLS).header("retry-after", "60"),
         false => Reply::ok("content"),
@@ -34,11 +32,11 @@ async fn a_limit_on_pulls_lets_everything_else_flow() {
         assert!(fixture.send(head(manifest())).await.is_ok());
     }
     assert_eq!(fixture.requests(r#"code="429""#), 1);
-    fixture.agrees_with(&[&server]);
+    fixture.assert_requests_counted_at(&[&server]);
 }
 
 #[tokio::test]
-async fn a_limit_on_all_requests_stops_them_all() {
+async fn limit_on_all_requests_withholds_them_all() {
     let others = || [manifest(), head(manifest()), blob(), request(Kind::Tags, "a", "tags/list")];
     for first in others() {
         let server = Server::start(|_| Reply::new(429).body("Too Many Requests").header("retry-after", "60")).await;
@@ -48,12 +46,12 @@ async fn a_limit_on_all_requests_stops_them_all() {
             assert!(limited(&fixture, other).await.is_some());
         }
         assert_eq!(server.seen().len(), 1);
-        fixture.agrees_with(&[&server]);
+        fixture.assert_requests_counted_at(&[&server]);
     }
 }
 
 #[tokio::test]
-async fn without_a_word_the_hold_is_short_and_a_year_is_not_believed() {
+async fn missing_retry_after_has_a_default_and_a_year_is_cut() {
     for (told, least, most) in [("", 5, 15), ("31536000", 600, 900)] {
         let server = Server::start(move |_| match told {
             "" => Reply::new(429),
@@ -69,7 +67,7 @@ async fn without_a_word_the_hold_is_short_and_a_year_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_limit_of_milliseconds_is_waited_for_once() {
+async fn limit_of_milliseconds_is_waited_for_once() {
     let server = Server::start(|_| Reply::new(429).body("retry-after: 1.16ms, allowed: 44000/minute")).await;
     let fixture = Fixture::new(&[&server]);
     assert!(limited(&fixture, manifest()).await.is_some());
@@ -77,7 +75,7 @@ async fn a_limit_of_milliseconds_is_waited_for_once() {
 }
 
 #[tokio::test]
-async fn a_limit_of_the_storage_is_about_blobs_and_one_of_the_token_server_about_all() {
+async fn limits_of_storage_and_token_server_have_their_scope() {
     let storage = Server::start(|_| Reply::new(429).header("retry-after", "60")).await;
     let target = storage.at("/blob");
     let server = Server::start(move |seen| match seen.target.contains("/blobs/") {
@@ -101,7 +99,7 @@ async fn a_limit_of_the_storage_is_about_blobs_and_one_of_the_token_server_about
 }
 
 #[tokio::test]
-async fn few_pulls_left_are_known_from_the_last_answer() {
+async fn scarce_pulls_follow_the_latest_response() {
     let server = Server::start(|seen| {
         let left = if seen.target.contains("latest") { "9;w=21600" } else { "90;w=21600" };
         Reply::ok("content").header("ratelimit-limit", "100;w=21600").header("ratelimit-remaining", left)

@@ -1,4 +1,4 @@
-//! Where an upstream may send us, and what goes along.
+//! Redirects: where an upstream may redirect to, and which headers are sent there.
 
 use http::{Method, StatusCode};
 
@@ -9,7 +9,7 @@ use super::{Fixture, UpstreamError, UpstreamRequest, blob, head, manifest};
 const CHALLENGE: (&str, &str) = ("www-authenticate", r#"Basic realm="r""#);
 
 #[tokio::test]
-async fn a_redirect_to_another_host_carries_the_range_but_no_authorization() {
+async fn redirect_to_another_host_keeps_range_but_no_authorization() {
     let storage = Server::start(|seen| {
         let range = seen.header("range").unwrap_or_default().to_owned();
         Reply::new(206).header("content-range", "bytes 2-4/10").body(range)
@@ -29,11 +29,11 @@ async fn a_redirect_to_another_host_carries_the_range_but_no_authorization() {
     assert_eq!(storage.log(), [("/signed?sig=secret".to_owned(), None)]);
     assert_eq!(fixture.requests(r#"code="307",kind="blob""#), 1);
     assert_eq!(fixture.requests(r#"code="206",kind="blob""#), 1);
-    fixture.agrees_with(&[&server, &storage]);
+    fixture.assert_requests_counted_at(&[&server, &storage]);
 }
 
 #[tokio::test]
-async fn credentials_do_not_come_back_when_the_redirect_does() {
+async fn redirect_back_to_the_upstream_carries_no_credentials() {
     let (secret, back) = ("/v2/secret/app/blobs/x", std::sync::Arc::new(std::sync::OnceLock::<String>::new()));
     let target = back.clone();
     let other = Server::start(move |_| Reply::redirect(target.get().unwrap())).await;
@@ -50,9 +50,9 @@ async fn credentials_do_not_come_back_when_the_redirect_does() {
     assert_eq!(server.log().last().unwrap(), &(secret.to_owned(), None));
 }
 
-/// registry.k8s.io redirects manifests to a registry of its own, under another name.
+/// registry.k8s.io redirects manifests to another registry with its own name.
 #[tokio::test]
-async fn a_host_behind_a_redirect_is_answered_anonymously_with_its_own_token() {
+async fn redirect_target_gets_its_own_anonymous_token() {
     let other = Server::start(|seen| match seen.authorization() {
         _ if seen.target.starts_with("/token") => Reply::token("other"),
         Some("Bearer other") => Reply::ok("content").header("x-accept", seen.header("accept").unwrap()),
@@ -71,8 +71,8 @@ async fn a_host_behind_a_redirect_is_answered_anonymously_with_its_own_token() {
     fixture.send(manifest()).await.unwrap();
     let token_request = ("/token?scope=repository%3Aprod%2Fapp%3Apull".to_owned(), None);
     assert_eq!(other.log()[1], token_request);
-    assert_eq!(other.seen().len(), 4, "the second time the token is there: {:?}", other.log());
-    fixture.agrees_with(&[&server, &other]);
+    assert_eq!(other.seen().len(), 4, "the second request uses the cached token: {:?}", other.log());
+    fixture.assert_requests_counted_at(&[&server, &other]);
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn five_redirects_are_followed_and_no_more() {
 }
 
 #[tokio::test]
-async fn redirects_that_lead_nowhere_are_bad_answers() {
+async fn invalid_redirects_are_bad_responses() {
     for target in ["ftp://127.0.0.1/x", "http://[", "file:///etc/passwd"] {
         let server = Server::start(move |_| Reply::redirect(target)).await;
         let error = Fixture::new(&[&server]).get(blob()).await.unwrap_err();
@@ -101,9 +101,9 @@ async fn redirects_that_lead_nowhere_are_bad_answers() {
     assert!(matches!(error, UpstreamError::BadResponse { .. }), "{error}");
 }
 
-/// GHCR's storage signs its URLs for GET alone.
+/// GHCR's storage signs its URLs for GET only.
 #[tokio::test]
-async fn a_head_that_the_storage_refuses_becomes_a_get_of_one_byte() {
+async fn head_refused_by_storage_becomes_a_one_byte_get() {
     let table = [(206, Some("bytes 0-0/1234"), 1234), (200, None, 5), (416, Some("bytes */0"), 0)];
     for (status, content_range, length) in table {
         let storage = Server::start(move |seen| match seen.method == Method::HEAD {
@@ -122,12 +122,12 @@ async fn a_head_that_the_storage_refuses_becomes_a_get_of_one_byte() {
         assert_eq!(response.content_range(), None);
         assert_eq!(response.body.collect(0, soon()).await.unwrap(), "");
         assert_eq!(storage.seen()[1].header("range"), Some("bytes=0-0"));
-        fixture.agrees_with(&[&server, &storage]);
+        fixture.assert_requests_counted_at(&[&server, &storage]);
     }
 }
 
 #[tokio::test]
-async fn storage_that_refuses_does_not_decide_who_may_pull() {
+async fn storage_refusal_is_a_failure_not_a_denial() {
     for status in [401, 403] {
         let storage = Server::start(move |_| Reply::new(status)).await;
         let target = storage.at("/signed?sig=secret");
@@ -135,14 +135,14 @@ async fn storage_that_refuses_does_not_decide_who_may_pull() {
         let fixture = Fixture::new(&[&server]);
         let error = fixture.get(blob()).await.unwrap_err();
         assert!(matches!(error, UpstreamError::Status { .. }) && error.is_trouble(), "{error}");
-        // Behind a redirect of a manifest is another registry.
+        // A manifest is redirected to another registry, whose refusal counts.
         let error = fixture.get(manifest()).await.unwrap_err();
         assert!(matches!(error, UpstreamError::Denied { .. }), "{error}");
     }
 }
 
 #[tokio::test]
-async fn an_error_never_shows_the_query_of_a_signed_url() {
+async fn errors_never_contain_a_signed_query() {
     let server = Server::start(|_| Reply::redirect("http://127.0.0.1:1/signed?sig=secret")).await;
     let error = Fixture::new(&[&server]).get(blob()).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Connect { .. }), "{error}");

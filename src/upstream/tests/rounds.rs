@@ -1,4 +1,4 @@
-//! Trouble before the first byte: what is asked again, and what is told at once.
+//! Failures before the first byte: which are retried, and which are returned at once.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::server::{Reply, Server};
 use super::{Effort, Fixture, UpstreamError, UpstreamRequest, blob, head, manifest};
 
-/// Answers like this `times` times, and then well.
+/// Sends `bad` for the first `times` requests, then 200.
 async fn failing(times: usize, bad: impl Fn() -> Reply + Send + Sync + 'static) -> Server {
     let asked = AtomicUsize::new(0);
     Server::start(move |_| if asked.fetch_add(1, Ordering::Relaxed) < times { bad() } else { Reply::ok("content") })
@@ -18,30 +18,30 @@ async fn failing(times: usize, bad: impl Fn() -> Reply + Send + Sync + 'static) 
 }
 
 #[tokio::test]
-async fn trouble_that_passes_is_not_noticed() {
+async fn temporary_failures_are_retried() {
     let cases = [(500, 1), (502, 2), (503, 1), (503, 3), (504, 2), (520, 1)].map(|(status, times)| async move {
         let server = failing(times, move || Reply::new(status)).await;
         let fixture = Fixture::new(&[&server]);
         assert_eq!(fixture.get(manifest()).await.unwrap(), "content", "{times} times {status}");
         assert_eq!(server.seen().len(), times + 1);
-        fixture.agrees_with(&[&server]);
+        fixture.assert_requests_counted_at(&[&server]);
     });
     join_all(cases).await;
 }
 
 #[tokio::test]
-async fn trouble_that_stays_is_told_after_a_few_rounds_as_it_is() {
+async fn lasting_failure_is_returned_after_four_rounds() {
     let server = Server::start(|_| Reply::new(502)).await;
     let other = Server::start(|_| Reply::new(503)).await;
     let fixture = Fixture::new(&[&server, &other]);
     let error = fixture.get(blob()).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Status { status: StatusCode::SERVICE_UNAVAILABLE, .. }), "{error}");
     assert_eq!((server.seen().len(), other.seen().len()), (4, 4), "all URLs are one round");
-    fixture.agrees_with(&[&server, &other]);
+    fixture.assert_requests_counted_at(&[&server, &other]);
 }
 
 #[tokio::test]
-async fn what_says_something_about_the_content_is_not_asked_again() {
+async fn answers_about_the_content_are_not_retried() {
     for status in [400, 401, 403, 404, 405, 416, 418, 429, 501, 505, 508] {
         for request in [manifest(), head(manifest()), blob()] {
             let server = Server::start(move |_| Reply::new(status)).await;
@@ -55,7 +55,7 @@ async fn what_says_something_about_the_content_is_not_asked_again() {
 }
 
 #[tokio::test]
-async fn who_asks_for_one_round_gets_one() {
+async fn one_round_is_one_request() {
     for effort in [Effort::Once, Effort::Resume] {
         let server = Server::start(|_| Reply::new(503)).await;
         let once = UpstreamRequest { effort, ..blob() };
@@ -65,7 +65,7 @@ async fn who_asks_for_one_round_gets_one() {
 }
 
 #[tokio::test]
-async fn a_short_retry_after_is_kept_and_a_long_one_told_at_once() {
+async fn short_retry_after_is_waited_for_and_long_one_returned() {
     let server = failing(1, || Reply::new(503).header("retry-after", "1")).await;
     let started = Instant::now();
     assert_eq!(Fixture::new(&[&server]).get(manifest()).await.unwrap(), "content");
@@ -77,7 +77,7 @@ async fn a_short_retry_after_is_kept_and_a_long_one_told_at_once() {
 }
 
 #[tokio::test]
-async fn the_answer_comes_by_the_deadline_whatever_happens() {
+async fn send_returns_by_the_deadline() {
     for (what, wait, least) in [("silence", 60, 1), ("quick failures", 0, 2)] {
         let server = Server::start(move |_| Reply::new(503).after(Duration::from_secs(wait))).await;
         let fixture = Fixture::configured(&[&server], |config| config.header_timeout = Duration::from_secs(60));
@@ -90,7 +90,7 @@ async fn the_answer_comes_by_the_deadline_whatever_happens() {
 }
 
 #[tokio::test]
-async fn a_silent_url_leaves_time_for_the_next_one() {
+async fn silent_url_leaves_time_for_the_next_one() {
     let silent = Server::start(|_| Reply::ok("").after(Duration::from_secs(60))).await;
     let well = Server::start(|_| Reply::ok("content")).await;
     let fixture = Fixture::configured(&[&silent, &well], |config| config.header_timeout = Duration::from_secs(60));
@@ -100,12 +100,12 @@ async fn a_silent_url_leaves_time_for_the_next_one() {
 }
 
 #[tokio::test]
-async fn what_the_client_came_through_stands_before_ourselves() {
+async fn client_hops_precede_ours_in_via() {
     let server = Server::start(|_| Reply::ok("content")).await;
     let fixture = Fixture::new(&[&server]);
     let headers = [(http::header::VIA, "1.1 roadstead-other, 1.1 proxy".parse().unwrap())].into_iter().collect();
-    let behind = fixture.upstream.behind(super::super::Hops::of(&headers));
-    behind.send(blob(), super::soon()).await.unwrap();
+    let forwarded = fixture.upstream.with_hops(super::super::Hops::of(&headers));
+    forwarded.send(blob(), super::soon()).await.unwrap();
     fixture.send(blob()).await.unwrap();
     let vias: Vec<_> = server.seen().iter().map(|seen| seen.header("via").unwrap().to_owned()).collect();
     assert_eq!(vias, ["1.1 roadstead-other, 1.1 proxy, 1.1 roadstead-test", "1.1 roadstead-test"]);

@@ -1,4 +1,4 @@
-//! A registry (or storage, or token server) in a closure: a request in, a reply out.
+//! A test server made of a closure: it can be a registry, a storage or a token server.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use url::Url;
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) method: Method,
@@ -28,6 +28,7 @@ pub(super) struct Seen {
     pub(super) body: String,
 }
 
+/// A response to send.
 pub(super) struct Reply {
     status: u16,
     headers: Vec<(&'static str, String)>,
@@ -42,6 +43,7 @@ enum Part {
     Silence,
 }
 
+/// A running server and the requests that it received.
 pub(super) struct Server {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -60,7 +62,7 @@ impl Seen {
         self.header(AUTHORIZATION.as_str())
     }
 
-    /// The server's own address, as the asker wrote it.
+    /// A URL on this server, with the host of the request.
     pub(super) fn here(&self, path: &str) -> String {
         format!("http://{}{path}", self.header(HOST.as_str()).unwrap())
     }
@@ -99,19 +101,19 @@ impl Reply {
         self
     }
 
-    /// The connection ends here.
+    /// Closes the connection here.
     pub(super) fn cut(mut self) -> Self {
         self.body.push(Part::Cut);
         self
     }
 
-    /// Nothing more, and no end.
+    /// Sends nothing more, and keeps the connection open.
     pub(super) fn silence(mut self) -> Self {
         self.body.push(Part::Silence);
         self
     }
 
-    /// Time before the head.
+    /// Waits before the response headers.
     pub(super) fn after(mut self, wait: Duration) -> Self {
         self.wait = wait;
         self
@@ -126,7 +128,7 @@ impl Reply {
             match part {
                 Part::Bytes(bytes) => Ok(Frame::data(bytes)),
                 Part::Cut => {
-                    // What came before has to leave first.
+                    // The bytes before the cut must be sent first.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     Err("cut")
                 }
@@ -180,13 +182,13 @@ impl Server {
         self.seen.lock().clone()
     }
 
-    /// Path and `Authorization` of every request, in order.
+    /// Path and `Authorization` of all requests, in order.
     pub(super) fn log(&self) -> Vec<(String, Option<String>)> {
         let line = |seen: Seen| (seen.target.clone(), seen.authorization().map(str::to_owned));
         self.seen().into_iter().map(line).collect()
     }
 
-    /// How many requests went to a path that begins like this.
+    /// Number of requests whose path begins with `path`.
     pub(super) fn count(&self, path: &str) -> usize {
         self.seen().iter().filter(|seen| seen.target.starts_with(path)).count()
     }

@@ -1,4 +1,4 @@
-//! TLS to an upstream: whom to trust, and which protocol to offer.
+//! TLS to an upstream: trusted authorities, client certificates and offered protocols.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -22,7 +22,7 @@ use crate::upstream::Upstream;
 
 const TESTDATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/upstream/testdata");
 
-/// Answers HTTP/1.1 over TLS on 127.0.0.1 and notes which protocols each client offers.
+/// Serves HTTP/1.1 over TLS on 127.0.0.1, and records the protocols that each client offers.
 struct TlsServer {
     url: Url,
     offers: Arc<Mutex<Vec<Vec<String>>>>,
@@ -30,17 +30,17 @@ struct TlsServer {
 
 impl TlsServer {
     fn start() -> Self {
-        Self::start_asking(false)
+        Self::start_with(false)
     }
 
-    /// `for_certificate`: only who shows the client's is let in.
-    fn start_asking(for_certificate: bool) -> Self {
+    /// `require_certificate`: only clients with the test's client certificate may connect.
+    fn start_with(require_certificate: bool) -> Self {
         let chain = vec![CertificateDer::from_pem_file(file("server.pem")).unwrap()];
         let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
         let provider = Arc::new(ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
         let config = config.unwrap();
-        let config = if for_certificate {
+        let config = if require_certificate {
             let mut roots = RootCertStore::empty();
             roots.add(CertificateDer::from_pem_file(file("client-ca.pem")).unwrap()).unwrap();
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
@@ -99,7 +99,7 @@ fn answer(tls: &mut ServerConnection, socket: &mut std::net::TcpStream) -> std::
 }
 
 #[tokio::test]
-async fn a_ca_file_is_trusted_and_blobs_are_kept_off_http2() {
+async fn ca_file_is_trusted_and_blobs_use_http_1() {
     let server = TlsServer::start();
     let fixture = server.upstream(Some("ca.pem"));
     assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
@@ -108,16 +108,16 @@ async fn a_ca_file_is_trusted_and_blobs_are_kept_off_http2() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_nobody_vouches_for_is_refused() {
+async fn untrusted_certificate_is_rejected() {
     let server = TlsServer::start();
     let error = server.upstream(None).get(manifest()).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Certificate { .. }), "{error}");
     assert!(error.to_string().contains("certificate"), "{error}");
-    assert_eq!(server.offers.lock().len(), 1, "a second look makes it no better");
+    assert_eq!(server.offers.lock().len(), 1, "an untrusted certificate is not retried");
 }
 
 #[tokio::test]
-async fn any_certificate_will_do_only_where_that_is_configured() {
+async fn any_certificate_is_accepted_with_insecure_skip_verify() {
     let server = TlsServer::start();
     let careless = Fixture::at(vec![server.url.clone()], |config| config.insecure_skip_verify = true);
     assert_eq!(careless.get(manifest()).await.unwrap(), "content");
@@ -125,8 +125,8 @@ async fn any_certificate_will_do_only_where_that_is_configured() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_asks_for_a_certificate_is_shown_it() {
-    let server = TlsServer::start_asking(true);
+async fn client_certificate_is_sent_when_required() {
+    let server = TlsServer::start_with(true);
     let identified = Fixture::at(vec![server.url.clone()], |config| {
         config.ca_file = Some(file("ca.pem"));
         config.client_certificate =
@@ -138,8 +138,8 @@ async fn an_upstream_that_asks_for_a_certificate_is_shown_it() {
 }
 
 #[tokio::test]
-async fn a_new_client_certificate_is_shown_without_a_restart_and_a_broken_one_is_not() {
-    let server = TlsServer::start_asking(true);
+async fn changed_client_certificate_is_reloaded_if_valid() {
+    let server = TlsServer::start_with(true);
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let put = |from: &str, to: &str| std::fs::copy(file(from), at(to)).unwrap();
@@ -150,21 +150,21 @@ async fn a_new_client_certificate_is_shown_without_a_restart_and_a_broken_one_is
         config.client_certificate = Some(ClientCertificate { certificate: at("cert"), key: at("key") });
     });
     assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
-    // Half of it is there: no pair.
+    // The certificate does not match the key yet.
     put("server.pem", "cert");
     tokio::time::sleep(Duration::from_millis(2100)).await;
     assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
-    // The pair is another now, of an authority that the server does not trust.
+    // The pair matches now, but the server does not trust its authority.
     put("server.key", "key");
     let started = std::time::Instant::now();
     while fixture.get(manifest()).await.is_ok() {
-        assert!(started.elapsed() < Duration::from_secs(20), "the files are read again");
+        assert!(started.elapsed() < Duration::from_secs(20), "the files are not reloaded");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
 #[tokio::test]
-async fn a_certificate_and_a_key_that_do_not_go_together_are_told_at_the_start() {
+async fn mismatched_certificate_and_key_are_a_setup_error() {
     for (certificate, key, told) in [
         ("client.pem", "server.key", "client_key"),
         ("client.pem", "client.pem", "client_key"),
@@ -174,6 +174,6 @@ async fn a_certificate_and_a_key_that_do_not_go_together_are_told_at_the_start()
         config.client_certificate = Some(ClientCertificate { certificate: file(certificate), key: file(key) });
         let metrics = Arc::new(Metrics::new(&[NAME]));
         let error = Upstream::new(&config, "roadstead-test", metrics, Tasks::new()).err().unwrap().to_string();
-        assert!(error.starts_with(&format!("upstream {NAME}: {told} /")), "{error}");
+        assert!(error.starts_with(&format!("upstream.\"{NAME}\".{told}: /")), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Several URLs of one upstream, and what keeps it from being set up at all.
+//! Several URLs of one upstream, and errors of its setup.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -9,30 +9,30 @@ use super::{Fixture, NAME, UpstreamError, blob};
 use crate::config::UpstreamConfig;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
-use crate::upstream::client::{ClientSetup, Lane, Wire};
+use crate::upstream::client::{ClientKind, ClientSetup, HttpClients};
 use crate::upstream::tls::TlsSetup;
 use crate::upstream::trust::Trust;
 use crate::upstream::{Upstream, UpstreamSetupError};
 
 #[tokio::test]
-async fn the_second_url_answers_when_the_first_is_in_trouble() {
+async fn second_url_is_used_when_the_first_fails() {
     let good = Server::start(|_| Reply::ok("content")).await;
     let dead = Fixture::at(vec!["http://127.0.0.1:1/".parse().unwrap(), good.url()], |_| {});
     assert_eq!(dead.get(blob()).await.unwrap(), "content");
-    // Where no connection came about, nothing was sent.
-    dead.agrees_with(&[&good]);
+    // Without a connection no request was sent.
+    dead.assert_requests_counted_at(&[&good]);
 
     for (status, wait) in [(503, 0), (500, 0), (200, 60)] {
         let bad = Server::start(move |_| Reply::new(status).after(Duration::from_secs(wait))).await;
         let good = Server::start(|_| Reply::ok("content")).await;
         let fixture = Fixture::new(&[&bad, &good]);
         assert_eq!(fixture.get(blob()).await.unwrap(), "content", "{status}");
-        fixture.agrees_with(&[&bad, &good]);
+        fixture.assert_requests_counted_at(&[&bad, &good]);
     }
 }
 
 #[tokio::test]
-async fn the_first_url_that_speaks_of_the_content_is_believed() {
+async fn answer_about_the_content_is_final() {
     for status in [404, 403, 429] {
         let first = Server::start(move |_| Reply::new(status)).await;
         let second = Server::start(|_| Reply::ok("content")).await;
@@ -42,7 +42,7 @@ async fn the_first_url_that_speaks_of_the_content_is_believed() {
 }
 
 #[tokio::test]
-async fn a_url_may_have_a_path() {
+async fn url_may_have_a_path() {
     let server = Server::start(|_| Reply::ok("content")).await;
     let fixture = Fixture::at(vec![server.at("/artifactory/docker/").parse().unwrap()], |_| {});
     fixture.get(blob()).await.unwrap();
@@ -50,7 +50,7 @@ async fn a_url_may_have_a_path() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_does_not_exist_is_trouble() {
+async fn unreachable_upstream_is_a_failure() {
     for url in ["http://127.0.0.1:1/", "http://nowhere.invalid/"] {
         let error = Fixture::at(vec![url.parse().unwrap()], |_| {}).get(blob()).await.unwrap_err();
         assert!(matches!(error, UpstreamError::Connect { .. } | UpstreamError::Timeout { .. }), "{error}");
@@ -58,9 +58,9 @@ async fn an_upstream_that_does_not_exist_is_trouble() {
     }
 }
 
-/// What keeps a redirect by name out of our network is in the client itself, below every check of URLs.
+/// The check of a redirect to a name is in the HTTP client's resolver, below all checks of URLs.
 #[tokio::test]
-async fn a_name_that_leads_into_our_network_is_not_dialled() {
+async fn name_with_private_address_is_not_contacted() {
     let inside = Server::start(|_| Reply::ok("metadata")).await;
     let config = UpstreamConfig::new(NAME, vec!["https://r.example".parse().unwrap()]);
     let setup = ClientSetup {
@@ -70,10 +70,10 @@ async fn a_name_that_leads_into_our_network_is_not_dialled() {
         use_proxy: false,
     };
     let (trust, metrics) = (Arc::new(Trust::new(&config)), Arc::new(Metrics::new(&[])));
-    let wire = Wire::build(&NAME.into(), &setup, &trust, &metrics).unwrap();
+    let clients = HttpClients::build(&NAME.into(), &setup, &trust, &metrics).unwrap();
     let url = format!("http://localhost:{}/", inside.port()).parse().unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
-    let error = wire.send(Lane::Blobs, "blob", reqwest::Request::new(http::Method::GET, url), deadline).await;
+    let error = clients.send(ClientKind::Blobs, "blob", reqwest::Request::new(http::Method::GET, url), deadline).await;
     let error = error.unwrap_err();
     assert!(matches!(error, UpstreamError::BadResponse { .. }), "{error}");
     assert!(error.to_string().contains("localhost") && error.to_string().contains("private_redirects"), "{error}");
@@ -81,7 +81,7 @@ async fn a_name_that_leads_into_our_network_is_not_dialled() {
 }
 
 #[test]
-fn what_cannot_work_is_said_at_once() {
+fn invalid_settings_are_setup_errors() {
     let metrics = Arc::new(Metrics::new(&[]));
     let url = || vec!["https://r.example".parse().unwrap()];
     let setup =

@@ -1,0 +1,165 @@
+//! Settings of `registry:2`: its configuration file and its variables.
+
+use super::*;
+
+/// The configuration file in the `registry:2` image, with further settings.
+const REGISTRY_YAML: &str = r#"
+version: 0.1
+log:
+  level: debug
+  formatter: logstash
+  fields:
+    service: registry
+storage:
+  cache:
+    blobdescriptor: inmemory
+  filesystem:
+    rootdirectory: /var/lib/registry
+  delete:
+    enabled: true
+http:
+  addr: :5000
+  tls:
+    certificate: /certs/tls.crt
+    key: /certs/tls.key
+    clientcas:
+      - /certs/ca.pem
+  headers:
+    X-Content-Type-Options: [nosniff]
+proxy:
+  remoteurl: https://registry-1.docker.io
+  username: ann
+  password: 'hunter2'
+"#;
+
+#[test]
+fn registry_2_file_is_read_below_its_variables() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    let load_file = |text: &str, variables: &[(&str, &str)]| {
+        fs::write(&path, text).unwrap();
+        load(LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() }, variables)
+    };
+    let config =
+        load_file(REGISTRY_YAML, &[("REGISTRY_PROXY_USERNAME", "bob"), ("REGISTRY_HTTP_SECRET", "x")]).unwrap();
+    assert_eq!(config.server.listen.to_string(), ":5000");
+    let tls = config.server.tls.as_ref().unwrap();
+    assert_eq!(tls.cert.to_str(), Some("/certs/tls.crt"));
+    assert_eq!(tls.client_ca.as_ref().and_then(|path| path.to_str()), Some("/certs/ca.pem"));
+    assert_eq!(config.storage.path.to_str(), Some("/var/lib/registry"));
+    assert_eq!(config.default_upstream.as_deref(), Some(DOCKER_IO));
+    let hub = config.upstream(DOCKER_IO).unwrap();
+    let [CredentialConfig { source: CredentialSource::Password { username, password }, .. }] = &hub.credentials[..]
+    else {
+        panic!("one login: {:?}", hub.credentials);
+    };
+    assert_eq!((username.as_str(), password.expose()), ("bob", "hunter2"));
+    assert!(config.deletes_enabled());
+    assert_eq!(config.log.format, LogFormat::Json);
+    let file = path.display();
+    let ignored = ["http.headers.X-Content-Type-Options.0", "log.fields.service", "log.level"];
+    let mut ignored: Vec<String> = ignored.iter().map(|key| format!("{file}: {key}")).collect();
+    ignored.insert(1, "REGISTRY_HTTP_SECRET".to_owned());
+    ignored.push(format!("{file}: storage.cache.blobdescriptor"));
+    assert_eq!(config.ignored_settings.others, ignored);
+
+    for (text, expected) in [
+        (
+            "http: {addr: 5000}",
+            r#": http.addr: "5000" is not an address to listen on; write for example "127.0.0.1:5000""#,
+        ),
+        ("proxy: {remoteurl: docker.io}", r#": proxy.remoteurl: "docker.io" has no scheme; write "https://docker.io""#),
+        ("- a", ": is not a configuration file of registry:2"),
+    ] {
+        assert_eq!(load_file(text, &[]), Err(format!("{file}{expected}")));
+    }
+    let error = load_file("http: {addr: ':5000'", &[]).unwrap_err();
+    assert!(error.starts_with(&format!("{file}: ")) && !error.contains('\n'), "{error}");
+    fs::remove_file(&path).unwrap();
+    let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+    assert!(load(options, &[]).unwrap_err().contains("cannot be read"));
+}
+
+#[test]
+fn registry_2_password_is_read_as_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    for (written, meant) in [
+        ("0123", "0123"),
+        ("'0123'", "0123"),
+        ("1e3", "1e3"),
+        ("0x1F", "0x1F"),
+        ("1_000", "1_000"),
+        ("12345678901234567890123", "12345678901234567890123"),
+        ("yes", "yes"),
+        ("True", "True"),
+        ("1.0", "1.0"),
+        ("2026-11-21", "2026-11-21"),
+        ("\"a\\tb\"", "a\tb"),
+        ("*again", "ann"),
+    ] {
+        let text = format!(
+            "version: 0.1\nstorage: {{delete: {{enabled: yes}}}}\nproxy:\n  remoteurl: https://ghcr.io\n  \
+             username: &again ann\n  password: {written}\n"
+        );
+        fs::write(&path, text).unwrap();
+        let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+        let config = load(options, &[]).unwrap();
+        let expected = CredentialConfig::new(CredentialSource::password("ann", meant));
+        assert_eq!(config.upstream("ghcr.io").unwrap().credentials, [expected], "{written}");
+        assert_eq!(config.delete.enabled, Some(true));
+    }
+}
+
+#[test]
+fn registry_2_file_errors_never_repeat_its_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    for (lines, place) in [
+        ("password: hunter2\n  password: hunter3", "contains a key twice, at line 5 column 3"),
+        ("password: \"hunter2", "line"),
+        ("password: hunter2\n hunter3: x", "line"),
+        ("password: *hunter2", "line 4 column 13"),
+        ("password: [hunter2", "line"),
+        ("password: {hunter2", "line"),
+        ("password: !!int hunter2", "line"),
+        ("password: hunter2\n  <<: hunter3", "line"),
+        ("password: hunter2\n\0", "line"),
+        ("? [hunter2]\n  : x", "line"),
+    ] {
+        fs::write(&path, format!("version: 0.1\nproxy:\n  username: ann\n  {lines}\n")).unwrap();
+        let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+        let error = load(options, &[]).err().unwrap_or_default();
+        assert!(error.contains(place) && !error.contains("hunter"), "{lines}: {error}");
+    }
+}
+
+#[test]
+fn ignored_registry_2_logins_give_their_own_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    fs::write(&path, "auth: {htpasswd: {realm: x, path: /etc/htpasswd}}\nlog: {level: info}").unwrap();
+    let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+    let warnings = load(options, &[("REGISTRY_AUTH_TOKEN_REALM", "https://x")]).unwrap().warnings();
+    for named in ["auth.htpasswd.realm", "auth.htpasswd.path", "REGISTRY_AUTH_TOKEN_REALM"] {
+        assert!(warnings[0].starts_with("clients do not log in here") && warnings[0].contains(named), "{warnings:?}");
+    }
+    let others = warnings.iter().find(|warning| warning.contains("log.level")).unwrap();
+    assert!(!others.contains("auth"), "{others}");
+}
+
+#[test]
+fn registry_2_readonly_mode_disables_pushes_and_deletes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    for (enabled, writable) in [("true", false), ("false", true)] {
+        let text = format!(
+            "storage: {{delete: {{enabled: true}}, maintenance: {{readonly: {{enabled: {enabled}}}}}}}\nhttp: {{}}"
+        );
+        fs::write(&path, text).unwrap();
+        let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+        let config = load(options, &[]).unwrap();
+        assert_eq!((config.push.enabled, config.deletes_enabled()), (writable, writable));
+        assert_eq!(config.ignored_settings.others, [""; 0]);
+    }
+}
