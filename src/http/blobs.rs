@@ -14,7 +14,7 @@ use super::error::{ApiError, insert};
 use super::fields::{FIELDS, insert_digest};
 use super::{App, Call, Outcome};
 use crate::oci::{Digest, RangeSet, RepoId, media_type};
-use crate::pull::{Content, ContentBody, ContentStream, Want};
+use crate::pull::{BlobRequest, Content, ContentBody, ContentStream};
 use crate::resolve::Rule;
 use crate::store::{Blob, StoreError};
 use crate::telemetry::{CacheResult, ContentKind};
@@ -51,7 +51,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
         let unchanged = matches(call.header(IF_NONE_MATCH), &etag);
         // Who has it all is told so before a range of it is looked at (RFC 9110, 13.2.2).
         let ranges = if unchanged { None } else { wanted_ranges(call, &etag) };
-        let want = Want { ranges, needs_length: call.needs_length() };
+        let want = BlobRequest { ranges, needs_length: call.needs_length() };
         let content = if local {
             let blob = local_blob(app, &target.repo, &digest).await?;
             let selected = want.select(blob.length).map_err(ApiError::pull(ContentKind::Blob))?;
@@ -82,9 +82,9 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
 fn respond(content: Content, counter: super::Counter) -> Response {
     let mut headers = HeaderMap::with_capacity(FIELDS);
     let file = match &content.body {
-        ContentBody::Whole(ContentStream::File { reader, next, end })
-        | ContentBody::Part(_, ContentStream::File { reader, next, end }) => {
-            Some(FilePart { reader: reader.clone(), next: *next, end: *end, counter: counter.clone() })
+        ContentBody::Whole(ContentStream::File(range)) | ContentBody::Part(_, ContentStream::File(range)) => {
+            let (reader, next, end) = (range.reader().clone(), range.start(), range.end());
+            Some(FilePart { reader, next, end, counter: counter.clone() })
         }
         _ => None,
     };

@@ -113,7 +113,7 @@ impl Multipart {
 
 pub(super) fn log(error: &ContentError) {
     match error {
-        ContentError::Read(error) => tracing::error!(%error, "a blob cannot be read to its end: {error}"),
+        ContentError::LocalRead(error) => tracing::error!(%error, "cannot read a stored blob"),
         // The fill or the upstream client has said why.
         error => tracing::debug!(%error, "a client's transfer ended early: {error}"),
     }

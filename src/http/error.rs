@@ -23,6 +23,9 @@ const MOST_DETAILS: usize = 50;
 /// Seconds after which a transfer that found no slot may find one.
 const BUSY_RETRY_AFTER: &str = "5";
 
+/// What a client reads of a failure of our own disk.
+const STORAGE_FAILED: &str = "the registry's storage failed";
+
 /// A request that is answered with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -129,6 +132,7 @@ impl ApiError {
             return store_message(error);
         }
         match self {
+            Self::Pull { error: PullError::LocalRead { .. }, .. } => STORAGE_FAILED.to_owned(),
             Self::Pull { error: PullError::Upstream(UpstreamError::Credentials { upstream, .. }), .. } => {
                 format!("no credentials for {upstream}")
             }
@@ -154,6 +158,9 @@ impl ApiError {
             return;
         }
         match self {
+            Self::Pull { error: error @ PullError::LocalRead { .. }, .. } => {
+                tracing::error!(%error, "the store failed: {error}");
+            }
             Self::PushRefused(_) | Self::NameTaken(..) => tracing::info!(error = %self, "refused a push: {self}"),
             _ => tracing::debug!(status = status.as_u16(), error = %self, "refused: {self}"),
         }
@@ -183,12 +190,13 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             | UpstreamError::Credentials { .. }
             | UpstreamError::BadResponse { .. } => (Status::BAD_GATEWAY, Code::Unavailable),
         },
-        PullError::WrongContent { .. } | PullError::Changed { .. } | PullError::BadManifest { .. } => {
+        PullError::WrongContent { .. } | PullError::Changed { .. } | PullError::BadDocument { .. } => {
             (Status::BAD_GATEWAY, Code::Unavailable)
         }
         PullError::TooLate { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
         PullError::GivenUp | PullError::Busy { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
         PullError::Store(error) => store_status(error),
+        PullError::LocalRead { .. } => (Status::INTERNAL_SERVER_ERROR, Code::Unknown),
     }
 }
 
@@ -208,7 +216,7 @@ fn store_message(error: &StoreError) -> String {
         StoreError::ReadOnly => "the registry is read-only".to_owned(),
         error if error.is_full() => "the registry's disk is full".to_owned(),
         error if error.lacks_descriptors() => "the registry has too many files open".to_owned(),
-        _ => "the registry's storage failed".to_owned(),
+        _ => STORAGE_FAILED.to_owned(),
     }
 }
 
@@ -257,5 +265,23 @@ impl IntoResponse for ApiError {
 pub(super) fn insert(headers: &mut http::HeaderMap, name: HeaderName, value: String) {
     if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn a_local_read_failure_is_our_fault_and_not_the_upstreams() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let cause = Arc::new(io::Error::from(io::ErrorKind::UnexpectedEof));
+        let error = ApiError::Pull { kind: ContentKind::Blob, error: PullError::LocalRead { digest, cause } };
+        assert_eq!(error.status_and_code().0, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(error.outside_message(), "the registry's storage failed");
     }
 }

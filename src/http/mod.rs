@@ -196,7 +196,7 @@ impl Call {
 
     /// The miss engine, on behalf of this request.
     fn puller(&self, app: &App) -> Puller {
-        app.puller.behind(self.hops.clone())
+        app.puller.with_hops(self.hops.clone())
     }
 
     /// To an HTTP/1.0 client a body without length that fails looks whole.

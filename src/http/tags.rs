@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::error::{ApiError, insert};
 use super::{App, Call, STALE};
-use crate::pull::AskedTags;
+use crate::pull::TagPage;
 use crate::resolve::Rule;
 use crate::store::Page;
 use crate::telemetry::ContentKind;
@@ -35,8 +35,8 @@ pub(super) async fn list(app: &Arc<App>, call: &Call) -> Result<Response, ApiErr
     if target.rule == Rule::Default && !app.store.repository_exists(repo).await? {
         return Err(ApiError::UnknownRepository);
     }
-    let marks = call.query.without(&["n", "last", "ns"]);
-    let asked = AskedTags { after: &paging.last, limit: paging.limit, marks: &marks };
+    let cursor = call.query.without(&["n", "last", "ns"]);
+    let asked = TagPage { after: &paging.last, limit: paging.limit, cursor: &cursor };
     let listed = call.puller(app).tag_list(repo, asked).await.map_err(|error| match error.is_not_found() {
         true => ApiError::UnknownRepository,
         false => ApiError::Pull { kind: ContentKind::Manifest, error },
