@@ -1,15 +1,17 @@
 //! `control.sock`: who may use it, what is there before and after, and what goes on without it.
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::freshness::{TAG, mirror, upstream_with};
 use crate::operator::roadstead;
 use crate::scene::until;
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
-use crate::support::{Client, Image, TestServer, Upstream};
+use crate::support::{Client, Image, Reply, TestServer, Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_socket_is_for_the_servers_user_alone_and_goes_with_the_server() {
@@ -127,6 +129,22 @@ async fn explain_knows_what_the_running_server_remembers() {
     let wrong = roadstead(server.data_dir(), &["explain", "a@sha256:x"]).await;
     assert_eq!((wrong.code, wrong.out.as_str()), (1, ""));
     assert!(wrong.err.starts_with("roadstead: a@sha256:x: "), "{}", wrong.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_uses_the_tag_ttl_that_is_in_force_while_few_pulls_are_left() {
+    for (left, fresh) in [("50;w=21600", false), ("3;w=21600", true)] {
+        let upstream = upstream_with(&Image::new(1, &[10])).await;
+        let budget = Reply::normal().header("RateLimit-Limit", "100;w=21600").header("RateLimit-Remaining", left);
+        upstream.always("*", TAG, budget);
+        let server = mirror(&upstream, "tag_ttl = \"1s\"").await;
+        server.get(TAG).await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let args = ["explain", TAG, "--output", "json"];
+        let online = roadstead(server.data_dir(), &args).await.json();
+        let confirms = online["upstream_requests"].to_string().contains("HEAD manifests/1");
+        assert_eq!((&online["tag"]["fresh"], confirms), (&fresh.into(), !fresh), "{left}: {online}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
