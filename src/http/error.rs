@@ -194,7 +194,7 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             (Status::BAD_GATEWAY, Code::Unavailable)
         }
         PullError::TooLate { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
-        PullError::GivenUp | PullError::Busy { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
+        PullError::Abandoned | PullError::Busy { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
         PullError::Store(error) => store_status(error),
         PullError::LocalRead { .. } => (Status::INTERNAL_SERVER_ERROR, Code::Unknown),
     }
@@ -237,7 +237,7 @@ impl IntoResponse for ApiError {
             Self::Pull { error: PullError::Range { length }, .. } => {
                 insert(headers, CONTENT_RANGE, format!("bytes */{length}"));
             }
-            Self::Pull { error: PullError::Busy { .. } | PullError::GivenUp, .. } => {
+            Self::Pull { error: PullError::Busy { .. } | PullError::Abandoned, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
             _ if self.of_the_store().is_some_and(StoreError::lacks_descriptors) => {

@@ -48,7 +48,7 @@ impl Context {
     /// Joins or starts the flight for `key` and waits for its result until `deadline`. `upstream` is what the flight asks.
     ///
     /// # Errors
-    /// Those of the work; `TooLate` at the deadline, and `GivenUp` if the work was stopped or panicked.
+    /// Those of the work; `TooLate` at the deadline, and `Abandoned` if the work was stopped or panicked.
     pub(super) async fn run_flight<K, T, F>(
         &self,
         flights: &Flights<K, Result<T, PullError>>,
@@ -64,7 +64,7 @@ impl Context {
     {
         match timeout_at(deadline, flights.run(key, work)).await {
             Ok((Some(result), role)) => result.map(|value| (value, role)),
-            Ok((None, _)) => Err(PullError::GivenUp),
+            Ok((None, _)) => Err(PullError::Abandoned),
             Err(_) => Err(self.too_late(upstream)),
         }
     }

@@ -33,7 +33,7 @@ pub enum PullError {
     Range { length: u64 },
     /// A transfer was abandoned in favour of others, or because the server stops. A repeated request may succeed.
     #[error("the transfer was abandoned; try again")]
-    GivenUp,
+    Abandoned,
     #[error(transparent)]
     Store(#[from] StoreError),
     /// An open file of ours cannot be read. The upstream has no part in it.
@@ -65,7 +65,7 @@ impl PullError {
     /// started by a requester with other rights.
     pub(super) fn concerns_one_fill(&self, foreign: bool) -> bool {
         match self {
-            Self::GivenUp => true,
+            Self::Abandoned => true,
             Self::Range { .. } | Self::TooLate { .. } | Self::Busy { .. } => false,
             _ => foreign,
         }

@@ -47,12 +47,12 @@ impl FileRange {
         self.start
     }
 
-    /// The position in the file behind the last byte.
+    /// The position in the file after the last byte.
     pub fn end(&self) -> u64 {
         self.end
     }
 
-    /// The next bytes, of which the range begins behind then; `None` at its end.
+    /// Reads the next bytes and moves the start past them; `None` at the end of the range.
     ///
     /// # Errors
     /// Those of the file; `UnexpectedEof` if it is shorter than the range.

@@ -133,7 +133,7 @@ impl Engine {
         let expected: Option<Digest> = requested.cloned().or(announced);
         let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let read = on_bytes(bytes.clone(), move |bytes| (Digest::of(algorithm, bytes), Manifest::parse(bytes)));
-        let (digest, manifest) = read.await.ok_or(PullError::GivenUp)?;
+        let (digest, manifest) = read.await.ok_or(PullError::Abandoned)?;
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             self.context.metrics.digest_mismatch(upstream.name());
             tracing::warn!(

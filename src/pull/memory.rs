@@ -83,7 +83,7 @@ impl Memory {
         match error {
             PullError::NotFound => self.remember_absent(&source.repo, Reference::Digest(digest.clone())),
             // These say nothing about the next request; the circuit breaker has a memory of its own.
-            PullError::GivenUp | PullError::Busy { .. } | PullError::Upstream(UpstreamError::LeftAlone { .. }) => {}
+            PullError::Abandoned | PullError::Busy { .. } | PullError::Upstream(UpstreamError::LeftAlone { .. }) => {}
             error => self.failures.insert((source.clone(), digest.clone()), error.clone()),
         }
     }

@@ -1,4 +1,4 @@
-//! Proofs: an upstream's word, asked for with a repository's own credentials, that the repository has a blob.
+//! Proofs: an upstream's confirmation, asked for with a repository's own credentials, that the repository has a blob.
 //!
 //! A blob that is stored for one repository is served in another one only after such a proof. One HEAD proves it, and the
 //! store records it as membership.

@@ -1,13 +1,12 @@
 //! The way of a request for a blob that is not served from the store at once, as a state machine.
 //!
 //! ```text
-//!            +---------------- Prove <----------------+
-//!            v                   ^                    | (a fill with other rights runs)
-//! start -> CheckStore -> CheckFailures -> Join -> Follow -> exit
-//!            ^  |               |                  |   |
-//!            |  v               v                  |   v
-//!            | exit     PastStore or exit          | PastStore -> exit
-//!            +-------------------------------------+ (abandoned, or failed with other rights)
+//! CheckStore     -> Prove | CheckFailures | exit: it is stored
+//! Prove          -> CheckStore | exit: the upstream does not say that the repository has it
+//! CheckFailures  -> Join | PastStore | exit: the last fill has just failed
+//! Join           -> Follow | Prove: a fill with other rights is running
+//! Follow         -> exit | PastStore: no room | CheckStore: abandoned, or failed with other rights
+//! PastStore      -> exit
 //! ```
 //!
 //! pingora's cache lock has the same outcomes for a waiting reader under the names `Done`, `TransientError`, `Dangling`,
@@ -90,7 +89,7 @@ impl ColdBlob {
             size: member.and_then(|member| member.size),
         };
         let request = ColdRequest { engine: engine.clone(), source, digest: digest.clone(), wanted, deadline };
-        Ok(Self { request, upstream, requester, fills_joined: 0, last_failure: PullError::GivenUp })
+        Ok(Self { request, upstream, requester, fills_joined: 0, last_failure: PullError::Abandoned })
     }
 
     /// # Errors

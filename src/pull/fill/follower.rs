@@ -128,10 +128,10 @@ impl Following {
             Progress::Readable(extent) => extent.is_complete() || (extent.mark() > 0 && !complete),
             Progress::Failed(_) => true,
         };
-        match &*self.progress.wait_for(is_ready).await.map_err(|_| PullError::GivenUp)? {
+        match &*self.progress.wait_for(is_ready).await.map_err(|_| PullError::Abandoned)? {
             Progress::Readable(extent) => Ok(Start::from(extent)),
             Progress::Failed(error) => Err(error.clone()),
-            Progress::Queued | Progress::Requesting => Err(PullError::GivenUp),
+            Progress::Queued | Progress::Requesting => Err(PullError::Abandoned),
         }
     }
 
@@ -175,7 +175,7 @@ impl Follower {
                     self.sent = true;
                     return Ok(Some(bytes));
                 }
-                Step::Wait => self.progress().changed().await.map_err(|_| PullError::GivenUp)?,
+                Step::Wait => self.progress().changed().await.map_err(|_| PullError::Abandoned)?,
             }
         }
     }

@@ -1,20 +1,16 @@
 //! Fills: each brings one blob from its source into the store, while any number of followers read it.
 //!
-//! ```text
-//! registry   which fills run, who follows them, which are abandoned        job      what one fill works with
-//!    |                                                                        |
-//! run        slot, attempts, commit, outcome, span                         progress what a fill publishes
-//!    |                                                                        |
-//! attempt    one spool file from byte zero, its hash and verification      follower one client's reading position
-//!    |
-//! transfer   brings a segment into the spool   ->  resume   after an interruption
-//!    |
-//! segment    a range of the blob that transfers bring in order
-//! ```
+//! - `registry`: which fills run, how many clients follow them, and which are abandoned. `job`: what one fill works with.
+//! - `run`: the task of one fill. It takes a slot, makes attempts, commits the blob, and publishes the outcome.
+//! - `attempt`: one spool file from byte zero, its hash, and its verification.
+//! - `segment`: which bytes of the file are missing. `transfer` brings them, at least at `min_rate` (`pace`), and `resume`
+//!   requests the rest after an interruption.
+//! - `progress`: what may be read of the file, as the fill publishes it. `follower`: a client that reads it.
 //!
 //! An attempt has one segment today, the complete blob, and what may be read is one range that ends at the mark. Several
-//! segments over the same spool extend `segment` (a list of them), `attempt` (which one is transferred next) and
-//! [`progress::Extent`] (what may be read around a position). Followers, transfers and sources stay as they are.
+//! segments over one file need changes in three places: `attempt` (a list of segments, and which transfer serves which),
+//! `Extent` in `progress` (what may be read around a position), and the spool (writes at a position). Followers, sources and
+//! `resume` stay as they are.
 
 mod attempt;
 mod follower;

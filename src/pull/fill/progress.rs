@@ -162,3 +162,66 @@ impl Publisher {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::super::held_back_tail::HELD_BACK_TAIL_BYTES;
+    use super::*;
+    use crate::oci::Algorithm;
+    use crate::store::{Spool, Store};
+
+    const TAIL: u64 = HELD_BACK_TAIL_BYTES;
+    const TOTAL: u64 = 3 * TAIL;
+
+    async fn spool(store: &Store) -> Spool {
+        let spool = store.begin(Algorithm::Sha256, Some(TOTAL)).await.unwrap();
+        spool.append(vec![Bytes::from(vec![1; TOTAL as usize])]).await.unwrap();
+        spool
+    }
+
+    fn extent(progress: &watch::Receiver<Progress>) -> Extent {
+        match &*progress.borrow() {
+            Progress::Readable(extent) => extent.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn range(file: Option<FileRange>) -> Option<(u64, u64)> {
+        file.map(|file| (file.start(), file.end()))
+    }
+
+    #[tokio::test]
+    async fn the_mark_moves_forward_only_and_reaches_the_tail_after_verification() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = spool(&Store::open(folder.path()).unwrap()).await;
+        let (publisher, progress) = Progress::channel();
+        publisher.received(1000);
+        assert!(matches!(*progress.borrow(), Progress::Requesting), "no attempt receives yet");
+        publisher.receiving(FileRange::of_spool(&spool, 0), Some(TOTAL), 0);
+        for (received, mark) in [(1000, 1000), (500, 1000), (TOTAL, 2 * TAIL)] {
+            publisher.received(received);
+            assert_eq!(extent(&progress).mark(), mark, "{received}");
+        }
+        assert_eq!(range(extent(&progress).readable_from(10, None)), Some((10, 2 * TAIL)));
+        assert_eq!(range(extent(&progress).readable_from(10, Some(20))), Some((10, 20)));
+        assert_eq!(range(extent(&progress).readable_from(2 * TAIL, None)), None);
+        assert!(!extent(&progress).is_complete() && extent(&progress).distance_to(TOTAL) == TAIL);
+        publisher.verified(FileRange::of_spool(&spool, TOTAL), 0);
+        assert!(extent(&progress).is_complete() && extent(&progress).mark() == TOTAL);
+    }
+
+    #[tokio::test]
+    async fn a_failure_to_commit_takes_nothing_away_from_followers() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = spool(&Store::open(folder.path()).unwrap()).await;
+        let (publisher, progress) = Progress::channel();
+        publisher.verified(FileRange::of_spool(&spool, TOTAL), 0);
+        publisher.failed(PullError::Abandoned);
+        assert_eq!(extent(&progress).mark(), TOTAL);
+        publisher.requesting();
+        publisher.failed(PullError::Abandoned);
+        assert!(matches!(*progress.borrow(), Progress::Failed(PullError::Abandoned)));
+    }
+}

@@ -72,7 +72,7 @@ impl Run {
     async fn fill(&self, slot: &mut Option<Slot>) -> Result<Filled, PullError> {
         let abandon = self.job.fill.abandon.clone();
         let fetched = abandon.run_until_cancelled(self.fetch(slot)).await;
-        match fetched.unwrap_or(Err(PullError::GivenUp))? {
+        match fetched.unwrap_or(Err(PullError::Abandoned))? {
             // Followers may have all bytes and leave now; the blob is committed all the same.
             Some(verified) => Ok(Filled::Stored(verified.commit(&self.job).await?)),
             None => Ok(Filled::Found),
@@ -105,7 +105,7 @@ impl Run {
         publisher.queued();
         // Followers that leave from now on see that it is queued, and abandon it.
         if fill.follower_count() == 0 {
-            return Err(PullError::GivenUp);
+            return Err(PullError::Abandoned);
         }
         self.registry.free_slot();
         timeout(MAX_SLOT_WAIT, turn.wait()).await.map_err(|_| PullError::Busy { upstream: source.name().clone() })?;
@@ -151,7 +151,7 @@ impl Run {
         let (seconds, joined) = (started.elapsed().as_secs_f64(), fill.joined.load(Ordering::Relaxed));
         let resumes = fill.resumes.load(Ordering::Relaxed);
         match error {
-            PullError::GivenUp => tracing::debug!(seconds, "abandoned a fill"),
+            PullError::Abandoned => tracing::debug!(seconds, "abandoned a fill"),
             PullError::NotFound => {}
             // The followers are served past the store, which warns that there is no room.
             error if error.is_full() => tracing::debug!(%error, "cannot store a blob"),
@@ -166,7 +166,7 @@ impl Run {
 /// As in the span's `outcome` field.
 fn outcome(error: &PullError) -> &'static str {
     match error {
-        PullError::GivenUp => "abandoned",
+        PullError::Abandoned => "abandoned",
         PullError::NotFound => "not_found",
         error if error.is_full() => "no_room",
         error if error.is_local() => "local_failure",

@@ -8,7 +8,7 @@ use crate::oci::ByteRange;
 pub(super) struct Segment {
     /// The position of the next byte to receive.
     position: u64,
-    /// The position behind the last byte; `None` where the blob's length is not known.
+    /// The position after the last byte; `None` where the blob's length is not known.
     end: Option<u64>,
 }
 
