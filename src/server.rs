@@ -169,7 +169,7 @@ impl Running {
 
     /// Stops cleanly: no new connections, running transfers end or are cut, the index is closed.
     pub async fn stop(self) {
-        self.puller.give_up_orphans();
+        self.puller.abandon_orphans();
         self.stop.cancel();
         let _ = self.accepting.await;
         self.tasks.stop().await;

@@ -16,7 +16,7 @@ use super::fields::{FIELDS, insert_digest};
 use super::{App, Call, Outcome};
 use crate::access::{Authorized, Delete, Pull};
 use crate::oci::{Digest, RangeSet, RepoId, media_type};
-use crate::pull::{Content, ContentBody, ContentStream, Want};
+use crate::pull::{BlobRequest, Content, ContentBody, ContentStream};
 use crate::resolve::Rule;
 use crate::store::{FileRange, StoreError};
 use crate::telemetry::{CacheResult, ContentKind};
@@ -51,13 +51,13 @@ pub(super) async fn get(
         let unchanged = matches(call.header(IF_NONE_MATCH), &etag);
         // `If-None-Match` takes precedence over `Range` (RFC 9110, section 13.2.2).
         let ranges = if unchanged { None } else { requested_ranges(call, &etag) };
-        let want = Want { ranges, needs_length: call.needs_length() };
+        let requested = BlobRequest { ranges, needs_length: call.needs_length() };
         let content = if is_local {
             let blob = local_blob(app, repo, &digest).await?;
-            let selected = want.select(blob.len()).map_err(ApiError::pull(ContentKind::Blob))?;
+            let selected = requested.select(blob.len()).map_err(ApiError::pull(ContentKind::Blob))?;
             Content::of_blob(&blob, selected, CacheResult::Hit)
         } else {
-            match call.puller(app).blob(repo, &digest, want).await {
+            match call.puller(app).blob(repo, &digest, requested).await {
                 Ok(content) => content,
                 Err(error) => {
                     outcome.failed(&error);

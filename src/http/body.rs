@@ -105,7 +105,7 @@ impl Multipart {
 
 pub(super) fn log(error: &ContentError) {
     match error {
-        ContentError::Read(error) => tracing::error!(%error, "cannot read a stored blob"),
+        ContentError::LocalRead(error) => tracing::error!(%error, "cannot read a stored blob"),
         // The fill or the upstream client has logged the cause.
         error => tracing::debug!(%error, "a transfer to a client ended early"),
     }

@@ -11,7 +11,7 @@ use super::fields::insert;
 use super::query::Query;
 use crate::access::{Authorized, Delete, Principal, Pull, Push};
 use crate::oci::Route;
-use crate::pull::Puller;
+use crate::pull::PullRequest;
 use crate::resolve::{RequestedRepo, Rule};
 use crate::telemetry::RequestTrace;
 use crate::upstream::Hops;
@@ -25,7 +25,7 @@ pub(super) struct Call<'a> {
     pub(super) route: Route,
     pub(super) principal: Principal,
     /// Its id and span.
-    pub(super) trace: &'a RequestTrace,
+    trace: &'a RequestTrace,
     /// The servers that it has passed (`Via`).
     hops: Hops,
 }
@@ -55,8 +55,8 @@ impl<'a> Call<'a> {
     }
 
     /// The miss engine, on behalf of this request.
-    pub(super) fn puller(&self, app: &App) -> Puller {
-        app.puller.behind(self.hops.clone())
+    pub(super) fn puller(&'a self, app: &'a App) -> PullRequest<'a> {
+        app.puller.on_behalf_of(self.trace, &self.hops)
     }
 
     /// Whether the response must have a length: a body without one that fails looks complete to an HTTP/1.0 client.

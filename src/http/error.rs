@@ -28,6 +28,9 @@ const BUSY_RETRY_AFTER: &str = "5";
 /// Seconds after which a client may ask again where an upstream's limit does not say.
 const RATE_LIMIT_RETRY_AFTER: &str = "60";
 
+/// What a client reads of a failure of our own disk.
+const STORAGE_FAILED: &str = "the registry's storage failed";
+
 /// A request that is answered with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -126,11 +129,16 @@ impl ApiError {
             return store_message(error);
         }
         match self {
+            Self::Pull { error: PullError::LocalRead { .. }, .. } => STORAGE_FAILED.to_owned(),
             Self::Pull { error: PullError::Upstream(UpstreamError::Credentials { upstream, .. }), .. } => {
                 format!("no credentials for {upstream}")
             }
             error => error.to_string(),
         }
+    }
+
+    fn is_of_storage(&self) -> bool {
+        self.store_error().is_some() || matches!(self, Self::Pull { error: PullError::LocalRead { .. }, .. })
     }
 
     fn store_error(&self) -> Option<&StoreError> {
@@ -147,7 +155,7 @@ impl ApiError {
         let (request_id, status_code) = (trace.id(), status.as_u16());
         match self {
             // The miss engine has logged its failures with the image. A failure of the store has not been logged yet.
-            _ if self.store_error().is_some() && status.is_server_error() => {
+            _ if self.is_of_storage() && status.is_server_error() => {
                 tracing::error!(request_id, status = status_code, error = %self, "the store failed");
             }
             Self::Access(AccessError::PushRefused(_)) | Self::NameTaken(..) => {
@@ -189,7 +197,7 @@ impl ApiError {
             Self::Pull { error: PullError::Range { length }, .. } => {
                 insert(headers, CONTENT_RANGE, format!("bytes */{length}"));
             }
-            Self::Pull { error: PullError::Busy { .. } | PullError::GivenUp, .. } => {
+            Self::Pull { error: PullError::Busy { .. } | PullError::Abandoned, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
             _ if self.store_error().is_some_and(StoreError::lacks_descriptors) => {
@@ -258,12 +266,13 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             | UpstreamError::Credentials { .. }
             | UpstreamError::BadResponse { .. } => (Status::BAD_GATEWAY, Code::Unavailable),
         },
-        PullError::WrongContent { .. } | PullError::Changed { .. } | PullError::BadManifest { .. } => {
+        PullError::WrongContent { .. } | PullError::Changed { .. } | PullError::BadDocument { .. } => {
             (Status::BAD_GATEWAY, Code::Unavailable)
         }
         PullError::TooLate { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
-        PullError::GivenUp | PullError::Busy { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
+        PullError::Abandoned | PullError::Busy { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
         PullError::Store(error) => store_status(error),
+        PullError::LocalRead { .. } => (Status::INTERNAL_SERVER_ERROR, Code::Unknown),
     }
 }
 
@@ -283,7 +292,7 @@ fn store_message(error: &StoreError) -> String {
         StoreError::ReadOnly => "the registry is read-only".to_owned(),
         error if error.is_full() => "the registry's disk is full".to_owned(),
         error if error.lacks_descriptors() => "the registry has too many files open".to_owned(),
-        _ => "the registry's storage failed".to_owned(),
+        _ => STORAGE_FAILED.to_owned(),
     }
 }
 
@@ -304,6 +313,15 @@ mod tests {
         assert_eq!(status(SwitchedOff::Delete), (405, "UNSUPPORTED"));
         assert_eq!(status(ResolveError::UnknownRegistry("x".into())), (404, "NAME_UNKNOWN"));
         assert_eq!(status(PushRefused::Library), (403, "DENIED"));
+    }
+
+    #[test]
+    fn a_local_read_failure_is_not_the_upstreams() {
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"");
+        let cause = std::sync::Arc::new(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
+        let error = ApiError::Pull { kind: ContentKind::Blob, error: PullError::LocalRead { digest, cause } };
+        assert_eq!(error.status_and_code().0, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(error.outside_message(), "the registry's storage failed");
     }
 
     #[test]

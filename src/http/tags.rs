@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::fields::insert;
 use super::{App, Call, STALE};
 use crate::access::{Authorized, Pull};
-use crate::pull::AskedTags;
+use crate::pull::TagPage;
 use crate::resolve::Rule;
 use crate::store::Page;
 use crate::telemetry::ContentKind;
@@ -36,9 +36,9 @@ pub(super) async fn list(app: &Arc<App>, call: &Call<'_>, access: Authorized<Pul
     if access.rule() == Rule::Default && !app.store.repository_exists(repo).await? {
         return Err(ApiError::UnknownRepository);
     }
-    let marks = call.query.without(&["n", "last", "ns"]);
-    let asked = AskedTags { after: &paging.last, limit: paging.limit, marks: &marks };
-    let listed = call.puller(app).tag_list(repo, asked).await.map_err(|error| match error.is_not_found() {
+    let cursor = call.query.without(&["n", "last", "ns"]);
+    let requested = TagPage { after: &paging.last, limit: paging.limit, cursor: &cursor };
+    let listed = call.puller(app).tag_list(repo, requested).await.map_err(|error| match error.is_not_found() {
         true => ApiError::UnknownRepository,
         false => ApiError::Pull { kind: ContentKind::Manifest, error },
     })?;
