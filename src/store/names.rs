@@ -34,8 +34,8 @@ pub type MayRead = Box<dyn Fn(&RepoName) -> bool + Send>;
 ///   ever leads to something that does not exist. A removal goes the other way round.
 /// - **Visibility.** A change is visible to every later call, through whatever memory cache: after a delete has returned, the
 ///   `cached_` methods do not return what was deleted.
-/// - **Collection.** Whoever asks for something in a local repository relies on it: from then on for at least the collector's
-///   grace period it is not removed, unless a client deletes it. Every method that looks something up does so.
+/// - **Collection.** A request that looks something up in a local repository relies on it. From then on it is not collected
+///   for at least the grace period. A client can still delete it.
 /// - **Isolation.** Content that is stored for one repository is not readable in another one before it is linked there.
 ///
 /// Methods whose name begins with `cached_` answer from memory, without waiting; `None` means that the other method must be

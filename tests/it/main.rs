@@ -51,6 +51,7 @@ mod referrers;
 mod refreshing;
 mod registries;
 mod replays;
+mod request_ids;
 mod restart;
 mod resumes;
 mod retries;

@@ -108,7 +108,7 @@ async fn unusable_tls_files_stop_the_start_with_one_line() {
     let authority = Authority::new();
     let good = authority.config("one");
     for (file, content, wrong) in [
-        ("tls.crt", String::new(), "tls.crt has no certificate"),
+        ("tls.crt", String::new(), "tls.crt contains no certificate"),
         ("tls.key", authority.sign("two").key, "tls.key: the key does not belong to the certificate in "),
         ("tls.key", "none".to_owned(), "tls.key must contain a private key, but it does not"),
         (
