@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::Policy;
+use crate::access::Gate;
 use crate::config::{Config, ServerConfig, TlsConfig};
 use crate::control::{Control, ControlSocket};
 use crate::events::Events;
@@ -22,7 +22,6 @@ use crate::http::tls::{Certificates, TlsError};
 use crate::http::{App, Site};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
-use crate::resolve::Routes;
 use crate::store::{Class, OpenError, Store, StoreError, StoreSettings};
 use crate::tasks::{Tasks, every};
 use crate::telemetry::{Metrics, StorageReading};
@@ -122,8 +121,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
-        routes: Routes::new(&config),
-        policy: Policy::new(&config),
+        gate: Gate::new(&config),
         metrics,
         via,
         progress_timeout: config.server.progress_timeout,
@@ -171,7 +169,7 @@ impl Running {
 
     /// Stops cleanly: no new connections, running transfers end or are cut, the index is closed.
     pub async fn stop(self) {
-        self.puller.give_up_orphans();
+        self.puller.abandon_orphans();
         self.stop.cancel();
         let _ = self.accepting.await;
         self.tasks.stop().await;

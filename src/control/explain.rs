@@ -12,6 +12,7 @@ use super::Control;
 use super::wanted::{Thing, Wanted};
 use crate::config::Config;
 use crate::oci::{Digest, Manifest, Reference, RepoId, Scope, Tag};
+use crate::pull::TagFreshness;
 use crate::resolve::{Routes, Rule, Target};
 use crate::store::{StoreError, TagRecord, View};
 use crate::upstream::BreakerState;
@@ -111,6 +112,12 @@ impl Known<'_> {
             None => self.view.tag(repo, tag),
         }
     }
+
+    /// How old tags of a repository may be. Only a running server knows whether its upstream has few pulls left.
+    fn freshness(&self, repo: &RepoId) -> TagFreshness {
+        let in_force = self.server.and_then(|server| server.puller.tag_freshness(repo.scope.as_str()));
+        in_force.unwrap_or_else(|| TagFreshness::new(&self.config.cache, false))
+    }
 }
 
 /// All there is to say about an image or a request; the error says what is wrong with it or with the files.
@@ -130,7 +137,9 @@ fn gather(known: &Known<'_>, target: Target, thing: &Thing) -> Result<Facts, Sto
     let (tag, content) = match thing {
         Thing::Image(Reference::Digest(digest)) => (None, image_node(view, &repo, digest)?),
         Thing::Image(Reference::Tag(tag)) => match known.tag(&repo, tag)? {
-            Some(record) => (Some(tag_facts(&record, &repo, config)), image_node(view, &repo, &record.digest)?),
+            Some(record) => {
+                (Some(tag_facts(&record, &repo, known.freshness(&repo))), image_node(view, &repo, &record.digest)?)
+            }
             None => (None, None),
         },
         Thing::Blob(digest) => (None, blob_node(view, &repo, digest)?),
@@ -157,9 +166,10 @@ fn gather(known: &Known<'_>, target: Target, thing: &Thing) -> Result<Facts, Sto
     Ok(facts)
 }
 
-fn tag_facts(record: &TagRecord, repo: &RepoId, config: &Config) -> TagFacts {
-    let age = SystemTime::now().duration_since(record.confirmed).unwrap_or_default();
-    let fresh = repo.scope.is_local() || age < config.cache.tag_ttl;
+fn tag_facts(record: &TagRecord, repo: &RepoId, freshness: TagFreshness) -> TagFacts {
+    let now = SystemTime::now();
+    let age = now.duration_since(record.confirmed).unwrap_or_default();
+    let fresh = repo.scope.is_local() || freshness.is_fresh(record.confirmed, now);
     TagFacts { digest: record.digest.to_string(), confirmed_seconds_ago: age.as_secs(), fresh }
 }
 

@@ -84,10 +84,10 @@ impl Spool {
         })
     }
 
-    /// Everything that was and will be appended. Only a part of it that was appended already may be read. It stays readable
-    /// after a commit and after the spool is dropped.
-    pub fn content(&self) -> FileRange {
-        FileRange::new(self.open.clone(), 0..u64::MAX)
+    /// The first `length` bytes, which must have been appended. They stay readable after a commit and after the spool is
+    /// dropped.
+    pub fn range_to(&self, length: u64) -> FileRange {
+        FileRange::new(self.open.clone(), 0..length)
     }
 
     /// Appends `chunks`. Returns the length once they can be read; they are hashed after that.
