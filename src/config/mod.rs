@@ -11,6 +11,7 @@ mod access;
 mod build;
 mod build_credentials;
 mod build_upstream;
+mod build_value;
 mod cache;
 mod credentials;
 mod env;
