@@ -23,6 +23,8 @@ mod listen;
 mod load;
 mod log;
 mod pin;
+#[cfg(test)]
+mod reference;
 mod registry_env;
 mod registry_file;
 mod scrub;

@@ -20,6 +20,7 @@ mod credentials;
 mod deadlines;
 mod deletes;
 mod disk;
+mod docs;
 mod eviction;
 mod fills;
 mod followers;
