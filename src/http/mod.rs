@@ -110,10 +110,14 @@ async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Respon
     let in_flight = app.metrics.http_started(handler);
     let method = request.method().clone();
     let trace = RequestTrace::new(handler, method.clone(), request.headers());
-    let answering = AssertUnwindSafe(answer(app, peer, &trace, route, request)).catch_unwind();
-    // A hit opens no span of its own: only a subscriber that wants everything makes it do so.
-    let answered =
-        if RequestTrace::is_wanted_for_hits() { answering.instrument(trace.span()).await } else { answering.await };
+    // A hit opens no span of its own: only a subscriber that wants everything makes it do so. That case is in a box, so that
+    // it does not make the future of every request larger.
+    let answered = if RequestTrace::is_wanted_for_hits() {
+        let answering = AssertUnwindSafe(answer(app, peer, &trace, route, request)).catch_unwind();
+        Box::pin(answering.instrument(trace.span())).await
+    } else {
+        AssertUnwindSafe(answer(app, peer, &trace, route, request)).catch_unwind().await
+    };
     let answer = answered.unwrap_or_else(|_| {
         tracing::error!(handler, %method, request_id = trace.id(), "a handler panicked");
         Err(ApiError::Panic)

@@ -74,9 +74,7 @@ async fn the_log_line_of_an_error_has_its_id() {
     let url = process.url("/v2/library/app/manifests/v1");
     let failed = Client::new().get_with(&url, &[(ID, "report-7")]).await;
     assert_eq!(failed.status, 502);
-    let lines = || -> Vec<Value> {
-        process.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-    };
+    let lines = || -> Vec<Value> { process.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect() };
     let of_the_error = |line: &Value| line["request_id"] == "report-7" && line["status"] == 502;
     until("the error is logged", async || lines().iter().any(of_the_error)).await;
     // The engine's own line about the upstream is in the span of the request that asked.

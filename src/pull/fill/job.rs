@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
@@ -35,8 +36,9 @@ pub(in crate::pull) struct Fill {
     /// It had to wait for a slot.
     pub(super) had_to_wait: AtomicBool,
     pub(super) abandon: CancellationToken,
-    /// A trace of its own: a fill outlives the request that started it. Followers' spans link to it.
-    pub(super) span: Span,
+    /// A trace of its own: a fill outlives the request that started it. The spans of followers link to it. Taken by the fill's
+    /// task when it ends, so that the span does not last as long as the slowest follower.
+    pub(super) span: Mutex<Option<Span>>,
 }
 
 impl Fill {

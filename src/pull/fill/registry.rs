@@ -171,7 +171,7 @@ fn new_fill(digest: &Digest, requester: &Requester) -> (Publisher, Arc<Fill>) {
         resumes: AtomicUsize::new(0),
         had_to_wait: AtomicBool::new(false),
         abandon: CancellationToken::new(),
-        span,
+        span: Mutex::new(Some(span)),
     };
     (publisher, Arc::new(fill))
 }
@@ -187,7 +187,9 @@ impl Following {
     fn new(registry: &Arc<Registry>, fill: &Arc<Fill>) -> Self {
         fill.followers.fetch_add(1, Ordering::AcqRel);
         // The request's span, if it has one.
-        Span::current().follows_from(&fill.span);
+        if let Some(span) = &*fill.span.lock() {
+            Span::current().follows_from(span);
+        }
         Self { registry: registry.clone(), fill: fill.clone(), progress: fill.progress.clone() }
     }
 

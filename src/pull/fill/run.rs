@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::super::context::Context;
 use super::super::error::PullError;
@@ -50,7 +50,7 @@ impl Run {
 
     /// Runs to the end, or until the fill is abandoned, and publishes the outcome.
     pub(super) async fn run(self) {
-        let span = self.job.fill.span.clone();
+        let span = self.job.fill.span.lock().clone().unwrap_or_else(Span::none);
         let started = Instant::now();
         async {
             // Freed after the outcome is published.
@@ -63,6 +63,7 @@ impl Run {
                     self.job.publisher.failed(error);
                 }
             }
+            self.job.fill.span.lock().take();
         }
         .instrument(span)
         .await;
@@ -135,10 +136,10 @@ impl Run {
     fn log_success(&self, filled: &Filled, started: Instant) {
         let fill = &self.job.fill;
         let Filled::Stored(bytes) = *filled else {
-            fill.span.record("outcome", "found");
+            Span::current().record("outcome", "found");
             return;
         };
-        fill.span.record("bytes", bytes).record("outcome", "stored");
+        Span::current().record("bytes", bytes).record("outcome", "stored");
         let (seconds, joined) = (started.elapsed().as_secs_f64(), fill.joined.load(Ordering::Relaxed));
         let resumes = fill.resumes.load(Ordering::Relaxed);
         tracing::info!(seconds, joined, resumes, "fetched a blob");
@@ -146,7 +147,7 @@ impl Run {
 
     fn log_failure(&self, error: &PullError, started: Instant) {
         let fill = &self.job.fill;
-        fill.span.record("bytes", fill.received.load(Ordering::Relaxed)).record("outcome", outcome(error));
+        Span::current().record("bytes", fill.received.load(Ordering::Relaxed)).record("outcome", outcome(error));
         let (seconds, joined) = (started.elapsed().as_secs_f64(), fill.joined.load(Ordering::Relaxed));
         let resumes = fill.resumes.load(Ordering::Relaxed);
         match error {

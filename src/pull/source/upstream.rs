@@ -12,7 +12,7 @@ use super::super::error::PullError;
 use super::super::proof::Proofs;
 use super::{BlobSource, ByteStream, FetchRequest, MinRate, Sent, SourceId, Transfer};
 use crate::oci::{ByteRange, Digest, RepoId};
-use crate::upstream::{Kind, Upstream, UpstreamBody, UpstreamError, UpstreamResponse};
+use crate::upstream::{Effort, Kind, Upstream, UpstreamBody, UpstreamError, UpstreamResponse};
 
 /// One repository of an upstream.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl UpstreamSource {
             Ok(response) => self.transfer(response),
             // The blob is shorter than the upstream said before.
             Err(PullError::Upstream(UpstreamError::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }))
-                if fetch.range.is_some() =>
+                if fetch.range.is_some() || fetch.effort == Effort::Resume =>
             {
                 Err(self.changed())
             }
@@ -49,7 +49,8 @@ impl UpstreamSource {
     fn transfer(&self, response: UpstreamResponse) -> Result<Transfer, PullError> {
         let sent = if response.status == StatusCode::PARTIAL_CONTENT {
             let (start, last, total) = response.content_range().ok_or_else(|| self.changed())?;
-            Sent::Part { range: ByteRange { start, end: last + 1 }, total }
+            let end = last.checked_add(1).ok_or_else(|| self.changed())?;
+            Sent::Part { range: ByteRange { start, end }, total }
         } else {
             Sent::Complete { length: response.content_length() }
         };

@@ -159,7 +159,10 @@ impl Scene {
         let (mut cached, mut pushed) = (0, 0);
         for path in self.files("blobs") {
             let bytes = std::fs::read(&path).unwrap();
-            assert!(digest_of(&bytes).hex() == path.file_name().unwrap().to_str().unwrap(), "a file that does not have its digest");
+            assert!(
+                digest_of(&bytes).hex() == path.file_name().unwrap().to_str().unwrap(),
+                "a file that does not have its digest"
+            );
             let writable = path.metadata().unwrap().permissions().mode() & 0o200 != 0;
             *(if writable { &mut cached } else { &mut pushed }) += bytes.len() as u64;
         }

@@ -12,7 +12,6 @@ use rustix::io::Errno;
 
 use super::Local;
 use super::growing_file::{self, GrowingFile};
-use crate::events::StoreEvent;
 use crate::oci::{Algorithm, Digest, RepoId};
 use crate::store::blocking;
 use crate::store::cache::Reservation;
@@ -135,9 +134,7 @@ impl LocalSpool {
         // The content counts as cached from here on.
         self.room.lock().release();
         self.share_file(digest, length)?;
-        self.local.link_blob(repo, digest, Some(length))?;
-        self.local.emit(StoreEvent::BlobCached { repo: repo.clone(), digest: digest.clone(), bytes: length });
-        Ok(())
+        self.local.link_cached_blob(repo, digest, length)
     }
 
     /// Followers of the fill go on reading this file under its digest, so the evictor must know of them.
