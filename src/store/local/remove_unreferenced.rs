@@ -108,7 +108,8 @@ impl Local {
         Ok(Removed::Manifest)
     }
 
-    /// Removes a link of a local repository, durably, with the repository's write lock held. Whether it was still marked.
+    /// Removes a link of a local repository, durably, with the repository's write lock held. False if it is no longer marked,
+    /// or if a client has removed it since it was found.
     fn unlink_if_marked(
         &self,
         candidate: &Unreferenced,
@@ -117,14 +118,14 @@ impl Local {
         invalidate: impl FnOnce(),
     ) -> Result<bool, StoreError> {
         let removed = self.marks.if_marked(candidate, || {
-            if !dry_run {
-                // A client may have deleted it since it was found.
-                optional(fs::remove_file(link))?;
-                invalidate();
+            if dry_run {
+                return Ok(true);
             }
-            Ok(())
+            let removed = optional(fs::remove_file(link))?.is_some();
+            invalidate();
+            Ok(removed)
         });
-        let removed = removed.transpose().at("remove", link)?.is_some();
+        let removed = removed.transpose().at("remove", link)?.unwrap_or(false);
         if removed && !dry_run {
             let folder = link.parent().unwrap_or(self.layout.root());
             sync_folder(folder).at("sync", folder)?;
