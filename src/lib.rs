@@ -1,4 +1,4 @@
-//! Roadstead: a container registry that takes pushes and keeps every image a cluster pulls close to hand.
+//! Roadstead: a container registry for pushes, and a pull-through cache of other registries.
 
 #![forbid(unsafe_code)]
 
@@ -7,8 +7,8 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod events;
-pub mod evict;
 pub mod file;
+pub mod housekeeping;
 pub mod http;
 pub mod oci;
 pub mod pull;

@@ -1,12 +1,10 @@
-//! The program as one value: everything is built, wired, started and stopped here.
+//! The server: builds its parts, wires them, starts and stops them.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
@@ -16,33 +14,21 @@ use crate::access::Gate;
 use crate::config::{Config, ServerConfig, TlsConfig};
 use crate::control::{Control, ControlSocket};
 use crate::events::Events;
-use crate::evict;
+use crate::housekeeping::{self, IndexRecovery};
 use crate::http::serve::{Listeners, Server};
 use crate::http::tls::{Certificates, TlsError};
 use crate::http::{App, Site};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
-use crate::store::{Class, OpenError, Store, StoreError, StoreSettings};
-use crate::tasks::{Tasks, every};
+use crate::store::{Class, OpenError, Store, StoreSettings};
+use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, StorageReading};
 use crate::upstream::{Upstream, UpstreamSetupError};
 
-/// A push session that nobody has written to for this long is abandoned (distribution: the same by default is a week;
-/// docker gives up within the hour).
-const UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
-const SYNC_INTERVAL: Duration = Duration::from_secs(30);
-const INDEX_FLUSH: Duration = Duration::from_secs(5);
-/// Between looks whether the disk has room for an index now: this, and as many times as long as a look took.
-const INDEX_PAUSE: Duration = Duration::from_secs(1);
-const INDEX_REST: u32 = 20;
-/// Descriptors of one transfer at most: the client's socket, a file, the upstream's socket.
-const OF_A_TRANSFER: u64 = 3;
-/// How long a stop may go unnoticed.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-const ROOM: Duration = Duration::from_secs(10);
-const HOUSEKEEPING: Duration = Duration::from_secs(60 * 60);
+/// File descriptors that one transfer takes at most: the client's socket, a file, the upstream's socket.
+const MAX_DESCRIPTORS_OF_TRANSFER: u64 = 3;
 
-/// Why a server does not start. One clear line each.
+/// Why a server does not start. Each is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot use the data folder {}: {error}", path.display())]
@@ -59,7 +45,7 @@ pub enum StartError {
     Task,
 }
 
-/// A running server. Dropped without [`Running::stop`], its tasks end with the runtime, and the stop was not clean.
+/// A running server. If it is dropped without [`Running::stop`], its tasks end with the runtime, and the stop is not clean.
 pub struct Running {
     address: SocketAddr,
     stop: CancellationToken,
@@ -68,19 +54,13 @@ pub struct Running {
     control: Option<ControlSocket>,
     store: Store,
     tasks: Tasks,
-    stock: StockTaking,
-}
-
-/// Bringing the index into step with the files where that is needed, and the order of last use back, beside requests.
-struct StockTaking {
-    stop: Arc<AtomicBool>,
-    walk: tokio::task::JoinHandle<()>,
+    recovery: IndexRecovery,
 }
 
 /// Starts a server and returns when it listens.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let descriptors = raise_descriptor_limit();
-    // The port first: who starts a second server by mistake is told so before anything is touched.
+    // The port first: a second server that is started by mistake must fail before it touches anything.
     let listen_error = |error| StartError::Listen { listen: config.server.listen.to_string(), error };
     let listeners = Listeners::bind(&config.server.listen).map_err(listen_error)?;
     let address = listeners.local_addr().map_err(listen_error)?;
@@ -90,7 +70,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new(&names));
     metrics.storage_capacity(config.cache.max_size);
     let store = open_store(&config, &metrics).await?;
-    let read_only = store.is_read_only();
     let via = format!("roadstead-{}", store.instance().simple());
     let tasks = Tasks::new();
     let mut upstreams: HashMap<UpstreamName, Arc<Upstream>> = HashMap::new();
@@ -100,11 +79,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }
 
     let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
-    let stock = take_stock(&store, &metrics);
-    if !read_only {
-        keep_house(&store, &metrics, &tasks);
-        evict::start(&store, &config, &metrics, &tasks);
-    }
+    let recovery = IndexRecovery::start(&store, &metrics);
+    housekeeping::start(&store, &config, &metrics, &tasks);
     let operator = Control {
         store: store.clone(),
         config: Arc::new(config.clone()),
@@ -113,8 +89,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         since: Instant::now(),
         tasks: tasks.clone(),
     };
-    // A socket would be written, and the next one who reads the folder would take it away.
-    let control = match read_only {
+    // A read-only folder has no socket: it would be a change, and the next reader of the folder would replace it.
+    let control = match store.is_read_only() {
         true => None,
         false => ControlSocket::listen(&config.storage.path, Arc::new(operator)),
     };
@@ -130,10 +106,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     if let Some(certificates) = &certificates {
         tasks.spawn(certificates.clone().follow());
     }
-    let settings = within(descriptors, config.server.clone());
+    let settings = limit_connections(descriptors, config.server.clone());
     let server = Server::new(settings, Site::new(Arc::new(app)), certificates, tasks.clone());
     let accepting = tokio::spawn(server.run(listeners, stop.clone().cancelled_owned()));
-    Ok(Running { address, stop, accepting, puller, control, store, tasks, stock })
+    Ok(Running { address, stop, accepting, puller, control, store, tasks, recovery })
 }
 
 /// Runs a server until SIGTERM or SIGINT, and stops it.
@@ -148,34 +124,33 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let running = start(config).await?;
     let address = running.addr();
-    tracing::info!(%address, scheme, data, upstreams, default, "listening on {address}");
+    tracing::info!(%address, scheme, data, upstreams, default, "listening");
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("stopping: no new connections, running transfers may end");
+    tracing::info!("stopping: no new connections are accepted, and transfers in progress may end");
     tokio::select! {
         () = running.stop() => {}
-        _ = interrupt.recv() => tracing::warn!("interrupted again: not waiting"),
+        _ = interrupt.recv() => tracing::warn!("interrupted again; transfers in progress are cut off"),
     }
     Ok(())
 }
 
 impl Running {
-    /// Where it listens.
+    /// The address it listens on.
     pub fn addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Stops cleanly: no new connections, running transfers end or are cut, the index is closed.
+    /// Stops cleanly: accepts no new connections, waits for transfers or cuts them off, and closes the store.
     pub async fn stop(self) {
         self.puller.abandon_orphans();
         self.stop.cancel();
         let _ = self.accepting.await;
         self.tasks.stop().await;
         drop(self.control);
-        self.stock.stop.store(true, Ordering::Relaxed);
-        let _ = self.stock.walk.await;
+        self.recovery.stop().await;
         self.store.close().await;
         tracing::info!("stopped");
     }
@@ -186,7 +161,11 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, St
     let observer = metrics.clone();
     let events = Events::new(vec![Box::new(move |event| observer.observe(event))]);
     let (path, read_only) = (config.storage.path.clone(), config.storage.read_only);
-    let settings = StoreSettings { bounds: evict::bounds(&config.cache), pins: evict::pin_rule(&config.cache), events };
+    let settings = StoreSettings {
+        bounds: housekeeping::bounds(&config.cache),
+        pins: housekeeping::pin_rule(&config.cache),
+        events,
+    };
     let open = move || match read_only {
         true => Store::open_read_only(&path, settings.events),
         false => Store::open_with(&path, settings),
@@ -211,70 +190,8 @@ async fn certificates(files: Option<TlsConfig>) -> Result<Option<Certificates>, 
     Ok(Some(loaded.map_err(|_| StartError::Task)??))
 }
 
-fn take_stock(store: &Store, metrics: &Metrics) -> StockTaking {
-    if let Some(reason) = store.index_corruption() {
-        metrics.index_rebuilt();
-        tracing::warn!(reason, "the index was corrupt and is set aside; it is rebuilt from the files");
-    }
-    let stop = Arc::new(AtomicBool::new(false));
-    let walk = tokio::task::spawn_blocking({
-        let (store, stop) = (store.clone(), stop.clone());
-        move || {
-            if store.is_read_only() {
-                return;
-            }
-            while store.needs_reconcile() {
-                let begun = Instant::now();
-                store.reconcile(&stop);
-                if !store.lacks_index() || !rest((begun.elapsed() * INDEX_REST).max(INDEX_PAUSE), &stop) {
-                    break;
-                }
-            }
-            // What is not in step with the files is not to be evicted from.
-            if !store.needs_reconcile() {
-                store.restore_recency();
-            }
-        }
-    });
-    StockTaking { stop, walk }
-}
-
-/// Waits in a blocking thread; false if it is to end.
-fn rest(time: Duration, stop: &AtomicBool) -> bool {
-    let end = Instant::now() + time;
-    while Instant::now() < end && !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(LOOK_AGAIN);
-    }
-    !stop.load(Ordering::Relaxed)
-}
-
-fn keep_house(store: &Store, metrics: &Arc<Metrics>, tasks: &Tasks) {
-    let [uploads, index, settling] = [store.clone(), store.clone(), store.clone()];
-    tasks.spawn(async move { every(HOUSEKEEPING, "remove abandoned uploads", || expire_uploads(&uploads)).await });
-    tasks.spawn(async move { every(INDEX_FLUSH, "flush the index", || index.flush_index()).await });
-    let metrics = metrics.clone();
-    tasks.spawn(async move {
-        every(ROOM, "see whether there is room again", || async {
-            if metrics.has_room_again() {
-                tracing::info!("room again: for five minutes everything that was pulled has been kept");
-            }
-            Ok::<_, StoreError>(())
-        })
-        .await;
-    });
-    tasks.spawn(async move { every(SYNC_INTERVAL, "sync cached content", || settling.sync_committed()).await });
-}
-
-async fn expire_uploads(store: &Store) -> Result<(), StoreError> {
-    let expired = store.expire_uploads(UPLOAD_AGE).await?;
-    if expired > 0 {
-        tracing::info!(expired, "removed {expired} abandoned uploads");
-    }
-    Ok(())
-}
-
-/// Files and sockets that may be open at once, as many as the system allows: the soft limit of 1024 is for programs that
-/// use select.
+/// Raises the soft limit of open files to the hard limit, and returns it. The usual soft limit of 1024 is meant for programs
+/// that use select(2).
 fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -285,16 +202,17 @@ fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// The settings of the server with no more connections than descriptors allow: what would be missing for the files that
-/// they ask for waits to be accepted.
-fn within(descriptors: u64, mut settings: ServerConfig) -> ServerConfig {
-    let most = usize::try_from(descriptors / OF_A_TRANSFER).unwrap_or(usize::MAX).max(1);
-    if settings.max_connections > most {
+/// Limits `server.max_connections` to what the file descriptors suffice for. Further connections wait to be accepted.
+fn limit_connections(descriptors: u64, mut settings: ServerConfig) -> ServerConfig {
+    let max = usize::try_from(descriptors / MAX_DESCRIPTORS_OF_TRANSFER).unwrap_or(usize::MAX).max(1);
+    if settings.max_connections > max {
         tracing::warn!(
-            "server.max_connections is {}, but {descriptors} open files are enough for {most} only: more wait",
-            settings.max_connections
+            max_connections = settings.max_connections,
+            limited_to = max,
+            open_files = descriptors,
+            "server.max_connections exceeds what the limit of open files allows; raise the limit (ulimit -n)"
         );
-        settings.max_connections = most;
+        settings.max_connections = max;
     }
     settings
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lines::Event;
 use crate::config::Config;
-use crate::evict;
+use crate::housekeeping::collect_rules;
 use crate::store::{Collected, Store, StoreError, Swept};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ pub async fn gc(
     if store.is_read_only() {
         return Err(StoreError::ReadOnly);
     }
-    let (rules, unused) = (evict::rules(&config.gc, remove), config.cache.stale_if_error);
+    let (rules, unused) = (collect_rules(&config.gc, remove), config.cache.stale_if_error);
     let work = move |store: &Store, stop: &AtomicBool| {
         let collected = store.collect(rules, stop, &|repositories| {
             if !sink(GcEvent::Progress { repositories }) {

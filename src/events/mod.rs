@@ -20,7 +20,8 @@ const STREAM_EVENTS: usize = 1024;
 /// A change of the store. Events of mirrored repositories are about cached content, those of local ones about pushes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreEvent {
-    /// A manifest was stored in a repository. Tags that moved with it have events of their own.
+    /// A manifest was stored in a repository, for the first time or again. The tags that move with it have events of their own,
+    /// which follow.
     ManifestStored {
         repo: RepoId,
         digest: Digest,

@@ -1,5 +1,7 @@
 //! One request, taken apart, and the permissions that it gets from the gate.
 
+use std::time::Instant;
+
 use axum::response::Response;
 use http::header::HOST;
 use http::request::Parts;
@@ -57,6 +59,11 @@ impl<'a> Call<'a> {
     /// The miss engine, on behalf of this request.
     pub(super) fn puller(&'a self, app: &'a App) -> PullRequest<'a> {
         app.puller.on_behalf_of(self.trace, &self.hops)
+    }
+
+    /// When the headers of the request had arrived.
+    pub(super) fn started(&self) -> Instant {
+        self.trace.started()
     }
 
     /// Whether the response must have a length: a body without one that fails looks complete to an HTTP/1.0 client.

@@ -26,7 +26,7 @@ mod uploads;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -104,12 +104,10 @@ impl Site {
 
 /// Answers one request. A panic costs that request and nothing else.
 async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Response {
-    let started = Instant::now();
     let route = Route::parse(request.uri().path());
     let handler = route.as_ref().map_or("other", |route| route.endpoint.handler());
     let in_flight = app.metrics.http_started(handler);
-    let method = request.method().clone();
-    let trace = RequestTrace::new(handler, method.clone(), request.headers());
+    let trace = RequestTrace::new(handler, request.method().clone(), request.headers());
     // A hit opens no span of its own: only a subscriber that wants everything makes it do so. That case is in a box, so that
     // it does not make the future of every request larger.
     let answered = if RequestTrace::is_wanted_for_hits() {
@@ -119,7 +117,7 @@ async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Respon
         AssertUnwindSafe(answer(app, peer, &trace, route, request)).catch_unwind().await
     };
     let answer = answered.unwrap_or_else(|_| {
-        tracing::error!(handler, %method, request_id = trace.id(), "a handler panicked");
+        tracing::error!(handler, method = %trace.method(), request_id = trace.id(), "a handler panicked");
         Err(ApiError::Panic)
     });
     let mut response = answer.unwrap_or_else(|error| error.into_response(&trace));
@@ -128,7 +126,7 @@ async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Respon
     if let Some(id) = trace.sent_id() {
         headers.insert(REQUEST_ID, id.clone());
     }
-    let ended = Ended { app: app.clone(), handler, method, code: response.status(), started, _in_flight: in_flight };
+    let ended = Ended { app: app.clone(), handler, trace, code: response.status(), _in_flight: in_flight };
     response.map(|body| Guarded::wrap(body, ended))
 }
 
@@ -136,16 +134,15 @@ async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Respon
 struct Ended {
     app: Arc<App>,
     handler: &'static str,
-    method: Method,
+    trace: RequestTrace,
     code: StatusCode,
-    started: Instant,
     _in_flight: InFlight,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        let seconds = self.started.elapsed().as_secs_f64();
-        self.app.metrics.http_finished(self.handler, &self.method, self.code, seconds);
+        let seconds = self.trace.started().elapsed().as_secs_f64();
+        self.app.metrics.http_finished(self.handler, self.trace.method(), self.code, seconds);
     }
 }
 

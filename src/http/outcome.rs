@@ -26,7 +26,7 @@ impl Outcome {
             Scope::Upstream(upstream) if !call.is_head() => Some((app.metrics.clone(), upstream.clone())),
             _ => None,
         };
-        Self { counted: Counter(counted), kind, result: CacheResult::Error, started: Instant::now(), answered: false }
+        Self { counted: Counter(counted), kind, result: CacheResult::Error, started: call.started(), answered: false }
     }
 
     /// The response begins now.

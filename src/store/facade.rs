@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::cache::{Bounds, EVICTOR_THREAD, PinRule, lower_priority};
+use super::cache::{EVICTOR_THREAD, lower_priority};
 use super::content::Content;
 use super::error::StoreError;
 use super::file_range::FileRange;
@@ -18,6 +18,7 @@ use super::index::IndexCondition;
 use super::local::{Local, LocalContent, LocalNames, LocalUploads, OpenError, View};
 use super::names::{MayRead, Names, NewManifest};
 use super::records::{Class, Member, Page, StoredManifest, TagRecord};
+use super::settings::StoreSettings;
 use super::spool::Spool;
 use super::upkeep::{self, CollectRules, Collected, ScrubPart, ScrubPlace, ScrubWatch, Swept, UsageEvent};
 use super::uploads::{Upload, UploadError, Uploads};
@@ -41,22 +42,6 @@ struct Parts {
     uploads: Box<dyn Uploads>,
     /// The data folder of this machine. Upkeep works on it, whatever the contracts above stand on.
     local: Arc<Local>,
-}
-
-/// How a store is opened.
-pub struct StoreSettings {
-    pub bounds: Bounds,
-    /// Which images are never evicted.
-    pub pins: Option<PinRule>,
-    /// Where changes are reported.
-    pub events: Events,
-}
-
-impl Default for StoreSettings {
-    /// No bounds, no pins, and events without observers.
-    fn default() -> Self {
-        Self { bounds: Bounds::NONE, pins: None, events: Events::default() }
-    }
 }
 
 // === opening and closing ===

@@ -34,8 +34,12 @@ pub type MayRead = Box<dyn Fn(&RepoName) -> bool + Send>;
 ///   ever leads to something that does not exist. A removal goes the other way round.
 /// - **Visibility.** A change is visible to every later call, through whatever memory cache: after a delete has returned, the
 ///   `cached_` methods do not return what was deleted.
-/// - **Collection.** A request that looks something up in a local repository relies on it. From then on it is not collected
-///   for at least the grace period. A client can still delete it.
+/// - **Collection.** A requester that looks up a blob or a manifest of a local repository relies on it. From then on the
+///   collector does not remove it for at least the grace period. [`Names::member`], [`Names::manifest`],
+///   [`Names::has_manifest`] and their `cached_` counterparts look something up. A deletion by a client is not held back.
+/// - **Events.** Each change emits its event once, when it is durable and visible; several changes of one call emit theirs in
+///   the order of the changes. A call that fails or changes nothing emits nothing for what it did not change. A change that is
+///   visible although its sync has failed is reported as well.
 /// - **Isolation.** Content that is stored for one repository is not readable in another one before it is linked there.
 ///
 /// Methods whose name begins with `cached_` answer from memory, without waiting; `None` means that the other method must be
@@ -56,7 +60,8 @@ pub trait Names: Debug + Send + Sync {
     /// The right to read a blob in a repository; `None` if there is none. The content may not be stored.
     async fn member(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError>;
 
-    /// Makes a blob readable in a repository. `size` is its length in bytes, if known.
+    /// Makes a blob readable in a repository. `size` is its length in bytes, if known. An existing link keeps its size, unless
+    /// that was unknown.
     async fn link_blob(&self, repo: &RepoId, digest: &Digest, size: Option<u64>) -> Result<(), StoreError>;
 
     /// Ends the right to read a blob in a repository. Whether there was one. The content stays.
@@ -86,9 +91,11 @@ pub trait Names: Debug + Send + Sync {
     /// What a tag points to. A tag whose manifest does not belong to the repository does not exist.
     async fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError>;
 
-    /// Points a mirrored tag to a manifest of its repository, or confirms it. False, without effect, if the tag points to
-    /// something else than `old` by now. `rewrite` bounds writes: a mere confirmation is written only if the stored one is
-    /// older than that, but it is visible at once.
+    /// Points a mirrored tag to a manifest, or confirms it. The manifest must belong to the repository. False, without effect,
+    /// if the tag exists and does not point to `old`; of several concurrent calls with the same `old` and different new
+    /// digests, one succeeds. A tag that does not exist counts as unmoved, whatever `old` says, as its file may have been
+    /// evicted. `rewrite` bounds writes: a mere confirmation is written only if the stored one is at least that much older,
+    /// but it is visible at once.
     async fn compare_and_set_tag(
         &self,
         repo: &RepoId,
@@ -101,15 +108,17 @@ pub trait Names: Debug + Send + Sync {
     /// Removes a tag. Whether it existed. Its manifest stays.
     async fn delete_tag(&self, repo: &RepoId, tag: &Tag) -> Result<bool, StoreError>;
 
-    /// Up to `limit` tags of a repository that sort after `after`.
+    /// Up to `limit` tags of a repository that sort after `after`, which need not exist. The order is that of their bytes.
     async fn tags(&self, repo: &RepoId, after: &str, limit: usize) -> Result<Page, StoreError>;
 
     /// Up to `limit` names of local repositories that sort after `after`.
     async fn local_repositories(&self, after: &str, limit: usize) -> Result<Page, StoreError>;
 
-    /// The manifests of the repository that name `subject` as their subject, in the order of their digests.
+    /// The manifests of the repository that name `subject` as their subject, in the order of their digests. The subject need
+    /// not exist. After a crash the list may hold manifests that no longer belong to the repository, so each is to be looked up.
     async fn referrers(&self, repo: &RepoId, subject: &Digest) -> Result<Vec<Digest>, StoreError>;
 
-    /// A local repository that the requester may read and that has this blob. Only blobs that were pushed are looked for.
+    /// A local repository that the requester may read and that has this blob, if any. `may_read` is asked for each local
+    /// repository before it is looked into. Cached content that is in no local repository is not found.
     async fn find_pushed(&self, digest: &Digest, may_read: MayRead) -> Result<Option<RepoId>, StoreError>;
 }

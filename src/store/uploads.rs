@@ -26,17 +26,20 @@ pub enum UploadError {
 
 /// Push sessions, under these guarantees:
 ///
-/// - **Resumable.** A session that was kept survives a restart, and what it received is not lost.
+/// - **Resumable.** A session that was kept survives the end of the process, and what it received is not lost. After a power
+///   cut it may be lost or corrupt; [`UploadSession::finish`] notices that.
 /// - **Exclusive.** One request at a time holds a session; others get [`UploadError::Busy`]. A write that was begun goes on
 ///   when its request is gone, and the session stays busy until the write has ended.
-/// - **Bounded.** A session that no request writes to expires.
+/// - **Bounded.** A session that no request writes to expires. One that a request holds does not.
+/// - **Invisible.** Nothing is readable under its digest before [`UploadSession::finish`] has succeeded.
 #[async_trait]
 pub trait Uploads: Debug + Send + Sync {
     /// Opens a session for a blob of `repo` that is hashed with `algorithm` as it arrives. The session ends when it is
     /// dropped, unless it is kept.
     async fn create(&self, repo: &RepoId, algorithm: Algorithm) -> Result<Upload, StoreError>;
 
-    /// Takes hold of an open session, also of one that an earlier process opened.
+    /// Takes hold of an open session, also of one that an earlier process opened. It is known in the repository of its
+    /// [`Uploads::create`] alone.
     async fn find(&self, repo: &RepoId, id: &str) -> Result<Upload, UploadError>;
 
     /// Makes sure that there is room for `bytes` more, which evicts cached content if necessary. Reserves nothing.
@@ -66,7 +69,8 @@ pub trait UploadSession: Debug + Send + Sync {
     /// Ends the session: what it received becomes a blob of its repository, durably.
     ///
     /// # Errors
-    /// [`StoreError::DigestMismatch`] if the content does not have `digest`; the session has ended then as well.
+    /// [`StoreError::DigestMismatch`] if the content does not have `digest`. Nothing is stored then, and the session has ended
+    /// as well. The algorithm of `digest` may be another one than that of the session.
     async fn finish(self: Box<Self>, repo: &RepoId, digest: &Digest) -> Result<(), StoreError>;
 
     /// Ends the session and removes what it received.

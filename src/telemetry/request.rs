@@ -1,8 +1,9 @@
 //! What a request is called in logs and traces: its id and its span.
 //!
-//! A hit needs neither, so both are made when they are first asked for.
+//! A hit needs neither, so both are made when they are first used.
 
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use tracing::Span;
@@ -14,11 +15,12 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id that is taken from a client, in bytes.
 const MAX_ID_BYTES: usize = 128;
 
-/// The id and the span of one request. Small, because every request has one.
+/// The start, the id and the span of one request. Small, because every request has one.
 #[derive(Debug)]
 pub struct RequestTrace {
     handler: &'static str,
     method: Method,
+    started: Instant,
     /// The client's id.
     sent: Option<Box<HeaderValue>>,
     /// Our id, if the client sent none.
@@ -32,7 +34,17 @@ impl RequestTrace {
         // A request has few headers: to look at each costs less than to hash the name.
         let sent = headers.iter().find(|(name, _)| **name == REQUEST_ID).map(|(_, id)| id);
         let sent = sent.filter(|id| is_acceptable(id.as_bytes())).map(|id| Box::new(id.clone()));
-        Self { handler, method, sent, generated: OnceLock::new(), span: OnceLock::new() }
+        let (generated, span) = (OnceLock::new(), OnceLock::new());
+        Self { handler, method, started: Instant::now(), sent, generated, span }
+    }
+
+    /// When the headers of the request had arrived.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    pub fn method(&self) -> &Method {
+        &self.method
     }
 
     /// The id of the request.

@@ -137,7 +137,7 @@ async fn idle_connections_leave_descriptors_for_files() {
         first = first.then(&format!("GET {path} HTTP/1.1\r\nHost: registry\r\n\r\n")).await.unwrap();
         assert_eq!(first.status, 200);
     }
-    assert!(server.log().contains("96 open files are enough for 32 only"), "{}", server.log());
+    assert!(server.log().contains("limited_to=32 open_files=96"), "{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
 mod collector;
+mod contract;
 mod control;
 mod copies;
 mod crash;

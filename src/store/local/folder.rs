@@ -1,6 +1,6 @@
 //! What is fixed about a data folder while it is open: its identity, what its file system can do, and the lock on it.
 
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
@@ -75,7 +75,7 @@ impl FolderLock {
             }
             Err(error) => Err(io::Error::from(error)).at("lock", path)?,
         }
-        match write_holder(&mut file) {
+        match write_holder(&file) {
             // The lock is as good without the id of its holder.
             Err(error) if is_full(&error) => {}
             written => written.at("write", path)?,
@@ -96,11 +96,10 @@ impl FolderLock {
 }
 
 /// Overwrites the id of the last holder. It is not truncated first: on a full disk that would be all the room there is.
-fn write_holder(file: &mut File) -> io::Result<()> {
+fn write_holder(file: &File) -> io::Result<()> {
     let holder = format!("{}\n", std::process::id());
-    file.rewind()?;
-    file.write_all(holder.as_bytes())?;
-    file.set_len(holder.len() as u64)
+    fs::write_all_at(file, holder.as_bytes(), 0)?;
+    fs::set_len(file, holder.len() as u64)
 }
 
 fn held_by(file: &mut File, path: &Path) -> Result<LockError, StoreError> {

@@ -82,6 +82,12 @@ impl Local {
         }
         self.link_referrer(repo, &digest, &manifest)?;
         self.link_manifest(repo, &digest, &media_type)?;
+        self.emit(StoreEvent::ManifestStored {
+            repo: repo.clone(),
+            digest: digest.clone(),
+            media_type: media_type.clone(),
+            bytes: length,
+        });
         let record = TagRecord { digest: digest.clone(), media_type: media_type.clone(), confirmed: SystemTime::now() };
         for tag in tags {
             self.write_tag(repo, tag, &record)?;
@@ -89,9 +95,8 @@ impl Local {
         }
         self.pins_may_grow(&digest);
         drop(room);
-        let stored = Arc::new(StoredManifest::new(digest.clone(), media_type.clone(), bytes, &manifest));
+        let stored = Arc::new(StoredManifest::new(digest, media_type, bytes, &manifest));
         self.names.cache().insert_manifest(repo.clone(), stored.clone());
-        self.emit(StoreEvent::ManifestStored { repo: repo.clone(), digest, media_type, bytes: length });
         Ok(stored)
     }
 

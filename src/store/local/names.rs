@@ -173,6 +173,7 @@ impl Names for LocalNames {
     }
 
     async fn has_manifest(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
+        self.rely_on_manifest(repo, digest);
         let (repo, digest) = (repo.clone(), digest.clone());
         self.0.run(move |local| Ok(local.layout.manifest_media_type(&repo, &digest)?.is_some())).await
     }

@@ -20,11 +20,11 @@ use super::names::NameState;
 use super::uploads::Sessions;
 use crate::events::Events;
 use crate::oci::{RepoName, Scope};
-use crate::store::StoreSettings;
 use crate::store::cache::Cache;
 use crate::store::error::{At, StoreError, optional};
 use crate::store::fs;
 use crate::store::index::Index;
+use crate::store::settings::StoreSettings;
 
 /// Why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,7 @@
 //! a module, such as `store/local/`, covers that folder instead of the row above it. Imports between a folder and the
 //! folders inside it need no entry. `lib.rs` and `main.rs` may import everything.
 
+mod file_access;
 mod graph;
 mod source;
 mod table;

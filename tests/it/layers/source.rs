@@ -1,6 +1,7 @@
 //! Extracts the paths in a source file from its text, without a complete Rust parser.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// A path such as `crate::store::Blob`, made absolute: `["store", "Blob"]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,12 +19,22 @@ pub struct Source {
     pub paths: Vec<Path>,
     /// Absolute paths of the modules that are declared here for tests only. Their files are ignored.
     pub test_modules: BTreeSet<Vec<String>>,
+    /// The tokens that are compiled for tests only.
+    test_code: Vec<Range<usize>>,
 }
 
+/// A word, `::` or another character outside of comments and literals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Token<'a> {
-    text: &'a str,
-    line: usize,
+pub struct Token<'a> {
+    pub text: &'a str,
+    pub line: usize,
+}
+
+/// The tokens of a file without code that is compiled for tests only.
+pub fn code(text: &str) -> Vec<Token<'_>> {
+    let test_code = Source::parse(text, &[]).test_code;
+    let numbered = tokens(text).into_iter().enumerate();
+    numbered.filter(|(at, _)| !test_code.iter().any(|range| range.contains(at))).map(|(_, token)| token).collect()
 }
 
 impl Source {
@@ -170,6 +181,7 @@ impl Reader<'_> {
         let is_test = words().nth(2) == Some("cfg") && words().any(|word| word == "test");
         if is_test && !words().any(|word| word == "not") {
             self.test_item();
+            self.found.test_code.push(start..self.at);
         }
     }
 

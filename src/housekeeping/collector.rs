@@ -1,4 +1,4 @@
-//! When the collector runs, and how careful it is.
+//! When the collector runs, and by which rules.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::config::GcConfig;
 use crate::store::{CollectRules, Collected, Store, StoreError};
 use crate::tasks::every;
 
-/// The rules that the configuration sets.
-pub fn rules(gc: &GcConfig, remove: bool) -> CollectRules {
+/// The rules that the configuration sets. Without `remove`, a pass only marks what it finds.
+pub fn collect_rules(gc: &GcConfig, remove: bool) -> CollectRules {
     CollectRules {
         grace: gc.grace,
         unreferenced_after: gc.unreferenced_after,
@@ -18,19 +18,20 @@ pub fn rules(gc: &GcConfig, remove: bool) -> CollectRules {
     }
 }
 
-/// Runs the collector at its intervals until it is dropped.
+/// Runs the collector every `gc.interval` until it is dropped; not at all if that is zero.
 pub(super) async fn run(store: Store, gc: GcConfig) {
     if gc.interval.is_zero() {
         return;
     }
     let started = Instant::now();
     sleep(gc.after_start.min(gc.interval)).await;
-    every(gc.interval, "collect what is out of reach", || pass(&store, &gc, started.elapsed())).await;
+    every(gc.interval, "collect", || collect(&store, &gc, started.elapsed())).await;
 }
 
-/// What has been marked by an earlier run of the server waits until this one has seen who still uses what.
-async fn pass(store: &Store, gc: &GcConfig, uptime: Duration) -> Result<(), StoreError> {
-    let rules = rules(gc, uptime >= gc.after_start);
+/// Makes a pass. Nothing is removed in the first `gc.after_start` of a server: clients must have had the time to ask for what
+/// an earlier run has marked.
+async fn collect(store: &Store, gc: &GcConfig, uptime: Duration) -> Result<(), StoreError> {
+    let rules = collect_rules(gc, uptime >= gc.after_start);
     let collected = store.walk(move |store, stop| store.collect(rules, stop, &|_| {})).await?;
     if rules.remove {
         report(&collected);
@@ -41,6 +42,6 @@ async fn pass(store: &Store, gc: &GcConfig, uptime: Duration) -> Result<(), Stor
 fn report(collected: &Collected) {
     let Collected { files, bytes, members, manifests, waiting } = *collected;
     if files + members + manifests > 0 {
-        tracing::info!(files, bytes, members, manifests, waiting, "collected {files} files of {bytes} bytes");
+        tracing::info!(files, bytes, members, manifests, waiting, "collected unreferenced content");
     }
 }

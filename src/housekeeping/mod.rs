@@ -1,0 +1,98 @@
+//! Housekeeping: what keeps the store in order beside requests, and when it runs.
+//!
+//! The work itself is done in `store`. Here are its schedules, the rules that the configuration sets for it, and what it
+//! reports: recovery of the index, eviction, the collector, the sweep, the background scrub, and expiry of push sessions.
+
+mod collector;
+mod recovery;
+mod scrub;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{CacheConfig, Config, Pin};
+use crate::store::{Bounds, PinRule, Store, StoreError};
+use crate::tasks::{Tasks, every};
+use crate::telemetry::Metrics;
+
+pub use collector::collect_rules;
+pub use recovery::IndexRecovery;
+
+/// How often the cache is compared with its bounds. What needs room in the meantime evicts for itself.
+const EVICTION_INTERVAL: Duration = Duration::from_secs(1);
+/// How often useless names of mirrored repositories are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// How often changes of the index are written to the disk.
+const INDEX_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+/// How often cached content that was committed is made durable.
+const CONTENT_SYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// How often it is checked whether responses can be stored again.
+const ROOM_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often push sessions are checked for their age.
+const UPLOAD_EXPIRY_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// A push session that no request has written to for this long is abandoned. Clients give up within an hour.
+const MAX_UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The bounds of the cache that the configuration sets.
+pub fn bounds(cache: &CacheConfig) -> Bounds {
+    Bounds { max_size: cache.max_size, min_free: cache.min_free }
+}
+
+/// The rule for the images that the configuration pins; `None` if it pins none.
+pub fn pin_rule(cache: &CacheConfig) -> Option<PinRule> {
+    let pins: Vec<Pin> = cache.pin.clone();
+    (!pins.is_empty()).then(|| -> PinRule {
+        Box::new(move |repo, tag| {
+            let name = format!("{}/{}", repo.scope.as_str(), repo.name);
+            pins.iter().any(|pin| pin.matches(&name, tag.as_str()))
+        })
+    })
+}
+
+/// Starts the periodic tasks of a store, which run until `tasks` stop. A read-only store has none.
+pub fn start(store: &Store, config: &Config, metrics: &Arc<Metrics>, tasks: &Tasks) {
+    if store.is_read_only() {
+        return;
+    }
+    tasks.spawn(collector::run(store.clone(), config.gc.clone()));
+    tasks.spawn(scrub::run(store.clone(), metrics.clone(), config.scrub.clone()));
+    let evicting = store.clone();
+    tasks.spawn(async move { every(EVICTION_INTERVAL, "evict", || evicting.evict_in_background()).await });
+    let (sweeping, unconfirmed) = (store.clone(), config.cache.stale_if_error);
+    tasks.spawn(async move {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        every(SWEEP_INTERVAL, "sweep", || sweep(&sweeping, unconfirmed)).await;
+    });
+    let [uploads, index, content] = [store.clone(), store.clone(), store.clone()];
+    tasks.spawn(async move { every(UPLOAD_EXPIRY_INTERVAL, "expire uploads", || expire_uploads(&uploads)).await });
+    tasks.spawn(async move { every(INDEX_FLUSH_INTERVAL, "flush index", || index.flush_index()).await });
+    tasks.spawn(async move { every(CONTENT_SYNC_INTERVAL, "sync content", || content.sync_committed()).await });
+    let metrics = metrics.clone();
+    tasks.spawn(async move { every(ROOM_CHECK_INTERVAL, "check room", || report_room(&metrics)).await });
+}
+
+/// Removes useless names of mirrored repositories, among them tags that no upstream has confirmed for `unconfirmed`.
+async fn sweep(store: &Store, unconfirmed: Duration) -> Result<(), StoreError> {
+    let swept = store.walk(move |store, stop| store.sweep(unconfirmed, stop)).await?;
+    if swept != Default::default() {
+        let (tags, links, repositories) = (swept.tags, swept.links, swept.repositories);
+        tracing::info!(tags, links, repositories, "removed useless names of mirrored repositories");
+    }
+    Ok(())
+}
+
+async fn expire_uploads(store: &Store) -> Result<(), StoreError> {
+    let expired = store.expire_uploads(MAX_UPLOAD_AGE).await?;
+    if expired > 0 {
+        tracing::info!(expired, "removed abandoned uploads");
+    }
+    Ok(())
+}
+
+/// Logs the end of a time in which responses could not be stored.
+async fn report_room(metrics: &Metrics) -> Result<(), StoreError> {
+    if metrics.has_room_again() {
+        tracing::info!("the store has room again: every response of the last five minutes was stored");
+    }
+    Ok(())
+}
