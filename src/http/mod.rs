@@ -26,7 +26,7 @@ mod uploads;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -37,7 +37,7 @@ use futures_util::FutureExt;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
 use tower_service::Service;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::access::{Caller, Gate, Peer};
 use crate::oci::{Endpoint, Route, RouteError, STALE_WARNING};
@@ -126,7 +126,9 @@ async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Respon
     if let Some(id) = trace.sent_id() {
         headers.insert(REQUEST_ID, id.clone());
     }
-    let ended = Ended { app: app.clone(), handler, trace, code: response.status(), _in_flight: in_flight };
+    let (method, started, span) = trace.into_parts();
+    let code = response.status();
+    let ended = Ended { app: app.clone(), handler, method, code, started, _in_flight: in_flight, _span: span };
     response.map(|body| Guarded::wrap(body, ended))
 }
 
@@ -134,15 +136,18 @@ async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Respon
 struct Ended {
     app: Arc<App>,
     handler: &'static str,
-    trace: RequestTrace,
+    method: Method,
     code: StatusCode,
+    started: Instant,
     _in_flight: InFlight,
+    /// The span of the request, if it has one, lasts to the end of the response.
+    _span: Option<Box<Span>>,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        let seconds = self.trace.started().elapsed().as_secs_f64();
-        self.app.metrics.http_finished(self.handler, self.trace.method(), self.code, seconds);
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.app.metrics.http_finished(self.handler, &self.method, self.code, seconds);
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! [`Store`] is what the rest of the program sees. It stands on three contracts, each with its guarantees: [`Names`],
 //! [`Content`] and [`Uploads`]. `local` implements them over the files of a data folder. Another implementation plugs in at
-//! `Store::assemble`; the suite in `tests/it/contract` runs over it then.
+//! `Store::assemble` in `facade.rs`, and gets a factory in the contract suite, `tests/it/contract`. Upkeep works on the local
+//! folder, whatever implements the contracts.
 //!
 //! | module | what |
 //! |---|---|

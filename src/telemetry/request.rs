@@ -47,6 +47,11 @@ impl RequestTrace {
         &self.method
     }
 
+    /// The method, the start and the span, for what lasts to the end of the response.
+    pub fn into_parts(self) -> (Method, Instant, Option<Box<Span>>) {
+        (self.method, self.started, self.span.into_inner())
+    }
+
     /// The id of the request.
     pub fn id(&self) -> &str {
         match self.sent.as_ref().and_then(|sent| sent.to_str().ok()) {

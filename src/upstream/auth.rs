@@ -14,12 +14,12 @@ use moka::sync::Cache;
 use tokio::time::Instant;
 use url::Url;
 
+use super::allowed_hosts::{AllowedHosts, Origin};
 use super::challenge::{self, Bearer, Challenge};
 use super::client::HttpClients;
 use super::credentials::{Account, Credentials, Keyring};
 use super::error::UpstreamError;
 use super::token::{Token, TokenKey, Tokens};
-use super::trust::{Origin, Trust};
 
 /// Challenges remembered per upstream, at most.
 const MAX_CHALLENGES: u64 = 10_000;
@@ -27,7 +27,7 @@ const MAX_CHALLENGES: u64 = 10_000;
 /// Authenticates the requests of one upstream.
 pub(super) struct Authorizer {
     upstream: Arc<str>,
-    trust: Arc<Trust>,
+    allowed_hosts: Arc<AllowedHosts>,
     keyring: Arc<Keyring>,
     tokens: Tokens,
     /// By origin, and also by repository if the challenge is valid for one repository only.
@@ -74,10 +74,15 @@ enum GrantSource {
 
 impl Authorizer {
     /// An authorizer that has seen no challenge yet.
-    pub(super) fn new(upstream: &Arc<str>, trust: &Arc<Trust>, keyring: Arc<Keyring>, tokens: Tokens) -> Self {
+    pub(super) fn new(
+        upstream: &Arc<str>,
+        allowed_hosts: &Arc<AllowedHosts>,
+        keyring: Arc<Keyring>,
+        tokens: Tokens,
+    ) -> Self {
         Self {
             upstream: upstream.clone(),
-            trust: trust.clone(),
+            allowed_hosts: allowed_hosts.clone(),
             keyring,
             tokens,
             challenges: Cache::new(MAX_CHALLENGES),
@@ -118,7 +123,7 @@ impl Authorizer {
             return Ok(None);
         };
         if let KnownChallenge::Bearer { realm, .. } = &known {
-            let checked = self.trust.check_address(realm);
+            let checked = self.allowed_hosts.check_address(realm);
             checked.map_err(|error| UpstreamError::bad(&self.upstream, error.to_string()))?;
         }
         let known = Arc::new(known);
@@ -224,7 +229,7 @@ impl Authorizer {
     }
 
     fn may_see_credentials(&self, registry: &Url, realm: &Url) -> bool {
-        let may = self.trust.may_see_credentials(registry, realm);
+        let may = self.allowed_hosts.may_see_credentials(registry, realm);
         if !may && !self.warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 upstream = %self.upstream,

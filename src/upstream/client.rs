@@ -16,9 +16,9 @@ use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
+use super::allowed_hosts::AllowedHosts;
 use super::error::UpstreamError;
 use super::tls::TlsSetup;
-use super::trust::Trust;
 use crate::telemetry::Metrics;
 
 const USER_AGENT: &str = concat!("roadstead/", env!("CARGO_PKG_VERSION"));
@@ -67,7 +67,7 @@ struct RequestCount<'a> {
 ///
 /// With a proxy, it resolves only the proxy's name; the proxy resolves the upstream's name.
 struct GuardedResolver {
-    trust: Arc<Trust>,
+    allowed_hosts: Arc<AllowedHosts>,
     /// Hosts of the proxies in the environment. The operator chose them, so they may have private addresses.
     proxies: Vec<String>,
 }
@@ -79,12 +79,12 @@ impl HttpClients {
     pub(super) fn build(
         upstream: &Arc<str>,
         setup: &ClientSetup,
-        trust: &Arc<Trust>,
+        allowed_hosts: &Arc<AllowedHosts>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, UpstreamError> {
         let refused = |cause: String| UpstreamError::Connect { upstream: upstream.clone(), cause: cause.into() };
         let tls = setup.tls.client_config().map_err(refused)?;
-        let client = |client_kind| client(client_kind, setup, trust, tls.clone()).map_err(refused);
+        let client = |client_kind| client(client_kind, setup, allowed_hosts, tls.clone()).map_err(refused);
         Ok(Self {
             upstream: upstream.clone(),
             metrics: metrics.clone(),
@@ -157,13 +157,13 @@ impl Drop for RequestCount<'_> {
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let trust = self.trust.clone();
+        let allowed_hosts = self.allowed_hosts.clone();
         let is_proxy = self.proxies.iter().any(|proxy| proxy == name.as_str());
         Box::pin(async move {
             // Port 0 is replaced by the URL's port.
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let found = found.map(|address| address.ip()).collect();
-            let admitted = if is_proxy { found } else { trust.admit(name.as_str(), found)? };
+            let admitted = if is_proxy { found } else { allowed_hosts.admit(name.as_str(), found)? };
             Ok(Box::new(admitted.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs)
         })
     }
@@ -172,7 +172,7 @@ impl Resolve for GuardedResolver {
 fn client(
     client_kind: ClientKind,
     setup: &ClientSetup,
-    trust: &Arc<Trust>,
+    allowed_hosts: &Arc<AllowedHosts>,
     mut tls: ClientConfig,
 ) -> Result<reqwest::Client, String> {
     tls.alpn_protocols = match client_kind {
@@ -181,7 +181,10 @@ fn client(
     };
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
-        .dns_resolver(GuardedResolver { trust: trust.clone(), proxies: proxies(|name| std::env::var(name).ok()) })
+        .dns_resolver(GuardedResolver {
+            allowed_hosts: allowed_hosts.clone(),
+            proxies: proxies(|name| std::env::var(name).ok()),
+        })
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .user_agent(USER_AGENT)

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::trust::ForbiddenAddress;
+use super::allowed_hosts::ForbiddenAddress;
 
 /// Why a request to an upstream failed.
 ///

@@ -11,8 +11,9 @@
 //!
 //! All HTTP requests of the server are sent here. This module neither verifies nor stores content, and knows neither
 //! the store nor the server's own clients. A host that is not configured is contacted only if a configured one
-//! redirects to it, within the rules of `trust`.
+//! redirects to it, within the rules of `allowed_hosts`.
 
+mod allowed_hosts;
 mod auth;
 mod breaker;
 mod challenge;
@@ -33,7 +34,6 @@ mod send;
 mod tests;
 mod tls;
 mod token;
-mod trust;
 
 use std::fmt;
 use std::sync::Arc;

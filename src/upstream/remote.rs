@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use url::Url;
 
+use super::allowed_hosts::AllowedHosts;
 use super::auth::Authorizer;
 use super::breaker::Breaker;
 use super::client::{self, ClientSetup, HttpClients};
@@ -15,7 +16,6 @@ use super::credentials::Keyring;
 use super::limits::Limits;
 use super::tls::TlsSetup;
 use super::token::Tokens;
-use super::trust::Trust;
 use super::{UpstreamError, UpstreamSetupError};
 use crate::config::{OnDenied, UpstreamConfig};
 use crate::tasks::Tasks;
@@ -35,7 +35,7 @@ pub(super) struct Remote {
     pub(super) idle_timeout: Duration,
     pub(super) min_rate: u64,
     pub(super) max_fills: usize,
-    pub(super) trust: Arc<Trust>,
+    pub(super) allowed_hosts: Arc<AllowedHosts>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) setup: Arc<ClientSetup>,
     /// Updated by requests and by the probe.
@@ -79,7 +79,7 @@ impl Remote {
             idle_timeout: config.idle_timeout,
             min_rate: config.min_rate,
             max_fills: config.max_fills,
-            trust: Arc::new(Trust::new(config)),
+            allowed_hosts: Arc::new(AllowedHosts::new(config)),
             metrics,
             setup: Arc::new(ClientSetup {
                 via,
@@ -104,13 +104,14 @@ impl Remote {
 
     async fn build(&self) -> Result<Connection, UpstreamError> {
         let (name, setup) = (self.name.clone(), self.setup.clone());
-        let (trust, metrics) = (self.trust.clone(), self.metrics.clone());
-        let built = tokio::task::spawn_blocking(move || HttpClients::build(&name, &setup, &trust, &metrics)).await;
+        let (allowed_hosts, metrics) = (self.allowed_hosts.clone(), self.metrics.clone());
+        let built =
+            tokio::task::spawn_blocking(move || HttpClients::build(&name, &setup, &allowed_hosts, &metrics)).await;
         let clients = built.unwrap_or_else(|error| {
             Err(UpstreamError::Connect { upstream: self.name.clone(), cause: error.to_string().into() })
         })?;
         let tokens = Tokens::new(&self.name, self.header_timeout);
-        let auth = Authorizer::new(&self.name, &self.trust, self.keyring.clone(), tokens);
+        let auth = Authorizer::new(&self.name, &self.allowed_hosts, self.keyring.clone(), tokens);
         Ok(Connection { clients, auth })
     }
 }

@@ -12,13 +12,13 @@ use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
+use super::allowed_hosts::Origin;
 use super::auth::AuthTarget;
 use super::client::ClientKind;
 use super::error::{UpstreamError, is_outage};
 use super::limits::LimitScope;
 use super::remote::{Connection, Remote};
 use super::response::{self, UpstreamBody, UpstreamResponse};
-use super::trust::Origin;
 use super::{Hops, Kind, UpstreamRequest, retry_after};
 
 /// All supported manifest types, in one header, the same for HEAD and GET. For a narrower list some registries send
@@ -147,7 +147,9 @@ impl Remote {
             let target = location.to_str().ok().and_then(|location| url.join(location).ok());
             let target = target.ok_or_else(|| UpstreamError::bad(&self.name, "a redirect with an invalid Location"))?;
             let target = without_user(target);
-            self.trust.check_redirect(&url, &target).map_err(|reason| UpstreamError::bad(&self.name, reason))?;
+            self.allowed_hosts
+                .check_redirect(&url, &target)
+                .map_err(|reason| UpstreamError::bad(&self.name, reason))?;
             self.discard(response, attempt.deadline).await;
             other_host |= Origin::of(&target) != home;
             url = target;

@@ -14,12 +14,12 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use url::{Url, form_urlencoded};
 
+use super::allowed_hosts::Origin;
 use super::client::{ClientKind, HttpClients};
 use super::credentials::{Account, Credentials};
 use super::error::UpstreamError;
 use super::response::read_limited;
 use super::retry_after;
-use super::trust::Origin;
 
 /// The `client_id` of token requests.
 const CLIENT_ID: &str = "roadstead";

@@ -9,9 +9,9 @@ use super::{Fixture, NAME, UpstreamError, blob};
 use crate::config::UpstreamConfig;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
+use crate::upstream::allowed_hosts::AllowedHosts;
 use crate::upstream::client::{ClientKind, ClientSetup, HttpClients};
 use crate::upstream::tls::TlsSetup;
-use crate::upstream::trust::Trust;
 use crate::upstream::{Upstream, UpstreamSetupError};
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn name_with_private_address_is_not_contacted() {
         tls: TlsSetup::new(&UpstreamConfig::new("r.example", Vec::new())).unwrap(),
         use_proxy: false,
     };
-    let (trust, metrics) = (Arc::new(Trust::new(&config)), Arc::new(Metrics::new(&[])));
+    let (trust, metrics) = (Arc::new(AllowedHosts::new(&config)), Arc::new(Metrics::new(&[])));
     let clients = HttpClients::build(&NAME.into(), &setup, &trust, &metrics).unwrap();
     let url = format!("http://localhost:{}/", inside.port()).parse().unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(5);

@@ -20,7 +20,7 @@ pub(super) struct Origin(String);
 
 /// The rules for one upstream.
 #[derive(Debug)]
-pub(super) struct Trust {
+pub(super) struct AllowedHosts {
     own_names: HashSet<String>,
     token_realms: Vec<String>,
     private_redirects: bool,
@@ -45,9 +45,9 @@ impl Origin {
     }
 }
 
-// === impl Trust ===
+// === impl AllowedHosts ===
 
-impl Trust {
+impl AllowedHosts {
     /// Takes the rules from the upstream's configuration.
     pub(super) fn new(config: &UpstreamConfig) -> Self {
         let own_names = config.urls.iter().filter_map(|url| Some(lowercase(url.host_str()?))).collect();
@@ -81,7 +81,7 @@ impl Trust {
 
     /// Whether a redirect may be followed. The error is the reason.
     ///
-    /// Host names are accepted here; their addresses are checked after the lookup, see [`Trust::admit`].
+    /// Host names are accepted here; their addresses are checked after the lookup, see [`AllowedHosts::admit`].
     pub(super) fn check_redirect(&self, from: &Url, to: &Url) -> Result<(), String> {
         match (from.scheme(), to.scheme()) {
             ("http" | "https", "https") | ("http", "http") => {}
@@ -192,8 +192,8 @@ fn is_private_v6(address: Ipv6Addr) -> bool {
 mod tests {
     use super::*;
 
-    fn trust(url: &str) -> Trust {
-        Trust::new(&UpstreamConfig::new("r.example", vec![url.parse().unwrap()]))
+    fn trust(url: &str) -> AllowedHosts {
+        AllowedHosts::new(&UpstreamConfig::new("r.example", vec![url.parse().unwrap()]))
     }
 
     fn url(url: &str) -> Url {
@@ -225,8 +225,9 @@ mod tests {
     #[test]
     fn configured_token_server_receives_credentials() {
         let mut config = UpstreamConfig::new("nvcr.io", vec![url("https://nvcr.io")]);
-        let may =
-            |config: &UpstreamConfig, realm: &str| Trust::new(config).may_see_credentials(&config.urls[0], &url(realm));
+        let may = |config: &UpstreamConfig, realm: &str| {
+            AllowedHosts::new(config).may_see_credentials(&config.urls[0], &url(realm))
+        };
         assert!(may(&config, "https://authn.nvidia.com/token"));
         assert!(!may(&config, "https://sso.example/token"));
         config.token_realms = vec!["SSO.example".to_owned(), "sso.test:8443".to_owned()];
@@ -306,7 +307,7 @@ mod tests {
     fn private_redirects_can_be_allowed() {
         let mut config = UpstreamConfig::new("r.example", vec![url("https://r.example")]);
         config.private_redirects = true;
-        let trust = Trust::new(&config);
+        let trust = AllowedHosts::new(&config);
         assert!(trust.check_redirect(&config.urls[0], &url("https://10.0.0.1/x")).is_ok());
         assert!(trust.admit("cdn.example", vec![IpAddr::from([10, 0, 0, 1])]).is_ok());
     }
