@@ -31,6 +31,10 @@ pieces:
 instructions:
 	cargo bench --quiet --profile dev --config profile.dev.opt-level=2 --bench instructions -- $(ARGS)
 
+# Writes the pages of docs/reference from the code. A test fails if one of them is outdated.
+reference:
+	WRITE_REFERENCE=1 cargo test --quiet --lib reference::
+
 # Simulates the figures of docs/eviction.md. Takes a release build and a minute.
 eviction:
 	cargo bench --quiet --bench eviction

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-pub mod auth;
+pub mod access;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::Policy;
+use crate::access::Gate;
 use crate::config::{Config, ServerConfig, TlsConfig};
 use crate::control::{Control, ControlSocket};
 use crate::events::Events;
@@ -20,7 +20,6 @@ use crate::http::tls::{Certificates, TlsError};
 use crate::http::{App, Site};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
-use crate::resolve::Routes;
 use crate::store::{Class, OpenError, Store, StoreSettings};
 use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, StorageReading};
@@ -98,8 +97,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
-        routes: Routes::new(&config),
-        policy: Policy::new(&config),
+        gate: Gate::new(&config),
         metrics,
         via,
         progress_timeout: config.server.progress_timeout,
@@ -147,7 +145,7 @@ impl Running {
 
     /// Stops cleanly: accepts no new connections, waits for transfers or cuts them off, and closes the store.
     pub async fn stop(self) {
-        self.puller.give_up_orphans();
+        self.puller.abandon_orphans();
         self.stop.cancel();
         let _ = self.accepting.await;
         self.tasks.stop().await;

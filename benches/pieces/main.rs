@@ -9,7 +9,7 @@ mod support;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use roadstead::oci::{Algorithm, Digest, Route};
+use roadstead::oci::{Algorithm, ByteRange, Digest, Route};
 use roadstead::store::READ_BYTES;
 use support::hot::{BLOB_BYTES, Hot, mirrored, tag};
 use support::tests::{Image, random_bytes};
@@ -48,14 +48,15 @@ fn follower(criterion: &mut Criterion) {
         spool.append(vec![random_bytes(1, BLOB_BYTES)]).await.expect("the bytes are written");
         spool
     });
-    let content = spool.content();
+    let content = spool.range_to(2 * READ_BYTES as u64);
     let mut group = criterion.benchmark_group("follower");
     let frame = READ_BYTES as u64;
+    let second = ByteRange { start: frame, end: 2 * frame };
     group.throughput(Throughput::Bytes(frame));
     group.bench_function("read of a frame", |bencher| {
         bencher
             .to_async(&runtime)
-            .iter(async || content.part(frame..2 * frame).read().await.expect("the frame can be read"));
+            .iter(async || content.with_range(second).read().await.expect("the frame can be read"));
     });
 }
 

@@ -8,12 +8,11 @@ use std::sync::atomic::AtomicBool;
 use axum::body::Body;
 use http::Request;
 use http_body_util::BodyExt as _;
-use roadstead::auth::Policy;
+use roadstead::access::{Gate, Peer};
 use roadstead::config::Config;
 use roadstead::http::{App, Site};
 use roadstead::oci::{Algorithm, Digest, Manifest, RepoId, Scope};
 use roadstead::pull::Puller;
-use roadstead::resolve::Routes;
 use roadstead::store::{NewManifest, Store};
 use roadstead::tasks::Tasks;
 use roadstead::telemetry::Metrics;
@@ -30,6 +29,7 @@ const CONFIG: &str = "builtin_upstreams = false\ndefault_upstream = \"docker.io\
 
 pub struct Hot {
     site: Site,
+    peer: Peer,
     pub store: Store,
     pub repository: RepoId,
     /// Request paths: the manifest by tag and by digest, and a blob of 1 MiB.
@@ -57,14 +57,14 @@ impl Hot {
         let app = App {
             puller: Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks),
             store: store.clone(),
-            routes: Routes::new(&config),
-            policy: Policy::new(&config),
+            gate: Gate::new(&config),
             metrics,
             via: "bench".to_owned(),
             progress_timeout: config.server.progress_timeout,
         };
         Self {
             site: Site::new(Arc::new(app)),
+            peer: Peer::at(None),
             store,
             repository,
             by_tag: "/v2/library/hot/manifests/v1".to_owned(),
@@ -77,7 +77,7 @@ impl Hot {
     /// One GET, read to its end. Returns the length of its body.
     pub async fn get(&self, path: &str) -> usize {
         let request = Request::get(path).header("Host", "bench").body(Body::empty()).expect("a request");
-        let mut response = self.site.answer(request).await;
+        let mut response = self.site.answer(&self.peer, request).await;
         assert_eq!(response.status(), 200, "{path}");
         let mut bytes = 0;
         while let Some(frame) = response.body_mut().frame().await {

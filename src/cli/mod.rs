@@ -9,6 +9,8 @@ pub mod explain;
 mod gc;
 mod options;
 mod output;
+#[cfg(test)]
+mod reference;
 mod runtime;
 mod scrub;
 mod serve;

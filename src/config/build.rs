@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::build_upstream::{merge, readable};
-use super::error::SourceLocation;
+use super::build_upstream::merge;
+use super::build_value::{hosts, positive, readable, value};
 use super::layer::{
     CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, Located, LogKeys, PushKeys, ScrubKeys, ServerKeys, ServerTlsKeys,
 };
-use super::value::{OneOrMore, Positive};
+use super::value::OneOrMore;
 use super::{
     CacheConfig, Config, ConfigError, CredentialConfig, CredentialSource, DOCKER_IO, DeleteConfig, GcConfig,
     IgnoredSettings, LocalConfig, LogConfig, PushConfig, ScrubConfig, ServerConfig, StorageConfig, TlsConfig,
@@ -70,16 +70,6 @@ pub(super) fn config(
     })
 }
 
-/// The value of a key, or its default.
-pub(super) fn value<T>(located: Option<Located<T>>, default: T) -> T {
-    located.map_or(default, |located| located.value)
-}
-
-/// The value of a key that must not be zero, or its default.
-pub(super) fn positive<T>(located: Option<Located<Positive<T>>>, default: T) -> T {
-    located.map_or(default, |located| located.value.0)
-}
-
 fn server(keys: ServerKeys, tls_keys: ServerTlsKeys) -> Result<ServerConfig, ConfigError> {
     let default = ServerConfig::default();
     let names = match keys.names {
@@ -125,17 +115,6 @@ fn tls(keys: ServerTlsKeys) -> Result<Option<TlsConfig>, ConfigError> {
         (None, Some(key), _) => lacks(key, "key", "cert"),
         (None, None, Some(client_ca)) => lacks(client_ca, "client_ca", "cert"),
         (None, None, None) => Ok(None),
-    }
-}
-
-/// Checks a list of hosts, and converts them to lower case for comparison.
-pub(super) fn hosts(names: Vec<String>, location: &SourceLocation, path: &str) -> Result<Vec<String>, ConfigError> {
-    match names.iter().find(|name| name.contains(['/', '@', ' '])) {
-        Some(name) => {
-            let message = format!("\"{name}\" is not a host; write for example \"registry.example.com\"");
-            Err(ConfigError::new(location, path, message))
-        }
-        None => Ok(names.into_iter().map(|name| name.to_ascii_lowercase()).collect()),
     }
 }
 

@@ -67,7 +67,7 @@ fn source(keys: CredentialKeys, path: &str) -> Result<Option<CredentialSource>, 
         return Ok(Some(CredentialSource::Exec { command, username, lifetime }));
     }
     if let Some(file) = keys.docker_config {
-        let path = super::build_upstream::readable(file, &format!("{path}.docker_config"))?;
+        let path = super::build_value::readable(file, &format!("{path}.docker_config"))?;
         return Ok(Some(CredentialSource::Docker { path }));
     }
     match (keys.username, keys.password, keys.password_file) {

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::build::{hosts, positive, value};
 use super::build_credentials::{repository_rule, upstream_rule};
+use super::build_value::{hosts, positive, readable, value};
 use super::layer::{CREDENTIALS, Located, RepositoryCredentialKeys, UpstreamKeys};
 use super::{ClientCertificate, ConfigError, UpstreamConfig};
 
@@ -64,17 +64,6 @@ fn client_certificate(
         (None, Some(key)) => {
             let message = "is set without client_cert; set client_cert too";
             Err(ConfigError::new(&key.location, dotted("client_key"), message))
-        }
-    }
-}
-
-/// Checks that the file named by `key` can be opened.
-pub(super) fn readable(file: Located<PathBuf>, key: &str) -> Result<PathBuf, ConfigError> {
-    match crate::file::open(&file.value) {
-        Ok(_) => Ok(file.value),
-        Err(error) => {
-            let message = format!("\"{}\" cannot be read: {error}", file.value.display());
-            Err(ConfigError::new(&file.location, key, message))
         }
     }
 }

@@ -16,7 +16,8 @@ use super::value::RawValue;
 pub(super) const PREFIX: &str = "ROADSTEAD_";
 /// The path of the configuration file. Not a setting, because it is needed before settings are read.
 pub(super) const CONFIG_VARIABLE: &str = "ROADSTEAD_CONFIG";
-const UPSTREAM_PREFIX: &str = "ROADSTEAD_UPSTREAM__";
+/// Prefix of the variables of upstreams.
+pub(super) const UPSTREAM_PREFIX: &str = "ROADSTEAD_UPSTREAM__";
 
 /// Reads the variables. `names` are the upstreams of the other sources; a variable cannot add an upstream.
 ///
@@ -48,7 +49,8 @@ pub(super) fn read(variables: &BTreeMap<String, String>, names: &BTreeSet<String
     Ok(layer)
 }
 
-fn variable(table: &str, key: &str) -> String {
+/// The variable of a key of a table with a fixed name.
+pub(super) fn variable(table: &str, key: &str) -> String {
     let separator = if table.is_empty() { "" } else { "__" };
     let table = table.replace('.', "__").to_ascii_uppercase();
     format!("{PREFIX}{table}{separator}{}", key.to_ascii_uppercase())

@@ -26,6 +26,10 @@ pub(super) trait Section {
     /// The names of all keys, in the order of their declaration.
     fn keys(&self) -> Vec<&'static str>;
 
+    /// The names of all keys with their Rust types, for the reference page.
+    #[cfg(test)]
+    fn kinds(&self) -> Vec<(&'static str, &'static str)>;
+
     /// Sets a key. Returns `None` if the table has no such key, and the message if the value is not accepted.
     fn set(&mut self, key: &str, raw: &RawValue<'_>, location: &SourceLocation) -> Option<Result<(), String>>;
 
@@ -51,6 +55,15 @@ macro_rules! section {
         impl Section for $name {
             fn keys(&self) -> Vec<&'static str> {
                 [&[$(stringify!($key)),*][..] $(, &self.$group.keys()[..], &[$(stringify!($rest)),*][..])?].concat()
+            }
+
+            #[cfg(test)]
+            fn kinds(&self) -> Vec<(&'static str, &'static str)> {
+                [
+                    &[$((stringify!($key), stringify!($kind))),*][..]
+                    $(, &self.$group.kinds()[..], &[$((stringify!($rest), stringify!($rest_kind))),*][..])?
+                ]
+                .concat()
             }
 
             fn set(&mut self, key: &str, raw: &RawValue<'_>, location: &SourceLocation) -> Option<Result<(), String>> {

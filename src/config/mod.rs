@@ -11,6 +11,7 @@ mod access;
 mod build;
 mod build_credentials;
 mod build_upstream;
+mod build_value;
 mod cache;
 mod credentials;
 mod env;
@@ -22,6 +23,8 @@ mod listen;
 mod load;
 mod log;
 mod pin;
+#[cfg(test)]
+mod reference;
 mod registry_env;
 mod registry_file;
 mod scrub;

@@ -12,6 +12,7 @@ use super::Control;
 use super::explain_query::{ExplainQuery, QueryTarget};
 use crate::config::Config;
 use crate::oci::{Digest, Manifest, Reference, RepoId, Scope, Tag};
+use crate::pull::TagFreshness;
 use crate::resolve::{Routes, Rule, Target};
 use crate::store::{StoreError, TagRecord, View};
 use crate::upstream::BreakerState;
@@ -117,6 +118,12 @@ impl ExplainSources<'_> {
             None => self.view.tag(repo, tag),
         }
     }
+
+    /// How old tags of a repository may be. Only a running server knows whether its upstream has few pulls left.
+    fn freshness(&self, repo: &RepoId) -> TagFreshness {
+        let in_force = self.server.and_then(|server| server.puller.tag_freshness(repo.scope.as_str()));
+        in_force.unwrap_or_else(|| TagFreshness::new(&self.config.cache, false))
+    }
 }
 
 /// Explains an image name or a request.
@@ -139,7 +146,9 @@ fn gather(sources: &ExplainSources<'_>, target: Target, asked_for: &QueryTarget)
     let (tag, content) = match asked_for {
         QueryTarget::Image(Reference::Digest(digest)) => (None, image_node(view, &repo, digest)?),
         QueryTarget::Image(Reference::Tag(tag)) => match sources.tag(&repo, tag)? {
-            Some(record) => (Some(tag_state(&record, &repo, config)), image_node(view, &repo, &record.digest)?),
+            Some(record) => {
+                (Some(tag_state(&record, &repo, sources.freshness(&repo))), image_node(view, &repo, &record.digest)?)
+            }
             None => (None, None),
         },
         QueryTarget::Blob(digest) => (None, blob_node(view, &repo, digest)?),
@@ -169,9 +178,10 @@ fn gather(sources: &ExplainSources<'_>, target: Target, asked_for: &QueryTarget)
     Ok(explained)
 }
 
-fn tag_state(record: &TagRecord, repo: &RepoId, config: &Config) -> TagState {
-    let age = SystemTime::now().duration_since(record.confirmed).unwrap_or_default();
-    let fresh = repo.scope.is_local() || age < config.cache.tag_ttl;
+fn tag_state(record: &TagRecord, repo: &RepoId, freshness: TagFreshness) -> TagState {
+    let now = SystemTime::now();
+    let age = now.duration_since(record.confirmed).unwrap_or_default();
+    let fresh = repo.scope.is_local() || freshness.is_fresh(record.confirmed, now);
     TagState { digest: record.digest.to_string(), confirmed_seconds_ago: age.as_secs(), fresh }
 }
 

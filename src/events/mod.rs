@@ -1,5 +1,8 @@
 //! What changed: one event for each change of the store, emitted after the change is durable.
 //!
+//! If a change is visible and its sync has failed, the operation fails and the event is emitted all the same: the second
+//! attempt would find nothing to change, and subscribers must not miss a change that clients see.
+//!
 //! Each operation emits its event at one place. An *observer* is called in line with the change and misses nothing; it
 //! must be quick and must not block. Metrics are an observer, so that a counter is exact. A *stream* is for everything
 //! else: it is bounded, and a subscriber that falls behind learns how many events it missed.

@@ -1,4 +1,4 @@
-//! What an operator's machinery asks: metrics, is the process alive, can it work.
+//! What monitoring and orchestrators ask for: metrics, whether the process is alive, and whether it is ready.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::App;
 use crate::store::Store;
 
-/// A disk that takes longer than this to write a byte is not ready.
-const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+/// A disk that takes longer than this to write a few bytes is not ready.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
@@ -23,18 +23,18 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// What `/readyz` says beside its status.
+/// The body of `/readyz`.
 #[derive(Serialize)]
 struct Readiness {
     ready: bool,
     storage: Storage,
-    /// Lists and sums come from the folders meanwhile.
+    /// Lists and sums come from the folders until then.
     index_rebuilding: bool,
-    /// The disk has no room for an index: as above, and nothing is evicted. It is taken up when there is room.
+    /// The disk has no room for an index: as above, and nothing is evicted. It is opened when there is room.
     index_without_room: bool,
-    /// Lately something was not kept, for there was no room.
+    /// Something was not stored lately, because there was no room.
     bypassing: bool,
-    /// A backup lease keeps content from being unlinked.
+    /// A backup lease holds back removals of content.
     deletions_held: bool,
 }
 
@@ -47,7 +47,7 @@ enum Storage {
     DoesNotAnswer,
 }
 
-/// Ready is who can write its storage, or is not meant to; an upstream that is down makes nobody unready.
+/// The server is ready if it can write its storage, or is not meant to. A failed upstream does not make it unready.
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     let storage = storage(&app.store).await;
     let ready = matches!(storage, Storage::Writable | Storage::ReadOnly);
@@ -59,7 +59,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
         bypassing: app.metrics.is_bypassing(),
         deletions_held: app.store.deletions_held(),
     };
-    // In this order, which a value of JSON would not keep.
+    // Serialized directly, which keeps the order of the fields.
     let text = serde_json::to_string(&readiness).unwrap_or_default() + "\n";
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, [(CONTENT_TYPE, "application/json")], text).into_response()
@@ -69,10 +69,10 @@ async fn storage(store: &Store) -> Storage {
     if store.is_read_only() {
         return Storage::ReadOnly;
     }
-    match tokio::time::timeout(WRITE_PATIENCE, store.check_writable()).await {
+    match tokio::time::timeout(WRITE_TIMEOUT, store.check_writable()).await {
         Ok(Ok(())) => Storage::Writable,
         Ok(Err(error)) => {
-            tracing::error!(%error, "not ready: the storage cannot be written: {error}");
+            tracing::error!(%error, "not ready: the storage cannot be written");
             Storage::CannotBeWritten
         }
         Err(_) => Storage::DoesNotAnswer,

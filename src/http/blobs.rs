@@ -1,4 +1,4 @@
-//! Blobs: end-2 and end-10 of the distribution-spec; ranges by RFC 9110, section 14.
+//! Blobs: GET and HEAD (end-2 of the distribution-spec), with ranges (RFC 9110, section 14), and DELETE (end-10).
 
 use std::sync::Arc;
 
@@ -9,38 +9,38 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::body::{FilePart, Multipart, streamed};
-use super::error::{ApiError, insert};
+use super::body::{Counter, FilePart, Multipart, streamed};
+use super::error::ApiError;
+use super::fields::insert;
 use super::fields::{FIELDS, insert_digest};
 use super::{App, Call, Outcome};
+use crate::access::{Authorized, Delete, Pull};
 use crate::oci::{Digest, RangeSet, RepoId, media_type};
-use crate::pull::{Content, ContentBody, ContentStream, Want};
+use crate::pull::{BlobRequest, Content, ContentBody, ContentStream};
 use crate::resolve::Rule;
 use crate::store::{FileRange, StoreError};
 use crate::telemetry::{CacheResult, ContentKind};
 
-/// Content by digest never changes.
-const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
+/// Content never changes under its digest.
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
 
 /// GET and HEAD.
-pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Response, ApiError> {
-    let target = call.readable(app)?;
+pub(super) async fn get(
+    app: &Arc<App>,
+    call: &Call<'_>,
+    access: Authorized<Pull>,
+    digest: &str,
+) -> Result<Response, ApiError> {
+    let repo = access.repo();
     let digest: Digest = digest.parse()?;
-    let mut outcome = Outcome::of(app, call, &target.repo, ContentKind::Blob);
+    let mut outcome = Outcome::of(app, call, repo, ContentKind::Blob);
     let etag = digest.quoted();
-    let local = target.repo.scope.is_local();
+    let is_local = repo.scope.is_local();
     let mut response = if call.is_head() {
-        let length = if local {
-            Some(local_blob(app, &target.repo, &digest).await?.len())
+        let length = if is_local {
+            Some(local_blob(app, repo, &digest).await?.len())
         } else {
-            // A first push asks whether its blobs are here; for a repository of which nothing is known they are not. Nor
-            // are they under a name of one component: a mirror client sends `library/` with it, so who asks is about to
-            // push, and what the default upstream has is not in the repository that the push is for.
-            let of_a_push = call.asked().name_is_single() || !app.store.repository_exists(&target.repo).await?;
-            if target.rule == Rule::Default && of_a_push {
-                return Err(ApiError::Unknown(ContentKind::Blob));
-            }
-            call.puller(app).blob_length(&target.repo, &digest).await.map_err(ApiError::pull(ContentKind::Blob))?
+            mirrored_length(app, call, &access, &digest).await?
         };
         let mut response = Response::new(Body::empty());
         if let Some(length) = length {
@@ -49,15 +49,15 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
         response
     } else {
         let unchanged = matches(call.header(IF_NONE_MATCH), &etag);
-        // Who has it all is told so before a range of it is looked at (RFC 9110, 13.2.2).
-        let ranges = if unchanged { None } else { wanted_ranges(call, &etag) };
-        let want = Want { ranges, needs_length: call.needs_length() };
-        let content = if local {
-            let blob = local_blob(app, &target.repo, &digest).await?;
-            let selected = want.select(blob.len()).map_err(ApiError::pull(ContentKind::Blob))?;
+        // `If-None-Match` takes precedence over `Range` (RFC 9110, section 13.2.2).
+        let ranges = if unchanged { None } else { requested_ranges(call, &etag) };
+        let requested = BlobRequest { ranges, needs_length: call.needs_length() };
+        let content = if is_local {
+            let blob = local_blob(app, repo, &digest).await?;
+            let selected = requested.select(blob.len()).map_err(ApiError::pull(ContentKind::Blob))?;
             Content::of_blob(&blob, selected, CacheResult::Hit)
         } else {
-            match call.puller(app).blob(&target.repo, &digest, want).await {
+            match call.puller(app).blob(repo, &digest, requested).await {
                 Ok(content) => content,
                 Err(error) => {
                     outcome.failed(&error);
@@ -73,13 +73,32 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, digest: &str) -> Result<Res
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type::OCTET_STREAM));
     }
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    headers.insert(CACHE_CONTROL, FOREVER);
+    headers.insert(CACHE_CONTROL, IMMUTABLE);
     insert_digest(headers, &etag);
-    call.echo_namespace(&mut response, &target);
+    call.echo_namespace(&mut response, access.rule());
     Ok(response)
 }
 
-fn respond(content: Content, counter: super::Counter) -> Response {
+/// The length of a mirrored blob in bytes, for HEAD; `None` if its upstream does not say.
+async fn mirrored_length(
+    app: &App,
+    call: &Call<'_>,
+    access: &Authorized<Pull>,
+    digest: &Digest,
+) -> Result<Option<u64>, ApiError> {
+    // A first push begins with HEADs of its blobs and names no upstream. If nothing of the repository is known, they are not
+    // stored. A name of one component is never a mirror client's, which sends `library/` with it; so the client is about to
+    // push, and content of the default upstream is not in the repository that it pushes to.
+    if access.rule() == Rule::Default {
+        let is_push = call.requested().name_is_single() || !app.store.repository_exists(access.repo()).await?;
+        if is_push {
+            return Err(ApiError::Unknown(ContentKind::Blob));
+        }
+    }
+    call.puller(app).blob_length(access.repo(), digest).await.map_err(ApiError::pull(ContentKind::Blob))
+}
+
+fn respond(content: Content, counter: Counter) -> Response {
     let mut headers = HeaderMap::with_capacity(FIELDS);
     let file = match &content.body {
         ContentBody::Whole(ContentStream::File(range)) | ContentBody::Part(_, ContentStream::File(range)) => {
@@ -101,7 +120,7 @@ fn respond(content: Content, counter: super::Counter) -> Response {
         (ContentBody::Whole(bytes) | ContentBody::Part(_, bytes), total) => {
             (StatusCode::OK, total, streamed(bytes, counter))
         }
-        // Parts are only ever selected from a known length.
+        // Cannot happen: parts are selected only where the length is known.
         (ContentBody::Parts(_), None) => (StatusCode::INTERNAL_SERVER_ERROR, Some(0), Body::empty()),
     };
     if let Some(length) = length {
@@ -116,15 +135,15 @@ fn respond(content: Content, counter: super::Counter) -> Response {
     response
 }
 
-/// The ranges that are asked for, where the condition on them holds (RFC 9110, 13.1.5).
-fn wanted_ranges(call: &Call, etag: &[u8]) -> Option<RangeSet> {
+/// The requested ranges, if the condition on them holds (RFC 9110, section 13.1.5).
+fn requested_ranges(call: &Call<'_>, etag: &[u8]) -> Option<RangeSet> {
     if call.header(IF_RANGE).is_some_and(|condition| condition.as_bytes() != etag) {
         return None;
     }
     RangeSet::parse(call.header(RANGE)?)
 }
 
-/// Whether an `If-None-Match` names this entity tag (RFC 9110, 13.1.2: weak comparison).
+/// Whether an `If-None-Match` names this entity tag, by weak comparison (RFC 9110, section 13.1.2).
 pub(super) fn matches(condition: Option<&str>, etag: &[u8]) -> bool {
     condition.is_some_and(|condition| {
         let mut tags = condition.split(',').map(str::trim);
@@ -136,20 +155,20 @@ async fn local_blob(app: &App, repo: &RepoId, digest: &Digest) -> Result<FileRan
     let linked = app.store.member(repo, digest).await?.is_some() || app.store.has_manifest(repo, digest).await?;
     let blob = if linked { app.store.blob(digest).await? } else { None };
     if linked && blob.is_none() {
-        tracing::error!(%repo, %digest, "pushed content is missing: {digest} of {repo}; a new push brings it back");
+        tracing::error!(%repo, %digest, "pushed content is missing; push it again");
     }
     blob.ok_or(ApiError::Unknown(ContentKind::Blob))
 }
 
-/// Whether a local repository has this blob, content included.
-pub(super) async fn is_here(app: &App, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
+/// Whether a local repository has this blob, and its content is stored.
+pub(super) async fn is_stored(app: &App, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
     Ok(app.store.member(repo, digest).await?.is_some() && app.store.blob(digest).await?.is_some())
 }
 
-pub(super) async fn delete(app: &Arc<App>, call: &Call, digest: &str) -> Result<Response, ApiError> {
-    let repo = call.deletable(app)?;
+/// DELETE: the blob is no longer part of the repository.
+pub(super) async fn delete(app: &Arc<App>, access: Authorized<Delete>, digest: &str) -> Result<Response, ApiError> {
     let digest: Digest = digest.parse()?;
-    if app.store.unlink_blob(&repo, &digest).await? {
+    if app.store.unlink_blob(access.repo(), &digest).await? {
         Ok(StatusCode::ACCEPTED.into_response())
     } else {
         Err(ApiError::Unknown(ContentKind::Blob))

@@ -1,4 +1,4 @@
-//! Bodies: content as a stream of frames, and guards that live as long as a body does.
+//! Response bodies: content as a stream of frames, and guards that live as long as a body.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use crate::pull::{ContentError, ContentStream};
 use crate::store::FileRange;
 use crate::telemetry::{ContentKind, Metrics};
 
-/// Where bytes that go to a client are counted; nowhere for content that is not mirrored.
+/// Counts the bytes that go to a client. Local content is not counted.
 #[derive(Clone)]
 pub(super) struct Counter(pub(super) Option<(Arc<Metrics>, Arc<str>)>);
 
-/// A body that is a part of a file. It goes with an answer, beside the body, for a connection that can send files.
+/// A body that is a range of a file. A response carries it beside the body, for a connection that can use sendfile.
 #[derive(Clone)]
 pub(super) struct FilePart {
     pub(super) range: FileRange,
@@ -29,7 +29,7 @@ pub(super) struct FilePart {
 }
 
 impl Counter {
-    /// `bytes` of a blob go to a client.
+    /// `bytes` of a blob were sent to a client.
     pub(super) fn count(&self, bytes: u64) {
         if let Some((metrics, upstream)) = &self.0 {
             metrics.pushed_bytes(ContentKind::Blob, upstream, bytes);
@@ -37,7 +37,7 @@ impl Counter {
     }
 }
 
-/// Streams content. An error is logged and ends the connection: never just the body.
+/// Streams content. An error is logged and ends the connection, never just the body.
 pub(super) fn streamed(content: ContentStream, counter: Counter) -> Body {
     Body::new(StreamBody::new(Box::pin(frames(content, counter))))
 }
@@ -52,7 +52,7 @@ fn frames(content: ContentStream, counter: Counter) -> impl Stream<Item = Result
             Ok(None) => Ok(None),
             Err(error) => {
                 log(&error);
-                // What came before is sent before the connection ends: hyper drops what it has not written at an error.
+                // At an error, hyper drops what it has not written. This lets it write the bytes before the error.
                 tokio::task::yield_now().await;
                 Err(error)
             }
@@ -60,7 +60,7 @@ fn frames(content: ContentStream, counter: Counter) -> impl Stream<Item = Result
     })
 }
 
-/// Several parts of one content as `multipart/byteranges` (RFC 9110, 14.6).
+/// Several parts of one content as `multipart/byteranges` (RFC 9110, section 14.6).
 pub(super) struct Multipart {
     boundary: String,
     parts: Vec<(Bytes, ContentStream)>,
@@ -90,7 +90,7 @@ impl Multipart {
         format!("multipart/byteranges; boundary={}", self.boundary)
     }
 
-    /// Bytes of the whole body, frames included.
+    /// Bytes of the complete body, with boundaries and part headers.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
@@ -105,13 +105,13 @@ impl Multipart {
 
 pub(super) fn log(error: &ContentError) {
     match error {
-        ContentError::Read(error) => tracing::error!(%error, "a blob cannot be read to its end: {error}"),
-        // The fill or the upstream client has said why.
-        error => tracing::debug!(%error, "a client's transfer ended early: {error}"),
+        ContentError::LocalRead(error) => tracing::error!(%error, "cannot read a stored blob"),
+        // The fill or the upstream client has logged the cause.
+        error => tracing::debug!(%error, "a transfer to a client ended early"),
     }
 }
 
-/// A body with something that has to last as long as it does.
+/// A body with a guard that is dropped when the body ends.
 pub(super) struct Guarded<G> {
     body: Body,
     guard: Option<G>,

@@ -1,9 +1,9 @@
-//! A connection that watches its own clock.
+//! The deadlines of a connection that hyper serves.
 //!
-//! hyper knows one deadline for a request's head and none for the rest, so the socket itself keeps them. Of HTTP/1, the
-//! head of a request must be there `head` after its first byte (or after the connection was made), and a connection
-//! without a request lives `idle`: [`TimedReads`], above TLS where there is TLS. A write that makes no progress for
-//! `progress` ends any connection: [`TimedWrites`], below it. Reading a body is the handler's to watch.
+//! hyper has a deadline for request headers and none for anything else, so the socket keeps them. With HTTP/1, the headers of a
+//! request must be complete `head` after their first byte, or after the connection was made, and a connection without a
+//! request ends after `idle`: [`TimedReads`], above TLS. A write that makes no progress for `progress` ends any connection:
+//! [`TimedWrites`], below TLS. The deadline of a request body is kept by its handler.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -20,51 +20,54 @@ use tokio::time::{Instant, Sleep, sleep};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadlines {
+    /// For the headers of a request.
     pub(super) head: Duration,
+    /// For a connection without a request.
     pub(super) idle: Duration,
+    /// For a write to be accepted by the client.
     pub(super) progress: Duration,
 }
 
-/// How many requests a connection has begun and ended: written by the service, read by the socket.
+/// How many requests of a connection have started and ended. Written by the service, read by the socket.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    begun: AtomicU64,
+    started: AtomicU64,
     ended: AtomicU64,
-    /// Woken at each end: the clock of what comes next begins then, and hyper does not read again by itself.
+    /// Woken when a request ends: the next deadline starts then, and hyper does not read again by itself.
     reader: AtomicWaker,
 }
 
-/// A request of a connection; dropped when its answer has been sent or given up.
+/// A request of a connection, dropped when its response has been sent or abandoned.
 pub(super) struct RequestGuard(Arc<Requests>);
 
-/// Waits for requests of HTTP/1, one after the other, and for no longer than is allowed.
+/// A stream on which HTTP/1 requests must arrive within their deadlines.
 pub(super) struct TimedReads<S> {
     stream: S,
     deadlines: Deadlines,
     requests: Arc<Requests>,
     reading: Reading,
-    /// Runs between requests.
-    read_by: Pin<Box<Sleep>>,
+    /// The deadline between requests.
+    read_deadline: Pin<Box<Sleep>>,
 }
 
-/// A socket whose peer must take what is sent to it.
+/// A socket whose peer must accept what is sent to it.
 pub(super) struct TimedWrites {
     stream: TcpStream,
-    /// What was read of it before.
+    /// Bytes that were read from it before.
     ahead: Bytes,
     progress: Duration,
-    /// Runs while a write makes no progress.
-    write_by: Option<Pin<Box<Sleep>>>,
+    /// The deadline of a write that makes no progress.
+    write_deadline: Option<Pin<Box<Sleep>>>,
 }
 
 /// What the read side waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
-    /// The first byte of a head, after this many requests.
-    Idle { begun: u64 },
-    /// The rest of a head whose request has not begun yet.
-    Head { begun: u64 },
-    /// A request is being answered: no deadline here.
+    /// The first byte of a request, after this many requests.
+    Idle { started: u64 },
+    /// The rest of the headers of a request that has not started yet.
+    Head { started: u64 },
+    /// A request is in progress: there is no deadline for reads.
     Request,
 }
 
@@ -72,29 +75,29 @@ enum Reading {
 
 impl Requests {
     pub(super) fn begin(self: &Arc<Self>) -> RequestGuard {
-        self.begun.fetch_add(1, Ordering::AcqRel);
+        self.started.fetch_add(1, Ordering::AcqRel);
         RequestGuard(self.clone())
     }
 
-    /// Resolves when there was no request for a while: none at all after `first`, or none for at least `idle`, and at
-    /// most twice that, since the last has ended.
+    /// Resolves when the connection is unused: no request has started within `first`, or none has been in progress for at
+    /// least `idle`, and at most twice that.
     pub(super) async fn unused_for(&self, first: Duration, idle: Duration) {
-        let mut patience = first;
+        let mut time = first;
         loop {
             let before = self.quiet();
-            sleep(patience).await;
+            sleep(time).await;
             if before.is_some() && self.quiet() == before {
                 return;
             }
-            patience = idle;
+            time = idle;
         }
     }
 
-    /// How many have begun, if all of those have ended.
+    /// The number of requests, if all of them have ended.
     fn quiet(&self) -> Option<u64> {
         let ended = self.ended.load(Ordering::Acquire);
-        let begun = self.begun.load(Ordering::Acquire);
-        (begun == ended).then_some(begun)
+        let started = self.started.load(Ordering::Acquire);
+        (started == ended).then_some(started)
     }
 }
 
@@ -109,26 +112,26 @@ impl Drop for RequestGuard {
 
 impl<S> TimedReads<S> {
     pub(super) fn new(stream: S, deadlines: Deadlines, requests: Arc<Requests>) -> Self {
-        let read_by = Box::pin(sleep(deadlines.head));
-        Self { stream, deadlines, requests, reading: Reading::Head { begun: 0 }, read_by }
+        let read_deadline = Box::pin(sleep(deadlines.head));
+        Self { stream, deadlines, requests, reading: Reading::Head { started: 0 }, read_deadline }
     }
 
-    /// Where the read side is now, after `read` more bytes; its clock starts anew where that has changed.
-    fn read_state(&mut self, read: usize) {
+    /// Updates the state of the read side after `read` more bytes. A new state has a new deadline.
+    fn update_state(&mut self, read: usize) {
         let next = match (self.requests.quiet(), self.reading) {
             (None, _) => Reading::Request,
-            (Some(begun), Reading::Head { begun: at }) if at == begun => return,
-            (Some(begun), Reading::Idle { begun: at }) if at == begun && read == 0 => return,
-            (Some(begun), _) if read > 0 => Reading::Head { begun },
-            (Some(begun), _) => Reading::Idle { begun },
+            (Some(started), Reading::Head { started: at }) if at == started => return,
+            (Some(started), Reading::Idle { started: at }) if at == started && read == 0 => return,
+            (Some(started), _) if read > 0 => Reading::Head { started },
+            (Some(started), _) => Reading::Idle { started },
         };
         self.reading = next;
-        let patience = match next {
+        let time = match next {
             Reading::Head { .. } => self.deadlines.head,
             Reading::Idle { .. } => self.deadlines.idle,
             Reading::Request => return,
         };
-        self.read_by.as_mut().reset(Instant::now() + patience);
+        self.read_deadline.as_mut().reset(Instant::now() + time);
     }
 }
 
@@ -140,8 +143,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedReads<S> {
         if polled.is_pending() {
             this.requests.reader.register(cx.waker());
         }
-        this.read_state(buf.filled().len() - before);
-        if polled.is_pending() && this.reading != Reading::Request && this.read_by.as_mut().poll(cx).is_ready() {
+        this.update_state(buf.filled().len() - before);
+        if polled.is_pending() && this.reading != Reading::Request && this.read_deadline.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         polled
@@ -181,18 +184,18 @@ impl TimedWrites {
         Self::with_ahead(stream, Bytes::new(), progress)
     }
 
-    /// A socket of which somebody has read this much already.
+    /// A socket from which `ahead` has been read already.
     pub(super) fn with_ahead(stream: TcpStream, ahead: Bytes, progress: Duration) -> Self {
-        Self { stream, ahead, progress, write_by: None }
+        Self { stream, ahead, progress, write_deadline: None }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.write_by = None;
+            self.write_deadline = None;
             return written;
         }
         let progress = self.progress;
-        let clock = self.write_by.get_or_insert_with(|| Box::pin(sleep(progress)));
+        let clock = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(progress)));
         match clock.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,

@@ -6,41 +6,43 @@
 //! and the cause is logged once.
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderName, HeaderValue, StatusCode};
-use serde_json::json;
+use axum::response::Response;
+use http::header::{CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde_json::{Value, json};
 
-use crate::auth::Refused;
+use super::fields::{insert, received_range};
+use crate::access::{AccessError, SwitchedOff, Unauthenticated};
 use crate::oci::{Digest, DigestError, ErrorCode, ManifestError, NameError, ReferenceError, RouteError};
 use crate::pull::PullError;
 use crate::resolve::{PushRefused, ResolveError};
 use crate::store::{StoreError, UploadError};
-use crate::telemetry::ContentKind;
+use crate::telemetry::{ContentKind, REQUEST_ID, RequestTrace};
 use crate::upstream::UpstreamError;
 
-/// Missing references that are named one by one.
-const MOST_DETAILS: usize = 50;
+/// Missing references that the details of an error name.
+const MAX_NAMED_REFERENCES: usize = 50;
 
 /// Seconds after which a transfer that found no slot may find one.
 const BUSY_RETRY_AFTER: &str = "5";
+/// Seconds after which a client may ask again where an upstream's limit does not say.
+const RATE_LIMIT_RETRY_AFTER: &str = "60";
+
+/// What a client reads of a failure of our own disk.
+const STORAGE_FAILED: &str = "the registry's storage failed";
 
 /// A request that is answered with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     #[error(transparent)]
     Route(#[from] RouteError),
-    #[error("the method is not supported here")]
+    #[error("the method is not supported by this endpoint")]
     Method,
     #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    #[error(transparent)]
-    Refused(#[from] Refused),
-    #[error(transparent)]
-    PushRefused(#[from] PushRefused),
+    Access(#[from] AccessError),
     #[error("{0} exists in the mirrored registry {1}; push to another name")]
     NameTaken(String, String),
-    #[error("the request came through this server before: its upstreams lead back to it")]
+    #[error("the request has passed this server before; its upstreams lead back to it")]
     Loop,
     #[error(transparent)]
     Digest(#[from] DigestError),
@@ -50,32 +52,32 @@ pub enum ApiError {
     Reference(ReferenceError),
     #[error("{} unknown to this repository", match .0 { ContentKind::Blob => "blob", ContentKind::Manifest => "manifest" })]
     Unknown(ContentKind),
-    #[error("the repository is not known here")]
+    #[error("repository unknown to this registry")]
     UnknownRepository,
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    #[error("a manifest's type is one of application/")]
+    #[error("the media type of a manifest must begin with application/")]
     ManifestType,
-    #[error("the manifest refers to what this repository does not have: {}", .0.first().map_or("", String::as_str))]
+    #[error("the manifest refers to content that this repository does not have: {}", .0.first().map_or("", String::as_str))]
     MissingReferences(Vec<String>),
-    #[error("a manifest is at most {limit} bytes")]
+    #[error("a manifest may have at most {limit} bytes")]
     ManifestTooLarge { limit: u64 },
     #[error(transparent)]
     Upload(#[from] UploadError),
-    #[error("the chunk does not begin where the upload is: at byte {length}")]
+    #[error("the chunk does not begin at the end of the upload, which is byte {length}")]
     OutOfOrder { length: u64, location: String },
     #[error("the Content-Range header is not of the form first-last")]
     ContentRange,
-    #[error("the chunk is not as long as its Content-Range header says")]
+    #[error("the length of the chunk differs from its Content-Range header")]
     ChunkLength,
-    #[error("the body ended before its announced length, or stood still")]
+    #[error("the body ended before its announced length, or made no progress")]
     Body,
-    #[error("n is a number from 0 on")]
+    #[error("n must be a number, 0 or greater")]
     PageSize,
-    #[error("a {parameter} parameter is missing or not valid")]
+    #[error("the {parameter} parameter is missing or not valid")]
     Parameter { parameter: &'static str },
-    #[error("one push sets at most {most} tags")]
-    TooManyTags { most: usize },
+    #[error("one push may set at most {max} tags")]
+    TooManyTags { max: usize },
     #[error("{error}")]
     Pull { kind: ContentKind, error: PullError },
     #[error(transparent)]
@@ -95,12 +97,8 @@ impl ApiError {
             Self::Route(RouteError::Malformed) => (Status::BAD_REQUEST, Code::NameInvalid),
             Self::Route(RouteError::Unknown) => (Status::NOT_FOUND, Code::Unsupported),
             Self::Method => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
-            Self::Resolve(error) | Self::PushRefused(PushRefused::Resolve(error)) => match error {
-                ResolveError::UnknownRegistry(_) => (Status::NOT_FOUND, Code::NameUnknown),
-                ResolveError::Name(NameError::Length | NameError::Grammar) => (Status::BAD_REQUEST, Code::NameInvalid),
-            },
-            Self::Refused(_) => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
-            Self::PushRefused(_) | Self::NameTaken(..) => (Status::FORBIDDEN, Code::Denied),
+            Self::Access(error) => access_status(error),
+            Self::NameTaken(..) => (Status::FORBIDDEN, Code::Denied),
             Self::Loop => (Status::LOOP_DETECTED, Code::Unavailable),
             Self::Digest(_) | Self::DigestMismatch { .. } => (Status::BAD_REQUEST, Code::DigestInvalid),
             Self::Reference(ReferenceError::Digest(_)) => (Status::BAD_REQUEST, Code::DigestInvalid),
@@ -125,12 +123,13 @@ impl ApiError {
         }
     }
 
-    /// What a stranger may read: no paths, no causes of ours.
+    /// The message for the client: without paths and causes inside of the server.
     fn outside_message(&self) -> String {
-        if let Some(error) = self.of_the_store() {
+        if let Some(error) = self.store_error() {
             return store_message(error);
         }
         match self {
+            Self::Pull { error: PullError::LocalRead { .. }, .. } => STORAGE_FAILED.to_owned(),
             Self::Pull { error: PullError::Upstream(UpstreamError::Credentials { upstream, .. }), .. } => {
                 format!("no credentials for {upstream}")
             }
@@ -138,7 +137,11 @@ impl ApiError {
         }
     }
 
-    fn of_the_store(&self) -> Option<&StoreError> {
+    fn is_of_storage(&self) -> bool {
+        self.store_error().is_some() || matches!(self, Self::Pull { error: PullError::LocalRead { .. }, .. })
+    }
+
+    fn store_error(&self) -> Option<&StoreError> {
         match self {
             Self::Upload(UploadError::Store(error))
             | Self::Store(error)
@@ -147,18 +150,96 @@ impl ApiError {
         }
     }
 
-    fn log(&self, status: StatusCode) {
-        // The miss engine has logged what it met, with the image; a store's failure has not been seen by anybody.
-        if let Some(error) = self.of_the_store()
-            && status.is_server_error()
-        {
-            tracing::error!(%error, "the store failed: {error}");
-            return;
-        }
+    /// Logs the error, once, with the id that the client reads.
+    fn log(&self, status: StatusCode, trace: &RequestTrace) {
+        let (request_id, status_code) = (trace.id(), status.as_u16());
         match self {
-            Self::PushRefused(_) | Self::NameTaken(..) => tracing::info!(error = %self, "refused a push: {self}"),
-            _ => tracing::debug!(status = status.as_u16(), error = %self, "refused: {self}"),
+            // The miss engine has logged its failures with the image. A failure of the store has not been logged yet.
+            _ if self.is_of_storage() && status.is_server_error() => {
+                tracing::error!(request_id, status = status_code, error = %self, "the store failed");
+            }
+            Self::Access(AccessError::PushRefused(_)) | Self::NameTaken(..) => {
+                tracing::info!(request_id, status = status_code, error = %self, "refused a push");
+            }
+            // Logged above debug so that the id that a client reports can be found.
+            _ if status.is_server_error() => {
+                tracing::info!(request_id, status = status_code, error = %self, "answered with an error");
+            }
+            _ => tracing::debug!(request_id, status = status_code, error = %self, "refused a request"),
         }
+    }
+
+    /// The error as a response. The id of the request is in its details, in a header, and in the log line.
+    pub(super) fn into_response(self, trace: &RequestTrace) -> Response {
+        let (status, code) = self.status_and_code();
+        self.log(status, trace);
+        let error = json!({ "code": code.as_str(), "message": self.outside_message(), "detail": self.detail(trace) });
+        let mut response = Response::new(Body::from(json!({ "errors": [error] }).to_string()));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        insert(headers, REQUEST_ID, trace.id().to_owned());
+        self.add_headers(status, headers);
+        response
+    }
+
+    fn detail(&self, trace: &RequestTrace) -> Value {
+        let mut detail = json!({ "request_id": trace.id() });
+        if let Self::MissingReferences(digests) = self {
+            detail["missing"] = json!(digests.iter().take(MAX_NAMED_REFERENCES).collect::<Vec<_>>());
+        }
+        detail
+    }
+
+    /// Headers that tell the client how to go on.
+    fn add_headers(&self, status: StatusCode, headers: &mut HeaderMap) {
+        match self {
+            Self::Pull { error: PullError::Range { length }, .. } => {
+                insert(headers, CONTENT_RANGE, format!("bytes */{length}"));
+            }
+            Self::Pull { error: PullError::Busy { .. } | PullError::Abandoned, .. } => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
+            }
+            _ if self.store_error().is_some_and(StoreError::lacks_descriptors) => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
+            }
+            Self::Pull { error: PullError::Upstream(error), .. } => {
+                if let Some(after) = error.retry_after() {
+                    // Rounded up: a client that returns slightly too early would be turned away again.
+                    insert(headers, RETRY_AFTER, after.as_secs_f64().ceil().to_string());
+                } else if status == StatusCode::TOO_MANY_REQUESTS {
+                    headers.insert(RETRY_AFTER, HeaderValue::from_static(RATE_LIMIT_RETRY_AFTER));
+                }
+            }
+            Self::OutOfOrder { length, location } => {
+                insert(headers, LOCATION, location.clone());
+                insert(headers, RANGE, received_range(*length));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl From<Unauthenticated> for ApiError {
+    fn from(error: Unauthenticated) -> Self {
+        Self::Access(error.into())
+    }
+}
+
+/// Unauthenticated, denied, switched off and not possible are different.
+fn access_status(error: &AccessError) -> (StatusCode, ErrorCode) {
+    use {ErrorCode as Code, StatusCode as Status};
+    match error {
+        AccessError::Unauthenticated(_) => (Status::UNAUTHORIZED, Code::Unauthorized),
+        AccessError::Denied => (Status::FORBIDDEN, Code::Denied),
+        AccessError::SwitchedOff(
+            SwitchedOff::Push | SwitchedOff::Delete | SwitchedOff::ReadOnly | SwitchedOff::Mirrored,
+        ) => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
+        AccessError::Resolve(error) | AccessError::PushRefused(PushRefused::Resolve(error)) => match error {
+            ResolveError::UnknownRegistry(_) => (Status::NOT_FOUND, Code::NameUnknown),
+            ResolveError::Name(NameError::Length | NameError::Grammar) => (Status::BAD_REQUEST, Code::NameInvalid),
+        },
+        AccessError::PushRefused(_) => (Status::FORBIDDEN, Code::Denied),
     }
 }
 
@@ -185,12 +266,13 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             | UpstreamError::Credentials { .. }
             | UpstreamError::BadResponse { .. } => (Status::BAD_GATEWAY, Code::Unavailable),
         },
-        PullError::WrongContent { .. } | PullError::Changed { .. } | PullError::BadManifest { .. } => {
+        PullError::WrongContent { .. } | PullError::Changed { .. } | PullError::BadDocument { .. } => {
             (Status::BAD_GATEWAY, Code::Unavailable)
         }
         PullError::TooLate { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
-        PullError::GivenUp | PullError::Busy { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
+        PullError::Abandoned | PullError::Busy { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
         PullError::Store(error) => store_status(error),
+        PullError::LocalRead { .. } => (Status::INTERNAL_SERVER_ERROR, Code::Unknown),
     }
 }
 
@@ -210,54 +292,46 @@ fn store_message(error: &StoreError) -> String {
         StoreError::ReadOnly => "the registry is read-only".to_owned(),
         error if error.is_full() => "the registry's disk is full".to_owned(),
         error if error.lacks_descriptors() => "the registry has too many files open".to_owned(),
-        _ => "the registry's storage failed".to_owned(),
+        _ => STORAGE_FAILED.to_owned(),
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let (status, code) = self.status_and_code();
-        self.log(status);
-        let mut error = json!({ "code": code.as_str(), "message": self.outside_message() });
-        if let Self::MissingReferences(digests) = &self {
-            error["detail"] = json!(digests.iter().take(MOST_DETAILS).collect::<Vec<_>>());
-        }
-        let body = json!({ "errors": [error] }).to_string();
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        match &self {
-            Self::Pull { error: PullError::Range { length }, .. } => {
-                insert(headers, CONTENT_RANGE, format!("bytes */{length}"));
-            }
-            Self::Pull { error: PullError::Busy { .. } | PullError::GivenUp, .. } => {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
-            }
-            _ if self.of_the_store().is_some_and(StoreError::lacks_descriptors) => {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
-            }
-            Self::Pull { error: PullError::Upstream(error), .. } => {
-                if let Some(after) = error.retry_after() {
-                    // Rounded up: a client that comes back a moment too early is turned away again.
-                    insert(headers, RETRY_AFTER, after.as_secs_f64().ceil().to_string());
-                } else if status == StatusCode::TOO_MANY_REQUESTS {
-                    headers.insert(RETRY_AFTER, HeaderValue::from_static("60"));
-                }
-            }
-            Self::OutOfOrder { length, location } => {
-                insert(headers, http::header::LOCATION, location.clone());
-                insert(headers, http::header::RANGE, super::uploads::received(*length));
-            }
-            _ => {}
-        }
-        response
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::{AccessError, SwitchedOff, Unauthenticated};
 
-/// Sets a header to text of our own making; text that cannot stand in a header is left out.
-pub(super) fn insert(headers: &mut http::HeaderMap, name: HeaderName, value: String) {
-    if let Ok(value) = HeaderValue::try_from(value) {
-        headers.insert(name, value);
+    fn status(error: impl Into<AccessError>) -> (u16, &'static str) {
+        let (status, code) = ApiError::Access(error.into()).status_and_code();
+        (status.as_u16(), code.as_str())
+    }
+
+    #[test]
+    fn unauthenticated_denied_and_switched_off_have_statuses_of_their_own() {
+        assert_eq!(status(Unauthenticated::Required), (401, "UNAUTHORIZED"));
+        assert_eq!(status(AccessError::Denied), (403, "DENIED"));
+        assert_eq!(status(SwitchedOff::Delete), (405, "UNSUPPORTED"));
+        assert_eq!(status(ResolveError::UnknownRegistry("x".into())), (404, "NAME_UNKNOWN"));
+        assert_eq!(status(PushRefused::Library), (403, "DENIED"));
+    }
+
+    #[test]
+    fn a_local_read_failure_is_not_the_upstreams() {
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"");
+        let cause = std::sync::Arc::new(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
+        let error = ApiError::Pull { kind: ContentKind::Blob, error: PullError::LocalRead { digest, cause } };
+        assert_eq!(error.status_and_code().0, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(error.outside_message(), "the registry's storage failed");
+    }
+
+    #[test]
+    fn every_error_carries_the_id_of_its_request() {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST_ID, HeaderValue::from_static("abc"));
+        let trace = RequestTrace::new("blob", http::Method::GET, &headers);
+        let missing = ApiError::MissingReferences(vec!["sha256:x".to_owned()]);
+        assert_eq!(missing.detail(&trace), json!({ "request_id": "abc", "missing": ["sha256:x"] }));
+        let response = ApiError::Method.into_response(&trace);
+        assert_eq!(response.headers()[REQUEST_ID], "abc");
     }
 }

@@ -1,16 +1,16 @@
-//! Header fields of what is asked for most, put together without a copy.
+//! Header fields that several handlers set, built without a copy where they are frequent.
 
 use bytes::Bytes;
 use http::header::ETAG;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::CONTENT_DIGEST;
 use crate::oci::media_type;
 
-/// Fields of an answer with content: room is made for them once.
+/// Header fields of a response with content. Their memory is allocated once.
 pub(super) const FIELDS: usize = 12;
 
-/// Says which content this is, given its digest in quotes: as its entity tag, and without them.
+/// Sets the digest of the content and its entity tag. `quoted` is the digest in double quotes.
 pub(super) fn insert_digest(headers: &mut HeaderMap, quoted: &Bytes) {
     let bare = quoted.slice(1..quoted.len() - 1);
     for (name, value) in [(CONTENT_DIGEST, bare), (ETAG, quoted.clone())] {
@@ -20,8 +20,21 @@ pub(super) fn insert_digest(headers: &mut HeaderMap, quoted: &Bytes) {
     }
 }
 
-/// The field of a manifest's type; `None` for what cannot stand there.
+/// The media type of a manifest as a header; `None` if it contains characters that a header cannot have.
 pub(super) fn content_type(media_type: &str) -> Option<HeaderValue> {
     let known = media_type::MANIFESTS.into_iter().find(|known| *known == media_type);
     known.map(HeaderValue::from_static).or_else(|| HeaderValue::try_from(media_type).ok())
+}
+
+/// The `Range` header of an upload: what has been received (distribution-spec, "Pushing a blob in chunks"). Docker expects `0-0`
+/// for nothing as well.
+pub(super) fn received_range(length: u64) -> String {
+    format!("0-{}", length.saturating_sub(1))
+}
+
+/// Sets a header to text that the program has made. Text that a header cannot have is left out.
+pub(super) fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(name, value);
+    }
 }

@@ -1,4 +1,4 @@
-//! Manifests: end-3, end-7 and end-9 of the distribution-spec.
+//! Manifests: GET and HEAD (end-3 of the distribution-spec), PUT (end-7) and DELETE (end-9).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,38 +12,45 @@ use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::body::Counter;
-use super::error::{ApiError, insert};
+use super::error::ApiError;
+use super::fields::insert;
 use super::fields::{FIELDS, content_type, insert_digest};
 use super::{App, CONTENT_DIGEST, Call, Outcome, STALE};
+use crate::access::{Authorized, Delete, Pull, Push};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, ReferenceError, RepoId, Tag, media_type};
 use crate::pull::{PullError, Served};
-use crate::resolve::{Rule, Target};
+use crate::resolve::Rule;
 use crate::store::{NewManifest, StoredManifest};
 use crate::tasks::on_bytes;
 use crate::telemetry::{CacheResult, ContentKind};
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
-/// How long a first push waits to hear whether the default upstream has an image of that name.
-const FIRST_PUSH_PATIENCE: Duration = Duration::from_secs(4);
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
-/// More tags than anybody sets with one push (distribution-spec: 414 when there are too many). Each is a header line of the
-/// answer, and some clients, hyper's and Python's among them, read at most 100 of those.
+/// How long a first push waits for the default upstream to say whether it has an image of that name.
+const FIRST_PUSH_TIMEOUT: Duration = Duration::from_secs(4);
+/// Tags that one push may set (distribution-spec: 414 for too many). Each is a header line of the response, and some clients,
+/// among them hyper and Python, accept at most 100 of those.
 const MAX_TAGS: usize = 64;
 
 /// GET and HEAD.
-pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<Response, ApiError> {
-    let target = call.readable(app)?;
+pub(super) async fn get(
+    app: &Arc<App>,
+    call: &Call<'_>,
+    access: Authorized<Pull>,
+    reference: &str,
+) -> Result<Response, ApiError> {
+    let repo = access.repo();
     let reference = match reference.parse() {
         Ok(reference) => reference,
-        // No manifest can have such a tag, so there is none.
+        // No manifest can have such a tag.
         Err(ReferenceError::Tag(_)) => return Err(ApiError::Unknown(ContentKind::Manifest)),
         Err(error) => return Err(ApiError::Reference(error)),
     };
-    let mut outcome = Outcome::of(app, call, &target.repo, ContentKind::Manifest);
-    let found = if target.repo.scope.is_local() {
-        local(app, &target.repo, &reference).await?
+    let mut outcome = Outcome::of(app, call, repo, ContentKind::Manifest);
+    let found = if repo.scope.is_local() {
+        local(app, repo, &reference).await?
     } else {
-        match mirrored(app, call, &target, &reference).await {
+        match mirrored(app, call, &access, &reference).await {
             Ok(served) => served,
             Err(error) => {
                 outcome.failed(&error);
@@ -52,7 +59,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<
         }
     };
     outcome.answered(found.result);
-    if !target.repo.scope.is_local() {
+    if !repo.scope.is_local() {
         app.store.note_served(&found.manifest);
     }
     let mut response = respond(call, &found.manifest);
@@ -62,7 +69,7 @@ pub(super) async fn get(app: &Arc<App>, call: &Call, reference: &str) -> Result<
     if found.stale {
         response.headers_mut().insert(WARNING, STALE);
     }
-    call.echo_namespace(&mut response, &target);
+    call.echo_namespace(&mut response, access.rule());
     Ok(response)
 }
 
@@ -79,20 +86,25 @@ async fn local(app: &App, repo: &RepoId, reference: &Reference) -> Result<Served
     Ok(Served::new(manifest, CacheResult::Hit))
 }
 
-async fn mirrored(app: &App, call: &Call, target: &Target, reference: &Reference) -> Result<Served, PullError> {
-    let puller = call.puller(app);
+async fn mirrored(
+    app: &App,
+    call: &Call<'_>,
+    access: &Authorized<Pull>,
+    reference: &Reference,
+) -> Result<Served, PullError> {
+    let (puller, repo) = (call.puller(app), access.repo());
     let asked = async {
         match reference {
-            Reference::Digest(digest) => puller.manifest(&target.repo, digest).await,
-            Reference::Tag(tag) => puller.tag(&target.repo, tag).await,
+            Reference::Digest(digest) => puller.manifest(repo, digest).await,
+            Reference::Tag(tag) => puller.tag(repo, tag).await,
         }
     };
-    // A first push begins with a HEAD that names no upstream: it must not fail for the default upstream's trouble, nor
-    // for a denial, which is how Docker Hub says to whoever shows credentials that there is no such repository. Nor does
-    // it wait until that upstream has been given up: the question goes on without it.
-    let of_a_push = target.rule == Rule::Default && call.is_head();
-    if of_a_push && !app.store.repository_exists(&target.repo).await? {
-        return timeout(FIRST_PUSH_PATIENCE, asked)
+    // A first push begins with a HEAD that names no upstream. A failure of the default upstream must not fail it, nor a
+    // denial, which is Docker Hub's response to credentials where there is no such repository. Nor does it wait for the full
+    // deadline; the request to the upstream goes on without it.
+    let may_be_push = access.rule() == Rule::Default && call.is_head();
+    if may_be_push && !app.store.repository_exists(repo).await? {
+        return timeout(FIRST_PUSH_TIMEOUT, asked)
             .await
             .unwrap_or(Err(PullError::NotFound))
             .or(Err(PullError::NotFound));
@@ -100,7 +112,7 @@ async fn mirrored(app: &App, call: &Call, target: &Target, reference: &Reference
     asked.await
 }
 
-fn respond(call: &Call, manifest: &StoredManifest) -> Response {
+fn respond(call: &Call<'_>, manifest: &StoredManifest) -> Response {
     let unchanged = super::blobs::matches(call.header(IF_NONE_MATCH), &manifest.quoted_digest);
     let mut response = if unchanged {
         StatusCode::NOT_MODIFIED.into_response()
@@ -120,13 +132,19 @@ fn respond(call: &Call, manifest: &StoredManifest) -> Response {
     response
 }
 
-pub(super) async fn put(app: &Arc<App>, call: &Call, reference: &str, body: Body) -> Result<Response, ApiError> {
-    let repo = call.writable(app).await?;
+pub(super) async fn put(
+    app: &Arc<App>,
+    call: &Call<'_>,
+    access: Authorized<Push>,
+    reference: &str,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let repo = access.repo();
     let reference: Reference = reference.parse().map_err(ApiError::Reference)?;
     let tags = tags_to_set(call, &reference)?;
     let bytes = read(app, call, body).await?;
     let declared = call.header(CONTENT_TYPE).and_then(media_type::essence);
-    // What a browser would take for a page or a script is nothing to replay.
+    // Served with its own type, a page or a script would run in a browser.
     if declared.as_ref().is_some_and(|declared| !declared.starts_with("application/")) {
         return Err(ApiError::ManifestType);
     }
@@ -150,14 +168,14 @@ pub(super) async fn put(app: &Arc<App>, call: &Call, reference: &str, body: Body
     {
         return Err(ApiError::DigestMismatch { expected: expected.clone(), found: digest });
     }
-    require_references(app, &repo, &manifest).await?;
+    require_references(app, repo, &manifest).await?;
     let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
     let new = NewManifest { digest: digest.clone(), media_type, bytes, manifest };
     let subject = new.manifest.subject.clone();
-    let set = if matches!(reference, Reference::Digest(_)) { tags.clone() } else { Vec::new() };
-    let named: Vec<String> = tags.iter().map(ToString::to_string).collect();
-    app.store.put_manifest(&repo, new, tags).await?;
-    tracing::info!(%repo, %digest, tags = named.join(","), "pushed {repo}:{} ({digest})", named.join(","));
+    let tags_of_query = if matches!(reference, Reference::Digest(_)) { tags.clone() } else { Vec::new() };
+    let names: Vec<String> = tags.iter().map(ToString::to_string).collect();
+    app.store.put_manifest(repo, new, tags).await?;
+    tracing::info!(%repo, %digest, tags = names.join(","), "pushed {repo}:{} ({digest})", names.join(","));
     let mut response = StatusCode::CREATED.into_response();
     let headers = response.headers_mut();
     insert(headers, LOCATION, format!("/v2/{}/manifests/{reference}", repo.name));
@@ -165,7 +183,7 @@ pub(super) async fn put(app: &Arc<App>, call: &Call, reference: &str, body: Body
     if let Some(subject) = subject {
         insert(headers, OCI_SUBJECT, subject.to_string());
     }
-    for tag in set {
+    for tag in tags_of_query {
         if let Ok(tag) = HeaderValue::try_from(tag.as_str()) {
             headers.append(OCI_TAG, tag);
         }
@@ -173,20 +191,20 @@ pub(super) async fn put(app: &Arc<App>, call: &Call, reference: &str, body: Body
     Ok(response)
 }
 
-/// The tag of the path, or those of the query that a push by digest may carry.
-fn tags_to_set(call: &Call, reference: &Reference) -> Result<Vec<Tag>, ApiError> {
+/// The tag of the path; for a push by digest, the tags of the query.
+fn tags_to_set(call: &Call<'_>, reference: &Reference) -> Result<Vec<Tag>, ApiError> {
     match reference {
         Reference::Tag(tag) => Ok(vec![tag.clone()]),
         Reference::Digest(_) => {
             let tags = call.query.all("tag").take(MAX_TAGS + 1).map(str::parse);
             let tags: Vec<Tag> =
                 tags.collect::<Result<_, _>>().map_err(|error| ApiError::Reference(ReferenceError::Tag(error)))?;
-            if tags.len() > MAX_TAGS { Err(ApiError::TooManyTags { most: MAX_TAGS }) } else { Ok(tags) }
+            if tags.len() > MAX_TAGS { Err(ApiError::TooManyTags { max: MAX_TAGS }) } else { Ok(tags) }
         }
     }
 }
 
-async fn read(app: &App, call: &Call, mut body: Body) -> Result<Bytes, ApiError> {
+async fn read(app: &App, call: &Call<'_>, mut body: Body) -> Result<Bytes, ApiError> {
     let limit = Manifest::MAX_PUSHED_LENGTH;
     let too_large = || ApiError::ManifestTooLarge { limit };
     let announced = call.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
@@ -204,14 +222,14 @@ async fn read(app: &App, call: &Call, mut body: Body) -> Result<Bytes, ApiError>
     Ok(bytes.freeze())
 }
 
-/// Everything a manifest refers to must be in its repository, except a subject and layers that are fetched elsewhere.
+/// Everything that a manifest refers to must be in its repository, except a subject and layers that are fetched elsewhere.
 async fn require_references(app: &App, repo: &RepoId, manifest: &Manifest) -> Result<(), ApiError> {
     let mut missing = manifest.unsupported.clone();
     for child in &manifest.children {
         let present = if child.is_manifest {
             app.store.manifest(repo, &child.digest).await?.is_some()
         } else {
-            child.optional || super::blobs::is_here(app, repo, &child.digest).await?
+            child.optional || super::blobs::is_stored(app, repo, &child.digest).await?
         };
         if !present {
             missing.push(child.digest.to_string());
@@ -220,12 +238,12 @@ async fn require_references(app: &App, repo: &RepoId, manifest: &Manifest) -> Re
     if missing.is_empty() { Ok(()) } else { Err(ApiError::MissingReferences(missing)) }
 }
 
-/// By digest the manifest and its tags go, by tag only the tag.
-pub(super) async fn delete(app: &Arc<App>, call: &Call, reference: &str) -> Result<Response, ApiError> {
-    let repo = call.deletable(app)?;
+/// DELETE by digest removes the manifest and its tags; by tag, only the tag.
+pub(super) async fn delete(app: &Arc<App>, access: Authorized<Delete>, reference: &str) -> Result<Response, ApiError> {
+    let repo = access.repo();
     let existed = match reference.parse().map_err(ApiError::Reference)? {
-        Reference::Tag(tag) => app.store.delete_tag(&repo, &tag).await?,
-        Reference::Digest(digest) => app.store.delete_manifest(&repo, &digest).await?,
+        Reference::Tag(tag) => app.store.delete_tag(repo, &tag).await?,
+        Reference::Digest(digest) => app.store.delete_manifest(repo, &digest).await?,
     };
     if existed { Ok(StatusCode::ACCEPTED.into_response()) } else { Err(ApiError::Unknown(ContentKind::Manifest)) }
 }

@@ -1,7 +1,7 @@
-//! One connection, from its first byte to its end: plain or TLS, HTTP/1.1 or what ALPN chose.
+//! One connection, from its first byte to its end: plain or TLS, HTTP/1.1 or what ALPN has negotiated.
 //!
-//! What it may hold is bounded (128 KiB each way; on HTTP/2 that for each of 100 streams, and once a stream has been
-//! given up, 16 KiB until its connection ends), and so is how long it may keep us waiting (see `connection` and `streams`).
+//! Its memory is bounded: 128 KiB in each direction; on HTTP/2 for each of 100 streams, and 16 KiB for each abandoned stream
+//! until the connection ends. Its waits are bounded as well (see `connection` and `streams`).
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -20,19 +20,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::Guarded;
 use super::connection::{Deadlines, Requests, TimedReads, TimedWrites};
-use super::streams::{Paced, Streams};
-use super::tls::{Certificates, Handshake};
+use super::streams::{PacedBody, Streams};
+use super::tls::{Certificates, Handshake, Protocol};
 use super::{Site, plain};
+use crate::access::Peer;
 use crate::tasks::Tasks;
 
-/// What one connection, or one stream of it, may hold on its way in and, beside one frame, on its way out.
-const BUFFER: usize = 128 << 10;
-/// Requests at once on one connection.
-const STREAMS: u32 = 100;
-/// What a client may send ahead of us: on one stream, and on all of a connection.
-const WINDOW: u32 = 1 << 20;
+/// Bytes that one connection, or one stream of it, buffers in each direction, beside one frame.
+const MAX_BUFFER_BYTES: usize = 128 << 10;
+/// Concurrent requests of one HTTP/2 connection.
+const MAX_STREAMS: u32 = 100;
+/// Bytes that a client may send before they are read: on one stream, and on all streams of a connection.
+const WINDOW_BYTES: u32 = 1 << 20;
 
-/// How we deal with whoever connects.
+/// Serves connections.
 pub(super) struct Peers {
     site: Site,
     deadlines: Deadlines,
@@ -47,38 +48,49 @@ impl Peers {
         Self { site, deadlines, certificates, tasks }
     }
 
-    /// Serves one connection to its end, which is near once `draining` is cancelled.
+    /// Serves one connection to its end. Once `draining` is cancelled, it ends after the requests in progress.
     pub(super) async fn serve(&self, stream: TcpStream, draining: CancellationToken) {
-        // Without it a small answer may wait 40 ms for the client's acknowledgement.
+        // Otherwise a small response may wait 40 ms for an acknowledgement of the client.
         let _ = stream.set_nodelay(true);
-        let progress = self.deadlines.progress;
+        let (progress, peer) = (self.deadlines.progress, Peer::at(stream.peer_addr().ok()));
         let Some(certificates) = &self.certificates else {
-            let left = plain::serve(stream, self.deadlines, &self.site, &draining).await;
+            let left = plain::serve(stream, &peer, self.deadlines, &self.site, &draining).await;
             let Some((stream, ahead)) = left else { return };
             let stream = TimedWrites::with_ahead(stream, ahead, progress);
-            // In a box, as what follows: most connections are not as large as the largest.
-            return Box::pin(self.http1(stream, draining.cancelled())).await;
+            // In a box, as below: most connections do not need the memory of the largest future.
+            return Box::pin(self.http1(stream, peer, draining.cancelled())).await;
         };
-        Box::pin(self.encrypted(stream, certificates, draining)).await;
+        Box::pin(self.encrypted(stream, peer, certificates, draining)).await;
     }
 
-    async fn encrypted(&self, stream: TcpStream, certificates: &Certificates, draining: CancellationToken) {
+    async fn encrypted(
+        &self,
+        stream: TcpStream,
+        mut peer: Peer,
+        certificates: &Certificates,
+        draining: CancellationToken,
+    ) {
         let progress = self.deadlines.progress;
-        let shaken = certificates.accept(stream, |stream| TimedWrites::new(stream, progress));
-        match tokio::time::timeout(self.deadlines.head, shaken).await {
-            Ok(Ok(Handshake::Http1(stream))) => self.http1(stream, draining.cancelled()).await,
-            Ok(Ok(Handshake::Http2(stream))) => self.http2(stream, draining.cancelled()).await,
-            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed: {error}"),
-            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        let handshake = certificates.accept(stream, |stream| TimedWrites::new(stream, progress));
+        let Handshake { protocol, stream, certificate } =
+            match tokio::time::timeout(self.deadlines.head, handshake).await {
+                Ok(Ok(handshake)) => handshake,
+                Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
+                Err(_) => return tracing::debug!("a TLS handshake took too long"),
+            };
+        peer.certificate = certificate;
+        match protocol {
+            Protocol::Http1 => self.http1(stream, peer, draining.cancelled()).await,
+            Protocol::Http2 => self.http2(stream, peer, draining.cancelled()).await,
         }
     }
 
-    async fn http1(&self, stream: impl AsyncRead + AsyncWrite + Unpin, draining: impl Future<Output = ()>) {
-        let requests = Arc::new(Requests::default());
+    async fn http1(&self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, draining: impl Future<Output = ()>) {
+        let (requests, peer) = (Arc::new(Requests::default()), Arc::new(peer));
         let io = TokioIo::new(TimedReads::new(stream, self.deadlines, requests.clone()));
-        let service = service_fn(move |request| self.answer(request, &requests));
+        let service = service_fn(move |request| self.answer(&peer, request, &requests));
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(BUFFER).timer(TokioTimer::new()).header_read_timeout(None);
+        builder.max_buf_size(MAX_BUFFER_BYTES).timer(TokioTimer::new()).header_read_timeout(None);
         let mut connection = pin!(builder.serve_connection(io, service));
         let ended = tokio::select! {
             ended = &mut connection => ended,
@@ -93,17 +105,19 @@ impl Peers {
     async fn http2(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Peer,
         draining: impl Future<Output = ()>,
     ) {
         let (requests, streams) = (Arc::new(Requests::default()), Streams::new(self.deadlines.progress, &self.tasks));
+        let peer = Arc::new(peer);
         let service = service_fn(|request| {
-            let clock = streams.begin();
-            let answer = self.answer(request, &requests);
-            async move { answer.await.map(|response| response.map(|body| Body::new(Paced::new(body, clock)))) }
+            let turns = streams.begin();
+            let answer = self.answer(&peer, request, &requests);
+            async move { answer.await.map(|response| response.map(|body| Body::new(PacedBody::new(body, turns)))) }
         });
         let mut builder = http2::Builder::new(streams.clone());
-        builder.timer(TokioTimer::new()).max_concurrent_streams(STREAMS).max_send_buf_size(BUFFER);
-        builder.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
+        builder.timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).max_send_buf_size(MAX_BUFFER_BYTES);
+        builder.initial_stream_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let unused = requests.unused_for(self.deadlines.head, self.deadlines.idle);
         let ended = tokio::select! {
@@ -114,7 +128,7 @@ impl Peers {
             }
             () = unused => {
                 connection.as_mut().graceful_shutdown();
-                // What is left are ends of answers that nobody takes, or a client that does not answer.
+                // What is left: ends of responses that the client does not read, or a client that does not respond.
                 tokio::time::timeout(self.deadlines.progress, connection).await.unwrap_or(Ok(()))
             }
         };
@@ -123,13 +137,14 @@ impl Peers {
 
     fn answer(
         &self,
+        peer: &Arc<Peer>,
         request: Request<Incoming>,
         requests: &Arc<Requests>,
     ) -> Pin<Box<dyn Future<Output = Result<Response, std::convert::Infallible>> + Send>> {
         let guard = requests.begin();
-        let site = self.site.clone();
+        let (site, peer) = (self.site.clone(), peer.clone());
         Box::pin(async move {
-            let response = site.answer(request.map(Body::new)).await;
+            let response = site.answer(&peer, request.map(Body::new)).await;
             Ok(response.map(|body| Guarded::wrap(body, guard)))
         })
     }
@@ -137,6 +152,6 @@ impl Peers {
 
 fn log(ended: hyper::Result<()>) {
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended: {error}");
+        tracing::debug!(%error, "a connection failed");
     }
 }

@@ -17,11 +17,12 @@ impl Query {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The pairs of all parameters but these.
+    /// All pairs except those of the parameters `names`.
     pub(super) fn without(&self, names: &[&str]) -> Vec<(String, String)> {
         self.0.iter().filter(|(key, _)| !names.contains(&key.as_str())).cloned().collect()
     }
 
+    /// All values of a parameter.
     pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }

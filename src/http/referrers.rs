@@ -1,32 +1,41 @@
-//! Referrers: end-12 of the distribution-spec. What is not known has none, and that is no error.
+//! Referrers: end-12 of the distribution-spec. An unknown subject has none, which is no error.
 
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
-use http::header::{CONTENT_TYPE, LINK};
+use http::header::{CONTENT_TYPE, LINK, WARNING};
 use http::{HeaderName, HeaderValue};
 
-use super::error::{ApiError, insert};
-use super::{App, Call, STALE, WARNING};
+use super::error::ApiError;
+use super::fields::insert;
+use super::{App, Call, STALE};
+use crate::access::{Authorized, Pull};
 use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, media_type};
 use crate::telemetry::ContentKind;
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
-/// Referrers of one page.
+/// Referrers on one page.
 const MAX_PAGE: usize = 200;
-/// Bytes of the annotations of one page, beyond its first referrer: clients read a page in one piece, most up to 4 MiB.
+/// Bytes of the annotations on one page, beyond its first referrer. Clients read a page as one manifest, most of them up to
+/// 4 MiB.
 const MAX_PAGE_BYTES: usize = 2 << 20;
 
-pub(super) async fn list(app: &Arc<App>, call: &Call, subject: &str) -> Result<Response, ApiError> {
-    let target = call.readable(app)?;
+/// Rights are per repository, so all referrers of a subject may be read by a caller that may read the subject's repository.
+pub(super) async fn list(
+    app: &Arc<App>,
+    call: &Call<'_>,
+    access: Authorized<Pull>,
+    subject: &str,
+) -> Result<Response, ApiError> {
+    let repo = access.repo();
     let subject: Digest = subject.parse()?;
     let wanted = call.query.get("artifactType").filter(|wanted| !wanted.is_empty());
     let after = call.query.get("last").unwrap_or_default();
-    let (page, stale) = if target.repo.scope.is_local() {
-        (local(app, &target.repo, &subject, wanted, after).await?, false)
+    let (page, stale) = if repo.scope.is_local() {
+        (local(app, repo, &subject, wanted, after).await?, false)
     } else {
-        let listed = call.puller(app).referrers(&target.repo, &subject).await;
+        let listed = call.puller(app).referrers(repo, &subject).await;
         let (referrers, stale) = listed.map_err(ApiError::pull(ContentKind::Manifest))?;
         let mut page = Page::default();
         let mut all: Vec<&Referrer> = referrers.iter().filter(|referrer| referrer.digest.as_str() > after).collect();
@@ -38,7 +47,7 @@ pub(super) async fn list(app: &Arc<App>, call: &Call, subject: &str) -> Result<R
     if stale {
         response.headers_mut().insert(WARNING, STALE);
     }
-    call.echo_namespace(&mut response, &target);
+    call.echo_namespace(&mut response, access.rule());
     Ok(response)
 }
 
@@ -65,7 +74,7 @@ async fn local(
     Ok(page)
 }
 
-/// One page, in the order of digests.
+/// One page, in the order of the digests.
 #[derive(Default)]
 struct Page {
     referrers: Vec<Referrer>,
@@ -74,7 +83,7 @@ struct Page {
 }
 
 impl Page {
-    /// False once it is full: what was offered then begins the next page.
+    /// Adds a referrer. False if the page is full; the referrer is then the first of the next page.
     fn push(&mut self, referrer: Referrer) -> bool {
         let bytes = self.bytes + referrer.weight();
         let is_first = self.referrers.is_empty();
@@ -86,7 +95,7 @@ impl Page {
         !self.more
     }
 
-    fn respond(self, call: &Call, wanted: Option<&str>) -> Response {
+    fn respond(self, call: &Call<'_>, wanted: Option<&str>) -> Response {
         let last = self.referrers.last().filter(|_| self.more).map(|referrer| referrer.digest.clone());
         let index = ReferrerIndex::new(self.referrers);
         let mut response = Response::new(Body::from(serde_json::json!(index).to_string()));

@@ -1,4 +1,4 @@
-//! The accept loop: connections, how many, with which bounds, and how they end.
+//! The accept loop: listening sockets, the number of connections, and how they end.
 
 use std::future::Future;
 use std::io;
@@ -19,35 +19,36 @@ use super::tls::Certificates;
 use crate::config::{ListenAddr, ServerConfig};
 use crate::tasks::Tasks;
 
+/// Connections that the kernel queues before they are accepted.
 const BACKLOG: i32 = 1024;
-/// Pause after an accept that failed for want of descriptors or memory.
+/// Pause after an accept that failed because descriptors or memory were lacking.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The sockets of an address, bound and listening.
+/// The listening sockets of an address.
 pub struct Listeners {
     sockets: Vec<TcpListener>,
 }
 
-/// Connections of all listeners.
+/// Serves the connections of all listeners.
 pub struct Server {
     config: ServerConfig,
     peers: Peers,
     tasks: Tasks,
-    /// Cancelled when connections are to end with the requests they have.
+    /// Cancelled when connections are to end after the requests in progress.
     draining: CancellationToken,
-    /// The connections there are.
+    /// The open connections.
     open: TaskTracker,
 }
 
 // === impl Listeners ===
 
 impl Listeners {
-    /// Binds every address that `listen` means; an address family that this machine lacks is left out if another is there.
+    /// Binds every address that `listen` means. An address family that the machine lacks is left out if another one works.
     pub fn bind(listen: &ListenAddr) -> io::Result<Self> {
         let mut sockets = Vec::new();
         let mut failure = None;
         for mut address in listen.socket_addrs()? {
-            // With port 0, the second family takes the port that the first one got.
+            // With port 0, the second address family uses the port that the first one got.
             if let (0, Some(first)) = (address.port(), sockets.first().map(TcpListener::local_addr)) {
                 address.set_port(first?.port());
             }
@@ -89,7 +90,7 @@ fn bind(address: SocketAddr) -> io::Result<StdListener> {
 // === impl Server ===
 
 impl Server {
-    /// With `certificates`, every connection begins with TLS.
+    /// With `certificates`, every connection uses TLS.
     pub fn new(config: ServerConfig, site: Site, certificates: Option<Certificates>, tasks: Tasks) -> Self {
         let deadlines =
             Deadlines { head: config.head_timeout, idle: config.keep_alive, progress: config.progress_timeout };
@@ -97,7 +98,7 @@ impl Server {
         Self { config, peers, tasks, draining: CancellationToken::new(), open: TaskTracker::new() }
     }
 
-    /// Accepts until `stop` resolves, then lets running requests end for up to `drain_timeout`.
+    /// Accepts connections until `stop` resolves, then waits up to `drain_timeout` for requests in progress.
     pub async fn run(self, listeners: Listeners, stop: impl Future<Output = ()>) {
         let server = Arc::new(self);
         let accepting = Tasks::new();
@@ -107,12 +108,12 @@ impl Server {
             accepting.spawn(async move { server.accept(socket, slots).await });
         }
         stop.await;
-        // The listeners close with their tasks: a client that comes now is refused and can go elsewhere.
+        // The listeners close with their tasks. New clients are refused and can go to another server.
         accepting.stop().await;
         server.draining.cancel();
         server.open.close();
         if tokio::time::timeout(server.config.drain_timeout, server.open.wait()).await.is_err() {
-            tracing::warn!("some transfers did not end in time and are cut");
+            tracing::warn!("some transfers did not end within server.drain_timeout and are cut");
         }
     }
 
@@ -123,7 +124,7 @@ impl Server {
                 Ok((stream, _peer)) => self.connect(stream, slot),
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
-                    tracing::error!(%error, "cannot accept connections: {error}");
+                    tracing::error!(%error, "cannot accept connections");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -134,13 +135,13 @@ impl Server {
         let (server, open) = (self.clone(), self.open.token());
         self.tasks.spawn(async move {
             let _held = (slot, open);
-            // A token of its own: what all have in common would be what all wait for.
+            // A token of its own: a shared one would be a point of contention.
             server.peers.serve(stream, server.draining.child_token()).await;
         });
     }
 }
 
-/// Errors that are the peer's and say nothing about the next one.
+/// Errors of one connection, which say nothing about the next one.
 fn is_of_the_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

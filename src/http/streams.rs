@@ -1,9 +1,10 @@
-//! The streams of an HTTP/2 connection, and the clock of each.
+//! The streams of an HTTP/2 connection, with a progress timeout for each.
 //!
-//! A client that opens no window for a stream keeps its answer waiting, while the connection as a whole does well, and
-//! neither hyper nor h2 ever gives up: so each stream has a clock that runs while the client has to take what it was
-//! given, and whose end resets the stream. hyper asks a body for its next frame once the last one was passed on, and hands
-//! each stream to an executor as one task: here are both, the body that moves the clock and the executor that ends it.
+//! A client that does not open the window of a stream blocks its response while the connection as a whole makes progress, and
+//! neither hyper nor h2 ends such a stream. So each stream has a counter of turns: while it is the client's turn to accept
+//! bytes, a timeout runs, and its end resets the stream. hyper asks a body for its next frame when the last one was passed on,
+//! and gives each stream to an executor as one task. Here are both: the body that counts turns and the executor that ends the
+//! stream.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -21,48 +22,49 @@ use tokio::time::sleep;
 
 use crate::tasks::Tasks;
 
-/// What is given to a stream at once. It may stay with the connection when the stream is given up at its end, so it is as
-/// small as a frame of HTTP/2 is by default.
-const PIECE: usize = 16 << 10;
+/// Bytes that a stream gets at once: the default size of an HTTP/2 frame. The connection may keep them after the stream was
+/// abandoned.
+const MAX_FRAME_BYTES: usize = 16 << 10;
 
-/// Whose turn it is: odd while the client has to take something. Written by the body, read by the stream's task.
+/// Counts turns: odd while it is the client's turn to accept bytes. Written by the body, read by the stream's task.
 #[derive(Debug, Default)]
-pub(super) struct Clock(AtomicU64);
+pub(super) struct TurnCounter(AtomicU64);
 
 /// Runs the streams of one connection.
 #[derive(Clone)]
 pub(super) struct Streams {
     progress: Duration,
     tasks: Tasks,
-    /// Of the request that hyper has just asked the service for: the next stream to be executed is its own.
-    begun: Arc<Mutex<Option<Arc<Clock>>>>,
+    /// The counter of the request that the service was just called with. The next stream that hyper executes is its own.
+    started: Arc<Mutex<Option<Arc<TurnCounter>>>>,
 }
 
-/// A body that moves a clock, in pieces.
-pub(super) struct Paced {
+/// A body that is sent in small frames and counts turns.
+pub(super) struct PacedBody {
     body: Body,
-    /// What is left of a frame.
+    /// The rest of a frame of the inner body.
     rest: Bytes,
-    clock: Arc<Clock>,
+    turns: Arc<TurnCounter>,
 }
 
-// === impl Clock ===
+// === impl TurnCounter ===
 
-impl Clock {
-    /// The client took what it was given.
-    fn ours(&self) {
+impl TurnCounter {
+    /// The client has accepted its bytes.
+    fn begin_ours(&self) {
         if self.0.load(Ordering::Acquire) % 2 == 1 {
             self.0.fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    fn the_clients(&self) {
-        self.ours();
+    /// Bytes are given to the client.
+    fn begin_clients(&self) {
+        self.begin_ours();
         self.0.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Resolves when it was the client's turn for at least this long, and at most twice that.
-    async fn runs_out(&self, progress: Duration) {
+    /// Resolves when it has been the client's turn for at least `progress`, and at most twice that.
+    async fn client_timeout(&self, progress: Duration) {
         loop {
             let turn = self.0.load(Ordering::Acquire);
             sleep(progress).await;
@@ -77,45 +79,45 @@ impl Clock {
 
 impl Streams {
     pub(super) fn new(progress: Duration, tasks: &Tasks) -> Self {
-        Self { progress, tasks: tasks.clone(), begun: Arc::default() }
+        Self { progress, tasks: tasks.clone(), started: Arc::default() }
     }
 
-    /// The clock of a stream whose request is being handed to the service.
-    pub(super) fn begin(&self) -> Arc<Clock> {
-        let clock = Arc::new(Clock::default());
-        *self.begun.lock() = Some(clock.clone());
-        clock
+    /// The counter of a stream. To be called in the call of the service for its request.
+    pub(super) fn begin(&self) -> Arc<TurnCounter> {
+        let turns = Arc::new(TurnCounter::default());
+        *self.started.lock() = Some(turns.clone());
+        turns
     }
 }
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let (clock, progress) = (self.begun.lock().take().unwrap_or_default(), self.progress);
+        let (turns, progress) = (self.started.lock().take().unwrap_or_default(), self.progress);
         self.tasks.spawn(async move {
             tokio::select! {
                 () = stream => {}
-                // Dropping the stream resets it, and what h2 still holds of it goes.
-                () = clock.runs_out(progress) => tracing::debug!("a client takes nothing of an answer: it is cut"),
+                // Dropping the stream resets it and frees what h2 holds of it.
+                () = turns.client_timeout(progress) => tracing::debug!("a client accepts nothing of a response; its stream is reset"),
             }
         });
     }
 }
 
-// === impl Paced ===
+// === impl PacedBody ===
 
-impl Paced {
-    pub(super) fn new(body: Body, clock: Arc<Clock>) -> Self {
-        Self { body, rest: Bytes::new(), clock }
+impl PacedBody {
+    pub(super) fn new(body: Body, turns: Arc<TurnCounter>) -> Self {
+        Self { body, rest: Bytes::new(), turns }
     }
 }
 
-impl HttpBody for Paced {
+impl HttpBody for PacedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
-        this.clock.ours();
+        this.turns.begin_ours();
         if this.rest.is_empty() {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -125,8 +127,8 @@ impl HttpBody for Paced {
                 end => return Poll::Ready(end),
             }
         }
-        let piece = this.rest.split_to(this.rest.len().min(PIECE));
-        this.clock.the_clients();
+        let piece = this.rest.split_to(this.rest.len().min(MAX_FRAME_BYTES));
+        this.turns.begin_clients();
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
@@ -137,7 +139,7 @@ impl HttpBody for Paced {
     fn size_hint(&self) -> SizeHint {
         let (rest, inner) = (self.rest.len() as u64, self.body.size_hint());
         let mut hint = SizeHint::new();
-        // The upper bound first: a lower one above it would be refused.
+        // The upper bound first: the type rejects a lower bound above it.
         if let Some(upper) = inner.upper() {
             hint.set_upper(upper + rest);
         }

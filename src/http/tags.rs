@@ -1,4 +1,4 @@
-//! Tags of a repository: end-8 of the distribution-spec.
+//! The tags of a repository: end-8 of the distribution-spec.
 
 use std::sync::Arc;
 
@@ -7,21 +7,22 @@ use http::HeaderValue;
 use http::header::{CONTENT_TYPE, LINK, WARNING};
 use serde_json::{Value, json};
 
-use super::error::{ApiError, insert};
+use super::error::ApiError;
+use super::fields::insert;
 use super::{App, Call, STALE};
-use crate::pull::AskedTags;
+use crate::access::{Authorized, Pull};
+use crate::pull::TagPage;
 use crate::resolve::Rule;
 use crate::store::Page;
 use crate::telemetry::ContentKind;
 
-/// The most that one page holds.
+/// Tags on one page.
 const MAX_PAGE: usize = 1000;
 
-pub(super) async fn list(app: &Arc<App>, call: &Call) -> Result<Response, ApiError> {
-    let target = call.readable(app)?;
-    let repo = &target.repo;
+pub(super) async fn list(app: &Arc<App>, call: &Call<'_>, access: Authorized<Pull>) -> Result<Response, ApiError> {
+    let repo = access.repo();
     let paging = Paging::of(call, MAX_PAGE)?;
-    // As the client called it: a mirrored repository's own name may be another one.
+    // The name that the client used, which may differ from a mirrored repository's own.
     let body = |tags: &[String]| json!({ "name": call.route.name, "tags": tags });
     if repo.scope.is_local() {
         if !app.store.is_local(&repo.name) {
@@ -29,15 +30,15 @@ pub(super) async fn list(app: &Arc<App>, call: &Call) -> Result<Response, ApiErr
         }
         let page = app.store.tags(repo, &paging.last, paging.limit).await?;
         let mut response = paging.respond(call, page, body);
-        call.echo_namespace(&mut response, &target);
+        call.echo_namespace(&mut response, access.rule());
         return Ok(response);
     }
-    if target.rule == Rule::Default && !app.store.repository_exists(repo).await? {
+    if access.rule() == Rule::Default && !app.store.repository_exists(repo).await? {
         return Err(ApiError::UnknownRepository);
     }
-    let marks = call.query.without(&["n", "last", "ns"]);
-    let asked = AskedTags { after: &paging.last, limit: paging.limit, marks: &marks };
-    let listed = call.puller(app).tag_list(repo, asked).await.map_err(|error| match error.is_not_found() {
+    let cursor = call.query.without(&["n", "last", "ns"]);
+    let requested = TagPage { after: &paging.last, limit: paging.limit, cursor: &cursor };
+    let listed = call.puller(app).tag_list(repo, requested).await.map_err(|error| match error.is_not_found() {
         true => ApiError::UnknownRepository,
         false => ApiError::Pull { kind: ContentKind::Manifest, error },
     })?;
@@ -45,23 +46,23 @@ pub(super) async fn list(app: &Arc<App>, call: &Call) -> Result<Response, ApiErr
     if listed.stale {
         response.headers_mut().insert(WARNING, STALE);
     }
-    call.echo_namespace(&mut response, &target);
+    call.echo_namespace(&mut response, access.rule());
     Ok(response)
 }
 
-/// The `n` and `last` of a list request.
+/// The `n` and `last` parameters of a list request.
 pub(super) struct Paging {
     pub(super) limit: usize,
     pub(super) last: String,
 }
 
 impl Paging {
-    /// Without `n`, and beyond it, a page holds `most`.
-    pub(super) fn of(call: &Call, most: usize) -> Result<Self, ApiError> {
+    /// Without `n`, and for a larger one, a page has `max` entries.
+    pub(super) fn of(call: &Call<'_>, max: usize) -> Result<Self, ApiError> {
         let limit = match call.query.get("n") {
-            None => most,
+            None => max,
             Some(n) if !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()) => {
-                n.parse().unwrap_or(most).min(most)
+                n.parse().unwrap_or(max).min(max)
             }
             Some(_) => return Err(ApiError::PageSize),
         };
@@ -69,7 +70,7 @@ impl Paging {
     }
 
     /// A page as JSON, with a relative `Link` to the next one (RFC 8288).
-    pub(super) fn respond(&self, call: &Call, page: Page, body: impl Fn(&[String]) -> Value) -> Response {
+    pub(super) fn respond(&self, call: &Call<'_>, page: Page, body: impl Fn(&[String]) -> Value) -> Response {
         let next = page.items.last().filter(|_| page.more && self.limit > 0);
         let next = next.map(|last| [("n".to_owned(), self.limit.to_string()), ("last".to_owned(), last.clone())]);
         self::page(call, &body(&page.items), next.as_ref().map(<[_; 2]>::as_slice))
@@ -77,7 +78,7 @@ impl Paging {
 }
 
 /// JSON, with a link to the page that the query `next` asks for.
-fn page(call: &Call, body: &Value, next: Option<&[(String, String)]>) -> Response {
+fn page(call: &Call<'_>, body: &Value, next: Option<&[(String, String)]>) -> Response {
     let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
     let mut response = (json, body.to_string()).into_response();
     if let Some(next) = next {

@@ -1,4 +1,4 @@
-//! TLS of our own: the certificate, read again when its files change, and the handshake.
+//! TLS of the listening port: the certificate, which is read again when its files change, and the handshake.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,27 +16,28 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::access::VerifiedCertificate;
 use crate::config::TlsConfig;
 use crate::file::{self, Stamp};
 
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(2);
-/// To who speaks plain HTTP here.
+/// How often the files are checked for changes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// The response to a client that sends plain HTTP.
 const NOT_TLS: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
-                       This port speaks HTTPS, and got plain HTTP.\n";
+                       This port expects HTTPS, but received plain HTTP.\n";
 
 /// A file of `[server.tls]` that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("{}: {error}", path.display())]
     Read { path: PathBuf, error: io::Error },
-    #[error("{} is to hold {wanted}, and {cause}", path.display())]
+    #[error("{} must contain {wanted}, but {cause}", path.display())]
     Pem { path: PathBuf, wanted: &'static str, cause: &'static str },
     #[error("{}: the key does not belong to the certificate in {}", key.display(), cert.display())]
     KeyMismatch { cert: PathBuf, key: PathBuf },
-    #[error("{} has no certificate", .0.display())]
+    #[error("{} contains no certificate", .0.display())]
     Empty(PathBuf),
     #[error("{}: {error}", path.display())]
     Unusable { path: PathBuf, error: rustls::Error },
@@ -49,14 +50,23 @@ pub enum TlsError {
 pub struct Certificates {
     files: Arc<TlsConfig>,
     current: Arc<RwLock<Arc<ServerConfig>>>,
-    /// How the files were before they were read.
+    /// The state of the files before they were read.
     loaded: Vec<Stamp>,
 }
 
-/// A connection that is encrypted, and what it speaks.
-pub(super) enum Handshake<S> {
-    Http1(TlsStream<S>),
-    Http2(TlsStream<S>),
+/// A completed handshake.
+pub(super) struct Handshake<S> {
+    pub(super) protocol: Protocol,
+    pub(super) stream: TlsStream<S>,
+    /// The certificate of the client, if `client_ca` is set.
+    pub(super) certificate: Option<VerifiedCertificate>,
+}
+
+/// What ALPN has negotiated (RFC 7301).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
 }
 
 // === impl Certificates ===
@@ -69,10 +79,10 @@ impl Certificates {
         Ok(Self { files: Arc::new(files.clone()), current, loaded })
     }
 
-    /// Follows the files until it is dropped. Files that cannot be used change nothing and are said once.
+    /// Follows the files until it is dropped. Files that cannot be used change nothing and are logged once.
     pub async fn follow(self) {
         let mut seen = self.loaded.clone();
-        let mut turns = tokio::time::interval(LOOK);
+        let mut turns = tokio::time::interval(CHECK_INTERVAL);
         loop {
             turns.tick().await;
             let (certificates, before) = (self.clone(), seen.clone());
@@ -83,7 +93,7 @@ impl Certificates {
         }
     }
 
-    /// Takes the files if they are not as they were.
+    /// Reads the files again if they have changed.
     fn reload(&self, seen: Vec<Stamp>) -> Vec<Stamp> {
         let stamps = stamps(&self.files);
         if stamps == seen {
@@ -92,14 +102,14 @@ impl Certificates {
         match read(&self.files) {
             Ok(config) => {
                 *self.current.write() = Arc::new(config);
-                tracing::info!("took the new certificate of {}", self.files.cert.display());
+                tracing::info!(path = %self.files.cert.display(), "took the new certificate");
             }
-            Err(error) => tracing::error!(%error, "the certificate stays as it is: {error}"),
+            Err(error) => tracing::error!(%error, "cannot use the new certificate; the certificate stays as it is"),
         }
         stamps
     }
 
-    /// Shakes hands; `wrap` is what becomes of the socket before. Whoever speaks HTTP is told so in HTTP.
+    /// Performs the handshake on the socket as `wrap` returns it. A client that sends plain HTTP gets a plain HTTP response.
     pub(super) async fn accept<S>(
         &self,
         mut stream: TcpStream,
@@ -112,14 +122,16 @@ impl Certificates {
         if stream.peek(&mut first).await? > 0 && first.iter().all(u8::is_ascii_uppercase) {
             stream.write_all(NOT_TLS.as_bytes()).await?;
             stream.shutdown().await?;
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the client speaks plain HTTP"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the client sent plain HTTP"));
         }
         let config = self.current.read().clone();
         let stream = TlsAcceptor::from(config).accept(wrap(stream)).await?;
-        Ok(match stream.get_ref().1.alpn_protocol() {
-            Some(HTTP2) => Handshake::Http2(stream),
-            _ => Handshake::Http1(stream),
-        })
+        let connection = stream.get_ref().1;
+        let protocol = if connection.alpn_protocol() == Some(HTTP2) { Protocol::Http2 } else { Protocol::Http1 };
+        // Present only if it has been verified: without `client_ca` none is asked for.
+        let certificate =
+            connection.peer_certificates().and_then(<[_]>::first).map(|end| VerifiedCertificate::new(end));
+        Ok(Handshake { protocol, stream, certificate })
     }
 }
 
@@ -165,12 +177,12 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     }
 }
 
-/// The library prints marks as lists of bytes.
+/// The text of the library prints PEM labels as lists of bytes.
 fn pem_error(path: &Path, error: &pem::Error, wanted: &'static str) -> TlsError {
     let cause = match error {
-        pem::Error::NoItemsFound => "has none",
-        pem::Error::MissingSectionEnd { .. } => "breaks off in the middle",
-        _ => "is no PEM",
+        pem::Error::NoItemsFound => "it does not",
+        pem::Error::MissingSectionEnd { .. } => "it ends in the middle",
+        _ => "it is not PEM",
     };
     TlsError::Pem { path: path.to_owned(), wanted, cause }
 }

@@ -1,9 +1,10 @@
 //! Push sessions: end-4, end-5, end-6, end-11, end-13 and end-14 of the distribution-spec.
 //!
-//! Docker streams one PATCH without `Content-Range`, containerd sends one PUT, podman mounts first and cancels what it does
-//! not need; all of it is one session that grows and is finished by its digest.
+//! Docker streams one PATCH without `Content-Range`. containerd sends one PUT. podman mounts first and cancels the sessions
+//! that it does not need. All of these are one session that grows and is finished with its digest.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -15,92 +16,111 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use super::error::{ApiError, insert};
+use super::error::ApiError;
+use super::fields::insert;
+use super::fields::received_range;
 use super::{App, CONTENT_DIGEST, Call};
-use crate::auth::Action;
-use crate::oci::{Algorithm, Digest, RepoId, RepoName, Scope};
+use crate::access::{Authorized, Principal, Push};
+use crate::oci::{Algorithm, Digest, RepoId, RepoName};
 use crate::resolve::RequestedRepo;
-use crate::store::{self, StoreError, Upload};
+use crate::store::{self, MayRead, StoreError, Upload};
 
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
-/// POST: opens a session, or does with a mount or in the one request.
-pub(super) async fn start(app: &Arc<App>, call: &Call, body: Body) -> Result<Response, ApiError> {
-    let repo = call.writable(app).await?;
+/// POST: opens a session, mounts a blob of another repository, or receives a complete blob.
+pub(super) async fn start(
+    app: &Arc<App>,
+    call: &Call<'_>,
+    access: Authorized<Push>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let repo = access.repo();
     if let Some(digest) = call.query.get("mount") {
         let digest: Digest = digest.parse()?;
-        if mount(app, call, &repo, &digest).await? {
+        if mount(app, call, repo, &digest).await? {
             return Ok(created(&repo.name, &digest));
         }
     }
     let whole = call.query.get("digest").map(str::parse::<Digest>).transpose()?;
     let announced = call.query.get("digest-algorithm").map(str::parse::<Algorithm>).transpose()?;
     let algorithm = whole.as_ref().map(Digest::algorithm).or(announced).unwrap_or(Algorithm::Sha256);
-    let mut upload = app.store.create_upload(&repo, algorithm).await?;
-    app.store.create_local(&repo).await?;
+    let mut upload = app.store.create_upload(repo, algorithm).await?;
+    app.store.create_local(repo).await?;
     let Some(digest) = whole else {
         upload.keep();
         return Ok(session(StatusCode::ACCEPTED, &repo.name, &upload));
     };
-    // Nobody was told of it, so nobody can go on with it.
+    // No client knows this session, so it ends with a failure of this request.
     let upload = receive(app, upload, body, |_| true).await?;
-    close(upload, &repo, &digest).await
+    close(upload, repo, &digest).await
 }
 
-/// Whether the blob could be taken over from a repository that the asker may read and that has it: the one that is named,
-/// or any local one.
-async fn mount(app: &Arc<App>, call: &Call, repo: &RepoId, digest: &Digest) -> Result<bool, ApiError> {
+/// Mounts a blob from the repository that the request names, or from any local repository that has it. Whether it was mounted:
+/// the caller must be allowed to read that repository, and the blob must be part of it.
+async fn mount(app: &Arc<App>, call: &Call<'_>, repo: &RepoId, digest: &Digest) -> Result<bool, ApiError> {
     let source = match call.query.get("from") {
         Some(from) => {
-            let asked = RequestedRepo { name: from, prefix: None, ..call.asked() };
-            app.routes.resolve(asked, |name| app.store.is_local(name)).ok().map(|target| target.repo)
+            let requested = RequestedRepo { name: from, prefix: None, ..call.requested() };
+            let access = app.gate.pull(&call.principal, requested, |name| app.store.is_local(name));
+            access.ok().map(|access| access.repo().clone())
         }
-        None => {
-            let (gate, principal) = (app.clone(), call.principal.clone());
-            let may_read = move |name: &RepoName| {
-                gate.policy.authorize(&principal, Action::Pull, &Scope::Local, Some(name)).is_ok()
-            };
-            app.store.find_pushed(digest, Box::new(may_read)).await?
-        }
+        None => app.store.find_pushed(digest, may_read(app, &call.principal)).await?,
     };
     let Some(source) = source else { return Ok(false) };
-    if app.policy.authorize(&call.principal, Action::Pull, &source.scope, Some(&source.name)).is_err()
-        || app.store.member(&source, digest).await?.is_none()
-    {
+    if app.store.member(&source, digest).await?.is_none() {
         return Ok(false);
     }
     Ok(app.store.adopt(repo, digest).await?)
 }
 
+fn may_read(app: &Arc<App>, principal: &Principal) -> MayRead {
+    let (app, principal) = (app.clone(), principal.clone());
+    Box::new(move |name: &RepoName| app.gate.may_pull(&principal, &RepoId::local(name.clone())))
+}
+
 /// PATCH: the next bytes.
-pub(super) async fn append(app: &Arc<App>, call: &Call, id: &str, body: Body) -> Result<Response, ApiError> {
-    let repo = call.writable(app).await?;
-    let upload = app.store.upload(&repo, id).await?;
+pub(super) async fn append(
+    app: &Arc<App>,
+    call: &Call<'_>,
+    access: Authorized<Push>,
+    id: &str,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let repo = access.repo();
+    let upload = app.store.upload(repo, id).await?;
     check_range(call, &repo.name, &upload, &body)?;
     let upload = receive(app, upload, body, found_no_room).await?;
     Ok(session(StatusCode::ACCEPTED, &repo.name, &upload))
 }
 
-/// PUT: the last bytes, if any are left, and the digest of all of them.
-pub(super) async fn finish(app: &Arc<App>, call: &Call, id: &str, body: Body) -> Result<Response, ApiError> {
-    let repo = call.writable(app).await?;
+/// PUT: the last bytes, if any, and the digest of all of them.
+pub(super) async fn finish(
+    app: &Arc<App>,
+    call: &Call<'_>,
+    access: Authorized<Push>,
+    id: &str,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let repo = access.repo();
     let digest = call.query.get("digest").ok_or(ApiError::Parameter { parameter: "digest" })?;
     let digest: Digest = digest.parse()?;
-    let upload = app.store.upload(&repo, id).await?;
+    let upload = app.store.upload(repo, id).await?;
     check_range(call, &repo.name, &upload, &body)?;
     let upload = receive(app, upload, body, found_no_room).await?;
-    close(upload, &repo, &digest).await
+    close(upload, repo, &digest).await
 }
 
-pub(super) async fn status(app: &Arc<App>, call: &Call, id: &str) -> Result<Response, ApiError> {
-    let repo = call.writable(app).await?;
-    let upload = app.store.upload(&repo, id).await?;
+/// GET: how much has been received.
+pub(super) async fn status(app: &Arc<App>, access: Authorized<Push>, id: &str) -> Result<Response, ApiError> {
+    let repo = access.repo();
+    let upload = app.store.upload(repo, id).await?;
     Ok(session(StatusCode::NO_CONTENT, &repo.name, &upload))
 }
 
-pub(super) async fn cancel(app: &Arc<App>, call: &Call, id: &str) -> Result<Response, ApiError> {
-    let repo = call.writable(app).await?;
-    app.store.upload(&repo, id).await?.cancel().await?;
+/// DELETE: ends the session.
+pub(super) async fn cancel(app: &Arc<App>, access: Authorized<Push>, id: &str) -> Result<Response, ApiError> {
+    let repo = access.repo();
+    app.store.upload(repo, id).await?.cancel().await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -114,10 +134,10 @@ async fn close(upload: Upload, repo: &RepoId, digest: &Digest) -> Result<Respons
     Ok(created(&repo.name, digest))
 }
 
-/// A chunk that says where it begins must begin where the session is.
-fn check_range(call: &Call, name: &RepoName, upload: &Upload, body: &Body) -> Result<(), ApiError> {
+/// A chunk with a `Content-Range` must begin where the session ends.
+fn check_range(call: &Call<'_>, name: &RepoName, upload: &Upload, body: &Body) -> Result<(), ApiError> {
     let Some(range) = call.header(CONTENT_RANGE) else { return Ok(()) };
-    // Some clients write the unit, which this header has not.
+    // Some clients send the unit, which this header does not have.
     let range = range.strip_prefix("bytes ").unwrap_or(range);
     let (first, last) = range.split_once('-').ok_or(ApiError::ContentRange)?;
     let number = |text: &str| text.parse::<u64>().map_err(|_| ApiError::ContentRange);
@@ -129,22 +149,22 @@ fn check_range(call: &Call, name: &RepoName, upload: &Upload, body: &Body) -> Re
     if first != length {
         return Err(ApiError::OutOfOrder { length, location: location(name, upload) });
     }
-    // A body of unknown length is as long as it is.
+    // A body of unknown length is accepted as it is.
     if body.size_hint().exact().is_some_and(|length| length.checked_sub(1) != Some(last - first)) {
         return Err(ApiError::ChunkLength);
     }
     Ok(())
 }
 
-/// A session for which the disk has no room is over: what it has so far would only keep others out.
+/// A session for which the disk has no room ends: what it has received would only take room from others.
 fn found_no_room(error: &ApiError) -> bool {
     matches!(error, ApiError::Store(error) if error.is_full())
 }
 
-/// Takes what is sent. The session is over after a failure that `ends` it.
+/// Receives the body. A failure that `ends` the session cancels it.
 async fn receive(app: &App, upload: Upload, body: Body, ends: impl Fn(&ApiError) -> bool) -> Result<Upload, ApiError> {
-    let coming = body.size_hint().lower();
-    let received = match app.store.require_room_for_push(coming).await {
+    let announced = body.size_hint().lower();
+    let received = match app.store.require_room_for_push(announced).await {
         Ok(()) => {
             let frames = data_frames(body, app.progress_timeout);
             store::pump(frames, |chunks| upload.append(chunks), |_| Ok(())).await
@@ -162,11 +182,11 @@ async fn receive(app: &App, upload: Upload, body: Body, ends: impl Fn(&ApiError)
     }
 }
 
-/// The data of a body; one that stands still for `patience` has failed.
-fn data_frames(body: Body, patience: std::time::Duration) -> impl Stream<Item = Result<Bytes, ApiError>> {
+/// The data of a body. A body that makes no progress for `progress` has failed.
+fn data_frames(body: Body, progress: Duration) -> impl Stream<Item = Result<Bytes, ApiError>> {
     stream::try_unfold(body, move |mut body| async move {
         loop {
-            match timeout(patience, body.frame()).await.map_err(|_| ApiError::Body)? {
+            match timeout(progress, body.frame()).await.map_err(|_| ApiError::Body)? {
                 None => return Ok(None),
                 Some(Err(_)) => return Err(ApiError::Body),
                 Some(Ok(frame)) => match frame.into_data() {
@@ -178,11 +198,6 @@ fn data_frames(body: Body, patience: std::time::Duration) -> impl Stream<Item = 
     })
 }
 
-/// What has been received, as the `Range` header of an upload says it; docker wants `0-0` for nothing, too.
-pub(super) fn received(length: u64) -> String {
-    format!("0-{}", length.saturating_sub(1))
-}
-
 fn location(name: &RepoName, upload: &Upload) -> String {
     format!("/v2/{name}/blobs/uploads/{}", upload.id())
 }
@@ -191,7 +206,7 @@ fn session(status: StatusCode, name: &RepoName, upload: &Upload) -> Response {
     let mut response = status.into_response();
     let headers = response.headers_mut();
     insert(headers, LOCATION, location(name, upload));
-    insert(headers, RANGE, received(upload.length()));
+    insert(headers, RANGE, received_range(upload.length()));
     insert(headers, UPLOAD_UUID, upload.id().to_string());
     response
 }

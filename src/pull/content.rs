@@ -1,19 +1,18 @@
-//! Bytes on their way to a client: from a file, from a fill that is still running, or straight from an upstream.
+//! Bytes on their way to a client: from a file, from a running fill, or past the store.
 
 use bytes::Bytes;
 
-use super::direct::{Bypass, Direct};
+use super::bypass::{CompleteBypass, RangeBypass};
 use super::error::ContentError;
-use super::follower::Follower;
+use super::fill::Follower;
 use crate::oci::{ByteRange, Selected};
 use crate::store::FileRange;
 use crate::telemetry::CacheResult;
-use crate::upstream::UpstreamBody;
 
-/// What is served: its whole length, which of it, and the bytes of that.
+/// The content of a response: its complete length, the selected part of it, and the bytes of that part.
 #[derive(Debug)]
 pub struct Content {
-    /// Unknown only where the upstream does not say, and then the whole is served.
+    /// In bytes. `None` only where the upstream does not say; the content is served completely then.
     pub total: Option<u64>,
     pub body: ContentBody,
     pub result: CacheResult,
@@ -23,7 +22,7 @@ pub struct Content {
 pub enum ContentBody {
     Whole(ContentStream),
     Part(ByteRange, ContentStream),
-    /// Two or more parts, in the order in which they were asked for.
+    /// Two or more parts, in the order of the request.
     Parts(Vec<(ByteRange, ContentStream)>),
 }
 
@@ -31,18 +30,19 @@ pub enum ContentBody {
 pub enum ContentStream {
     File(FileRange),
     Follow(Box<Follower>),
-    Passthrough { body: Box<UpstreamBody>, left: u64, _bypass: Bypass },
-    Direct(Box<Direct>),
+    RangeBypass(Box<RangeBypass>),
+    CompleteBypass(Box<CompleteBypass>),
 }
 
 impl Content {
-    /// Content that is here, or the parts of it that are selected.
+    /// A stored blob, or the selected parts of it.
     pub fn of_blob(blob: &FileRange, selected: Selected, result: CacheResult) -> Self {
-        Self::of_reader(blob, blob.len(), selected, result)
+        Self::of_file(blob, blob.len(), selected, result)
     }
 
-    pub(super) fn of_reader(reader: &FileRange, length: u64, selected: Selected, result: CacheResult) -> Self {
-        let stream = |part: ByteRange| ContentStream::File(reader.part(part.start..part.end));
+    /// The selected parts of content of `length` bytes that `file` has.
+    pub(super) fn of_file(file: &FileRange, length: u64, selected: Selected, result: CacheResult) -> Self {
+        let stream = |part: ByteRange| ContentStream::File(file.with_range(part));
         let body = match selected {
             Selected::Whole => ContentBody::Whole(stream(ByteRange::whole(length))),
             Selected::Part(part) => ContentBody::Part(part, stream(part)),
@@ -54,19 +54,15 @@ impl Content {
 
 impl ContentStream {
     /// The next bytes, or `None` at the end.
+    ///
+    /// # Errors
+    /// The body cannot be completed: the connection to the client must not end as if it were.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ContentError> {
         match self {
             Self::File(range) => Ok(range.read().await?),
             Self::Follow(follower) => follower.next().await,
-            Self::Direct(direct) => direct.next().await,
-            Self::Passthrough { body, left, .. } => match body.chunk().await? {
-                None if *left == 0 => Ok(None),
-                Some(bytes) if bytes.len() as u64 <= *left => {
-                    *left -= bytes.len() as u64;
-                    Ok(Some(bytes))
-                }
-                _ => Err(ContentError::Length),
-            },
+            Self::RangeBypass(bypass) => bypass.next().await,
+            Self::CompleteBypass(bypass) => bypass.next().await,
         }
     }
 }

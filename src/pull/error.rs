@@ -1,39 +1,44 @@
 //! Why mirrored content cannot be served.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::oci::Digest;
 use crate::store::StoreError;
 use crate::upstream::UpstreamError;
 
-/// One failure is shared by everybody who waited for the same thing.
+/// One failure is shared by all requests that waited for the same thing, hence `Clone`.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PullError {
-    /// The upstream said so, now or a moment ago; or nothing is configured that could have it.
-    #[error("it does not exist")]
+    /// The upstream said so, now or within `negative_ttl`; or no configured upstream could have it.
+    #[error("the content does not exist")]
     NotFound,
     #[error(transparent)]
     Upstream(UpstreamError),
-    #[error("{upstream} sent content that is not {digest}")]
-    WrongContent { upstream: String, digest: Digest },
-    /// What came when the transfer was taken up again is not what had come before.
+    #[error("{upstream} sent content that does not have digest {digest}")]
+    WrongContent { upstream: Arc<str>, digest: Digest },
+    /// A resumed transfer does not continue the bytes that were received before it.
     #[error("{upstream} changed the content in the middle of a transfer")]
-    Changed { upstream: String },
-    #[error("{upstream} sent a manifest that cannot be used: {reason}")]
-    BadManifest { upstream: String, reason: String },
+    Changed { upstream: Arc<str> },
+    /// A manifest or a list that cannot be parsed.
+    #[error("{upstream} sent a document that cannot be used: {reason}")]
+    BadDocument { upstream: Arc<str>, reason: String },
     #[error("{upstream} did not answer within {} s", within.as_secs())]
-    TooLate { upstream: String, within: Duration },
-    /// Too much is being fetched at once; it was not asked for, and may be in a moment.
-    #[error("too many transfers from {upstream} are under way")]
-    Busy { upstream: String },
-    #[error("the range lies outside of the content's {length} bytes")]
+    TooLate { upstream: Arc<str>, within: Duration },
+    /// No slot came free in time. The upstream was not asked.
+    #[error("too many transfers from {upstream} are running; try again in a few seconds")]
+    Busy { upstream: Arc<str> },
+    #[error("the requested range lies outside of the content's {length} bytes")]
     Range { length: u64 },
-    /// The work was given up in favour of other work, or with the server; asking again may succeed.
-    #[error("the transfer was given up")]
-    GivenUp,
+    /// A transfer was abandoned in favour of others, or because the server stops. A repeated request may succeed.
+    #[error("the transfer was abandoned; try again")]
+    Abandoned,
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// An open file of ours cannot be read. The upstream has no part in it.
+    #[error("cannot read the local file of {digest}: {cause}")]
+    LocalRead { digest: Digest, cause: Arc<io::Error> },
 }
 
 impl PullError {
@@ -41,37 +46,42 @@ impl PullError {
         matches!(self, Self::NotFound)
     }
 
-    /// Whether there is no room to keep it: it can be served all the same.
+    /// Whether there is no room to store the content. It can be served without being stored.
     pub(super) fn is_full(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_full())
     }
 
-    /// Whether bytes came that are not the content: another transfer of the whole may bring the right ones.
-    pub(super) fn is_wrong(&self) -> bool {
+    /// Whether our own disk or store failed, and not the upstream.
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self, Self::Store(_) | Self::LocalRead { .. })
+    }
+
+    /// Whether the bytes received are not the content: another transfer of the complete blob may bring the right ones.
+    pub(super) fn is_wrong_content(&self) -> bool {
         matches!(self, Self::WrongContent { .. } | Self::Changed { .. })
     }
 
-    /// Whether it says something about one fill only, so that another one may do better: `others` says that it was
-    /// somebody else's, with other rights.
-    pub(super) fn is_of_one_fill(&self, others: bool) -> bool {
+    /// Whether it concerns one fill only, so that the requester may try again with another fill. `foreign`: the fill was
+    /// started by a requester with other rights.
+    pub(super) fn concerns_one_fill(&self, foreign: bool) -> bool {
         match self {
-            Self::GivenUp => true,
+            Self::Abandoned => true,
             Self::Range { .. } | Self::TooLate { .. } | Self::Busy { .. } => false,
-            _ => others,
+            _ => foreign,
         }
     }
 
-    /// Whether a transfer broke off that may be taken up again where it was.
-    pub(super) fn is_cut(&self) -> bool {
+    /// Whether a transfer broke off, so that it may be resumed where it ended.
+    pub(super) fn is_interruption(&self) -> bool {
         matches!(self, Self::Upstream(UpstreamError::Interrupted { .. } | UpstreamError::Timeout { .. }))
     }
 
-    /// Whether we ask too much, in the upstream's eyes.
-    pub(super) fn is_limit(&self) -> bool {
+    /// Whether the upstream limits our rate of requests.
+    pub(super) fn is_rate_limit(&self) -> bool {
         matches!(self, Self::Upstream(UpstreamError::RateLimited { .. }))
     }
 
-    /// How long the upstream asks us to stay away, where it said so.
+    /// How long the upstream asks us to wait, where it says so.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Upstream(error) => error.retry_after(),
@@ -79,11 +89,11 @@ impl PullError {
         }
     }
 
-    /// Whether this says nothing about the content, so that something cached is better than this error.
-    pub fn is_trouble(&self) -> bool {
+    /// Whether it says nothing about the content, so that a cached answer is better than this error.
+    pub fn is_inconclusive(&self) -> bool {
         match self {
             Self::NotFound | Self::Range { .. } => false,
-            Self::Upstream(error) => error.is_trouble(),
+            Self::Upstream(error) => error.is_upstream_failure(),
             _ => true,
         }
     }
@@ -95,17 +105,18 @@ impl From<UpstreamError> for PullError {
     }
 }
 
-/// Why a body ends before its end. The client's connection ends with it, so that it cannot take a part for the whole.
+/// Why a body ends before its announced end. The client's connection ends with it, so that the client cannot take a part
+/// of the content for all of it.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
-    #[error("the file cannot be read: {0}")]
-    Read(#[from] io::Error),
-    #[error("the fill it follows failed: {0}")]
-    Fill(#[from] PullError),
-    #[error("the fill it follows began again after bytes had been sent")]
+    /// Our own disk failed, and not the upstream.
+    #[error("cannot read the local file: {0}")]
+    LocalRead(#[from] io::Error),
+    /// The fill that is followed, or the bypass, failed.
+    #[error("the transfer failed: {0}")]
+    Transfer(#[from] PullError),
+    #[error("the transfer started again after bytes had been sent")]
     Restarted,
-    #[error(transparent)]
-    Upstream(#[from] UpstreamError),
-    #[error("the upstream sent another number of bytes than it said")]
+    #[error("the upstream sent another number of bytes than it announced")]
     Length,
 }

@@ -1,4 +1,4 @@
-//! One piece of work for many who ask for the same: the first one's question is asked, all get its answer.
+//! Flights: one piece of work shared by all requests for the same key. The first request starts it, all get its result.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::tasks::Tasks;
 
-/// Work in flight by key. The work is detached: whoever leaves, the leader included, ends nothing.
+/// Work in flight by key. It runs in a task of its own: a requester that leaves, the first one included, ends nothing.
 #[derive(Debug)]
 pub struct Flights<K, V> {
     running: Arc<Mutex<HashMap<K, Flight<V>>>>,
@@ -19,9 +20,9 @@ pub struct Flights<K, V> {
 
 type Flight<V> = watch::Receiver<Option<V>>;
 
-/// Whether the asker's own question was asked.
+/// Whether a requester started the flight or joined it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum Role {
     Led,
     Joined,
 }
@@ -35,21 +36,21 @@ where
         Self { running: Arc::default(), tasks }
     }
 
-    /// The answer of the work in flight for `key`, started with `work` if there is none; `None` if the work was stopped or
+    /// The result of the flight for `key`, which starts with `work` if there is none; `None` if the work was stopped or
     /// panicked.
-    pub async fn run<F>(&self, key: K, work: impl FnOnce() -> F) -> (Option<V>, Part)
+    pub async fn run<F>(&self, key: K, work: impl FnOnce() -> F) -> (Option<V>, Role)
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let (mut flight, part) = self.join_or_start(key, work);
+        let (mut flight, role) = self.join_or_start(key, work);
         let answer = match flight.wait_for(Option::is_some).await {
             Ok(answer) => answer.clone(),
             Err(_) => None,
         };
-        (answer, part)
+        (answer, role)
     }
 
-    /// Sees to it that work for `key` is in flight, and leaves it to itself.
+    /// Starts `work` for `key` in the background, unless a flight for it is running.
     pub fn start<F>(&self, key: K, work: impl FnOnce() -> F)
     where
         F: Future<Output = V> + Send + 'static,
@@ -57,28 +58,29 @@ where
         self.join_or_start(key, work);
     }
 
-    fn join_or_start<F>(&self, key: K, work: impl FnOnce() -> F) -> (Flight<V>, Part)
+    fn join_or_start<F>(&self, key: K, work: impl FnOnce() -> F) -> (Flight<V>, Role)
     where
         F: Future<Output = V> + Send + 'static,
     {
         let mut running = self.running.lock();
         if let Some(flight) = running.get(&key) {
-            return (flight.clone(), Part::Joined);
+            return (flight.clone(), Role::Joined);
         }
         let (answer, flight) = watch::channel(None);
         running.insert(key.clone(), flight.clone());
-        // A runtime that is going down drops the task at once, and with it the landing, which takes the lock.
+        // A runtime that shuts down drops the task at once, and with it the landing, which takes the lock.
         drop(running);
         let landing = Landing { running: self.running.clone(), key };
-        let work = work();
+        // The log lines of the work carry the id of the request that started it.
+        let work = work().in_current_span();
         self.tasks.spawn(async move {
-            // Dropped last, so the answer is there before the entry goes.
+            // Dropped last: the result is published before the entry is removed.
             let _landing = landing;
             let answer = answer;
             let value = work.await;
             answer.send_replace(Some(value));
         });
-        (flight, Part::Led)
+        (flight, Role::Led)
     }
 }
 
@@ -103,7 +105,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn many_askers_are_one_question_even_when_the_first_one_leaves() {
+    async fn requests_share_one_flight_even_when_the_first_one_leaves() {
         let flights = Arc::new(Flights::<&str, u32>::new(Tasks::new()));
         let (asked, gate) = (Arc::new(AtomicU32::new(0)), Arc::new(Semaphore::new(0)));
         let ask = || {
@@ -124,7 +126,7 @@ mod tests {
         first.abort();
         gate.add_permits(1);
         for other in others {
-            assert_eq!(other.await.unwrap(), (Some(7), Part::Joined));
+            assert_eq!(other.await.unwrap(), (Some(7), Role::Joined));
         }
         while !flights.running.lock().is_empty() {
             tokio::task::yield_now().await;
@@ -132,12 +134,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_panics_or_is_stopped_answers_nothing_and_leaves_nothing() {
+    async fn work_that_panics_or_stops_has_no_result_and_leaves_no_entry() {
         let tasks = Tasks::new();
         let flights = Flights::<u8, ()>::new(tasks.clone());
-        assert_eq!(flights.run(1, || async { panic!("on purpose") }).await, (None, Part::Led));
+        assert_eq!(flights.run(1, || async { panic!("on purpose") }).await, (None, Role::Led));
         let stopped = tokio::join!(flights.run(2, std::future::pending), tasks.stop()).0;
-        assert_eq!(stopped, (None, Part::Led));
+        assert_eq!(stopped, (None, Role::Led));
         assert!(flights.running.lock().is_empty());
     }
 }

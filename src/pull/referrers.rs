@@ -1,78 +1,65 @@
-//! Referrers of mirrored content: the upstream's list, or its fallback tag, served stale in an outage.
+//! Referrers of mirrored content: the upstream's list or its fallback tag, served stale in an outage.
 //!
-//! A list is fresh for `tag_ttl`, as a tag is: policy controllers ask often, and mostly for what is not there.
+//! A list is fresh for `tag_ttl`, as a tag is: policy controllers ask often, and mostly for lists that are empty.
 
 use std::sync::Arc;
 
 use http::Method;
 use tokio::time::{Instant, timeout_at};
+use tracing::Span;
 
-use super::{PullError, Puller, link, request};
+use super::ask::{ask, request};
+use super::engine::{Engine, PullRequest};
+use super::error::PullError;
+use super::next_link::next_link;
 use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, Tag};
 use crate::upstream::{Kind, Upstream};
 
-/// The most bytes of one page of an upstream's list, and the most pages of it.
-const MAX_PAGE: usize = 4 << 20;
+/// A longer page of an upstream's list is an error.
+const MAX_PAGE_BYTES: usize = 4 << 20;
+/// Further pages are left out.
 const MAX_PAGES: usize = 20;
-/// Bytes of all pages, after which the rest is left out.
-const MAX_LIST: usize = 8 << 20;
+/// Pages after this many bytes in all are left out.
+const MAX_LIST_BYTES: usize = 8 << 20;
 
-/// The referrers of one subject as its upstream last listed them.
-#[derive(Clone, Debug)]
-pub(super) struct Listed {
-    referrers: Arc<Vec<Referrer>>,
-    at: Instant,
-}
-
-impl Listed {
-    /// Bytes that it takes in memory, roughly.
-    pub(super) fn weight(&self) -> u32 {
-        let one = |referrer: &Referrer| 512 + referrer.weight();
-        u32::try_from(256 + self.referrers.iter().map(one).sum::<usize>()).unwrap_or(u32::MAX)
-    }
-}
-
-impl Puller {
+impl PullRequest<'_> {
     /// The referrers of a digest in a mirrored repository, and whether they may be out of date.
     pub async fn referrers(&self, repo: &RepoId, subject: &Digest) -> Result<(Arc<Vec<Referrer>>, bool), PullError> {
-        let inner = &self.inner;
+        let (engine, context) = (self.engine, &self.engine.context);
         let key = (repo.clone(), subject.clone());
-        let known = inner.listed.get(&key);
-        if let Some(listed) = known.as_ref().filter(|listed| listed.at.elapsed() < inner.cache.tag_ttl) {
+        let known = context.memory.referrers(&key);
+        if let Some(listed) = known.as_ref().filter(|listed| listed.at.elapsed() < context.config.tag_ttl) {
             return Ok((listed.referrers.clone(), false));
         }
         let upstream = self.upstream(repo)?;
-        let deadline = if known.is_some() { inner.deadline_of_stale() } else { inner.deadline() };
-        let flight = inner.referrers.run(key.clone(), || {
-            let (puller, inner, upstream, (repo, subject)) = (self.clone(), inner.clone(), upstream.clone(), key);
+        let deadline = if known.is_some() { context.deadline_with_stale() } else { context.deadline() };
+        let work = || {
+            let (engine, upstream, (repo, subject)) = (engine.clone(), upstream.clone(), key.clone());
             async move {
-                let asked = puller.ask_for_referrers(&upstream, &repo, &subject, deadline).await;
-                let (referrers, stale) = asked?;
+                let (referrers, stale) = engine.ask_for_referrers(&upstream, &repo, &subject, deadline).await?;
                 let referrers = Arc::new(referrers);
                 if !stale {
-                    let listed = Listed { referrers: referrers.clone(), at: Instant::now() };
-                    inner.listed.insert((repo, subject), listed);
+                    engine.context.memory.remember_referrers((repo, subject), referrers.clone());
                 }
                 Ok((referrers, stale))
             }
-        });
-        let answer = match timeout_at(deadline, flight).await {
-            Ok((answer, _)) => answer.unwrap_or(Err(PullError::GivenUp)),
-            Err(_) => Err(inner.too_late(&upstream)),
         };
-        match (answer, known) {
-            (Ok(listed), _) => Ok(listed),
-            (Err(error), Some(listed)) if error.is_trouble() => {
-                tracing::warn!(%repo, %subject, %error, "serving the referrers of {repo}@{subject} as they were: {error}");
+        let flight = context.run_flight(&engine.referrers, key.clone(), upstream.name(), deadline, work);
+        match (flight.await, known) {
+            (Ok((listed, _)), _) => Ok(listed),
+            (Err(error), Some(listed)) if error.is_inconclusive() => {
+                tracing::warn!(%repo, %subject, %error, "serving a stale list of referrers");
                 Ok((listed.referrers, true))
             }
             (Err(error), _) => Err(error),
         }
     }
+}
 
+impl Engine {
     async fn ask_for_referrers(
-        &self,
-        upstream: &Upstream,
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
         repo: &RepoId,
         subject: &Digest,
         deadline: Instant,
@@ -81,9 +68,9 @@ impl Puller {
         let mut path = Some(format!("referrers/{subject}"));
         for page in 0..MAX_PAGES {
             let Some(next) = path.take() else { break };
-            let asked = self.inner.send(upstream, request(Method::GET, Kind::Referrers, repo, next), deadline).await;
+            let asked = ask(upstream, request(Method::GET, Kind::Referrers, repo, next), deadline).await;
             let response = match asked {
-                // No such API there: its clients keep referrers under a tag.
+                // The upstream has no referrers API: its clients keep the list under a tag.
                 Err(PullError::NotFound) if page == 0 => {
                     return self.fallback_referrers(upstream, repo, subject, deadline).await;
                 }
@@ -91,30 +78,30 @@ impl Puller {
                 asked => asked?,
             };
             stale |= response.is_stale();
-            path = link::next(&response.headers).and_then(next_page);
-            let bytes = response.body.collect(MAX_PAGE, deadline).await?;
+            path = next_link(&response.headers).and_then(next_page);
+            let bytes = response.body.collect(MAX_PAGE_BYTES, deadline).await?;
             received += bytes.len();
             referrers.extend(parse(upstream, &bytes)?.manifests);
-            if received > MAX_LIST {
-                tracing::warn!(%repo, %subject, "the list of referrers of {repo}@{subject} is cut at {received} bytes");
+            if received > MAX_LIST_BYTES {
+                tracing::warn!(%repo, %subject, received, "a list of referrers is too long; the rest of it is left out");
                 break;
             }
         }
         Ok((referrers, stale))
     }
 
-    /// The list that clients keep under a tag where there is no such API. The question about the tag is one that others
-    /// may have asked, too; here it is waited for until `deadline`.
+    /// The list that clients keep under a tag (distribution-spec, "Referrers Tag Schema"). The flight for the tag has a
+    /// deadline of its own; it is waited for until `deadline`.
     async fn fallback_referrers(
-        &self,
-        upstream: &Upstream,
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
         repo: &RepoId,
         subject: &Digest,
         deadline: Instant,
     ) -> Result<(Vec<Referrer>, bool), PullError> {
         let Ok(tag) = subject.referrers_tag().parse::<Tag>() else { return Ok((Vec::new(), false)) };
-        let served = timeout_at(deadline, self.tag(repo, &tag)).await;
-        match served.unwrap_or_else(|_| Err(self.inner.too_late(upstream))) {
+        let served = timeout_at(deadline, self.serve_tag(upstream, repo, &tag, Span::current)).await;
+        match served.unwrap_or_else(|_| Err(self.context.too_late(upstream.name()))) {
             Ok(served) => Ok((parse(upstream, &served.manifest.bytes)?.manifests, served.stale)),
             Err(PullError::NotFound) => Ok((Vec::new(), false)),
             Err(error) => Err(error),
@@ -123,9 +110,9 @@ impl Puller {
 }
 
 fn parse(upstream: &Upstream, bytes: &[u8]) -> Result<ReferrerIndex, PullError> {
-    ReferrerIndex::read(bytes).ok_or_else(|| PullError::BadManifest {
-        upstream: upstream.name().to_string(),
-        reason: "its list of referrers cannot be read".to_owned(),
+    ReferrerIndex::read(bytes).ok_or_else(|| PullError::BadDocument {
+        upstream: upstream.name().clone(),
+        reason: "its list of referrers cannot be parsed".to_owned(),
     })
 }
 
@@ -140,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_page_is_found_in_relative_and_absolute_links() {
+    fn relative_and_absolute_links_lead_to_the_next_page() {
         for target in
             ["/v2/a/b/referrers/sha256:0?n=1&last=x", "https://other.example/v2/a/b/referrers/sha256:0?n=1&last=x"]
         {

@@ -1,9 +1,9 @@
-//! How many fills run at once, and whose turn it is where more are wanted.
+//! How many transfers run at once, and which of the waiting ones is next.
 //!
-//! There is a cap for each upstream and one for all of them. Who waits does so by repository: repositories take turns, so an
-//! image of a hundred layers does not keep another one waiting for more than one of them; within a repository the small
-//! blobs go first, for a config is worth nothing later than its layers. A part of either cap is for small blobs alone, so
-//! that no number of gigabyte layers keeps a config waiting.
+//! There is a cap for each upstream and one for all of them. Waiting transfers queue by repository, and repositories take
+//! turns: an image of a hundred layers delays another image by one layer, not by a hundred. Within a repository small blobs
+//! go first, because a client needs the config before the layers. A part of either cap is reserved for small blobs, so that
+//! large layers never delay a config.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use tokio::sync::oneshot;
 
 use crate::oci::{RepoId, Scope};
 
-/// Blobs up to this many bytes are small: configs, signatures, and layers that cost less than asking for them.
-const SMALL: u64 = 1 << 20;
-/// One slot of this many is for small blobs.
-const SMALL_SHARE: usize = 4;
+/// Blobs up to this size are small: configs, signatures, and layers that cost less than the request for them.
+const MAX_SMALL_BYTES: u64 = 1 << 20;
+/// One slot of this many is reserved for small blobs.
+const SLOTS_PER_SMALL_SLOT: usize = 4;
 
 /// Clones share the slots.
 #[derive(Clone, Debug)]
@@ -28,22 +28,22 @@ pub(super) struct Slots {
 struct State {
     all: Lane,
     upstreams: HashMap<Scope, Lane>,
-    /// Repositories for which somebody waits, the one that is next first.
+    /// Repositories with waiting transfers; the first one is next.
     order: VecDeque<RepoId>,
     queues: HashMap<RepoId, Queue>,
     tickets: u64,
 }
 
-/// A cap and what runs under it.
+/// A cap and the transfers that run under it.
 #[derive(Debug)]
 struct Lane {
-    most: usize,
+    cap: usize,
     running: usize,
-    /// Of those that run.
+    /// How many of `running` are large.
     large: usize,
 }
 
-/// Who waits for one repository, each kind in the order in which they came.
+/// The waiting transfers of one repository, each kind in order of arrival.
 #[derive(Debug, Default)]
 struct Queue {
     small: VecDeque<Ticket>,
@@ -56,29 +56,29 @@ struct Ticket {
     called: oneshot::Sender<()>,
 }
 
-/// A place in the queue, and once it was called, a slot; either is given back when it is dropped.
+/// A place in the queue, which becomes a slot when it is called. Dropping it gives back either.
 #[derive(Debug)]
 pub(super) struct Turn {
     slots: Slots,
     repo: RepoId,
     small: bool,
     number: u64,
-    /// `None` once it was called.
+    /// `None` once it is a slot.
     call: Option<oneshot::Receiver<()>>,
 }
 
 impl Slots {
-    /// At most `most` in all, and of each upstream what stands with it.
-    pub(super) fn new(most: usize, upstreams: impl IntoIterator<Item = (Scope, usize)>) -> Self {
-        let upstreams = upstreams.into_iter().map(|(scope, most)| (scope, Lane::new(most))).collect();
+    /// At most `cap` transfers in all, and of each upstream at most its own cap.
+    pub(super) fn new(cap: usize, upstreams: impl IntoIterator<Item = (Scope, usize)>) -> Self {
+        let upstreams = upstreams.into_iter().map(|(scope, cap)| (scope, Lane::new(cap))).collect();
         let state =
-            State { all: Lane::new(most), upstreams, order: VecDeque::new(), queues: HashMap::new(), tickets: 0 };
+            State { all: Lane::new(cap), upstreams, order: VecDeque::new(), queues: HashMap::new(), tickets: 0 };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// A slot, or a place in the queue, for a blob of `size` bytes, if that is known.
-    pub(super) fn ask(&self, repo: &RepoId, size: Option<u64>) -> Turn {
-        let small = size.is_some_and(|size| size <= SMALL);
+    /// A slot, or a place in the queue, for a blob of `size` bytes; `None` counts as large.
+    pub(super) fn request(&self, repo: &RepoId, size: Option<u64>) -> Turn {
+        let small = size.is_some_and(|size| size <= MAX_SMALL_BYTES);
         let (called, call) = oneshot::channel();
         let mut state = self.state.lock();
         state.tickets += 1;
@@ -87,15 +87,15 @@ impl Slots {
         state.call_next();
         drop(state);
         let mut turn = Turn { slots: self.clone(), repo: repo.clone(), small, number, call: Some(call) };
-        turn.look();
+        turn.poll();
         turn
     }
 
-    /// How many wait for what a fill of this upstream would free by ending.
+    /// How many transfers wait for a slot that the end of a transfer from this upstream would free.
     pub(super) fn waiting_for(&self, scope: &Scope) -> usize {
         let state = self.state.lock();
-        let short = state.all.is_full();
-        let queues = state.queues.iter().filter(|(repo, _)| short || repo.scope == *scope);
+        let all_taken = state.all.is_full();
+        let queues = state.queues.iter().filter(|(repo, _)| all_taken || repo.scope == *scope);
         queues.map(|(_, queue)| queue.small.len() + queue.large.len()).sum()
     }
 }
@@ -108,13 +108,13 @@ impl State {
         self.queues.entry(repo.clone()).or_default().of(small).push_back(ticket);
     }
 
-    /// Calls whoever may run now, a repository after the other.
+    /// Gives free slots to waiting transfers, one repository after the other.
     fn call_next(&mut self) {
         while let Some((place, small)) = self.next() {
             let Some(repo) = self.order.remove(place) else { return };
             let queue = self.queues.entry(repo.clone()).or_default();
             if let Some(ticket) = queue.of(small).pop_front() {
-                // Who has left meanwhile waits for the lock, to give back what this counts.
+                // The receiver may be in its `drop`, waiting for the lock: it releases then what is counted below.
                 let _ = ticket.called.send(());
             }
             if queue.is_empty() {
@@ -129,7 +129,7 @@ impl State {
         }
     }
 
-    /// The first place in the order from which somebody may run, and whether it is a small one.
+    /// The first place in the order with a transfer that may run, and whether that is a small one.
     fn next(&self) -> Option<(usize, bool)> {
         let may_run = |repo: &RepoId, small| {
             let lane = self.upstreams.get(&repo.scope);
@@ -167,8 +167,8 @@ impl State {
 }
 
 impl Lane {
-    fn new(most: usize) -> Self {
-        Self { most, running: 0, large: 0 }
+    fn new(cap: usize) -> Self {
+        Self { cap, running: 0, large: 0 }
     }
 
     fn is_full(&self) -> bool {
@@ -176,8 +176,8 @@ impl Lane {
     }
 
     fn has_room(&self, small: bool) -> bool {
-        let for_small = if self.most > 1 { (self.most / SMALL_SHARE).max(1) } else { 0 };
-        self.running < self.most && (small || self.large < self.most - for_small)
+        let reserved = if self.cap > 1 { (self.cap / SLOTS_PER_SMALL_SLOT).max(1) } else { 0 };
+        self.running < self.cap && (small || self.large < self.cap - reserved)
     }
 
     fn begin(&mut self, small: bool) {
@@ -202,20 +202,20 @@ impl Queue {
 }
 
 impl Turn {
-    pub(super) fn has_come(&self) -> bool {
+    pub(super) fn is_slot(&self) -> bool {
         self.call.is_none()
     }
 
-    /// Waits until it is this one's turn.
-    pub(super) async fn come(&mut self) {
+    /// Waits until it is a slot.
+    pub(super) async fn wait(&mut self) {
         if let Some(call) = &mut self.call {
-            // The slots outlive their turns, and nobody else drops a ticket that waits.
+            // The sender is not dropped before it is called: only this turn withdraws its ticket.
             let _ = call.await;
             self.call = None;
         }
     }
 
-    fn look(&mut self) {
+    fn poll(&mut self) {
         if self.call.as_mut().is_some_and(|call| call.try_recv().is_ok()) {
             self.call = None;
         }
@@ -235,8 +235,8 @@ impl Drop for Turn {
 mod tests {
     use super::*;
 
-    const LARGE: Option<u64> = Some(SMALL + 1);
-    const LITTLE: Option<u64> = Some(SMALL);
+    const LARGE: Option<u64> = Some(MAX_SMALL_BYTES + 1);
+    const SMALL: Option<u64> = Some(MAX_SMALL_BYTES);
 
     fn scope(upstream: &str) -> Scope {
         Scope::Upstream(upstream.into())
@@ -246,96 +246,96 @@ mod tests {
         RepoId::new(scope(upstream), name.parse().unwrap())
     }
 
-    fn slots(most: usize, of_each: usize) -> Slots {
-        Slots::new(most, [(scope("a.io"), of_each), (scope("b.io"), of_each)])
+    fn slots(cap: usize, cap_of_each: usize) -> Slots {
+        Slots::new(cap, [(scope("a.io"), cap_of_each), (scope("b.io"), cap_of_each)])
     }
 
-    /// Which of them have been called, by their places.
+    /// The places of the turns that are slots.
     fn called(turns: &mut [Turn]) -> Vec<usize> {
-        turns.iter_mut().for_each(Turn::look);
-        turns.iter().enumerate().filter(|(_, turn)| turn.has_come()).map(|(place, _)| place).collect()
+        turns.iter_mut().for_each(Turn::poll);
+        turns.iter().enumerate().filter(|(_, turn)| turn.is_slot()).map(|(place, _)| place).collect()
     }
 
-    /// Ends the one that runs, again and again, and notes who was called in which order.
+    /// Ends the running transfer again and again; the order in which transfers ran.
     fn order(mut turns: Vec<(usize, Turn)>) -> Vec<usize> {
         let mut order = Vec::new();
         while !turns.is_empty() {
-            turns.iter_mut().for_each(|(_, turn)| turn.look());
-            let running = turns.iter().position(|(_, turn)| turn.has_come()).expect("somebody runs");
+            turns.iter_mut().for_each(|(_, turn)| turn.poll());
+            let running = turns.iter().position(|(_, turn)| turn.is_slot()).expect("one runs");
             order.push(turns.remove(running).0);
         }
         order
     }
 
     #[test]
-    fn no_more_run_at_once_than_an_upstream_and_all_of_them_allow() {
+    fn no_more_run_than_the_caps_of_an_upstream_and_of_all_allow() {
         let slots = slots(7, 4);
         let (one, other) = (repo("a.io", "x"), repo("b.io", "x"));
         let mut turns: Vec<_> =
-            [&one, &one, &one, &one, &other, &other, &other, &other].map(|repo| slots.ask(repo, LARGE)).into();
-        // One of four is for small blobs: three of each upstream, six in all.
+            [&one, &one, &one, &one, &other, &other, &other, &other].map(|repo| slots.request(repo, LARGE)).into();
+        // One slot of four is reserved for small blobs: three large ones of each upstream, six in all.
         assert_eq!(called(&mut turns), [0, 1, 2, 4, 5, 6]);
-        assert_eq!((slots.waiting_for(&one.scope), slots.waiting_for(&other.scope)), (2, 2), "all are taken");
+        assert_eq!((slots.waiting_for(&one.scope), slots.waiting_for(&other.scope)), (2, 2), "all slots are taken");
         drop(turns.remove(0));
         assert_eq!(called(&mut turns), [0, 1, 2, 3, 4, 5]);
         assert_eq!((slots.waiting_for(&one.scope), slots.waiting_for(&other.scope)), (1, 1));
     }
 
     #[test]
-    fn repositories_take_turns_and_each_is_served_in_order() {
+    fn repositories_take_turns_and_each_is_served_in_order_of_arrival() {
         let slots = slots(64, 1);
         let (x, y, z) = (repo("a.io", "x"), repo("a.io", "y"), repo("a.io", "z"));
         let asked = [&x, &x, &x, &x, &y, &y, &z];
-        let turns = asked.iter().enumerate().map(|(place, repo)| (place, slots.ask(repo, LARGE))).collect();
+        let turns = asked.iter().enumerate().map(|(place, repo)| (place, slots.request(repo, LARGE))).collect();
         assert_eq!(order(turns), [0, 1, 4, 6, 2, 5, 3]);
         assert!(slots.state.lock().order.is_empty() && slots.state.lock().queues.is_empty());
     }
 
     #[test]
-    fn small_ones_go_first_within_their_repository_and_have_slots_of_their_own() {
+    fn small_blobs_go_first_in_their_repository_and_have_reserved_slots() {
         let slots = slots(64, 4);
         let x = repo("a.io", "x");
-        let mut layers: Vec<_> = (0..5).map(|_| slots.ask(&x, LARGE)).collect();
+        let mut layers: Vec<_> = (0..5).map(|_| slots.request(&x, LARGE)).collect();
         assert_eq!(called(&mut layers), [0, 1, 2]);
-        let mut configs = vec![slots.ask(&x, LITTLE), slots.ask(&x, LITTLE), slots.ask(&x, None)];
-        assert_eq!(called(&mut configs), [0], "what is of unknown size may be large");
+        let mut configs = vec![slots.request(&x, SMALL), slots.request(&x, SMALL), slots.request(&x, None)];
+        assert_eq!(called(&mut configs), [0], "an unknown size counts as large");
         drop(layers.remove(0));
         assert_eq!((called(&mut layers), called(&mut configs)), (vec![0, 1], vec![0, 1]));
     }
 
     #[test]
-    fn a_single_slot_is_for_all() {
+    fn a_single_slot_is_for_small_and_large_blobs() {
         let slots = slots(1, 1);
-        let mut turns = vec![slots.ask(&repo("a.io", "x"), LARGE), slots.ask(&repo("b.io", "x"), LITTLE)];
+        let mut turns = vec![slots.request(&repo("a.io", "x"), LARGE), slots.request(&repo("b.io", "x"), SMALL)];
         assert_eq!(called(&mut turns), [0]);
         drop(turns.remove(0));
         assert_eq!(called(&mut turns), [0]);
     }
 
     #[test]
-    fn who_leaves_gives_up_a_place_or_a_slot_and_never_both() {
+    fn a_dropped_turn_gives_back_its_place_or_its_slot_never_both() {
         let slots = slots(64, 1);
         let (x, y) = (repo("a.io", "x"), repo("a.io", "y"));
-        let mut turns = vec![slots.ask(&x, LARGE), slots.ask(&x, LARGE), slots.ask(&y, LARGE)];
+        let mut turns = vec![slots.request(&x, LARGE), slots.request(&x, LARGE), slots.request(&y, LARGE)];
         drop(turns.remove(1));
         assert_eq!(called(&mut turns), [0]);
         drop(turns.remove(0));
         assert_eq!(called(&mut turns), [0]);
-        // Called, and gone before it has looked.
-        let late = slots.ask(&x, LARGE);
+        // Dropped after it was called and before it noticed.
+        let late = slots.request(&x, LARGE);
         drop(turns);
         drop(late);
-        assert!(slots.ask(&x, LARGE).has_come());
+        assert!(slots.request(&x, LARGE).is_slot());
         let state = slots.state.lock();
         assert_eq!((state.all.running, state.all.large), (0, 0));
     }
 
     #[tokio::test]
-    async fn a_turn_comes_to_who_waits() {
+    async fn a_waiting_turn_becomes_a_slot_when_one_is_freed() {
         let slots = slots(64, 1);
-        let (first, mut second) = (slots.ask(&repo("a.io", "x"), None), slots.ask(&repo("a.io", "y"), None));
-        assert!(first.has_come() && !second.has_come());
-        let ((), ()) = tokio::join!(second.come(), async { drop(first) });
-        assert!(second.has_come());
+        let (first, mut second) = (slots.request(&repo("a.io", "x"), None), slots.request(&repo("a.io", "y"), None));
+        assert!(first.is_slot() && !second.is_slot());
+        let ((), ()) = tokio::join!(second.wait(), async { drop(first) });
+        assert!(second.is_slot());
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::error::StoreError;
 use super::file_range::FileRange;
-use super::local::Spool;
+use super::spool::Spool;
 use crate::oci::{Algorithm, Digest, RepoId};
 
 /// Content by digest, under these guarantees:
@@ -43,13 +43,6 @@ pub trait Content: Debug + Send + Sync {
     /// # Errors
     /// [`StoreError::NoRoom`] when not enough room can be made.
     async fn begin(&self, algorithm: Algorithm, expected: Option<u64>) -> Result<Spool, StoreError>;
-
-    /// Stores what a spool received under `digest`, as cached content, and makes it readable in `repo`. It need not be durable
-    /// when this returns. Goes on to its end even if the caller stops waiting.
-    ///
-    /// # Errors
-    /// [`StoreError::DigestMismatch`] if the spool holds something else; nothing is stored then.
-    async fn commit(&self, spool: Spool, digest: &Digest, repo: &RepoId) -> Result<(), StoreError>;
 
     /// Makes stored content part of a local repository, durably. False, without effect, if it is not stored.
     async fn adopt(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError>;

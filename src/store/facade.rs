@@ -15,10 +15,11 @@ use super::content::Content;
 use super::error::StoreError;
 use super::file_range::FileRange;
 use super::index::IndexCondition;
-use super::local::{Local, LocalContent, LocalNames, LocalUploads, OpenError, Spool, View};
+use super::local::{Local, LocalContent, LocalNames, LocalUploads, OpenError, View};
 use super::names::{MayRead, Names, NewManifest};
 use super::records::{Class, Member, Page, StoredManifest, TagRecord};
 use super::settings::StoreSettings;
+use super::spool::Spool;
 use super::upkeep::{self, CollectRules, Collected, ScrubPart, ScrubPlace, ScrubWatch, Swept, UsageEvent};
 use super::uploads::{Upload, UploadError, Uploads};
 use crate::events::Events;
@@ -238,7 +239,7 @@ impl Store {
     }
 
     pub async fn commit(&self, spool: Spool, digest: &Digest, repo: &RepoId) -> Result<(), StoreError> {
-        self.parts.content.commit(spool, digest, repo).await
+        spool.commit(digest, repo).await
     }
 
     pub async fn adopt(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {

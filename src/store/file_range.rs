@@ -12,6 +12,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::blocking;
 use super::fs::File;
+use crate::oci::ByteRange;
 
 /// Bytes that one read returns at most, and so the memory that one streaming connection takes.
 pub const READ_BYTES: usize = 128 << 10;
@@ -44,11 +45,25 @@ impl FileRange {
         self.start == self.end
     }
 
-    /// A part of this range; `part` counts from its start and is cut at its end.
+    /// The position in the file of the first byte that is left to read.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The position in the file after the last byte.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Another range of the same file, in positions of that file. It must lie within the file.
     #[must_use]
-    pub fn part(&self, part: Range<u64>) -> Self {
-        let at = |offset: u64| self.start.saturating_add(offset).min(self.end);
-        Self { file: self.file.clone(), start: at(part.start), end: at(part.end.max(part.start)) }
+    pub fn with_range(&self, range: ByteRange) -> Self {
+        Self { file: self.file.clone(), start: range.start, end: range.end }
+    }
+
+    /// Moves the end of the range further on, where the file has grown.
+    pub fn extend_to(&mut self, end: u64) {
+        self.end = self.end.max(end);
     }
 
     /// The next bytes, at most [`READ_BYTES`]: at once if the page cache has them, otherwise from the blocking pool. `None` at

@@ -28,6 +28,7 @@ mod names;
 mod pump;
 mod records;
 mod settings;
+mod spool;
 mod upkeep;
 mod uploads;
 
@@ -37,11 +38,12 @@ pub use content::Content;
 pub use error::StoreError;
 pub use facade::{Store, WeakStore};
 pub use file_range::{FileRange, READ_BYTES};
-pub use local::{LockError, OpenError, Spool, View};
+pub use local::{LockError, OpenError, View};
 pub use names::{MayRead, Names, NewManifest};
 pub use pump::pump;
 pub use records::{Class, LastUse, Member, Page, StoredManifest, TagRecord};
 pub use settings::StoreSettings;
+pub use spool::{Spool, SpoolFile};
 pub use upkeep::{
     Amount, CollectRules, Collected, Finding, Problem, RepositoryUsage, ScopeUsage, ScrubPart, ScrubPlace, ScrubWatch,
     StoredAmount, Swept, TotalUsage, UsageEvent,

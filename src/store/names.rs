@@ -38,7 +38,8 @@ pub type MayRead = Box<dyn Fn(&RepoName) -> bool + Send>;
 ///   collector does not remove it for at least the grace period. [`Names::member`], [`Names::manifest`],
 ///   [`Names::has_manifest`] and their `cached_` counterparts look something up. A deletion by a client is not held back.
 /// - **Events.** Each change emits its event once, when it is durable and visible; several changes of one call emit theirs in
-///   the order of the changes. A call that fails or changes nothing emits nothing for what it did not change.
+///   the order of the changes. A call that fails or changes nothing emits nothing for what it did not change. A change that is
+///   visible although its sync has failed is reported as well.
 /// - **Isolation.** Content that is stored for one repository is not readable in another one before it is linked there.
 ///
 /// Methods whose name begins with `cached_` answer from memory, without waiting; `None` means that the other method must be

@@ -7,11 +7,13 @@ mod observer;
 mod outcome;
 #[cfg(test)]
 mod reference;
+mod request;
 mod series;
 mod storage;
 mod writer;
 
 pub use metrics::{InFlight, Metrics};
 pub use outcome::{CacheResult, ContentKind, StorageClass};
+pub use request::{REQUEST_ID, RequestTrace};
 pub use storage::StorageReading;
 pub use writer::FlushGuard;

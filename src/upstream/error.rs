@@ -90,7 +90,7 @@ impl UpstreamError {
     /// Whether the error says nothing about the content, so that a cached response is better.
     ///
     /// A denied request is not a failure in this sense: `on_denied` decides what it means.
-    pub fn is_trouble(&self) -> bool {
+    pub fn is_upstream_failure(&self) -> bool {
         !matches!(self, Self::NotFound { .. } | Self::Denied { .. })
     }
 

@@ -13,7 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use tokio::time::Instant;
 
 use super::error::UpstreamSetupError;
-use super::tls::read_chain;
+use super::pem::read_chain;
 use crate::config::ClientCertificate;
 use crate::file::{self, Stamp};
 

@@ -22,6 +22,7 @@ mod error;
 mod hops;
 mod identity;
 mod limits;
+mod pem;
 mod probe;
 mod remote;
 mod response;

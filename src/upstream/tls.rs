@@ -9,13 +9,12 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::error::UpstreamSetupError;
 use super::identity::Identity;
+use super::pem::read_chain;
 use crate::config::UpstreamConfig;
-use crate::file;
 
 /// The TLS settings of one upstream. Its files are read at the start; the system's certificates are read with the first
 /// request to an upstream.
@@ -145,12 +144,4 @@ fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         store.add(certificate.clone()).map_err(|error| error.to_string())?;
     }
     Ok(certificates)
-}
-
-/// Reads the certificates in a PEM file, at least one.
-pub(super) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let content = file::read(path).map_err(|error| error.to_string())?;
-    let read = CertificateDer::pem_slice_iter(&content).collect::<Result<Vec<_>, _>>();
-    let certificates: Vec<CertificateDer<'static>> = read.map_err(|error| error.to_string())?;
-    if certificates.is_empty() { Err("contains no certificate".to_owned()) } else { Ok(certificates) }
 }

@@ -1,15 +1,17 @@
 //! `control.sock`: its permissions, its lifetime, and operation without it.
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::freshness::{TAG, mirror, upstream_with};
 use crate::operator::roadstead;
 use crate::scene::until;
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
-use crate::support::{Client, Image, TestServer, Upstream};
+use crate::support::{Client, Image, Reply, TestServer, Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_socket_is_private_and_removed_at_stop() {
@@ -130,11 +132,28 @@ async fn explain_shows_the_memory_of_the_running_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn explain_uses_the_tag_ttl_in_force() {
+    // Where few pulls are left, a tag counts as fresh for ten times as long.
+    for (left, fresh) in [("50;w=21600", false), ("3;w=21600", true)] {
+        let upstream = upstream_with(&Image::new(1, &[10])).await;
+        let budget = Reply::normal().header("RateLimit-Limit", "100;w=21600").header("RateLimit-Remaining", left);
+        upstream.always("*", TAG, budget);
+        let server = mirror(&upstream, "tag_ttl = \"1s\"").await;
+        server.get(TAG).await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let args = ["explain", TAG, "--output", "json"];
+        let online = roadstead(server.data_dir(), &args).await.json();
+        let confirms = online["upstream_requests"].to_string().contains("HEAD manifests/1");
+        assert_eq!((&online["tag"]["fresh"], confirms), (&fresh.into(), !fresh), "{left}: {online}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unfinished_control_requests_block_no_other_request() {
     let server = TestServer::builder().start().await;
     let mut half_sent = Vec::new();
     for _ in 0..20 {
-        let mut stream = UnixStream::connect(server.data_dir().join("control.sock")).await.unwrap();
+        let mut stream = connect(&server).await;
         let head = b"POST /v1/scrub HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{\"rep";
         stream.write_all(head).await.unwrap();
         half_sent.push(stream);
@@ -143,4 +162,15 @@ async fn unfinished_control_requests_block_no_other_request() {
     let mut response = String::new();
     half_sent[0].read_to_string(&mut response).await.unwrap();
     assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
+}
+
+/// Connects to the control socket. Its backlog may be full for a moment, which a Unix socket reports at once.
+async fn connect(server: &TestServer) -> UnixStream {
+    let path = server.data_dir().join("control.sock");
+    loop {
+        match UnixStream::connect(&path).await {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => tokio::task::yield_now().await,
+            connected => return connected.unwrap(),
+        }
+    }
 }

@@ -121,7 +121,7 @@ async fn a_manifest_cannot_refer_to_deleted_content() {
     let headers = [("Content-Type", scene.image.manifest.media_type.as_str())];
     let refused = scene.server.send("PUT", &path, &headers, scene.image.manifest.bytes.clone()).await;
     assert_eq!((refused.status, refused.error_code().as_str()), (400, "MANIFEST_BLOB_UNKNOWN"));
-    assert_eq!(refused.json()["errors"][0]["detail"], json!([layer.digest]));
+    assert_eq!(refused.json()["errors"][0]["detail"]["missing"], json!([layer.digest]));
     scene.server.client().push_blob(&scene.server.url(""), REPO, layer).await;
     let pushed = scene.server.send("PUT", &path, &headers, scene.image.manifest.bytes.clone()).await;
     assert_eq!(pushed.status, 201);

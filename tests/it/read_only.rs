@@ -117,11 +117,11 @@ async fn readers_share_a_folder_and_exclude_writers() {
     }
     let repair = roadstead_with(&data, &["scrub", "--repair"], &[READ_ONLY]).await;
     assert_eq!(repair.code, 2);
-    assert!(repair.err.contains("only read"), "{}", repair.err);
+    assert!(repair.err.contains("read-only"), "{}", repair.err);
     for command in [["gc"].as_slice(), &["gc", "--dry-run"]] {
         let refused = roadstead_with(&data, command, &[READ_ONLY]).await;
         assert_eq!((refused.code, refused.out.as_str()), (1, ""));
-        assert!(refused.err.contains("only read"), "{}", refused.err);
+        assert!(refused.err.contains("read-only"), "{}", refused.err);
     }
     let writer = roadstead(&data, &["du"]).await;
     assert_eq!(writer.code, 1);

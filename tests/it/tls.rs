@@ -108,13 +108,13 @@ async fn unusable_tls_files_stop_the_start_with_one_line() {
     let authority = Authority::new();
     let good = authority.config("one");
     for (file, content, wrong) in [
-        ("tls.crt", String::new(), "tls.crt has no certificate"),
+        ("tls.crt", String::new(), "tls.crt contains no certificate"),
         ("tls.key", authority.sign("two").key, "tls.key: the key does not belong to the certificate in "),
-        ("tls.key", "none".to_owned(), "tls.key is to hold a private key, and has none"),
+        ("tls.key", "none".to_owned(), "tls.key must contain a private key, but it does not"),
         (
             "tls.crt",
             authority.sign("two").cert[..200].to_owned(),
-            "is to hold a certificate, and breaks off in the middle",
+            "must contain a certificate, but it ends in the middle",
         ),
     ] {
         authority.config("one");

@@ -1,13 +1,13 @@
-//! Nearly every request to a cache: GET or HEAD without a body, over HTTP/1.1 and without TLS.
+//! The fast path: GET or HEAD without a body, over HTTP/1.1 and without TLS, which is nearly every request to a cache.
 //!
-//! hyper sends a body from memory, so a file goes through ours on its way from the page cache to the socket. Here it does
-//! not (`answer`, by sendfile), and a head costs one pass of the parser that hyper has, too (`head`). The handlers are the
-//! same. The first request that is anything else, or not to be judged in a line, is left unread, and hyper has the
-//! connection from there to its end: so neither knows anything of the other.
+//! hyper sends a body from memory, so a file would be copied there on its way from the page cache to the socket. Here it is
+//! not (`response`, by sendfile). Request headers cost one pass of httparse, the parser that hyper uses as well (`request`).
+//! The handlers are the same. The first request of any other kind is left unread, and hyper serves the connection from there
+//! to its end, so neither depends on the other.
 
-mod answer;
-mod clock;
-mod head;
+mod deadline;
+mod request;
+mod response;
 mod socket;
 
 use bytes::{Bytes, BytesMut};
@@ -18,65 +18,67 @@ use tokio_util::sync::CancellationToken;
 
 use super::Site;
 use super::connection::Deadlines;
-use head::{Asked, Foreign};
+use crate::access::Peer;
+use request::{NotPlain, PlainRequest};
 use socket::Socket;
 
-/// What the head of an answer takes, as a rule.
-const ANSWER: usize = 1 << 10;
+/// Bytes that the headers of a response usually take.
+const RESPONSE_HEADERS_BYTES: usize = 1 << 10;
 
-/// Serves a connection as long as it asks for what is served here. What comes back is for somebody else to go on with:
-/// the socket, and what was read of it.
+/// Serves a connection as long as its requests are of this kind. Returns the socket, and what was read of it, if another
+/// request follows; `None` if the connection has ended.
 pub(super) async fn serve(
     stream: TcpStream,
+    peer: &Peer,
     deadlines: Deadlines,
     site: &Site,
     draining: &CancellationToken,
 ) -> Option<(TcpStream, Bytes)> {
     let mut socket = Socket::new(stream, deadlines.head, deadlines.progress);
-    let mut scratch = BytesMut::with_capacity(ANSWER);
+    let mut scratch = BytesMut::with_capacity(RESPONSE_HEADERS_BYTES);
     loop {
-        let Asked { request, is_last } = match next(&mut socket, deadlines, draining).await {
-            Ok(Some(asked)) => asked,
+        let PlainRequest { request, is_last } = match next(&mut socket, deadlines, draining).await {
+            Ok(Some(plain)) => plain,
             Ok(None) => break,
-            Err(Foreign) => return Some(socket.into_parts()),
+            Err(NotPlain) => return Some(socket.into_parts()),
         };
-        // Requests that were sent all at once are answered in turn with those of others.
+        // Pipelined requests take turns with those of other connections.
         consume_budget().await;
-        let to_head = request.method() == Method::HEAD;
+        let is_head = request.method() == Method::HEAD;
         let response = tokio::select! {
             biased;
-            response = site.answer(request) => response,
+            response = site.answer(peer, request) => response,
             () = socket.left() => return None,
         };
         let is_last = is_last || draining.is_cancelled();
-        if let Err(error) = answer::send(&mut socket, &mut scratch, response, to_head, is_last).await {
-            tracing::debug!(%error, "an answer ended early: {error}");
+        if let Err(error) = response::send(&mut socket, &mut scratch, response, is_head, is_last).await {
+            tracing::debug!(%error, "a response ended early");
             return None;
         }
         if is_last {
             break;
         }
-        socket.give(deadlines.idle);
+        socket.set_deadline(deadlines.idle);
     }
     socket.end().await;
     None
 }
 
-/// The next request; `None` at the end of the connection, or when its time has come.
+/// The next request; `None` at the end of the connection, or when the server drains.
 async fn next(
     socket: &mut Socket,
     deadlines: Deadlines,
     draining: &CancellationToken,
-) -> Result<Option<Asked>, Foreign> {
-    let mut begun = false;
+) -> Result<Option<PlainRequest>, NotPlain> {
+    let mut started = false;
     loop {
-        if let Some(asked) = Asked::take(&mut socket.read)? {
-            return Ok(Some(asked));
+        if let Some(plain) = PlainRequest::take(&mut socket.read)? {
+            return Ok(Some(plain));
         }
-        // The rest of a head is not waited for as long as its beginning.
-        if !socket.read.is_empty() && !begun {
-            begun = true;
-            socket.give(deadlines.head);
+        // Headers that have started have a shorter deadline than an idle connection.
+        if !socket.read.is_empty() && !started {
+            started = true;
+            socket.set_deadline(deadlines.head);
         }
         let read = tokio::select! {
             biased;
@@ -84,11 +86,11 @@ async fn next(
             () = draining.cancelled() => return Ok(None),
         };
         match read {
-            Ok(0) if begun => return Err(Foreign),
+            Ok(0) if started => return Err(NotPlain),
             Ok(0) => return Ok(None),
             Ok(_) => {}
             Err(error) => {
-                tracing::debug!(%error, "a connection ended: {error}");
+                tracing::debug!(%error, "a connection failed");
                 return Ok(None);
             }
         }

@@ -1,4 +1,4 @@
-//! A socket of which every wait has an end.
+//! A socket on which every wait has a deadline.
 
 use std::future::pending;
 use std::io::{self, IoSlice};
@@ -10,58 +10,58 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::clock::Clock;
-use super::head;
+use super::deadline::MovingDeadline;
+use super::request::MAX_HEADERS_BYTES;
 
-/// Room that a read finds: a head is shorter, as a rule.
-const ROOM: usize = 4 << 10;
-/// How long, and how much, a client may go on after the end.
-const LINGER: Duration = Duration::from_secs(1);
-const MOST_IGNORED: usize = 256 << 10;
+/// Buffer of one read. Request headers are usually shorter.
+const READ_BUFFER_BYTES: usize = 4 << 10;
+/// How long a connection waits for the client's end after its own, and how much it reads in that time.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_LINGER_BYTES: usize = 256 << 10;
 
 pub(super) struct Socket {
     stream: TcpStream,
-    /// What was read and not yet taken.
+    /// Bytes that were read and not parsed yet.
     pub(super) read: BytesMut,
-    clock: Clock,
+    deadline: MovingDeadline,
     /// How long a write may make no progress.
     progress: Duration,
 }
 
 impl Socket {
-    /// `patience` is how long the first read may take.
-    pub(super) fn new(stream: TcpStream, patience: Duration, progress: Duration) -> Self {
-        Self { stream, read: BytesMut::new(), clock: Clock::new(patience), progress }
+    /// The first read may take up to `time`. Every write must make progress within `progress`.
+    pub(super) fn new(stream: TcpStream, time: Duration, progress: Duration) -> Self {
+        Self { stream, read: BytesMut::new(), deadline: MovingDeadline::new(time), progress }
     }
 
-    /// The socket and what was read ahead, for somebody else to go on with.
+    /// The socket, and the bytes that were read and not parsed.
     pub(super) fn into_parts(self) -> (TcpStream, Bytes) {
         (self.stream, self.read.freeze())
     }
 
-    /// From now on reading may take this long.
-    pub(super) fn give(&mut self, patience: Duration) {
-        self.clock.give(patience);
+    /// Sets the deadline of reads to `time` from now.
+    pub(super) fn set_deadline(&mut self, time: Duration) {
+        self.deadline.set(time);
     }
 
-    /// Reads more; zero at the end.
+    /// Reads more bytes. Returns their number; 0 at the end of the stream.
     ///
     /// # Errors
-    /// `TimedOut` when the time that was given has passed.
+    /// `TimedOut` at the deadline.
     pub(super) async fn read_more(&mut self) -> io::Result<usize> {
-        self.read.reserve(ROOM);
+        self.read.reserve(READ_BUFFER_BYTES);
         tokio::select! {
             biased;
             read = self.stream.read_buf(&mut self.read) => read,
-            () = &mut self.clock => Err(io::ErrorKind::TimedOut.into()),
+            () = &mut self.deadline => Err(io::ErrorKind::TimedOut.into()),
         }
     }
 
-    /// Resolves when the client has left. What it asks meanwhile is kept, and read no further than a head may be long. One
-    /// that has asked for more and then says that this was all may still read.
+    /// Resolves when the client has left. Requests that it sends in the meantime are kept, up to the length of one request's
+    /// headers. A client that sends another request and then ends its side may still read responses, so it has not left.
     pub(super) async fn left(&mut self) {
-        while self.read.len() < head::MOST {
-            self.read.reserve(ROOM);
+        while self.read.len() < MAX_HEADERS_BYTES {
+            self.read.reserve(READ_BUFFER_BYTES);
             match self.stream.read_buf(&mut self.read).await {
                 Ok(0) if !self.read.is_empty() => break,
                 Ok(0) | Err(_) => return,
@@ -71,17 +71,17 @@ impl Socket {
         pending().await
     }
 
-    /// Writes all of these, in one call to the system if the client takes as much.
+    /// Writes all parts, in one system call if the socket accepts them.
     ///
     /// # Errors
-    /// `TimedOut` when the client takes nothing for as long as is allowed, as in [`Socket::write_by`].
+    /// `TimedOut` if the client accepts nothing for the progress timeout, as in [`Socket::write_by`].
     pub(super) async fn write(&mut self, parts: [&[u8]; 3]) -> io::Result<()> {
         self.write_with(parts, SendFlags::NOSIGNAL).await
     }
 
-    /// The same of a head that is held back until the first bytes behind it are written.
-    pub(super) async fn write_ahead(&mut self, head: &[u8]) -> io::Result<()> {
-        self.write_with([head, &[], &[]], SendFlags::NOSIGNAL | SendFlags::MORE).await
+    /// As [`Socket::write`]; the kernel holds the bytes back until more are written.
+    pub(super) async fn write_ahead(&mut self, headers: &[u8]) -> io::Result<()> {
+        self.write_with([headers, &[], &[]], SendFlags::NOSIGNAL | SendFlags::MORE).await
     }
 
     async fn write_with(&mut self, mut parts: [&[u8]; 3], flags: SendFlags) -> io::Result<()> {
@@ -100,7 +100,11 @@ impl Socket {
         Ok(())
     }
 
-    /// Calls what writes to the socket whenever there is room, and with whether it had to wait for that, until it could.
+    /// Calls `write` whenever the socket may accept bytes, until it does not return `WouldBlock`. The second argument says
+    /// whether the call had to wait.
+    ///
+    /// # Errors
+    /// Those of `write`; `TimedOut` if the client accepts nothing for the progress timeout.
     pub(super) async fn write_by<T>(
         &mut self,
         mut write: impl FnMut(&TcpStream, bool) -> io::Result<T>,
@@ -112,30 +116,30 @@ impl Socket {
                 written => return written,
             }
             waited = true;
-            self.clock.give(self.progress);
+            self.deadline.set(self.progress);
             tokio::select! {
                 biased;
                 ready = self.stream.writable() => ready?,
-                () = &mut self.clock => return Err(io::ErrorKind::TimedOut.into()),
+                () = &mut self.deadline => return Err(io::ErrorKind::TimedOut.into()),
             }
         }
     }
 
-    /// Says that there is no more to come, and waits a little for the client to say the same: what it has sent and nobody
-    /// has read would make a reset of the end, and take with it what is on its way.
+    /// Ends the connection and waits briefly for the client's end. If bytes of the client were left unread, the kernel would
+    /// reset the connection, and the client could lose the end of the last response.
     pub(super) async fn end(&mut self) {
         let ended = async {
             let _ = self.stream.shutdown().await;
             let mut read = 0;
-            while read < MOST_IGNORED {
+            while read < MAX_LINGER_BYTES {
                 self.read.clear();
-                self.read.reserve(ROOM);
+                self.read.reserve(READ_BUFFER_BYTES);
                 match self.stream.read_buf(&mut self.read).await {
                     Ok(0) | Err(_) => return,
                     Ok(more) => read += more,
                 }
             }
         };
-        let _ = timeout(LINGER, ended).await;
+        let _ = timeout(LINGER_TIMEOUT, ended).await;
     }
 }

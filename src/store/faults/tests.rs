@@ -1,6 +1,7 @@
-//! Every file operation of a push, a fill, an eviction, a collection and a delete fails in turn, and in turn everything
-//! from it on. Whatever the operation says then: what was acknowledged is there, nothing is half there, what is counted is
-//! what the files say, now and after a restart, and a second try succeeds.
+//! Each file operation of a push, a fill, an eviction, a collection and a delete fails in turn, alone and with all later ones.
+//!
+//! Whatever the store returns then: everything that was acknowledged is stored, nothing is stored in part, the sums are those
+//! of the files, now and after a restart, and a second attempt succeeds.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -25,8 +26,8 @@ const MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const ROOM: Bounds = Bounds { max_size: 400 << 10, min_free: 0 };
 const BLOB: usize = 16 << 10;
 
-/// A name and what it should mean.
-type Names = BTreeMap<(RepoId, Tag), Option<Digest>>;
+/// What each tag must point to.
+type ExpectedTags = BTreeMap<(RepoId, Tag), Option<Digest>>;
 
 struct Scene {
     folder: TempDir,
@@ -35,7 +36,7 @@ struct Scene {
     store: Option<Store>,
     /// What was acknowledged.
     blobs: BTreeMap<(RepoId, Digest), Bytes>,
-    tags: Names,
+    tags: ExpectedTags,
     number: u32,
     events: Events,
     evicted: Arc<AtomicU64>,
@@ -49,7 +50,7 @@ struct Image {
 }
 
 impl Image {
-    /// Another one for each number.
+    /// A different image for each number.
     fn new(number: u32) -> Self {
         let mut blob = vec![0; BLOB];
         fastrand::Rng::with_seed(number.into()).fill(&mut blob);
@@ -94,14 +95,14 @@ impl Scene {
         let plan = Arc::new(Plan::default());
         follow(&plan);
         let threads = plan.clone();
-        // One thread does what blocks, so that what was asked for last is done last.
+        // A single blocking thread, so that operations run in the order in which they were started.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(1)
             .on_thread_start(move || follow(&threads))
             .build()
             .unwrap();
-        // In memory where that can be: what is asked of the disk counts here, not the disk.
+        // In memory where possible: the test counts operations and does not need a disk.
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let evicted = Arc::new(AtomicU64::new(0));
         let counter = evicted.clone();
@@ -152,13 +153,16 @@ impl Scene {
         files_below(&self.folder.path().join(folder))
     }
 
-    // === what holds at any time ===
+    // === invariants ===
 
     fn check(&self) {
         let (mut cached, mut pushed) = (0, 0);
         for path in self.files("blobs") {
             let bytes = std::fs::read(&path).unwrap();
-            assert!(digest_of(&bytes).hex() == path.file_name().unwrap().to_str().unwrap(), "half a file at a digest");
+            assert!(
+                digest_of(&bytes).hex() == path.file_name().unwrap().to_str().unwrap(),
+                "a file that does not have its digest"
+            );
             let writable = path.metadata().unwrap().permissions().mode() & 0o200 != 0;
             *(if writable { &mut cached } else { &mut pushed }) += bytes.len() as u64;
         }
@@ -168,13 +172,13 @@ impl Scene {
         assert_eq!(store.local().cache().space().names(), names, "names of mirrored repositories");
         assert_eq!(store.local().cache().space().used(), cached + names * NAME_BYTES, "nothing is reserved");
         for ((repo, digest), bytes) in &self.blobs {
-            let (there, member) = self.run(async { (store.blob(digest).await, store.member(repo, digest).await) });
+            let (content, member) = self.run(async { (store.blob(digest).await, store.member(repo, digest).await) });
             assert!(member.unwrap().is_some(), "{repo} has lost {digest}");
-            let blob = there.unwrap().unwrap_or_else(|| panic!("{digest} of {repo} is gone"));
+            let blob = content.unwrap().unwrap_or_else(|| panic!("{digest} of {repo} is gone"));
             assert_eq!(blob.len(), bytes.len() as u64);
         }
         for ((repo, tag), digest) in &self.tags {
-            assert_eq!(self.meaning(repo, tag), *digest, "{repo}:{tag}");
+            assert_eq!(self.tag_of(repo, tag), *digest, "{repo}:{tag}");
             let listed = self.run(store.tags(repo, "", 100)).unwrap().items.contains(&tag.to_string());
             assert_eq!(listed, digest.is_some(), "{repo}:{tag} in the list of tags");
         }
@@ -185,7 +189,7 @@ impl Scene {
         if repositories.is_dir() { files_below(&repositories).len() } else { 0 }
     }
 
-    fn meaning(&self, repo: &RepoId, tag: &Tag) -> Option<Digest> {
+    fn tag_of(&self, repo: &RepoId, tag: &Tag) -> Option<Digest> {
         let store = self.store();
         let record = self.run(store.tag(repo, tag)).unwrap()?;
         let manifest = self.run(store.manifest(repo, &record.digest)).unwrap();
@@ -193,9 +197,9 @@ impl Scene {
         Some(record.digest)
     }
 
-    /// The tag is what it was or what it was to become.
-    fn learn(&mut self, repo: &RepoId, tag: &Tag, becomes: Option<&Digest>) {
-        let (found, key) = (self.meaning(repo, tag), (repo.clone(), tag.clone()));
+    /// The tag must point to what it pointed to before, or to what it was to become.
+    fn expect_either(&mut self, repo: &RepoId, tag: &Tag, becomes: Option<&Digest>) {
+        let (found, key) = (self.tag_of(repo, tag), (repo.clone(), tag.clone()));
         let before = self.tags.get(&key).cloned().flatten();
         assert!(found == before || found.as_ref() == becomes, "{repo}:{tag}: {found:?}");
         self.tags.insert(key, found);
@@ -205,7 +209,7 @@ impl Scene {
         self.plan.0.lock().failing
     }
 
-    /// Looks at the store without a fault, and without counting what that takes.
+    /// Runs without faults, and without counting operations.
     fn aside<T>(&mut self, look: impl FnOnce(&mut Self) -> T) -> T {
         let before = std::mem::take(&mut *self.plan.0.lock());
         let seen = look(self);
@@ -214,7 +218,8 @@ impl Scene {
     }
 }
 
-/// Tries `step` with each of its file operations failing, on what `set_up` makes; `step` notes what was acknowledged.
+/// Runs `step` on what `set_up` makes, once for each of its file operations with that operation failing. `step` records what
+/// was acknowledged.
 fn with_every_fault(set_up: impl Fn() -> Scene, step: impl Fn(&mut Scene) -> Result<(), StoreError>) {
     for (fault, lasting) in [(Fault::Error, false), (Fault::Error, true), (Fault::Short, false), (Fault::Short, true)] {
         let mut scene = set_up();
@@ -232,7 +237,7 @@ fn with_every_fault(set_up: impl Fn() -> Scene, step: impl Fn(&mut Scene) -> Res
                 break;
             }
             scene.check();
-            // In good order only where all that went wrong is over: what is counted then is not counted again.
+            // A clean stop only after a single fault: the next start trusts its sums and does not count again.
             scene.reopen(!lasting);
             scene.check();
             step(&mut scene).unwrap();
@@ -276,14 +281,14 @@ fn push(scene: &mut Scene, repo: &RepoId, image: &Image, tagged: &Tag) -> Result
     scene.blobs.insert((repo.clone(), digest_of(&image.blob)), image.blob.clone());
     let put = scene.run(store.put_manifest(repo, image.new_manifest(), vec![tagged.clone()])).map(drop);
     scene.aside(|scene| {
-        scene.learn(repo, tagged, Some(&manifest));
+        scene.expect_either(repo, tagged, Some(&manifest));
         assert!(put.is_err() || scene.tags[&(repo.clone(), tagged.clone())] == Some(manifest));
     });
     put
 }
 
 #[test]
-fn a_push_into_a_new_repository() {
+fn a_failed_push_to_a_new_repository_can_be_repeated() {
     with_every_fault(Scene::new, |scene| {
         let image = Image::new(scene.number);
         push(scene, &local(&format!("team/app{}", scene.number)), &image, &tag("v1"))
@@ -291,7 +296,7 @@ fn a_push_into_a_new_repository() {
 }
 
 #[test]
-fn a_push_that_moves_a_tag() {
+fn a_failed_push_leaves_the_tag_old_or_new() {
     with_every_fault(Scene::new, |scene| {
         let image = Image::new(scene.number);
         push(scene, &local("team/app"), &image, &tag("latest"))
@@ -299,7 +304,7 @@ fn a_push_that_moves_a_tag() {
 }
 
 #[test]
-fn a_mount_of_what_was_cached() {
+fn a_failed_mount_of_cached_content_can_be_repeated() {
     with_every_fault(Scene::new, |scene| {
         let (store, image) = (scene.store(), Image::new(scene.number));
         let (from, to, digest) = (mirrored("library/app"), local("team/app"), digest_of(&image.blob));
@@ -310,7 +315,7 @@ fn a_mount_of_what_was_cached() {
     });
 }
 
-/// With something pushed that is to stay.
+/// With a pushed image that must stay.
 fn with_an_image() -> Scene {
     let mut scene = Scene::new();
     push(&mut scene, &local("team/app"), &Image::new(0), &tag("kept")).unwrap();
@@ -318,7 +323,7 @@ fn with_an_image() -> Scene {
 }
 
 #[test]
-fn a_delete() {
+fn a_failed_delete_leaves_all_or_nothing() {
     let repo = local("team/app");
     with_every_fault(with_an_image, |scene| {
         let (store, image, going) = (scene.store(), Image::new(scene.number), tag("going"));
@@ -331,7 +336,7 @@ fn a_delete() {
             store.unlink_blob(&repo, &blob).await
         });
         scene.aside(|scene| {
-            scene.learn(&repo, &going, None);
+            scene.expect_either(&repo, &going, None);
             let member = scene.run(store.member(&repo, &blob)).unwrap();
             assert!(deleted.is_err() || (member.is_none() && scene.tags[&(repo.clone(), going.clone())].is_none()));
         });
@@ -340,7 +345,7 @@ fn a_delete() {
 }
 
 #[test]
-fn a_fill_and_the_manifest_that_refers_to_it() {
+fn a_failed_fill_can_be_repeated() {
     with_every_fault(with_an_image, |scene| {
         let (store, image) = (scene.store(), Image::new(scene.number));
         let repo = mirrored(&format!("library/app{}", scene.number));
@@ -372,7 +377,7 @@ fn with_a_full_cache() -> Scene {
 }
 
 #[test]
-fn an_eviction() {
+fn a_failed_eviction_keeps_sums_and_bounds() {
     with_every_fault(with_a_full_cache, |scene| {
         let number = 2 * scene.number + u32::from(scene.fails_now().is_none());
         let done = fill_one(scene, number);
@@ -382,7 +387,7 @@ fn an_eviction() {
 }
 
 #[test]
-fn a_collection() {
+fn a_failed_collection_keeps_referenced_content() {
     let repo = local("team/app");
     let rules = CollectRules {
         grace: Duration::ZERO,
@@ -398,7 +403,7 @@ fn a_collection() {
             assert!(scene.run(store.delete_tag(&repo, &going)).unwrap());
             scene.tags.insert((repo.clone(), going), None);
         });
-        // The manifest, then the blob's right, then the content of both.
+        // First the manifest, then the blob's membership, then the content of both.
         for _ in 0..4 {
             store.collect(rules, &AtomicBool::new(false), &|_| ())?;
         }
@@ -409,7 +414,7 @@ fn a_collection() {
     });
 }
 
-/// Notes what a scrub finds.
+/// Records the findings of a scrub.
 #[derive(Default)]
 struct Findings(Vec<Problem>);
 
@@ -428,7 +433,7 @@ impl ScrubWatch for Findings {
 }
 
 #[test]
-fn a_scrub_moves_no_name_that_it_could_not_read() {
+fn a_scrub_keeps_names_that_it_cannot_read() {
     let scene = with_an_image();
     let scrub = || scene.run(scene.store().scrub(ScrubPart::Names, true, Findings::default()));
     let mut unreadable = 0;

@@ -14,7 +14,7 @@ use super::layout::sync_folder;
 use super::locks::DigestLocks;
 use super::open_files::OpenFiles;
 use super::pending_links::PendingLinks;
-use super::spool::Spool;
+use super::spool::LocalSpool;
 use crate::oci::{Algorithm, Digest, RepoId};
 use crate::store::clock::now;
 use crate::store::content::Content;
@@ -24,6 +24,7 @@ use crate::store::fs::{self, File, Metadata};
 use crate::store::index::Change;
 use crate::store::index::keys::BlobRecord;
 use crate::store::records::{Class, Unreferenced};
+use crate::store::spool::Spool;
 
 /// Attempts to open content: an upload of the same content may replace the file that was just opened.
 const MAX_OPEN_ATTEMPTS: usize = 2;
@@ -102,12 +103,7 @@ impl Content for LocalContent {
     }
 
     async fn begin(&self, algorithm: Algorithm, expected: Option<u64>) -> Result<Spool, StoreError> {
-        self.0.run(move |local| Spool::create(local, algorithm, expected)).await
-    }
-
-    async fn commit(&self, spool: Spool, digest: &Digest, repo: &RepoId) -> Result<(), StoreError> {
-        let (digest, repo) = (digest.clone(), repo.clone());
-        self.0.run(move |_| spool.commit(&digest, &repo)).await
+        self.0.run(move |local| Ok(Box::new(LocalSpool::create(local, algorithm, expected)?) as Spool)).await
     }
 
     async fn adopt(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {

@@ -141,15 +141,13 @@ impl Local {
             }
         }
         self.names.cache().remove_manifest(repo, digest);
-        let existed = self.remove_name(repo, &self.layout.manifest_link(repo, digest))?;
+        let event = StoreEvent::ManifestRemoved { repo: repo.clone(), digest: digest.clone() };
+        self.remove_reported_name(repo, &self.layout.manifest_link(repo, digest), event)?;
         if let Some(subject) = subject {
             self.remove_name(repo, &self.layout.referrer_link(repo, subject, digest))?;
         }
         if !repo.scope.is_local() {
             self.index.apply(&[Change::NoLink(repo, digest)]);
-        }
-        if existed {
-            self.emit(StoreEvent::ManifestRemoved { repo: repo.clone(), digest: digest.clone() });
         }
         Ok(())
     }

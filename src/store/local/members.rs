@@ -24,8 +24,19 @@ impl Local {
 
     /// Links a blob of `length` bytes that was pushed to a local repository. Its content is pushed content already.
     pub(super) fn link_pushed_blob(&self, repo: &RepoId, digest: &Digest, length: u64) -> Result<(), StoreError> {
-        self.link_blob(repo, digest, Some(length))?;
+        let _locked = self.names.write(repo);
+        self.create_repository(repo)?;
+        self.write_member(repo, digest, Member { size: Some(length) })?;
         self.emit(StoreEvent::BlobPushed { repo: repo.clone(), digest: digest.clone(), bytes: length });
+        Ok(())
+    }
+
+    /// Links a blob of `length` bytes that was fetched for a mirrored repository.
+    pub(super) fn link_cached_blob(&self, repo: &RepoId, digest: &Digest, length: u64) -> Result<(), StoreError> {
+        let _locked = self.names.write(repo);
+        self.create_repository(repo)?;
+        self.write_member(repo, digest, Member { size: Some(length) })?;
+        self.emit(StoreEvent::BlobCached { repo: repo.clone(), digest: digest.clone(), bytes: length });
         Ok(())
     }
 
@@ -46,10 +57,11 @@ impl Local {
     /// With the repository's write lock held. Whether the blob was a member.
     pub(super) fn remove_member(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
         self.names.cache().remove_member(repo, digest);
-        let existed = self.remove_name(repo, &self.layout.blob_link(repo, digest))?;
-        if existed && repo.scope.is_local() {
-            self.emit(StoreEvent::BlobRemoved { repo: repo.clone(), digest: digest.clone() });
+        let link = self.layout.blob_link(repo, digest);
+        if !repo.scope.is_local() {
+            return self.remove_name(repo, &link);
         }
-        Ok(existed)
+        let event = StoreEvent::BlobRemoved { repo: repo.clone(), digest: digest.clone() };
+        self.remove_reported_name(repo, &link, event)
     }
 }

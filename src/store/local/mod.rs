@@ -58,7 +58,6 @@ use uploads::Sessions;
 pub use folder::LockError;
 pub use lease::Leases;
 pub use open::OpenError;
-pub use spool::Spool;
 pub use view::View;
 
 pub(in crate::store) use content::LocalContent;

@@ -16,6 +16,7 @@ use super::layout::{Temporary, create_folders, sync_folder};
 use super::locks::RepoLocks;
 use super::name_cache::NameCache;
 use super::name_files::Name;
+use crate::events::StoreEvent;
 use crate::oci::{Digest, RepoId, RepoName, Tag};
 use crate::store::error::{At, StoreError, optional};
 use crate::store::fs;
@@ -301,6 +302,22 @@ impl Local {
         Ok(true)
     }
 
+    /// As [`Local::remove_name`], and emits `event` if the name is gone by this call. It is emitted after a failed sync as well,
+    /// because a second attempt would find nothing to remove.
+    pub(super) fn remove_reported_name(
+        &self,
+        repo: &RepoId,
+        path: &Path,
+        event: StoreEvent,
+    ) -> Result<bool, StoreError> {
+        let existed = fs::exists(path);
+        let removed = self.remove_name(repo, path);
+        if existed && !fs::exists(path) {
+            self.emit(event);
+        }
+        removed
+    }
+
     /// Moves a corrupt name file to `quarantine/`, for an analysis. With the repository's write lock held.
     pub(in crate::store) fn quarantine_name(&self, repo: &RepoId, name: &Name<'_>) -> Result<(), StoreError> {
         let (path, aside) = (self.layout.name_path(repo, name), self.layout.quarantined_name());
@@ -309,9 +326,18 @@ impl Local {
             Name::Tag(tag) => {
                 self.index.apply(&[Change::NoTag(repo, tag)]);
                 self.names.cache.remove_tag(repo, tag);
+                self.emit(StoreEvent::TagRemoved { repo: repo.clone(), tag: (*tag).clone() });
             }
-            Name::Manifest(digest) => self.names.cache.remove_manifest(repo, digest),
-            Name::Blob(digest) => self.names.cache.remove_member(repo, digest),
+            Name::Manifest(digest) => {
+                self.names.cache.remove_manifest(repo, digest);
+                self.emit(StoreEvent::ManifestRemoved { repo: repo.clone(), digest: (*digest).clone() });
+            }
+            Name::Blob(digest) => {
+                self.names.cache.remove_member(repo, digest);
+                if repo.scope.is_local() {
+                    self.emit(StoreEvent::BlobRemoved { repo: repo.clone(), digest: (*digest).clone() });
+                }
+            }
         }
         let (path, aside) = (path.display(), aside.display());
         tracing::error!(%repo, %path, %aside, "a name file is corrupt; it is moved to quarantine/");

@@ -77,14 +77,10 @@ impl Local {
     ) -> Result<Removed, StoreError> {
         let _locked = self.names.write(repo);
         let link = self.layout.blob_link(repo, digest);
-        let cache = self.names.cache();
-        if !self.unlink_if_marked(candidate, &link, dry_run, || cache.remove_member(repo, digest))? {
-            return Ok(Removed::Nothing);
-        }
-        if !dry_run {
-            self.emit(StoreEvent::BlobRemoved { repo: repo.clone(), digest: digest.clone() });
-        }
-        Ok(Removed::Member)
+        let invalidate = || self.names.cache().remove_member(repo, digest);
+        let event = StoreEvent::BlobRemoved { repo: repo.clone(), digest: digest.clone() };
+        let removed = self.unlink_if_marked(candidate, &link, dry_run, invalidate, event)?;
+        Ok(if removed { Removed::Member } else { Removed::Nothing })
     }
 
     fn remove_untagged_manifest(
@@ -96,30 +92,31 @@ impl Local {
     ) -> Result<Removed, StoreError> {
         let _locked = self.names.write(repo);
         let link = self.layout.manifest_link(repo, digest);
-        let cache = self.names.cache();
-        if !self.unlink_if_marked(candidate, &link, dry_run, || cache.remove_manifest(repo, digest))? {
+        let invalidate = || self.names.cache().remove_manifest(repo, digest);
+        let event = StoreEvent::ManifestRemoved { repo: repo.clone(), digest: digest.clone() };
+        if !self.unlink_if_marked(candidate, &link, dry_run, invalidate, event)? {
             return Ok(Removed::Nothing);
         }
         if !dry_run {
             // The rest of it: its entry among the referrers of its subject.
             self.remove_manifest(repo, digest, self.subject_of(digest)?.as_ref())?;
-            self.emit(StoreEvent::ManifestRemoved { repo: repo.clone(), digest: digest.clone() });
         }
         Ok(Removed::Manifest)
     }
 
-    /// Removes a link of a local repository, durably, with the repository's write lock held. False if it is no longer marked,
-    /// or if a client has removed it since it was found.
+    /// Removes a link of a local repository, durably, with the repository's write lock held, and emits `event`. False if it is
+    /// not marked any more, or a client has deleted it since it was found.
     fn unlink_if_marked(
         &self,
         candidate: &Unreferenced,
         link: &Path,
         dry_run: bool,
         invalidate: impl FnOnce(),
+        event: StoreEvent,
     ) -> Result<bool, StoreError> {
         let removed = self.marks.if_marked(candidate, || {
             if dry_run {
-                return Ok(true);
+                return Ok(fs::exists(link));
             }
             let removed = optional(fs::remove_file(link))?.is_some();
             invalidate();
@@ -127,6 +124,8 @@ impl Local {
         });
         let removed = removed.transpose().at("remove", link)?.unwrap_or(false);
         if removed && !dry_run {
+            // Before the sync, which may fail: the next pass would find nothing to remove.
+            self.emit(event);
             let folder = link.parent().unwrap_or(self.layout.root());
             sync_folder(folder).at("sync", folder)?;
         }

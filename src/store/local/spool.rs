@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::Local;
 use super::growing_file::{self, GrowingFile};
-use crate::events::StoreEvent;
 use crate::oci::{Algorithm, Digest, RepoId};
 use crate::store::blocking;
 use crate::store::cache::Reservation;
@@ -19,6 +19,7 @@ use crate::store::error::{At, StoreError, is_full};
 use crate::store::file_range::FileRange;
 use crate::store::fs;
 use crate::store::records::Class;
+use crate::store::spool::SpoolFile;
 
 /// Bytes after which received content is written back. Otherwise the fsync of a push could wait for gigabytes of it.
 const WRITE_BACK_BYTES: u64 = 16 << 20;
@@ -26,9 +27,9 @@ const WRITE_BACK_BYTES: u64 = 16 << 20;
 /// Room is reserved in steps of this size where the length is unknown.
 const UNKNOWN_LENGTH_STEP_BYTES: u64 = 64 << 20;
 
-/// One temporary file. Dropped without a commit, it is removed, and nothing was ever visible under its digest.
+/// One temporary file.
 #[derive(Debug)]
-pub struct Spool {
+pub(super) struct LocalSpool {
     local: Arc<Local>,
     file: Arc<GrowingFile>,
     /// The same file, to be read.
@@ -48,7 +49,7 @@ pub struct Spool {
     committed: bool,
 }
 
-impl Spool {
+impl LocalSpool {
     /// An empty spool with room for `expected` bytes, if that is known. Failing now is better than in the middle of a client's
     /// transfer.
     ///
@@ -82,23 +83,6 @@ impl Spool {
             room: Arc::new(Mutex::new(room)),
             committed: false,
         })
-    }
-
-    /// Everything that was and will be appended. Only a part of it that was appended already may be read. It stays readable
-    /// after a commit and after the spool is dropped.
-    pub fn content(&self) -> FileRange {
-        FileRange::new(self.open.clone(), 0..u64::MAX)
-    }
-
-    /// Appends `chunks`. Returns the length once they can be read; they are hashed after that.
-    pub async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
-        let (file, local, room) = (self.file.clone(), self.local.clone(), self.room.clone());
-        let arriving = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        let prepare = move || local.grow_reservation(&room, file.len() + arriving);
-        let length = growing_file::append(self.file.clone(), chunks, prepare).await?;
-        self.reserve_rest(length);
-        self.write_back(length);
-        Ok(length)
     }
 
     /// Starts to sync what was received, if it is much.
@@ -136,20 +120,8 @@ impl Spool {
         });
     }
 
-    /// Bytes received.
-    pub fn length(&self) -> u64 {
-        self.file.len()
-    }
-
-    /// The digest of what was received.
-    pub async fn digest(&self) -> Result<Digest, StoreError> {
-        let (file, algorithm) = (self.file.clone(), self.algorithm);
-        let (_, digest) = blocking(move || file.digest(algorithm)).await?.at("read", &self.path)?;
-        Ok(digest)
-    }
-
-    /// As [`Content::commit`](crate::store::Content::commit). Blocks.
-    pub(super) fn commit(mut self, digest: &Digest, repo: &RepoId) -> Result<(), StoreError> {
+    /// As [`SpoolFile::commit`]. Blocks.
+    fn commit_blocking(mut self, digest: &Digest, repo: &RepoId) -> Result<(), StoreError> {
         let (length, found) = self.file.digest(digest.algorithm()).at("read", &self.path)?;
         if found != *digest {
             return Err(StoreError::DigestMismatch { digest: found, length });
@@ -162,9 +134,7 @@ impl Spool {
         // The content counts as cached from here on.
         self.room.lock().release();
         self.share_file(digest, length)?;
-        self.local.link_blob(repo, digest, Some(length))?;
-        self.local.emit(StoreEvent::BlobCached { repo: repo.clone(), digest: digest.clone(), bytes: length });
-        Ok(())
+        self.local.link_cached_blob(repo, digest, length)
     }
 
     /// Followers of the fill go on reading this file under its digest, so the evictor must know of them.
@@ -172,6 +142,39 @@ impl Spool {
         let path = self.local.layout.blob(digest);
         let file = self.file.file().at("open", &path)?;
         self.local.content.open_files().share(digest, &file, length, &path).at("stat", &path).map(drop)
+    }
+}
+
+#[async_trait]
+impl SpoolFile for LocalSpool {
+    fn range_to(&self, length: u64) -> FileRange {
+        FileRange::new(self.open.clone(), 0..length)
+    }
+
+    async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
+        let (file, local, room) = (self.file.clone(), self.local.clone(), self.room.clone());
+        let arriving = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        let prepare = move || local.grow_reservation(&room, file.len() + arriving);
+        let length = growing_file::append(self.file.clone(), chunks, prepare).await?;
+        self.reserve_rest(length);
+        self.write_back(length);
+        Ok(length)
+    }
+
+    fn length(&self) -> u64 {
+        self.file.len()
+    }
+
+    async fn digest(&self) -> Result<Digest, StoreError> {
+        let (file, algorithm) = (self.file.clone(), self.algorithm);
+        let (_, digest) = blocking(move || file.digest(algorithm)).await?.at("read", &self.path)?;
+        Ok(digest)
+    }
+
+    async fn commit(self: Box<Self>, digest: &Digest, repo: &RepoId) -> Result<(), StoreError> {
+        let (digest, repo) = (digest.clone(), repo.clone());
+        let local = self.local.clone();
+        local.run(move |_| self.commit_blocking(&digest, &repo)).await
     }
 }
 
@@ -198,7 +201,7 @@ fn reserve_blocks(file: &fs::File, bytes: u64) -> io::Result<()> {
     }
 }
 
-impl Drop for Spool {
+impl Drop for LocalSpool {
     fn drop(&mut self) {
         if self.committed {
             return;
@@ -232,9 +235,13 @@ mod tests {
     use crate::store::cache::AMPLE_FREE_BYTES;
     use crate::store::{Bounds, Store, StoreSettings};
 
+    fn begin(store: &Store, expected: Option<u64>) -> LocalSpool {
+        LocalSpool::create(store.local(), Algorithm::Sha256, expected).unwrap()
+    }
+
     const LENGTH: u64 = 8 << 20;
 
-    fn reserved(spool: &Spool) -> u64 {
+    fn reserved(spool: &LocalSpool) -> u64 {
         spool.file.file().unwrap().metadata().unwrap().blocks() * 512
     }
 
@@ -242,7 +249,7 @@ mod tests {
     async fn first_bytes_do_not_wait_for_reserved_blocks() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let spool = store.begin(Algorithm::Sha256, Some(LENGTH)).await.unwrap();
+        let spool = begin(&store, Some(LENGTH));
         assert_eq!(reserved(&spool) == 0, spool.room.lock().is_ample(), "blocks come first where there is little room");
         assert_eq!(spool.append(vec![Bytes::from_static(b"first")]).await.unwrap(), 5);
         let all = async {
@@ -258,7 +265,7 @@ mod tests {
     async fn later_room_counts_as_unallocated() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let spool = store.begin(Algorithm::Sha256, None).await.unwrap();
+        let spool = begin(&store, None);
         spool.append(vec![Bytes::from(vec![0; UNKNOWN_LENGTH_STEP_BYTES as usize + 1])]).await.unwrap();
         spool.append(vec![Bytes::from_static(b"more")]).await.unwrap();
         assert_eq!(spool.room.lock().unallocated(), UNKNOWN_LENGTH_STEP_BYTES);
@@ -271,7 +278,7 @@ mod tests {
         let store = Store::open_with(folder.path(), StoreSettings { bounds, ..StoreSettings::default() }).unwrap();
         let space = store.local().cache.space();
         let _others = space.reserve(space.free().unwrap().saturating_sub(AMPLE_FREE_BYTES / 2)).unwrap();
-        let spool = store.begin(Algorithm::Sha256, Some(LENGTH)).await.unwrap();
+        let spool = begin(&store, Some(LENGTH));
         assert!(reserved(&spool) >= LENGTH);
     }
 }

@@ -54,7 +54,7 @@ impl Local {
     /// With the repository's write lock held.
     pub(super) fn write_tag(&self, repo: &RepoId, tag: &Tag, record: &TagRecord) -> Result<(), StoreError> {
         let path = self.layout.tag(repo, tag);
-        let previous = self.layout.tag_file(repo, tag)?.map(|stored| stored.digest);
+        let previous = self.digest_in_tag_file(repo, tag);
         self.names.cache().remove_tag(repo, tag);
         let written = self.write_name(repo, &path, &record.to_text(), repo.scope.is_local());
         // After a failure as well: the file may be in place and only its sync have failed.
@@ -62,26 +62,34 @@ impl Local {
             self.index.apply(&[Change::Tag(repo, tag)]);
         }
         self.pins_may_change(repo, tag);
-        written?;
-        if previous.as_ref() != Some(&record.digest) {
+        // Reported after a failed sync as well, if the tag has moved: a second attempt would find nothing to move.
+        let moved = written.is_ok() || self.digest_in_tag_file(repo, tag).as_ref() == Some(&record.digest);
+        if moved && previous.as_ref() != Some(&record.digest) {
             let (repo, tag, digest) = (repo.clone(), tag.clone(), record.digest.clone());
             self.emit(StoreEvent::TagMoved { repo, tag, digest, previous });
         }
-        Ok(())
+        written
+    }
+
+    /// What a tag pointed to, for an event. A file that cannot be read is no reason not to replace it.
+    fn digest_in_tag_file(&self, repo: &RepoId, tag: &Tag) -> Option<Digest> {
+        let stored = self.layout.tag_file(repo, tag).unwrap_or_else(|error| {
+            tracing::warn!(%repo, %tag, %error, "cannot read the file of a tag that is replaced");
+            None
+        });
+        stored.map(|stored| stored.digest)
     }
 
     /// With the repository's write lock held.
     pub(super) fn remove_tag(&self, repo: &RepoId, tag: &Tag) -> Result<(), StoreError> {
         let path = self.layout.tag(repo, tag);
         self.names.cache().remove_tag(repo, tag);
-        let removed = self.remove_name(repo, &path);
+        let event = StoreEvent::TagRemoved { repo: repo.clone(), tag: tag.clone() };
+        let removed = self.remove_reported_name(repo, &path, event);
         if removed.is_ok() || !fs::exists(&path) {
             self.index.apply(&[Change::NoTag(repo, tag)]);
         }
         self.pins_may_change(repo, tag);
-        if removed? {
-            self.emit(StoreEvent::TagRemoved { repo: repo.clone(), tag: tag.clone() });
-        }
-        Ok(())
+        removed.map(drop)
     }
 }

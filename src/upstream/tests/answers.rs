@@ -52,7 +52,7 @@ async fn statuses_map_to_errors() {
         let error = fixture.get(manifest()).await.unwrap_err();
         assert!(check(&error), "{status}: {error}");
         assert!(error.to_string().contains(super::NAME), "{error}");
-        assert_eq!(error.is_trouble(), !matches!(status, 401 | 403 | 404), "{status}");
+        assert_eq!(error.is_upstream_failure(), !matches!(status, 401 | 403 | 404), "{status}");
         fixture.assert_requests_counted_at(&[&server]);
     }
 }

@@ -202,7 +202,7 @@ async fn denying_token_server_is_a_denial_without_secret() {
     .await;
     let error = Fixture::with_password(&server).get(blob()).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Denied { .. }), "{error}");
-    assert!(!error.is_trouble());
+    assert!(!error.is_upstream_failure());
     assert_eq!(
         error.to_string(),
         "r.example denies access (401 Unauthorized); check the name of the image and the credentials for it"
@@ -222,7 +222,7 @@ async fn malformed_token_responses_are_failures_not_denials() {
         })
         .await;
         let error = Fixture::new(&[&server]).get(blob()).await.unwrap_err();
-        assert!(error.is_trouble() && !error.is_not_found(), "{status} {body}: {error}");
+        assert!(error.is_upstream_failure() && !error.is_not_found(), "{status} {body}: {error}");
     }
     let long = format!(r#"{{"token":"t","x":"{}"}}"#, "x".repeat(64 * 1024));
     let server = Server::start(move |seen| match seen.target.starts_with("/token") {

@@ -48,7 +48,7 @@ async fn open_circuit_sends_only_probes_until_one_succeeds() {
     let asked = server.count("/v2/team/");
     for _ in 0..50 {
         let error = fixture.get(blob()).await.unwrap_err();
-        assert!(matches!(error, UpstreamError::CircuitOpen { .. }) && error.is_trouble(), "{error}");
+        assert!(matches!(error, UpstreamError::CircuitOpen { .. }) && error.is_upstream_failure(), "{error}");
         assert!(error.to_string().contains(super::NAME), "{error}");
     }
     assert_eq!(server.count("/v2/team/"), asked);

@@ -175,7 +175,7 @@ async fn credentials_outlive_a_failing_program() {
     }
     tokio::time::sleep(Duration::from_millis(1000)).await;
     let error = fixture.get(blob()).await.unwrap_err();
-    assert!(matches!(error, UpstreamError::Credentials { .. }) && error.is_trouble(), "{error}");
+    assert!(matches!(error, UpstreamError::Credentials { .. }) && error.is_upstream_failure(), "{error}");
     let text = format!("{error} {error:?}");
     assert!(text.contains("program failed") && !text.contains("one\""), "{text}");
     assert_eq!(program.runs(), 2, "a program that has just failed is not run again");

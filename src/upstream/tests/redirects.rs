@@ -134,7 +134,7 @@ async fn storage_refusal_is_a_failure_not_a_denial() {
         let server = Server::start(move |_| Reply::redirect(target.clone())).await;
         let fixture = Fixture::new(&[&server]);
         let error = fixture.get(blob()).await.unwrap_err();
-        assert!(matches!(error, UpstreamError::Status { .. }) && error.is_trouble(), "{error}");
+        assert!(matches!(error, UpstreamError::Status { .. }) && error.is_upstream_failure(), "{error}");
         // A manifest is redirected to another registry, whose refusal counts.
         let error = fixture.get(manifest()).await.unwrap_err();
         assert!(matches!(error, UpstreamError::Denied { .. }), "{error}");

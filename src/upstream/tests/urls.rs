@@ -54,7 +54,7 @@ async fn unreachable_upstream_is_a_failure() {
     for url in ["http://127.0.0.1:1/", "http://nowhere.invalid/"] {
         let error = Fixture::at(vec![url.parse().unwrap()], |_| {}).get(blob()).await.unwrap_err();
         assert!(matches!(error, UpstreamError::Connect { .. } | UpstreamError::Timeout { .. }), "{error}");
-        assert!(error.is_trouble());
+        assert!(error.is_upstream_failure());
     }
 }
 

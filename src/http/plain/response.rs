@@ -1,4 +1,4 @@
-//! The answer on the wire: its head, and its body as it is or in chunks (RFC 9112, sections 4, 6 and 7).
+//! Writing a response: its headers, and its body with a length or in chunks (RFC 9112, sections 4, 6 and 7).
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,56 +19,57 @@ use super::super::body::{FilePart, log};
 use super::socket::Socket;
 use crate::pull::ContentError;
 
-/// What is sent of a file at once, and looked for in the page cache before.
-const STRETCH: u64 = 2 << 20;
-/// What is no longer goes through a frame with the head, in one write: that never waits for the disk.
-const LITTLE: u64 = 32 << 10;
-/// What is no longer goes behind its head, and not with it: a packet takes 64 KiB, and together they would fill one more.
-const MEDIUM: u64 = 128 << 10;
-/// For so long what was found in the page cache is taken to be there still.
-const A_MOMENT: Duration = Duration::from_millis(100);
+/// Bytes of a file that are probed in the page cache at once, and then sent by sendfile.
+const PROBED_BYTES: u64 = 2 << 20;
+/// A range up to this length is read and written together with the headers. That never blocks on the disk.
+const MAX_COPIED_BYTES: u64 = 32 << 10;
+/// The headers of a range up to this length are written before it. A packet takes 64 KiB, and together they would need one
+/// more.
+const MAX_HEADERS_FIRST_BYTES: u64 = 128 << 10;
+/// How long bytes are taken to stay in the page cache.
+const PROBE_LIFETIME: Duration = Duration::from_millis(100);
 const LINE_END: &[u8] = b"\r\n";
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// How the end of a body is known.
+/// How the client knows the end of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
-    /// There is no body, whatever its length would be.
+    /// There is no body. The length is what a GET would return, for HEAD.
     None(Option<u64>),
     Length(u64),
     Chunks,
 }
 
-/// An answer that could not be sent to its end; the connection cannot be used any more.
+/// Why a response could not be completed. The connection cannot be used any more.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SendError {
-    #[error("the client: {0}")]
+    #[error("cannot write to the client: {0}")]
     Client(#[from] io::Error),
     #[error("the client has left")]
     Left,
-    #[error("the content: {0}")]
+    #[error("cannot read the content: {0}")]
     Content(axum::Error),
-    #[error("the content is not as long as was said")]
+    #[error("the content does not have its announced length")]
     Length,
 }
 
-/// Sends an answer to its end. With `is_last`, it says that the connection ends after it.
+/// Sends a response. With `is_last`, it announces the end of the connection.
 pub(super) async fn send(
     socket: &mut Socket,
     scratch: &mut BytesMut,
     mut response: Response,
-    to_head: bool,
+    is_head: bool,
     is_last: bool,
 ) -> Result<(), SendError> {
     let part = response.extensions_mut().remove::<FilePart>();
     let (parts, mut body) = response.into_parts();
-    let framing = framing(parts.status, &parts.headers, &body, to_head);
+    let framing = framing(parts.status, &parts.headers, &body, is_head);
     scratch.clear();
-    write_head(scratch, parts.status, &parts.headers, framing, is_last);
+    write_headers(scratch, parts.status, &parts.headers, framing, is_last);
     match (framing, part) {
         (Framing::None(_) | Framing::Length(0), _) => Ok(socket.write([scratch, &[], &[]]).await?),
-        (Framing::Length(length), Some(part)) if part.range.len() == length && length > LITTLE => {
-            // The body is kept to the end: it counts as long as it lives.
+        (Framing::Length(length), Some(part)) if part.range.len() == length && length > MAX_COPIED_BYTES => {
+            // `body` lives to the end of the transfer: its guard counts the request as in progress.
             send_file(socket, scratch, part).await
         }
         (Framing::Length(length), _) => send_whole(socket, scratch, &mut body, length).await,
@@ -76,21 +77,21 @@ pub(super) async fn send(
     }
 }
 
-fn framing(status: StatusCode, headers: &HeaderMap, body: &Body, to_head: bool) -> Framing {
+fn framing(status: StatusCode, headers: &HeaderMap, body: &Body, is_head: bool) -> Framing {
     if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         return Framing::None(None);
     }
-    let said = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let length = said.or_else(|| body.size_hint().exact());
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let length = announced.or_else(|| body.size_hint().exact());
     match length {
-        // An empty body may stand for one that nobody knows the length of.
-        _ if to_head => Framing::None(length.filter(|&length| length > 0)),
+        // An empty body to a HEAD may stand for a body of unknown length.
+        _ if is_head => Framing::None(length.filter(|&length| length > 0)),
         Some(length) => Framing::Length(length),
         None => Framing::Chunks,
     }
 }
 
-fn write_head(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap, framing: Framing, is_last: bool) {
+fn write_headers(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap, framing: Framing, is_last: bool) {
     out.put_slice(b"HTTP/1.1 ");
     out.put_slice(status.as_str().as_bytes());
     out.put_slice(b" ");
@@ -119,7 +120,7 @@ fn write_head(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap, frami
     out.put_slice(LINE_END);
 }
 
-/// The date in the form of RFC 9110, 5.6.7, put together once a second.
+/// The date in the form of RFC 9110, section 5.6.7, formatted once a second.
 fn with_date(use_date: impl FnOnce(&str)) {
     thread_local! {
         static LAST: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
@@ -134,8 +135,7 @@ fn with_date(use_date: impl FnOnce(&str)) {
     });
 }
 
-/// The next bytes of a body, unless the client leaves before they are there. What is still to be sent does not wait for
-/// them.
+/// The next bytes of a body. Writes `unsent` first if they have to be waited for. Fails if the client leaves before.
 async fn next(socket: &mut Socket, unsent: &mut BytesMut, body: &mut Body) -> Result<Option<Bytes>, SendError> {
     loop {
         let frame = match body.frame().now_or_never() {
@@ -156,7 +156,7 @@ async fn next(socket: &mut Socket, unsent: &mut BytesMut, body: &mut Body) -> Re
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(bytes) if bytes.is_empty() => {}
                 Ok(bytes) => return Ok(Some(bytes)),
-                // Trailers: nothing that a client of ours asks for.
+                // Trailers are not sent.
                 Err(_) => {}
             },
         }
@@ -191,14 +191,14 @@ async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(
     let mut by_copy = false;
     // Bytes of the range that were found in the page cache, and when.
     let (mut cached, mut probed) = (0, Instant::now());
-    if range.len() <= MEDIUM {
+    if range.len() <= MAX_HEADERS_FIRST_BYTES {
         socket.write([mem::take(&mut head), &[], &[]]).await?;
     }
     while !range.is_empty() {
         consume_budget().await;
         if cached == 0 && !by_copy {
-            let stretch = range.len().min(STRETCH);
-            cached = if range.is_cached(stretch) { stretch } else { 0 };
+            let probe = range.len().min(PROBED_BYTES);
+            cached = if range.is_cached(probe) { probe } else { 0 };
             probed = Instant::now();
         }
         let sent = if cached == 0 {
@@ -209,7 +209,7 @@ async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(
             socket.write_ahead(head).await?;
             let send = |stream: &TcpStream, waited: bool| {
                 // While the client took its time, bytes may have left the page cache.
-                if waited && probed.elapsed() > A_MOMENT {
+                if waited && probed.elapsed() > PROBE_LIFETIME {
                     if !range.is_cached(cached) {
                         return Ok(None);
                     }

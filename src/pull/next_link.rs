@@ -1,10 +1,11 @@
-//! `Link: <…>; rel="next"` of upstreams' lists (RFC 8288), relative or absolute: whatever host it names, only its end counts.
+//! `Link: <…>; rel="next"` of upstreams' lists (RFC 8288), relative or absolute. Callers use the path's end and the query
+//! only, and never the host that it names.
 
 use http::HeaderMap;
 use http::header::LINK;
 
 /// The target of the link to the next page.
-pub(super) fn next(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn next_link(headers: &HeaderMap) -> Option<&str> {
     headers.get_all(LINK).iter().find_map(|link| next_of(link.to_str().ok()?))
 }
 

@@ -1,0 +1,115 @@
+//! One request, taken apart, and the permissions that it gets from the gate.
+
+use std::time::Instant;
+
+use axum::response::Response;
+use http::header::HOST;
+use http::request::Parts;
+use http::{HeaderName, Method, Version};
+
+use super::App;
+use super::error::ApiError;
+use super::fields::insert;
+use super::query::Query;
+use crate::access::{Authorized, Delete, Principal, Pull, Push};
+use crate::oci::Route;
+use crate::pull::PullRequest;
+use crate::resolve::{RequestedRepo, Rule};
+use crate::telemetry::RequestTrace;
+use crate::upstream::Hops;
+
+const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+/// One request.
+pub(super) struct Call<'a> {
+    pub(super) parts: Parts,
+    pub(super) query: Query,
+    pub(super) route: Route,
+    pub(super) principal: Principal,
+    /// Its id and span.
+    trace: &'a RequestTrace,
+    /// The servers that it has passed (`Via`).
+    hops: Hops,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(parts: Parts, route: Route, principal: Principal, trace: &'a RequestTrace) -> Self {
+        let (query, hops) = (Query::of(&parts.uri), Hops::of(&parts.headers));
+        Self { parts, query, route, principal, trace, hops }
+    }
+
+    pub(super) fn method(&self) -> &Method {
+        &self.parts.method
+    }
+
+    pub(super) fn is_head(&self) -> bool {
+        self.parts.method == Method::HEAD
+    }
+
+    /// The value of a header, if it is text.
+    pub(super) fn header(&self, name: HeaderName) -> Option<&str> {
+        self.parts.headers.get(name)?.to_str().ok()
+    }
+
+    /// Whether the request has passed the server of this name in `Via`.
+    pub(super) fn has_passed(&self, via: &str) -> bool {
+        self.hops.contains(via)
+    }
+
+    /// The miss engine, on behalf of this request.
+    pub(super) fn puller(&'a self, app: &'a App) -> PullRequest<'a> {
+        app.puller.on_behalf_of(self.trace, &self.hops)
+    }
+
+    /// When the headers of the request had arrived.
+    pub(super) fn started(&self) -> Instant {
+        self.trace.started()
+    }
+
+    /// Whether the response must have a length: a body without one that fails looks complete to an HTTP/1.0 client.
+    pub(super) fn needs_length(&self) -> bool {
+        self.parts.version < Version::HTTP_11
+    }
+
+    /// What the request says about the repository that it means.
+    pub(super) fn requested(&self) -> RequestedRepo<'_> {
+        let authority = self.parts.uri.authority().map(|authority| authority.as_str());
+        RequestedRepo {
+            ns: self.query.get("ns"),
+            host: self.header(HOST).or(authority),
+            prefix: self.route.prefix.as_deref(),
+            name: &self.route.name,
+        }
+    }
+
+    /// Permission to read from the repository that the request means.
+    pub(super) fn may_pull(&self, app: &App) -> Result<Authorized<Pull>, ApiError> {
+        Ok(app.gate.pull(&self.principal, self.requested(), |name| app.store.is_local(name))?)
+    }
+
+    /// Permission to push to the repository that the request means. A name that is cached from the default upstream cannot
+    /// become local: a mirror client asks for such a name without an upstream, and must not get what was pushed instead.
+    pub(super) async fn may_push(&self, app: &App) -> Result<Authorized<Push>, ApiError> {
+        let access = app.gate.push(&self.principal, self.requested())?;
+        let name = &access.repo().name;
+        if !app.store.is_local(name)
+            && let Some(mirrored) = app.gate.routes().default_repository(name)
+            && app.store.repository_exists(&mirrored).await?
+        {
+            return Err(ApiError::NameTaken(name.to_string(), mirrored.scope.as_str().to_owned()));
+        }
+        Ok(access)
+    }
+
+    /// Permission to delete from the repository that the request means.
+    pub(super) fn may_delete(&self, app: &App) -> Result<Authorized<Delete>, ApiError> {
+        Ok(app.gate.delete(&self.principal, self.requested(), |name| app.store.is_local(name))?)
+    }
+
+    /// Returns the `ns` of the request (distribution-spec, "Registry Proxying").
+    pub(super) fn echo_namespace(&self, response: &mut Response, rule: Rule) {
+        if let (Some(ns), Rule::Namespace | Rule::OwnNamespace) = (self.query.get("ns"), rule) {
+            insert(response.headers_mut(), OCI_NAMESPACE, ns.to_owned());
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! One request to an upstream on behalf of a repository, and what a denial means.
+
+use http::Method;
+use tokio::time::Instant;
+
+use super::error::PullError;
+use crate::config::OnDenied;
+use crate::oci::RepoId;
+use crate::upstream::{Effort, Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
+
+/// Sends a request and waits for the response headers until `deadline`. Many registries deny anonymous access to what does
+/// not exist, so a denial of an anonymous request is a `NotFound`, unless `on_denied` says otherwise.
+pub(super) async fn ask(
+    upstream: &Upstream,
+    request: UpstreamRequest,
+    deadline: Instant,
+) -> Result<UpstreamResponse, PullError> {
+    let repository = request.repository.clone();
+    upstream.send(request, deadline).await.map_err(|error| match error {
+        UpstreamError::Denied { .. }
+            if !upstream.has_credentials(&repository) && upstream.on_denied(&repository) == OnDenied::Deny =>
+        {
+            PullError::NotFound
+        }
+        error => error.into(),
+    })
+}
+
+/// A request for `/v2/<repository>/<path>`, without conditions.
+pub(super) fn request(method: Method, kind: Kind, repo: &RepoId, path: String) -> UpstreamRequest {
+    UpstreamRequest {
+        kind,
+        method,
+        repository: repo.name.clone(),
+        path,
+        range: None,
+        if_none_match: None,
+        if_range: None,
+        skip_urls: 0,
+        effort: Effort::Rounds,
+    }
+}

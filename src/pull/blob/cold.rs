@@ -1,0 +1,213 @@
+//! The way of a request for a blob that is not served from the store at once, as a state machine.
+//!
+//! ```text
+//! CheckStore     -> Prove | CheckFailures | exit: it is stored
+//! Prove          -> CheckStore | exit: the upstream does not say that the repository has it
+//! CheckFailures  -> Join | PastStore | exit: the last fill has just failed
+//! Join           -> Follow | Prove: a fill with other rights is running
+//! Follow         -> exit | PastStore: no room | CheckStore: abandoned, or failed with other rights
+//! PastStore      -> exit
+//! ```
+//!
+//! pingora's cache lock has the same outcomes for a waiting reader under the names `Done`, `TransientError`, `Dangling`,
+//! `GiveUp` and `WaitTimeout`. Here a reader need not wait for the writer to finish: it follows.
+
+use std::sync::Arc;
+
+use super::super::content::Content;
+use super::super::engine::Engine;
+use super::super::error::PullError;
+use super::super::fill::{Following, Joined, Requester};
+use super::super::source::BlobSource;
+use super::super::source::upstream::UpstreamSource;
+use super::request::{BlobRequest, ColdRequest};
+use crate::oci::{Digest, RepoId};
+use crate::store::{Member, StoreError};
+use crate::telemetry::CacheResult;
+use crate::upstream::Upstream;
+
+/// Fills that one request takes part in: its own, and further ones after a fill that another request started has failed.
+const MAX_FILLS_PER_REQUEST: usize = 3;
+
+pub(super) struct ColdBlob {
+    request: ColdRequest,
+    upstream: Arc<Upstream>,
+    requester: Requester,
+    fills_joined: usize,
+    /// Why the last fill did not answer the request.
+    last_failure: PullError,
+}
+
+enum State {
+    /// Looks whether the blob is stored and may be read.
+    CheckStore,
+    /// Asks the upstream whether the repository has the blob.
+    Prove,
+    /// Looks whether a fill of it failed a moment ago, or whether nothing can be stored at all.
+    CheckFailures,
+    /// Starts a fill or joins the running one.
+    Join,
+    /// Answers from the fill.
+    Follow(Following, CacheResult),
+    /// Answers with a transfer past the store.
+    PastStore,
+}
+
+/// How the request ends.
+enum Exit {
+    ServedFromStore(Content),
+    ServedFromFill(Content),
+    ServedPastStore(Content),
+    /// The requested range lies outside of the stored blob.
+    OutOfRange(PullError),
+    /// The upstream does not say that the repository has the blob.
+    NotProven(PullError),
+    /// A fill from the same source failed a moment ago.
+    FailedRecently(PullError),
+    FillFailed(PullError),
+    TransferPastStoreFailed(PullError),
+    /// All fills that it took part in were abandoned or failed with other rights.
+    FillsExhausted(PullError),
+    StoreFailed(StoreError),
+}
+
+impl ColdBlob {
+    pub(super) async fn new(
+        engine: &Arc<Engine>,
+        upstream: Arc<Upstream>,
+        repo: &RepoId,
+        digest: &Digest,
+        member: Option<Member>,
+        wanted: BlobRequest,
+    ) -> Result<Self, PullError> {
+        let deadline = engine.context.deadline();
+        let source: Arc<dyn BlobSource> = Arc::new(UpstreamSource::new(&upstream, repo, &engine.proofs));
+        let requester = Requester {
+            source: source.clone(),
+            proven: member.is_some(),
+            new_repository: member.is_none() && !engine.context.store.repository_exists(repo).await?,
+            size: member.and_then(|member| member.size),
+        };
+        let request = ColdRequest { engine: engine.clone(), source, digest: digest.clone(), wanted, deadline };
+        Ok(Self { request, upstream, requester, fills_joined: 0, last_failure: PullError::Abandoned })
+    }
+
+    /// # Errors
+    /// Those of the upstream or the store, by the request's deadline.
+    pub(super) async fn run(mut self) -> Result<Content, PullError> {
+        let mut state = State::CheckStore;
+        loop {
+            let next = match state {
+                State::CheckStore => self.check_store().await,
+                State::Prove => self.prove().await,
+                State::CheckFailures => self.check_failures(),
+                State::Join => Ok(self.join()),
+                State::Follow(following, result) => self.follow(following, result).await,
+                State::PastStore => self.serve_past_store().await,
+            };
+            match next {
+                Ok(next) => state = next,
+                Err(exit) => return exit.into_result(),
+            }
+        }
+    }
+
+    async fn check_store(&self) -> Result<State, Exit> {
+        let ColdRequest { engine, digest, wanted, .. } = &self.request;
+        let store = &engine.context.store;
+        if !self.requester.proven {
+            // A running fill of the same source needs no proof, and the response to a new one is the proof.
+            let needs_proof = !engine.fills.is_running(digest) && store.blob(digest).await?.is_some();
+            return Ok(if needs_proof { State::Prove } else { State::CheckFailures });
+        }
+        let Some(blob) = store.blob(digest).await? else { return Ok(State::CheckFailures) };
+        let selected = wanted.select(blob.len()).map_err(Exit::OutOfRange)?;
+        Err(Exit::ServedFromStore(Content::of_blob(&blob, selected, CacheResult::Revalidated)))
+    }
+
+    async fn prove(&mut self) -> Result<State, Exit> {
+        let ColdRequest { engine, digest, deadline, .. } = &self.request;
+        let proof = engine.proofs.prove(&self.upstream, self.request.repo(), digest, *deadline).await;
+        self.requester.set_proven(proof.map_err(Exit::NotProven)?);
+        self.start_over()
+    }
+
+    fn check_failures(&self) -> Result<State, Exit> {
+        let ColdRequest { engine, source, digest, .. } = &self.request;
+        if engine.context.store.is_read_only() {
+            return Ok(State::PastStore);
+        }
+        match engine.context.memory.failure(source.id(), digest) {
+            Some(PullError::Store(error)) if error.is_full() => {
+                engine.context.note_no_room(&error);
+                Ok(State::PastStore)
+            }
+            Some(error) => Err(Exit::FailedRecently(error)),
+            None => Ok(State::Join),
+        }
+    }
+
+    fn join(&mut self) -> State {
+        self.fills_joined += 1;
+        match self.request.engine.fills.join(&self.request.digest, &self.requester) {
+            Joined::Led(following) => State::Follow(following, CacheResult::Miss),
+            Joined::Followed(following) => State::Follow(following, CacheResult::Joined),
+            Joined::NeedsProof => State::Prove,
+        }
+    }
+
+    async fn follow(&mut self, following: Following, result: CacheResult) -> Result<State, Exit> {
+        let foreign = following.fill().source() != self.request.source.id();
+        match self.request.answer_from_fill(following, result).await {
+            Ok(content) => Err(Exit::ServedFromFill(content)),
+            Err(PullError::Store(error)) if error.is_full() => {
+                self.request.engine.context.note_no_room(&error);
+                Ok(State::PastStore)
+            }
+            Err(error) if error.concerns_one_fill(foreign) => {
+                self.last_failure = error;
+                self.start_over()
+            }
+            Err(error) => Err(Exit::FillFailed(error)),
+        }
+    }
+
+    /// Looks at the store again, unless the request has taken part in too many fills.
+    fn start_over(&self) -> Result<State, Exit> {
+        if self.fills_joined < MAX_FILLS_PER_REQUEST {
+            Ok(State::CheckStore)
+        } else {
+            Err(Exit::FillsExhausted(self.last_failure.clone()))
+        }
+    }
+
+    async fn serve_past_store(&self) -> Result<State, Exit> {
+        Err(match self.request.answer_past_store(self.requester.size).await {
+            Ok(content) => Exit::ServedPastStore(content),
+            Err(error) => Exit::TransferPastStoreFailed(error),
+        })
+    }
+}
+
+impl From<StoreError> for Exit {
+    fn from(error: StoreError) -> Self {
+        Self::StoreFailed(error)
+    }
+}
+
+impl Exit {
+    fn into_result(self) -> Result<Content, PullError> {
+        match self {
+            Self::ServedFromStore(content) | Self::ServedFromFill(content) | Self::ServedPastStore(content) => {
+                Ok(content)
+            }
+            Self::OutOfRange(error)
+            | Self::NotProven(error)
+            | Self::FailedRecently(error)
+            | Self::FillFailed(error)
+            | Self::TransferPastStoreFailed(error)
+            | Self::FillsExhausted(error) => Err(error),
+            Self::StoreFailed(error) => Err(error.into()),
+        }
+    }
+}

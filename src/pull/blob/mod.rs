@@ -1,0 +1,68 @@
+//! Blobs of mirrored repositories: GET and HEAD.
+
+mod cold;
+mod from_fill;
+mod past_store;
+mod request;
+
+use tracing::Instrument;
+
+use super::content::Content;
+use super::engine::PullRequest;
+use super::error::PullError;
+use crate::oci::{Digest, Reference, RepoId};
+use crate::telemetry::CacheResult;
+use cold::ColdBlob;
+
+pub use request::BlobRequest;
+
+impl PullRequest<'_> {
+    /// A blob of a mirrored repository, or the requested part of it.
+    ///
+    /// # Errors
+    /// [`PullError::Range`] where the requested part lies outside; else as the upstream answers, within `answer_within`.
+    pub async fn blob(&self, repo: &RepoId, digest: &Digest, request: BlobRequest) -> Result<Content, PullError> {
+        let context = &self.engine.context;
+        let member = context.may_read(repo, digest).await?;
+        if member.is_some()
+            && let Some(blob) = context.store.blob(digest).await?
+        {
+            return Ok(Content::of_blob(&blob, request.select(blob.len())?, CacheResult::Hit));
+        }
+        if context.memory.is_absent(repo, &Reference::Digest(digest.clone())) {
+            return Err(PullError::NotFound);
+        }
+        let upstream = self.upstream(repo)?;
+        // In a box: the rare case does not make the future of every request larger.
+        let cold = async { ColdBlob::new(self.engine, upstream, repo, digest, member, request).await?.run().await };
+        Box::pin(cold.instrument(self.trace.span())).await
+    }
+
+    /// The length of a blob of a mirrored repository, in bytes; `None` if its upstream does not say.
+    pub async fn blob_length(&self, repo: &RepoId, digest: &Digest) -> Result<Option<u64>, PullError> {
+        let context = &self.engine.context;
+        let member = context.may_read(repo, digest).await?;
+        if member.is_some()
+            && let Some(blob) = context.store.blob(digest).await?
+        {
+            return Ok(Some(blob.len()));
+        }
+        if context.memory.is_absent(repo, &Reference::Digest(digest.clone())) {
+            return Err(PullError::NotFound);
+        }
+        if let Some(length) = context.memory.length(repo, digest) {
+            return Ok(Some(length));
+        }
+        let upstream = self.upstream(repo)?;
+        // A manifest that was served may give the length.
+        let known = member.and_then(|member| member.size);
+        let deadline = if known.is_some() { context.deadline_with_stale() } else { context.deadline() };
+        let proof = self.engine.proofs.prove(&upstream, repo, digest, deadline).instrument(self.trace.span());
+        match Box::pin(proof).await {
+            Ok(proof) => Ok(proof.size.or(known)),
+            // The GET that follows asks the upstream again.
+            Err(error) if error.is_inconclusive() => known.map(Some).ok_or(error),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What all parts of the engine share: the store, the configuration, metrics, memory, and deadlines derived from them.
+
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::error::PullError;
+use super::flight::{Flights, Role};
+use super::memory::Memory;
+use crate::config::CacheConfig;
+use crate::oci::{Digest, RepoId};
+use crate::store::{Member, Store, StoreError};
+use crate::telemetry::Metrics;
+
+/// With a stale answer at hand, a request waits no longer than this for a fresh one.
+pub(super) const MAX_WAIT_WITH_STALE: Duration = Duration::from_secs(2);
+
+pub(super) struct Context {
+    pub(super) store: Store,
+    pub(super) config: CacheConfig,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) memory: Memory,
+}
+
+impl Context {
+    pub(super) fn new(store: Store, config: CacheConfig, metrics: Arc<Metrics>) -> Self {
+        let memory = Memory::new(&config);
+        Self { store, config, metrics, memory }
+    }
+
+    /// When a request that arrives now has to be answered.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.config.answer_within
+    }
+
+    /// The same where a stale answer is at hand.
+    pub(super) fn deadline_with_stale(&self) -> Instant {
+        Instant::now() + self.config.answer_within.min(MAX_WAIT_WITH_STALE)
+    }
+
+    pub(super) fn too_late(&self, upstream: &Arc<str>) -> PullError {
+        PullError::TooLate { upstream: upstream.clone(), within: self.config.answer_within }
+    }
+
+    /// Joins or starts the flight for `key` and waits for its result until `deadline`. `upstream` is what the flight asks.
+    ///
+    /// # Errors
+    /// Those of the work; `TooLate` at the deadline, and `Abandoned` if the work was stopped or panicked.
+    pub(super) async fn run_flight<K, T, F>(
+        &self,
+        flights: &Flights<K, Result<T, PullError>>,
+        key: K,
+        upstream: &Arc<str>,
+        deadline: Instant,
+        work: impl FnOnce() -> F,
+    ) -> Result<(T, Role), PullError>
+    where
+        K: Clone + Eq + Hash + Send + 'static,
+        T: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<T, PullError>> + Send + 'static,
+    {
+        match timeout_at(deadline, flights.run(key, work)).await {
+            Ok((Some(result), role)) => result.map(|value| (value, role)),
+            Ok((None, _)) => Err(PullError::Abandoned),
+            Err(_) => Err(self.too_late(upstream)),
+        }
+    }
+
+    /// Whether the digest may be read in this repository without a request to its upstream.
+    pub(super) async fn may_read(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
+        if let Some(member) = self.store.member(repo, digest).await? {
+            return Ok(Some(member));
+        }
+        let is_manifest = self.store.has_manifest(repo, digest).await?;
+        Ok(is_manifest.then_some(Member { size: None }))
+    }
+
+    /// Counts content that is served without being stored, and warns from time to time.
+    pub(super) fn note_no_room(&self, error: &StoreError) {
+        if self.metrics.no_room() {
+            tracing::warn!(%error, "pulled content is served but not stored; free disk space or raise cache.max_size");
+        }
+    }
+}

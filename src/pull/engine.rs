@@ -1,0 +1,116 @@
+//! The engine: its parts, and the handle that requests use.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::bypass::Bypasses;
+use super::context::Context;
+use super::error::PullError;
+use super::fill::Fills;
+use super::flight::Flights;
+use super::freshness::TagFreshness;
+use super::memory::Referrers;
+use super::proof::Proofs;
+use super::served::Served;
+use super::slots::Slots;
+use crate::config::CacheConfig;
+use crate::oci::{Digest, RepoId, Scope, Tag, UpstreamName};
+use crate::store::Store;
+use crate::tasks::Tasks;
+use crate::telemetry::{Metrics, RequestTrace};
+use crate::upstream::{BreakerState, Hops, Upstream};
+
+/// A handle on the engine. Clones share it.
+#[derive(Clone)]
+pub struct Puller {
+    engine: Arc<Engine>,
+}
+
+/// The engine on behalf of one request.
+#[derive(Clone, Copy)]
+pub struct PullRequest<'a> {
+    pub(super) engine: &'a Arc<Engine>,
+    /// Its span, which a miss opens.
+    pub(super) trace: &'a RequestTrace,
+    /// The servers that it has passed.
+    hops: &'a Hops,
+}
+
+pub(super) struct Engine {
+    pub(super) context: Arc<Context>,
+    pub(super) fills: Fills,
+    pub(super) bypasses: Bypasses,
+    pub(super) proofs: Arc<Proofs>,
+    pub(super) tags: Flights<(RepoId, Tag), Result<Served, PullError>>,
+    pub(super) manifests: Flights<(RepoId, Digest), Result<Served, PullError>>,
+    /// The flag says whether the list may be out of date.
+    pub(super) referrers: Flights<(RepoId, Digest), Result<(Referrers, bool), PullError>>,
+    upstreams: HashMap<UpstreamName, Arc<Upstream>>,
+}
+
+impl Puller {
+    pub fn new(
+        store: Store,
+        upstreams: HashMap<UpstreamName, Arc<Upstream>>,
+        config: CacheConfig,
+        metrics: Arc<Metrics>,
+        tasks: Tasks,
+    ) -> Self {
+        let caps = upstreams.iter().map(|(name, upstream)| (Scope::Upstream(name.clone()), upstream.max_fills()));
+        let fill_slots = Slots::new(config.max_fills, caps);
+        let bypasses = Bypasses::new(config.max_bypasses, metrics.clone());
+        let context = Arc::new(Context::new(store, config, metrics));
+        let engine = Engine {
+            fills: Fills::new(context.clone(), fill_slots, tasks.clone()),
+            bypasses,
+            proofs: Arc::new(Proofs::new(context.clone(), tasks.clone())),
+            tags: Flights::new(tasks.clone()),
+            manifests: Flights::new(tasks.clone()),
+            referrers: Flights::new(tasks),
+            context,
+            upstreams,
+        };
+        Self { engine: Arc::new(engine) }
+    }
+
+    /// The engine on behalf of a request that has passed the servers `hops`. Where several requests share a flight, it sends the
+    /// hops of the first one.
+    pub fn on_behalf_of<'a>(&'a self, trace: &'a RequestTrace, hops: &'a Hops) -> PullRequest<'a> {
+        PullRequest { engine: &self.engine, trace, hops }
+    }
+
+    /// Whether the circuit breaker of an upstream is open; `None` for an upstream that is not configured.
+    pub fn breaker_state(&self, upstream: &str) -> Option<BreakerState> {
+        self.engine.upstreams.get(upstream).map(|upstream| upstream.breaker_state())
+    }
+
+    /// The age limits of an upstream's tags at present; `None` for an upstream that is not configured.
+    pub fn tag_freshness(&self, upstream: &str) -> Option<TagFreshness> {
+        self.engine.upstreams.get(upstream).map(|upstream| self.engine.tag_freshness(upstream))
+    }
+
+    /// Ends the fills without followers: the first step of a shutdown.
+    pub fn abandon_orphans(&self) {
+        self.engine.fills.abandon_orphans();
+    }
+}
+
+impl PullRequest<'_> {
+    /// The upstream that a repository mirrors, to be asked for this request.
+    pub(super) fn upstream(&self, repo: &RepoId) -> Result<Arc<Upstream>, PullError> {
+        let upstream = match &repo.scope {
+            Scope::Upstream(name) => self.engine.upstreams.get(name).ok_or(PullError::NotFound)?,
+            Scope::Local => return Err(PullError::NotFound),
+        };
+        if self.hops.is_empty() {
+            return Ok(upstream.clone());
+        }
+        Ok(Arc::new(upstream.with_hops(self.hops.clone())))
+    }
+}
+
+impl Engine {
+    pub(super) fn tag_freshness(&self, upstream: &Upstream) -> TagFreshness {
+        TagFreshness::new(&self.context.config, upstream.is_scarce())
+    }
+}

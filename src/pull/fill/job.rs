@@ -1,0 +1,94 @@
+//! A fill in flight as its followers see it, and what its own task works with.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+use super::super::context::Context;
+use super::super::error::PullError;
+use super::super::source::{BlobSource, SourceId};
+use super::progress::{Progress, Publisher};
+use crate::oci::Digest;
+
+/// A fill in flight.
+#[derive(Debug)]
+pub(in crate::pull) struct Fill {
+    pub(super) digest: Digest,
+    pub(super) source: SourceId,
+    /// The length in bytes, if a manifest or an earlier answer gave it.
+    pub(super) size: Option<u64>,
+    /// Written by the fill's task.
+    pub(super) progress: watch::Receiver<Progress>,
+    /// Nothing was ever stored in the source's repository.
+    pub(super) new_repository: bool,
+    /// Written by followers when they join and leave.
+    pub(super) followers: AtomicUsize,
+    /// How many requests joined it, all in all.
+    pub(super) joined: AtomicUsize,
+    /// Bytes of the current attempt, written by the fill's task.
+    pub(super) received: AtomicU64,
+    /// How often its transfer was resumed after an interruption.
+    pub(super) resumes: AtomicUsize,
+    /// It had to wait for a slot.
+    pub(super) had_to_wait: AtomicBool,
+    pub(super) abandon: CancellationToken,
+    /// A trace of its own: a fill outlives the request that started it. The spans of followers link to it. Taken by the fill's
+    /// task when it ends, so that the span does not last as long as the slowest follower.
+    pub(super) span: Mutex<Option<Span>>,
+}
+
+impl Fill {
+    pub(in crate::pull) fn source(&self) -> &SourceId {
+        &self.source
+    }
+
+    pub(super) fn follower_count(&self) -> usize {
+        self.followers.load(Ordering::Acquire)
+    }
+
+    /// Whether it fetches without followers. A fill that has received everything is not abandoned: it only has to be
+    /// committed.
+    pub(super) fn is_orphan(&self) -> bool {
+        let fetches = match &*self.progress.borrow() {
+            Progress::Requesting => true,
+            Progress::Readable(extent) => !extent.is_complete(),
+            Progress::Queued | Progress::Failed(_) => false,
+        };
+        fetches && self.follower_count() == 0 && !self.abandon.is_cancelled()
+    }
+
+    pub(super) fn is_queued(&self) -> bool {
+        matches!(*self.progress.borrow(), Progress::Queued)
+    }
+
+    /// Whether it is abandoned and about to free its slot.
+    pub(super) fn is_ending(&self) -> bool {
+        self.abandon.is_cancelled() && !self.is_queued()
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(*self.progress.borrow(), Progress::Failed(_))
+    }
+}
+
+/// What the task of one fill works with.
+pub(super) struct Job {
+    pub(super) context: Arc<Context>,
+    pub(super) fill: Arc<Fill>,
+    pub(super) source: Arc<dyn BlobSource>,
+    pub(super) publisher: Publisher,
+}
+
+impl Job {
+    pub(super) fn wrong_content(&self) -> PullError {
+        PullError::WrongContent { upstream: self.source.name().clone(), digest: self.fill.digest.clone() }
+    }
+
+    pub(super) fn changed(&self) -> PullError {
+        PullError::Changed { upstream: self.source.name().clone() }
+    }
+}

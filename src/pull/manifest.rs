@@ -1,0 +1,160 @@
+//! Manifests by digest: content that never changes, so it is fetched once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::ask::{ask, request};
+use super::engine::{Engine, PullRequest};
+use super::error::PullError;
+use super::served::Served;
+use crate::oci::{Algorithm, Digest, Manifest, Reference, RepoId, media_type};
+use crate::store::{NewManifest, StoreError, StoredManifest};
+use crate::tasks::on_bytes;
+use crate::telemetry::CacheResult;
+use crate::upstream::{Kind, Upstream, UpstreamResponse};
+
+impl PullRequest<'_> {
+    /// A manifest of a mirrored repository by digest.
+    pub async fn manifest(&self, repo: &RepoId, digest: &Digest) -> Result<Served, PullError> {
+        let context = &self.engine.context;
+        if let Some(manifest) = context.store.manifest(repo, digest).await? {
+            return Ok(Served::new(manifest, CacheResult::Hit));
+        }
+        if context.memory.is_absent(repo, &Reference::Digest(digest.clone())) {
+            return Err(PullError::NotFound);
+        }
+        // In a box: the rare case does not make the future of every request larger.
+        let upstream = self.upstream(repo)?;
+        let fetched = self.engine.manifest_by_digest(&upstream, repo, digest, context.deadline());
+        Box::pin(fetched.instrument(self.trace.span())).await
+    }
+}
+
+impl Engine {
+    /// Joins or starts the flight for this manifest.
+    pub(super) async fn manifest_by_digest(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repo: &RepoId,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<Served, PullError> {
+        let key = (repo.clone(), digest.clone());
+        let work = || {
+            let (engine, upstream, (repo, digest)) = (self.clone(), upstream.clone(), key.clone());
+            async move { engine.fetch_manifest(&upstream, &repo, &digest, deadline).await }
+        };
+        let flight = self.context.run_flight(&self.manifests, key.clone(), upstream.name(), deadline, work);
+        let (served, role) = flight.await?;
+        Ok(served.counted_for(role))
+    }
+
+    async fn fetch_manifest(
+        &self,
+        upstream: &Upstream,
+        repo: &RepoId,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<Served, PullError> {
+        let store = &self.context.store;
+        if let Some(manifest) = store.manifest(repo, digest).await? {
+            return Ok(Served::new(manifest, CacheResult::Hit));
+        }
+        // Stored for another repository: only the right to read it is missing, or only its media type.
+        if let Some(bytes) = store.manifest_content(digest).await?
+            && let Ok(manifest) = Manifest::parse(&bytes)
+        {
+            let (declared, result) = if store.member(repo, digest).await?.is_some() {
+                (None, CacheResult::Hit)
+            } else {
+                let head = self.ask_for_manifest(Method::HEAD, upstream, repo, digest, deadline).await?;
+                (usable_media_type(&head), CacheResult::Revalidated)
+            };
+            let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
+            let new = NewManifest { digest: digest.clone(), media_type, bytes, manifest };
+            let (manifest, _) = self.store_manifest(repo, new).await?;
+            return Ok(Served::new(manifest, result));
+        }
+        let response = self.ask_for_manifest(Method::GET, upstream, repo, digest, deadline).await?;
+        let new = self.read_manifest(upstream, response, Some(digest), deadline).await?;
+        let (manifest, stored) = self.store_manifest(repo, new).await?;
+        Ok(Served::new(manifest, if stored { CacheResult::Miss } else { CacheResult::Bypass }))
+    }
+
+    async fn ask_for_manifest(
+        &self,
+        method: Method,
+        upstream: &Upstream,
+        repo: &RepoId,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<UpstreamResponse, PullError> {
+        let request = request(method, Kind::Manifest, repo, format!("manifests/{digest}"));
+        let answer = ask(upstream, request, deadline).await;
+        answer.inspect_err(|error| self.context.memory.note_absent(repo, digest, error))
+    }
+
+    /// Stores a manifest, if there is room; it is served in either case. The flag says whether it was stored.
+    pub(super) async fn store_manifest(
+        &self,
+        repo: &RepoId,
+        new: NewManifest,
+    ) -> Result<(Arc<StoredManifest>, bool), PullError> {
+        let unstored =
+            StoredManifest::new(new.digest.clone(), new.media_type.clone(), new.bytes.clone(), &new.manifest);
+        match self.context.store.put_manifest(repo, new, Vec::new()).await {
+            Ok(manifest) => Ok((manifest, true)),
+            Err(StoreError::ReadOnly) => Ok((Arc::new(unstored), false)),
+            Err(error) if error.is_full() => {
+                self.context.note_no_room(&error);
+                tracing::debug!(%repo, digest = %unstored.digest, %error, "cannot store a manifest");
+                Ok((Arc::new(unstored), false))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads and checks a manifest. Its digest must be the requested one, or else the one that the upstream announced.
+    pub(super) async fn read_manifest(
+        &self,
+        upstream: &Upstream,
+        response: UpstreamResponse,
+        requested: Option<&Digest>,
+        deadline: Instant,
+    ) -> Result<NewManifest, PullError> {
+        let bad = |reason: String| PullError::BadDocument { upstream: upstream.name().clone(), reason };
+        if response.status != StatusCode::OK {
+            return Err(bad(format!("a manifest with status {}", response.status.as_u16())));
+        }
+        let declared = usable_media_type(&response);
+        let announced = response.docker_content_digest().and_then(|digest| digest.parse().ok());
+        let bytes: Bytes = response.body.collect(Manifest::MAX_LENGTH as usize, deadline).await?;
+        let expected: Option<Digest> = requested.cloned().or(announced);
+        let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let read = on_bytes(bytes.clone(), move |bytes| (Digest::of(algorithm, bytes), Manifest::parse(bytes)));
+        let (digest, manifest) = read.await.ok_or(PullError::Abandoned)?;
+        if let Some(expected) = expected.filter(|expected| *expected != digest) {
+            self.context.metrics.digest_mismatch(upstream.name());
+            tracing::warn!(
+                upstream = %upstream.name(), %expected, found = %digest,
+                "the upstream sent a manifest with another digest"
+            );
+            return Err(PullError::WrongContent { upstream: upstream.name().clone(), digest: expected });
+        }
+        let manifest = manifest.map_err(|error| bad(error.to_string()))?;
+        let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
+        Ok(NewManifest { digest, media_type, bytes, manifest })
+    }
+}
+
+/// The media type of the response, unless it is one that says nothing about a manifest (Red Hat's registry sends
+/// `text/plain`).
+fn usable_media_type(response: &UpstreamResponse) -> Option<String> {
+    let essence = media_type::essence(response.content_type()?)?;
+    let says_nothing = matches!(&*essence, "text/plain" | "application/json" | media_type::OCTET_STREAM);
+    (!says_nothing).then_some(essence)
+}

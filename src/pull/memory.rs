@@ -1,0 +1,122 @@
+//! What the engine remembers for a short time, in memory only: absences, failures, lengths and lists of referrers.
+
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+use tokio::time::Instant;
+
+use super::error::PullError;
+use super::source::SourceId;
+use crate::config::CacheConfig;
+use crate::oci::{Digest, Reference, Referrer, RepoId};
+use crate::upstream::UpstreamError;
+
+/// Requests within this time share the failure of a fill.
+const FAILURE_TTL: Duration = Duration::from_secs(1);
+/// The length of a blob that is not stored is asked for once in this time.
+const LENGTH_TTL: Duration = Duration::from_secs(10 * 60);
+/// Bound of each memory but that of referrers.
+const MAX_ENTRIES: u64 = 100_000;
+/// Bound of the memory of referrers.
+const MAX_REFERRERS_BYTES: u64 = 8 << 20;
+
+pub(super) struct Memory {
+    negative_ttl: Duration,
+    /// What an upstream said does not exist, for `negative_ttl`.
+    absent: Cache<(RepoId, Reference), ()>,
+    failures: Cache<(SourceId, Digest), PullError>,
+    /// In bytes.
+    lengths: Cache<(RepoId, Digest), u64>,
+    referrers: Cache<(RepoId, Digest), ListedReferrers>,
+}
+
+/// A list that requests share.
+pub(super) type Referrers = Arc<Vec<Referrer>>;
+
+/// The referrers of one subject as its upstream last listed them.
+#[derive(Clone, Debug)]
+pub(super) struct ListedReferrers {
+    pub(super) referrers: Referrers,
+    pub(super) at: Instant,
+}
+
+impl Memory {
+    pub(super) fn new(config: &CacheConfig) -> Self {
+        Self {
+            negative_ttl: config.negative_ttl,
+            absent: cache(config.negative_ttl),
+            failures: cache(FAILURE_TTL),
+            lengths: cache(LENGTH_TTL),
+            referrers: Cache::builder()
+                .max_capacity(MAX_REFERRERS_BYTES)
+                .weigher(|_, listed: &ListedReferrers| listed.weight())
+                .time_to_live(config.stale_if_error)
+                .build(),
+        }
+    }
+
+    pub(super) fn is_absent(&self, repo: &RepoId, reference: &Reference) -> bool {
+        self.absent.contains_key(&(repo.clone(), reference.clone()))
+    }
+
+    pub(super) fn remember_absent(&self, repo: &RepoId, reference: Reference) {
+        if !self.negative_ttl.is_zero() {
+            self.absent.insert((repo.clone(), reference), ());
+        }
+    }
+
+    /// Remembers that a digest does not exist, if `error` says so.
+    pub(super) fn note_absent(&self, repo: &RepoId, digest: &Digest, error: &PullError) {
+        if error.is_not_found() {
+            self.remember_absent(repo, Reference::Digest(digest.clone()));
+        }
+    }
+
+    /// The failure of the last fill from this source.
+    pub(super) fn failure(&self, source: &SourceId, digest: &Digest) -> Option<PullError> {
+        self.failures.get(&(source.clone(), digest.clone()))
+    }
+
+    pub(super) fn remember_failure(&self, source: &SourceId, digest: &Digest, error: &PullError) {
+        match error {
+            PullError::NotFound => self.remember_absent(&source.repo, Reference::Digest(digest.clone())),
+            // These say nothing about the next request; the circuit breaker has a memory of its own.
+            PullError::Abandoned | PullError::Busy { .. } | PullError::Upstream(UpstreamError::CircuitOpen { .. }) => {}
+            error => self.failures.insert((source.clone(), digest.clone()), error.clone()),
+        }
+    }
+
+    pub(super) fn length(&self, repo: &RepoId, digest: &Digest) -> Option<u64> {
+        self.lengths.get(&(repo.clone(), digest.clone()))
+    }
+
+    pub(super) fn remember_length(&self, repo: &RepoId, digest: &Digest, length: u64) {
+        self.lengths.insert((repo.clone(), digest.clone()), length);
+    }
+
+    pub(super) fn referrers(&self, subject: &(RepoId, Digest)) -> Option<ListedReferrers> {
+        self.referrers.get(subject)
+    }
+
+    pub(super) fn remember_referrers(&self, subject: (RepoId, Digest), referrers: Referrers) {
+        self.referrers.insert(subject, ListedReferrers { referrers, at: Instant::now() });
+    }
+}
+
+impl ListedReferrers {
+    /// Bytes that it takes in memory, roughly.
+    fn weight(&self) -> u32 {
+        let one = |referrer: &Referrer| 512 + referrer.weight();
+        u32::try_from(256 + self.referrers.iter().map(one).sum::<usize>()).unwrap_or(u32::MAX)
+    }
+}
+
+fn cache<K, V>(ttl: Duration) -> Cache<K, V>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    Cache::builder().max_capacity(MAX_ENTRIES).time_to_live(ttl).build()
+}
