@@ -1,4 +1,4 @@
-//! Parses the command line and runs it.
+//! The `roadstead` program: parses the command line, runs the command, and reports its error.
 
 use std::process::ExitCode;
 

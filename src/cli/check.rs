@@ -1,5 +1,5 @@
-//! `roadstead check`: what is in force on the standard output, what is worth a look on the standard error stream. What would
-//! stop the start is an error here, too, as far as it stands in files.
+//! `roadstead check`: prints the settings in force to the standard output, and warnings to the standard error stream. What
+//! would prevent a start is an error, as far as files show it.
 
 use std::io::{self, Write};
 

@@ -1,4 +1,4 @@
-//! `roadstead du`: what takes how much room, by upstream and repository.
+//! `roadstead du`: disk usage by upstream and repository.
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::store::{Amount, RepositoryUsage, ScopeUsage, StoredAmount, TotalUsage
 
 #[derive(Args, Debug)]
 pub struct Du {
-    /// For people, or for machines.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
 
@@ -25,7 +25,7 @@ pub struct Du {
     options: ConfigOptions,
 }
 
-/// What has been told so far.
+/// What has been received so far.
 #[derive(Debug)]
 struct Report {
     progress: ProgressLine,
@@ -70,13 +70,13 @@ async fn gather(config: &Config, output: Output) -> Result<Arc<Mutex<Report>>, C
         }
         Session::Folder(store) => {
             let sink = report.clone();
-            let told = usage(store.clone(), move |event| {
+            let walked = usage(store.clone(), move |event| {
                 sink.lock().take(event);
                 true
             });
-            let told = told.await;
+            let walked = walked.await;
             store.close().await;
-            told?;
+            walked?;
         }
     }
     Ok(report)
@@ -112,7 +112,7 @@ impl Report {
             let name = format!("{} ({} {all})", scope.scope, scope.repositories);
             row(text, &scope.content, scope.manifests, scope.tags, &name)?;
             let mut repositories: Vec<_> = self.repositories.iter().filter(|it| it.scope == scope.scope).collect();
-            // The largest first; they come in the order of their names.
+            // The largest first. They arrive in the order of their names.
             repositories.sort_by_key(|it| std::cmp::Reverse(it.content.own_bytes + it.content.shared_bytes));
             for it in repositories {
                 row(text, &it.content, it.manifests, it.tags, &format!("  {}", it.repository))?;

@@ -1,4 +1,4 @@
-//! `roadstead gc`: give back the room of what nobody can reach.
+//! `roadstead gc`: removes unreferenced content now.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,15 +12,15 @@ use super::output::{Output, ProgressLine, bytes, print};
 use super::session::Session;
 use super::{CliError, runtime};
 use crate::config::Config;
-use crate::control::gc::{GcEvent, GcSummary, Question, gc};
+use crate::control::gc::{GcEvent, GcRequest, GcSummary, gc};
 
 #[derive(Args, Debug)]
 pub struct Gc {
-    /// Remove nothing, and say what would be.
+    /// Remove nothing, and print what would be removed.
     #[arg(long)]
     dry_run: bool,
 
-    /// For people, or for machines: one JSON object a line as it goes.
+    /// Output format. With json, each event is a JSON object on a line.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
 
@@ -56,11 +56,11 @@ async fn collect(config: &Config, dry_run: bool, progress: Arc<Mutex<ProgressLin
                 }
                 Ok(())
             };
-            server.lines("gc", &Question { dry_run }, each).await?;
+            server.lines("gc", &GcRequest { dry_run }, each).await?;
             summary.ok_or(CliError::Unfinished)
         }
         Session::Folder(store) => {
-            // The index has to be in step with the files before anything is removed for what it says.
+            // The collector relies on the index, so it must be in step with the files first.
             let walked = store.clone();
             let walk = tokio::task::spawn_blocking(move || {
                 if walked.needs_reconcile() && !walked.is_read_only() {
@@ -86,17 +86,17 @@ fn text(summary: &GcSummary, dry_run: bool) -> String {
     let would = if *removed { "" } else { "would be " };
     let size = bytes(collected.bytes);
     let mut text = format!(
-        "{would}removed: {} files ({size}), {} rights to uploads that nothing refers to, {} untagged manifests; \
-         {} more are out of reach and wait\n",
+        "{would}removed: {} files ({size}), {} blobs of repositories that no manifest refers to, {} untagged manifests; \
+         {} more are unreferenced and wait for their grace period\n",
         collected.files, collected.members, collected.manifests, collected.waiting,
     );
     if *removed {
         text.push_str(&format!(
-            "names of upstreams that stood for nothing: {} tags, {} links, {} repositories\n",
+            "useless names of mirrored repositories: {} tags, {} links, {} repositories\n",
             swept.tags, swept.links, swept.repositories,
         ));
     } else if !dry_run {
-        text.push_str("nothing was removed: the server has not run for long enough (gc.after_start)\n");
+        text.push_str("nothing was removed: the server has not run for gc.after_start yet; run gc again later\n");
     }
     text
 }

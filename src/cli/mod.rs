@@ -1,4 +1,4 @@
-//! The command line: one file for each command, and here what they share.
+//! The command line: the commands and their errors. Each command has a file.
 
 mod backup;
 mod check;
@@ -27,7 +27,7 @@ use crate::server::StartError;
 use crate::store::{OpenError, StoreError};
 use crate::telemetry::logs::LogError;
 
-/// A container registry that takes pushes, and keeps every image a cluster pulls close to hand.
+/// A container registry for pushes, and a pull-through cache of other registries.
 #[derive(Debug, Parser)]
 #[command(name = "roadstead", version, propagate_version = true)]
 pub struct Cli {
@@ -37,26 +37,26 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve images: this is the registry itself.
+    /// Run the registry.
     Serve(options::ServerOptions),
-    /// Say what is wrong with the configuration, or what is in force.
+    /// Check the configuration: print the settings in force, or what is wrong with them.
     Check(options::ServerOptions),
-    /// Say what an image name means here, and where it would come from. A running server answers; without one, give it the
-    /// options and variables that `serve` has.
+    /// Explain an image name or a request: which repository it means, what of it is stored, and what a pull would ask the
+    /// upstream. A running server answers. Without one, give the options and environment variables of `serve`.
     Explain(explain::Explain),
-    /// Print the file that makes a client pull through this server: Docker, containerd, k3s, k3d, kind, podman, buildkit.
+    /// Print the configuration file that makes a client pull through this server.
     ClientConfig(client_config::ClientConfig),
-    /// Say what takes how much room, by upstream and repository.
+    /// Show the disk usage by upstream and repository.
     Du(du::Du),
-    /// Give back the room of what was deleted and of uploads that nothing refers to.
+    /// Remove unreferenced content now: what was deleted, and uploads that no manifest refers to.
     Gc(gc::Gc),
-    /// Read everything and say what is not what it should be; 1 is the exit code if something is damaged.
+    /// Read all content and report what is corrupt or missing. Exit code: 0 nothing, 1 something, 2 the scrub failed.
     Scrub(scrub::Scrub),
-    /// Keep content from being unlinked while a backup copies it.
+    /// Hold back removals of content while a backup copies the data folder.
     BackupLease(backup::BackupLease),
 }
 
-/// Why a command failed: one line.
+/// Why a command failed. Each is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     #[error(transparent)]
@@ -67,25 +67,28 @@ pub enum CliError {
     Start(#[from] StartError),
     #[error("{image}: {error}")]
     Image { image: String, error: String },
-    #[error("there is no data folder {}", .0.display())]
+    #[error("there is no data folder {}; name it with --data or storage.path", .0.display())]
     NoFolder(PathBuf),
     #[error("cannot use the data folder {}: {error}", path.display())]
     Folder { path: PathBuf, error: OpenError },
-    #[error("the server cannot do that: {0}")]
+    #[error("the running server failed: {0}; its log has details")]
     Server(String),
-    #[error("the server refuses: {0}")]
+    #[error("the running server refused the request: {0}")]
     Refused(String),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("it ended before everything was looked at")]
+    #[error("the operation ended before it was complete; run it again")]
     Unfinished,
+    /// A scrub that could not tell whether anything is corrupt. It has an exit code of its own.
     #[error(transparent)]
-    Unscrubbed(Box<CliError>),
+    ScrubFailed(Box<CliError>),
     #[error("cannot run {program}: {error}")]
     Command { program: String, error: io::Error },
-    #[error("the lease was lost on the way, for the server was stopped: the copy may lack content; make it again")]
+    #[error(
+        "the lease was lost, because the server was stopped or restarted; the copy may lack content, so make it again"
+    )]
     LeaseLost,
-    #[error("the runtime cannot be started: {0}")]
+    #[error("cannot start the threads of the command: {0}")]
     Runtime(io::Error),
     #[error("cannot write to the standard output: {0}")]
     Output(io::Error),
@@ -112,10 +115,10 @@ impl Cli {
 // === impl CliError ===
 
 impl CliError {
-    /// 1, but where that says that something was found.
+    /// 2 for a scrub that failed, because 1 says that it found something; otherwise 1.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Unscrubbed(_) => ExitCode::from(2),
+            Self::ScrubFailed(_) => ExitCode::from(2),
             _ => ExitCode::FAILURE,
         }
     }
@@ -128,12 +131,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_declared_without_contradictions() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn the_options_of_the_contract_are_understood() {
+    fn every_documented_option_parses() {
         let all = "--config f --listen :1 --data d --upstream a.b=http://a --upstream c.d=http://c \
                    --default-upstream none --log-format json";
         for command in [

@@ -1,4 +1,4 @@
-//! The options that every command takes, as they say which configuration is meant.
+//! The options that every command has: they name the configuration.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,35 +9,35 @@ use crate::config::{Config, ConfigError, LoadOptions, LogFormat};
 
 #[derive(Args, Clone, Debug)]
 pub struct ConfigOptions {
-    /// The configuration file; without it none is read.
+    /// Configuration file (TOML). Without this option, no file is read.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The address to listen on, such as 127.0.0.1:5000 or :5000.
+    /// Address to listen on, such as 127.0.0.1:5000 or :5000.
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
 
-    /// The folder that everything is kept in.
+    /// Data folder.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// A registry to fetch from, beside those of the configuration; may be given more than once.
+    /// An upstream registry in addition to those of the configuration. May be repeated.
     #[arg(long = "upstream", value_name = "NAME=URL")]
     upstreams: Vec<String>,
 
-    /// The upstream that a name without a host means, or none.
+    /// Upstream for image names without a host, or none.
     #[arg(long, value_name = "NAME|none")]
     default_upstream: Option<String>,
 
-    /// The shape of log lines; what is logged follows RUST_LOG.
+    /// Format of log lines. RUST_LOG sets what is logged.
     #[arg(long, value_name = "FORMAT", value_parser = LogFormat::NAMES)]
     log_format: Option<String>,
 }
 
-/// The same for a server, which may be started as the image of `registry:2` starts its own.
+/// The options of a server. It may also be started with the arguments of the `registry:2` image.
 #[derive(Args, Clone, Debug)]
 pub struct ServerOptions {
-    /// A configuration file of registry:2, such as /etc/docker/registry/config.yml: what means the same here is taken.
+    /// Configuration file of registry:2, such as /etc/docker/registry/config.yml. Settings with an equivalent are used.
     #[arg(value_name = "REGISTRY_YAML")]
     registry_config: Option<PathBuf>,
 
@@ -48,6 +48,7 @@ pub struct ServerOptions {
 // === impl ServerOptions ===
 
 impl ServerOptions {
+    /// As [`ConfigOptions::load`], with the configuration file of `registry:2` if one was given.
     pub fn load(self) -> Result<Config, ConfigError> {
         self.options.load_with(self.registry_config)
     }
@@ -56,7 +57,7 @@ impl ServerOptions {
 // === impl ConfigOptions ===
 
 impl ConfigOptions {
-    /// The configuration that these options, the environment and the file make.
+    /// Loads the configuration from these options, the environment and the file.
     pub fn load(self) -> Result<Config, ConfigError> {
         self.load_with(None)
     }
@@ -71,7 +72,7 @@ impl ConfigOptions {
             default_upstream: self.default_upstream,
             log_format: self.log_format,
         };
-        // A name that is no text is not ours; a value that is none is found wrong where it is read.
+        // A variable whose name is not UTF-8 is none of ours. A value that is not UTF-8 fails where it is parsed.
         let text =
             |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.to_string_lossy().into()));
         let variables = std::env::vars_os().filter_map(text);

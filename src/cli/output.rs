@@ -1,4 +1,4 @@
-//! What commands print: to the standard output, for people or for machines.
+//! The output of commands: text or JSON on the standard output, progress on the standard error stream.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -7,19 +7,22 @@ use clap::ValueEnum;
 
 use super::CliError;
 
-const REDRAW: Duration = Duration::from_millis(100);
+/// A progress line is redrawn at most this often.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The format of a command's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     Text,
     Json,
 }
 
+/// Writes to the standard output.
 pub fn print(text: &str) -> Result<(), CliError> {
     io::stdout().write_all(text.as_bytes()).map_err(CliError::Output)
 }
 
-/// A number of bytes for people, in units of 1000.
+/// A number of bytes as text, in decimal units.
 pub fn bytes(count: u64) -> String {
     match count {
         0..10_000 => format!("{count} B"),
@@ -29,7 +32,7 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
-/// The line that says how far something is, on a terminal; nothing anywhere else.
+/// A line that shows progress on a terminal. Draws nothing where the standard error stream is not a terminal.
 #[derive(Debug)]
 pub struct ProgressLine {
     on_terminal: bool,
@@ -41,15 +44,16 @@ impl ProgressLine {
         Self { on_terminal: output == Output::Text && io::stderr().is_terminal(), drawn: None }
     }
 
+    /// Replaces the line, unless it was drawn a moment ago.
     pub fn draw(&mut self, text: impl FnOnce() -> String) {
-        if self.on_terminal && self.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW) {
+        if self.on_terminal && self.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW_INTERVAL) {
             self.drawn = Some(Instant::now());
-            // A terminal that is gone loses only progress.
+            // If the terminal is gone, only progress is lost.
             let _ = write!(io::stderr(), "\r\x1b[K{}", text());
         }
     }
 
-    /// Before anything else is printed.
+    /// Removes the line. To be called before anything else is printed.
     pub fn clear(&mut self) {
         if self.drawn.take().is_some() {
             let _ = write!(io::stderr(), "\r\x1b[K");
@@ -57,7 +61,7 @@ impl ProgressLine {
     }
 }
 
-/// `[######----]`, of 30.
+/// A progress bar such as `[######----]`, with 30 places.
 pub fn bar(per_mille: u16) -> String {
     const WIDTH: usize = 30;
     let done = usize::from(per_mille.min(1000)) * WIDTH / 1000;
@@ -75,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_is_always_as_wide() {
+    fn the_width_of_a_bar_is_constant() {
         assert_eq!(bar(0), format!("[{}]", "-".repeat(30)));
         assert_eq!(bar(500), format!("[{}{}]", "#".repeat(15), "-".repeat(15)));
         assert_eq!(bar(1000), format!("[{}]", "#".repeat(30)));

@@ -1,4 +1,4 @@
-//! The threads that a command runs on.
+//! The threads of a command.
 
 use std::future::Future;
 use std::thread::available_parallelism;
@@ -8,22 +8,23 @@ use tokio::runtime::Builder;
 
 use super::CliError;
 
-/// Two at least, so that one that is held up does not hold up everybody.
-const FEWEST_WORKERS: usize = 2;
-/// For file operations; more at once would only queue at the disk, each with its stack.
-const MOST_BLOCKING: usize = 64;
-/// How long the end waits for file operations that are under way.
-const END_WITHIN: Duration = Duration::from_secs(5);
+/// With at least two workers, one that is blocked for a moment does not stop all tasks.
+const MIN_WORKERS: usize = 2;
+/// Threads for file operations. More would only queue at the disk, and each has a stack.
+const MAX_BLOCKING_THREADS: usize = 64;
+/// How long the end of the process waits for file operations in progress.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Runs `work` to its end on a runtime of its own.
 pub fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
-    let workers = available_parallelism().map_or(FEWEST_WORKERS, |processors| processors.get().max(FEWEST_WORKERS));
+    let workers = available_parallelism().map_or(MIN_WORKERS, |processors| processors.get().max(MIN_WORKERS));
     let runtime = Builder::new_multi_thread()
         .worker_threads(workers)
-        .max_blocking_threads(MOST_BLOCKING)
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
     let result = runtime.block_on(work);
-    runtime.shutdown_timeout(END_WITHIN);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     Ok(result)
 }

@@ -1,4 +1,4 @@
-//! `roadstead scrub`: is everything what it says it is?
+//! `roadstead scrub`: reads all content and names, and reports what is corrupt or missing.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -13,19 +13,19 @@ use super::output::{Output, ProgressLine, bar, bytes, print};
 use super::session::Session;
 use super::{CliError, runtime};
 use crate::config::Config;
-use crate::control::scrub::{Question, ScrubEvent, ScrubSummary, scrub};
+use crate::control::scrub::{ScrubEvent, ScrubRequest, ScrubSummary, scrub};
 use crate::store::{Class, Finding, Problem};
 
-/// What a script can tell apart: nothing is damaged; something is; it could not be found out.
-const DAMAGED: u8 = 1;
+/// The exit code if something is corrupt or missing.
+const DAMAGED_EXIT_CODE: u8 = 1;
 
 #[derive(Args, Debug)]
 pub struct Scrub {
-    /// Move what is damaged to quarantine/. Cached content is then fetched again; pushed content has to be pushed again.
+    /// Move corrupt files to quarantine/. Cached content is fetched again by the next pull; pushed content must be pushed again.
     #[arg(long)]
     repair: bool,
 
-    /// For people, or for machines: one JSON object a line as it goes.
+    /// Output format. With json, each event is a JSON object on a line.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
 
@@ -33,7 +33,7 @@ pub struct Scrub {
     options: ConfigOptions,
 }
 
-/// Prints as it goes.
+/// Prints events as they arrive.
 struct Printer {
     output: Output,
     progress: ProgressLine,
@@ -46,8 +46,8 @@ struct Printer {
 impl Scrub {
     pub(super) fn run(self) -> Result<ExitCode, CliError> {
         let scrubbed = self.scrub();
-        let summary = scrubbed.map_err(|error| CliError::Unscrubbed(Box::new(error)))?;
-        Ok(if summary.damaged() == 0 { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+        let summary = scrubbed.map_err(|error| CliError::ScrubFailed(Box::new(error)))?;
+        Ok(if summary.damaged() == 0 { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED_EXIT_CODE) })
     }
 
     fn scrub(self) -> Result<ScrubSummary, CliError> {
@@ -58,7 +58,7 @@ impl Scrub {
             summary: None,
             failed: None,
         }));
-        runtime::block_on(look(&config, self.repair, &printer))??;
+        runtime::block_on(run_scrub(&config, self.repair, &printer))??;
         let mut printer = printer.lock();
         if let Some(error) = printer.failed.take() {
             return Err(error);
@@ -67,14 +67,14 @@ impl Scrub {
     }
 }
 
-async fn look(config: &Config, repair: bool, printer: &Arc<Mutex<Printer>>) -> Result<(), CliError> {
+async fn run_scrub(config: &Config, repair: bool, printer: &Arc<Mutex<Printer>>) -> Result<(), CliError> {
     match Session::open(config).await? {
         Session::Server(mut server) => {
             let each = |event| match printer.lock().take(event) {
                 true => Ok(()),
                 false => Err(CliError::Unfinished),
             };
-            server.lines("scrub", &Question { repair }, each).await
+            server.lines("scrub", &ScrubRequest { repair }, each).await
         }
         Session::Folder(store) => {
             let sink = printer.clone();
@@ -89,7 +89,7 @@ async fn look(config: &Config, repair: bool, printer: &Arc<Mutex<Printer>>) -> R
 // === impl Printer ===
 
 impl Printer {
-    /// False when nothing more can be printed.
+    /// Prints an event. False once printing has failed.
     fn take(&mut self, event: ScrubEvent) -> bool {
         if let ScrubEvent::Done(summary) = &event {
             self.summary = Some(*summary);
@@ -119,16 +119,16 @@ impl Printer {
     }
 }
 
-/// One line: what, where, and what becomes of it.
+/// One line: what is wrong, where, and what happens to it.
 fn finding_text(finding: &Finding) -> String {
     let problem = match finding.problem {
-        Problem::Length => "damaged: its length is wrong",
-        Problem::Digest => "damaged: it is not what its digest says",
-        Problem::Unreadable => "damaged: it cannot be read",
+        Problem::Length => "damaged: wrong length",
+        Problem::Digest => "damaged: wrong digest",
+        Problem::Unreadable => "damaged: cannot be read",
         Problem::Missing => "missing",
-        Problem::Name => "damaged: its file says nothing",
-        Problem::Incomplete => "was deleted, and a manifest refers to it",
-        Problem::Dangling => "was deleted, and a tag names it",
+        Problem::Name => "damaged: its name file is corrupt",
+        Problem::Incomplete => "was deleted, but a manifest refers to it",
+        Problem::Dangling => "was deleted, but a tag points to it",
     };
     let what = match (&finding.tag, &finding.digest) {
         (Some(tag), Some(digest)) => format!("{digest} ({tag})"),
@@ -153,13 +153,13 @@ fn finding_text(finding: &Finding) -> String {
 fn summary_text(summary: &ScrubSummary) -> String {
     let ScrubSummary { names, blobs, damaged_cached, damaged_pushed, quarantined, .. } = summary;
     let read = bytes(summary.bytes);
-    let mut text = format!("{names} names and {blobs} blobs ({read}) were read");
+    let mut text = format!("read {names} names and {blobs} blobs ({read})");
     if summary.damaged() == 0 {
         text.push_str("; nothing is damaged");
     } else {
         let _ = write!(text, "; damaged: {damaged_cached} cached, {damaged_pushed} pushed");
         let _ = match quarantined {
-            0 => write!(text, "; nothing was moved (--repair)"),
+            0 => write!(text, "; nothing was moved (use --repair)"),
             moved => write!(text, "; {moved} moved to quarantine/"),
         };
     }

@@ -1,4 +1,4 @@
-//! `roadstead serve`.
+//! `roadstead serve`: runs the registry.
 
 use super::options::ServerOptions;
 use super::{CliError, runtime};

@@ -1,7 +1,7 @@
-//! `explain`: what there is to say about an image, from the configuration and the files of the data folder.
+//! `explain`: what an image name or a request means, from the configuration and the files of the data folder.
 //!
-//! It works beside a running server and without one. The server knows more: how lately a tag was confirmed within the last
-//! ten minutes, and whether an upstream is left alone at present.
+//! It works with a running server and without one. The server knows more: confirmations of tags that are not written to
+//! their files yet, and whether the circuit of an upstream is open.
 
 use std::collections::HashSet;
 use std::time::SystemTime;
@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::Control;
-use super::wanted::{Thing, Wanted};
+use super::explain_query::{ExplainQuery, QueryTarget};
 use crate::config::Config;
 use crate::oci::{Digest, Manifest, Reference, RepoId, Scope, Tag};
 use crate::pull::TagFreshness;
@@ -17,95 +17,101 @@ use crate::resolve::{Routes, Rule, Target};
 use crate::store::{StoreError, TagRecord, View};
 use crate::upstream::BreakerState;
 
-/// How deep indexes within indexes are followed.
-const DEPTH: usize = 3;
-/// Manifests that are looked into; each once, for indexes may share children.
-const MOST: usize = 500;
+/// Levels of indexes within indexes that are followed.
+const MAX_INDEX_DEPTH: usize = 3;
+/// Manifests that are read. Each is read once, as indexes may share children.
+const MAX_MANIFESTS: usize = 500;
 
+/// The request of `POST /v1/explain`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Question {
+pub struct ExplainRequest {
+    /// An image name or a request.
     pub image: String,
 }
 
+/// The response of `POST /v1/explain`, and the output of `explain --output json`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Facts {
-    /// What is asked about, by its full name.
+pub struct Explanation {
+    /// The full name of the image or of what the request asks for.
     pub image: String,
-    /// Where was looked.
+    /// Path of the data folder.
     pub data: String,
-    /// Whether there is such a folder.
     pub data_exists: bool,
-    /// Which rule decided, in words.
+    /// The rule that chose the repository, in words.
     pub rule: String,
-    /// `local`, or the upstream.
+    /// `local`, or the name of the upstream.
     pub scope: String,
     pub repository: String,
-    /// Where the upstream is asked, in order.
+    /// The URLs of the upstream, in the order in which they are asked.
     pub urls: Vec<String>,
-    /// `None`: if Docker's file of logins has some for it.
+    /// Whether the upstream is asked with credentials. `None` if that depends on Docker's file.
     pub credentials: Option<bool>,
-    /// Whether the upstream is being asked, or left alone after failures. Only a running server knows.
+    /// The state of the upstream's circuit breaker. Only a running server knows it.
     pub breaker: Option<BreakerState>,
-    pub kind: Kind,
-    pub tag: Option<TagFacts>,
-    /// The manifest with what it refers to, or the blob.
-    pub manifest: Option<Node>,
-    /// What a pull of everything that belongs to it would ask the upstream, now.
+    pub kind: RequestKind,
+    pub tag: Option<TagState>,
+    /// The manifest with everything that it refers to, or the blob.
+    pub manifest: Option<ContentNode>,
+    /// The requests to the upstream that a pull of everything would cause now, such as `GET manifests/v1`.
     pub upstream_requests: Vec<String>,
 }
 
-/// What a request wants. Lists are not looked into: of mirrored ones a running server alone has copies.
+/// What a request asks for. The content of lists is not shown: only a running server has copies of mirrored ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum RequestKind {
     Image,
     Blob,
     Tags,
     Referrers,
 }
 
+/// The manifest that a tag points to.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct TagFacts {
+pub struct TagState {
     pub digest: String,
-    /// Since the file of the tag says that it was confirmed; for a local tag, since its push.
+    /// Seconds since the upstream confirmed the tag; for a local tag, since its push.
     pub confirmed_seconds_ago: u64,
+    /// Whether the tag is served without asking the upstream.
     pub fresh: bool,
 }
 
-/// A manifest or blob and what it refers to.
+/// A manifest or blob, and what it refers to.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Node {
+pub struct ContentNode {
     pub digest: String,
     pub media_type: String,
-    /// Bytes.
+    /// Length in bytes.
     pub size: u64,
-    pub here: bool,
-    pub children: Vec<Node>,
+    /// Whether the content is stored.
+    #[serde(rename = "here")]
+    pub stored: bool,
+    pub children: Vec<ContentNode>,
 }
 
-impl From<&Thing> for Kind {
-    fn from(thing: &Thing) -> Self {
-        match thing {
-            Thing::Image(_) => Self::Image,
-            Thing::Blob(_) => Self::Blob,
-            Thing::Tags => Self::Tags,
-            Thing::Referrers(_) => Self::Referrers,
+impl From<&QueryTarget> for RequestKind {
+    fn from(target: &QueryTarget) -> Self {
+        match target {
+            QueryTarget::Image(_) => Self::Image,
+            QueryTarget::Blob(_) => Self::Blob,
+            QueryTarget::Tags => Self::Tags,
+            QueryTarget::Referrers(_) => Self::Referrers,
         }
     }
 }
 
-/// What is known, and by whom.
-pub struct Known<'a> {
+/// Where an explanation comes from.
+pub struct ExplainSources<'a> {
     pub config: &'a Config,
     pub routes: &'a Routes,
     pub view: &'a View,
-    /// The server that has the folder, if it is asked.
+    /// The server that runs on the data folder, if it explains.
     pub server: Option<&'a Control>,
 }
 
-impl Known<'_> {
-    /// What a tag means: what the server remembers of it is younger than its file.
+impl ExplainSources<'_> {
+    /// The record of a tag. The server's memory may have a later confirmation than the file.
     fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
         match self.server.and_then(|server| server.store.cached_tag(repo, tag)) {
             Some(record) => Ok(Some(record)),
@@ -120,82 +126,94 @@ impl Known<'_> {
     }
 }
 
-/// All there is to say about an image or a request; the error says what is wrong with it or with the files.
-pub fn explain(known: &Known<'_>, image: &str) -> Result<Facts, String> {
-    let wanted = Wanted::parse(image, known.routes)?;
-    let target = known.routes.resolve(wanted.asked(), |name| known.view.is_local(name));
-    gather(known, target.map_err(|error| error.to_string())?, &wanted.thing).map_err(|error| error.to_string())
+/// Explains an image name or a request.
+///
+/// # Errors
+/// A text that says what is wrong with the name, the request or the files.
+pub fn explain(sources: &ExplainSources<'_>, image: &str) -> Result<Explanation, String> {
+    let query = ExplainQuery::parse(image, sources.routes)?;
+    let target = sources.routes.resolve(query.requested_repo(), |name| sources.view.is_local(name));
+    gather(sources, target.map_err(|error| error.to_string())?, &query.target).map_err(|error| error.to_string())
 }
 
-fn gather(known: &Known<'_>, target: Target, thing: &Thing) -> Result<Facts, StoreError> {
-    let (config, view) = (known.config, known.view);
+fn gather(sources: &ExplainSources<'_>, target: Target, asked_for: &QueryTarget) -> Result<Explanation, StoreError> {
+    let (config, view) = (sources.config, sources.view);
     let Target { repo, rule } = target;
     let upstream = match &repo.scope {
         Scope::Upstream(name) => config.upstream(name),
         Scope::Local => None,
     };
-    let (tag, content) = match thing {
-        Thing::Image(Reference::Digest(digest)) => (None, image_node(view, &repo, digest)?),
-        Thing::Image(Reference::Tag(tag)) => match known.tag(&repo, tag)? {
+    let (tag, content) = match asked_for {
+        QueryTarget::Image(Reference::Digest(digest)) => (None, image_node(view, &repo, digest)?),
+        QueryTarget::Image(Reference::Tag(tag)) => match sources.tag(&repo, tag)? {
             Some(record) => {
-                (Some(tag_facts(&record, &repo, known.freshness(&repo))), image_node(view, &repo, &record.digest)?)
+                (Some(tag_state(&record, &repo, sources.freshness(&repo))), image_node(view, &repo, &record.digest)?)
             }
             None => (None, None),
         },
-        Thing::Blob(digest) => (None, blob_node(view, &repo, digest)?),
-        Thing::Tags | Thing::Referrers(_) => (None, None),
+        QueryTarget::Blob(digest) => (None, blob_node(view, &repo, digest)?),
+        QueryTarget::Tags | QueryTarget::Referrers(_) => (None, None),
     };
-    let mut facts = Facts {
-        image: thing.of(&repo),
+    let mut explained = Explanation {
+        image: asked_for.full_name(&repo),
         data: config.storage.path.display().to_string(),
         data_exists: config.storage.path.is_dir(),
-        rule: in_words(rule).to_owned(),
+        rule: describe(rule).to_owned(),
         scope: repo.scope.as_str().to_owned(),
         repository: repo.name.to_string(),
         urls: upstream.map(|upstream| upstream.urls.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         credentials: upstream.map_or(Some(false), |upstream| upstream.has_credentials_for(repo.name.as_str())),
-        breaker: known.server.zip(upstream).and_then(|(server, upstream)| server.puller.breaker_state(&upstream.name)),
-        kind: thing.into(),
+        breaker: sources
+            .server
+            .zip(upstream)
+            .and_then(|(server, upstream)| server.puller.breaker_state(&upstream.name)),
+        kind: asked_for.into(),
         tag,
         manifest: content,
         upstream_requests: Vec::new(),
     };
     if !repo.scope.is_local() {
-        facts.upstream_requests = requests(&facts, thing);
+        explained.upstream_requests = requests(&explained, asked_for);
     }
-    Ok(facts)
+    Ok(explained)
 }
 
-fn tag_facts(record: &TagRecord, repo: &RepoId, freshness: TagFreshness) -> TagFacts {
+fn tag_state(record: &TagRecord, repo: &RepoId, freshness: TagFreshness) -> TagState {
     let now = SystemTime::now();
     let age = now.duration_since(record.confirmed).unwrap_or_default();
     let fresh = repo.scope.is_local() || freshness.is_fresh(record.confirmed, now);
-    TagFacts { digest: record.digest.to_string(), confirmed_seconds_ago: age.as_secs(), fresh }
+    TagState { digest: record.digest.to_string(), confirmed_seconds_ago: age.as_secs(), fresh }
 }
 
-fn image_node(view: &View, repo: &RepoId, digest: &Digest) -> Result<Option<Node>, StoreError> {
-    manifest_node(view, repo, digest, DEPTH, &mut HashSet::new())
+fn image_node(view: &View, repo: &RepoId, digest: &Digest) -> Result<Option<ContentNode>, StoreError> {
+    manifest_node(view, repo, digest, MAX_INDEX_DEPTH, &mut HashSet::new())
 }
 
-/// A blob that may be read in the repository without asking anybody.
-fn blob_node(view: &View, repo: &RepoId, digest: &Digest) -> Result<Option<Node>, StoreError> {
+/// A blob that may be read in the repository without asking the upstream.
+fn blob_node(view: &View, repo: &RepoId, digest: &Digest) -> Result<Option<ContentNode>, StoreError> {
     if !view.may_read(repo, digest)? {
         return Ok(None);
     }
     let length = view.content_length(digest)?;
     let (digest, media_type) = (digest.to_string(), "application/octet-stream".to_owned());
-    Ok(Some(Node { digest, media_type, size: length.unwrap_or(0), here: length.is_some(), children: Vec::new() }))
+    Ok(Some(ContentNode {
+        digest,
+        media_type,
+        size: length.unwrap_or(0),
+        stored: length.is_some(),
+        children: Vec::new(),
+    }))
 }
 
-fn in_words(rule: Rule) -> &'static str {
+fn describe(rule: Rule) -> &'static str {
     match rule {
         Rule::Namespace => "the request names a configured upstream (ns)",
         Rule::OwnNamespace => "the request names this server (ns)",
         Rule::Host => "the request's host names a configured upstream",
         Rule::Path => "the name begins with a configured upstream",
-        Rule::Local => "a local repository, or a name that is local by configuration",
+        Rule::Local => "a local repository of this name, or a name that is local by configuration",
         Rule::Default => "no upstream in the name and no local repository: the default upstream",
-        Rule::NoDefault => "no upstream in the name, and there is no default upstream: local",
+        Rule::NoDefault => "no upstream in the name and no default upstream: local",
     }
 }
 
@@ -205,52 +223,52 @@ fn manifest_node(
     digest: &Digest,
     depth: usize,
     seen: &mut HashSet<Digest>,
-) -> Result<Option<Node>, StoreError> {
-    let known = seen.len() >= MOST || !seen.insert(digest.clone());
+) -> Result<Option<ContentNode>, StoreError> {
+    let is_repeated = seen.len() >= MAX_MANIFESTS || !seen.insert(digest.clone());
     let Some((media_type, content)) = view.manifest(repo, digest)? else { return Ok(None) };
-    let here = content.is_some();
+    let stored = content.is_some();
     let bytes = content.unwrap_or_default();
     let mut children = Vec::new();
-    let refers_to = Manifest::parse(&bytes).map(|manifest| manifest.children).unwrap_or_default();
-    for child in refers_to.into_iter().filter(|_| !known) {
-        let known = match child.is_manifest && depth > 0 {
+    let references = Manifest::parse(&bytes).map(|manifest| manifest.children).unwrap_or_default();
+    for child in references.into_iter().filter(|_| !is_repeated) {
+        let node = match child.is_manifest && depth > 0 {
             true => manifest_node(view, repo, &child.digest, depth - 1, seen)?,
             false => None,
         };
         let length = view.content_length(&child.digest)?;
-        children.push(known.unwrap_or(Node {
+        children.push(node.unwrap_or(ContentNode {
             digest: child.digest.to_string(),
             media_type: child.media_type,
             size: length.unwrap_or(child.size),
-            here: length.is_some(),
+            stored: length.is_some(),
             children: Vec::new(),
         }));
     }
-    Ok(Some(Node { digest: digest.to_string(), media_type, size: bytes.len() as u64, here, children }))
+    Ok(Some(ContentNode { digest: digest.to_string(), media_type, size: bytes.len() as u64, stored, children }))
 }
 
-fn requests(facts: &Facts, thing: &Thing) -> Vec<String> {
+fn requests(explained: &Explanation, asked_for: &QueryTarget) -> Vec<String> {
     let mut requests = Vec::new();
-    match (thing, &facts.tag, &facts.manifest) {
-        (Thing::Image(Reference::Tag(tag)), None, _) => requests.push(format!("GET manifests/{tag}")),
-        (Thing::Image(Reference::Tag(tag)), Some(known), _) if !known.fresh => {
+    match (asked_for, &explained.tag, &explained.manifest) {
+        (QueryTarget::Image(Reference::Tag(tag)), None, _) => requests.push(format!("GET manifests/{tag}")),
+        (QueryTarget::Image(Reference::Tag(tag)), Some(known), _) if !known.fresh => {
             requests.push(format!("HEAD manifests/{tag}"));
         }
-        (Thing::Image(Reference::Digest(digest)), _, None) => requests.push(format!("GET manifests/{digest}")),
-        // Whether this repository has it is asked before bytes are that another one has fetched.
-        (Thing::Blob(digest), _, None) => requests.push(format!("HEAD or GET blobs/{digest}")),
-        (Thing::Tags, ..) => requests.push("GET tags/list".to_owned()),
-        (Thing::Referrers(digest), ..) => requests.push(format!("GET referrers/{digest}")),
+        (QueryTarget::Image(Reference::Digest(digest)), _, None) => requests.push(format!("GET manifests/{digest}")),
+        // If another repository has the content, the upstream is asked by HEAD whether this one has it as well.
+        (QueryTarget::Blob(digest), _, None) => requests.push(format!("HEAD or GET blobs/{digest}")),
+        (QueryTarget::Tags, ..) => requests.push("GET tags/list".to_owned()),
+        (QueryTarget::Referrers(digest), ..) => requests.push(format!("GET referrers/{digest}")),
         _ => {}
     }
-    if let Some(node) = &facts.manifest {
-        missing(node, matches!(thing, Thing::Image(_)), &mut requests);
+    if let Some(node) = &explained.manifest {
+        missing(node, matches!(asked_for, QueryTarget::Image(_)), &mut requests);
     }
     requests
 }
 
-fn missing(node: &Node, is_manifest: bool, requests: &mut Vec<String>) {
-    if !node.here {
+fn missing(node: &ContentNode, is_manifest: bool, requests: &mut Vec<String>) {
+    if !node.stored {
         requests.push(format!("GET {}/{}", if is_manifest { "manifests" } else { "blobs" }, node.digest));
     }
     let index = crate::oci::media_type::is_index(&node.media_type);

@@ -1,5 +1,4 @@
-//! `gc`: what nobody can reach is removed now instead of at the collector's next turn, and names that stand for nothing
-//! with it. What was marked lately waits all the same.
+//! `gc`: runs the collector and the sweep now. What was found unreferenced only lately still waits for its grace period.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,17 +9,18 @@ use crate::config::Config;
 use crate::housekeeping::collect_rules;
 use crate::store::{Collected, Store, StoreError, Swept};
 
+/// The request of `POST /v1/gc`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Question {
-    /// Remove nothing, and say what would be.
+pub struct GcRequest {
+    /// Remove nothing, and report what would be removed.
     pub dry_run: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum GcEvent {
-    /// Local repositories that were looked at.
+    /// Local repositories that were visited.
     Progress {
         repositories: u64,
     },
@@ -29,13 +29,13 @@ pub enum GcEvent {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcSummary {
-    /// Pushed content, and what of it belongs where.
+    /// Pushed content, and links and manifests of local repositories.
     pub collected: Collected,
     /// Names of mirrored repositories.
     pub swept: Swept,
-    /// Whether anything was removed: not in a dry run, nor in the first hour of a server (`gc.after_start`).
+    /// Whether unreferenced content was removed: not in a dry run, nor before a server has run for `gc.after_start`.
     pub removed: bool,
-    /// Whether everything was looked at.
+    /// Whether the walk reached its end.
     pub complete: bool,
 }
 
@@ -45,10 +45,11 @@ impl Event for GcEvent {
     }
 }
 
-/// Collects and sweeps, and tells `sink`, on a blocking thread, how far it is, until that returns false.
+/// Runs the collector and, with `remove`, the sweep. Calls `sink` with the progress, on a blocking thread; when `sink` returns
+/// false, the walk ends.
 ///
 /// # Errors
-/// [`StoreError::ReadOnly`] for a folder that is only read: without an index nothing is known of what may go.
+/// [`StoreError::ReadOnly`] for a read-only folder: without an index, it is not known what is unreferenced.
 pub async fn gc(
     store: Store,
     config: &Config,
@@ -58,14 +59,14 @@ pub async fn gc(
     if store.is_read_only() {
         return Err(StoreError::ReadOnly);
     }
-    let (rules, unused) = (collect_rules(&config.gc, remove), config.cache.stale_if_error);
+    let (rules, unconfirmed) = (collect_rules(&config.gc, remove), config.cache.stale_if_error);
     let work = move |store: &Store, stop: &AtomicBool| {
         let collected = store.collect(rules, stop, &|repositories| {
             if !sink(GcEvent::Progress { repositories }) {
                 stop.store(true, Ordering::Relaxed);
             }
         })?;
-        let swept = if remove { store.sweep(unused, stop)? } else { Swept::default() };
+        let swept = if remove { store.sweep(unconfirmed, stop)? } else { Swept::default() };
         Ok(GcSummary { collected, swept, removed: remove, complete: !stop.load(Ordering::Relaxed) })
     };
     store.walk(work).await

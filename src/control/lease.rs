@@ -1,4 +1,4 @@
-//! `backup-lease`: nothing that a backup may still copy is unlinked.
+//! `backup-lease`: leases that hold back removals of content while a backup copies it.
 
 use std::time::Duration;
 
@@ -7,48 +7,59 @@ use serde::{Deserialize, Serialize};
 use crate::config::format_duration;
 use crate::store::Store;
 
-/// A backup that takes longer renews its lease.
-pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// The longest time of a lease. A backup that takes longer renews its lease.
+pub const MAX_LEASE_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
+/// The request of `POST /v1/lease`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Question {
-    /// Whose lease: taking it again renews it.
+pub struct LeaseRequest {
+    /// The name of the lease. Taking a lease again renews it.
     pub name: String,
+    /// How long the lease lasts without a renewal.
     pub seconds: u64,
-    /// Only renew: whoever has copied under a lease that is gone has copied without one.
+    /// The lease is to be renewed. The response then says whether it was still held.
     pub renew: bool,
 }
 
+/// The response of `POST /v1/lease`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Lease {
-    /// False when a lease was to be renewed that was not held any more. It is held again.
+    /// False if a lease was to be renewed and was no longer held. It is held again from now on.
     pub unbroken: bool,
 }
 
+/// The request of `POST /v1/release`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Release {
+pub struct ReleaseRequest {
     pub name: String,
 }
 
+/// The response of `POST /v1/release`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Released {
     pub was_held: bool,
 }
 
-/// Takes or renews a lease; what it answers with is true from before the answer.
-pub async fn take(store: Store, question: Question) -> Result<Lease, String> {
-    let time = Duration::from_secs(question.seconds);
-    if time > LONGEST {
-        return Err(format!("a lease lasts at most {}", format_duration(LONGEST)));
+/// Takes or renews a lease. It is held from before this returns.
+///
+/// # Errors
+/// A text, if the time is too long or the task panicked.
+pub async fn take(store: Store, request: LeaseRequest) -> Result<Lease, String> {
+    let time = Duration::from_secs(request.seconds);
+    if time > MAX_LEASE_TIME {
+        return Err(format!(
+            "a lease lasts at most {}; take a shorter one and renew it",
+            format_duration(MAX_LEASE_TIME)
+        ));
     }
-    let Question { name, renew, .. } = question;
-    // It waits for an unlink that is under way.
+    let LeaseRequest { name, renew, .. } = request;
+    // Taking a lease waits for an unlink in progress.
     let held = tokio::task::spawn_blocking(move || {
         let held = store.hold_deletions(&name, time);
         if !held {
-            tracing::info!(name, seconds = time.as_secs(), "a backup lease holds deletions of content: {name}");
+            tracing::info!(name, seconds = time.as_secs(), "a backup lease holds back removals of content");
         }
         held
     });
@@ -56,8 +67,9 @@ pub async fn take(store: Store, question: Question) -> Result<Lease, String> {
     Ok(Lease { unbroken: was_held || !renew })
 }
 
-pub fn release(store: &Store, question: &Release) -> Released {
-    let was_held = store.release_deletions(&question.name);
-    tracing::info!(name = question.name, "the backup lease {} has ended", question.name);
+/// Ends a lease.
+pub fn release(store: &Store, request: &ReleaseRequest) -> Released {
+    let was_held = store.release_deletions(&request.name);
+    tracing::info!(name = request.name, "released a backup lease");
     Released { was_held }
 }

@@ -1,4 +1,4 @@
-//! Long answers: one JSON object a line, each with its `event`. The last one of an operation that failed says so.
+//! Responses in lines: one JSON object for each event of an operation. If the operation fails, the last line says so.
 
 use std::future::Future;
 use std::thread::sleep;
@@ -15,20 +15,23 @@ use tokio::sync::mpsc;
 use crate::store::StoreError;
 use crate::tasks::Tasks;
 
+/// The media type of a response in lines.
 pub const MEDIA_TYPE: &str = "application/x-ndjson";
 
-const QUEUE: usize = 64;
-/// A client that takes no line for this long has left.
-const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Lines that wait for the client to read them.
+const MAX_QUEUED_LINES: usize = 64;
+/// A client that reads no line for this long counts as gone.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a full queue is tried again.
+const FULL_QUEUE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// One line of an operation.
 pub trait Event: Serialize {
-    /// Says only how far it is: of no use when the next one is there.
+    /// Whether it only reports progress. It may be dropped, because a later one replaces it.
     fn is_progress(&self) -> bool;
 }
 
-/// The last line of an operation that could not be done.
+/// The last line of an operation that failed.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename = "failed")]
 pub struct Failed {
@@ -40,9 +43,9 @@ pub struct Failed {
 pub struct Lines(mpsc::Sender<Bytes>);
 
 impl Lines {
-    /// From a blocking thread. False when nobody reads any more.
+    /// Writes a line from a blocking thread. False if the client is gone.
     pub fn write(&self, event: &impl Event) -> bool {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + CLIENT_TIMEOUT;
         let mut line = text(event);
         loop {
             match self.0.try_send(line) {
@@ -54,16 +57,16 @@ impl Lines {
                         return false;
                     }
                     line = unsent;
-                    sleep(LOOK_AGAIN);
+                    sleep(FULL_QUEUE_POLL_INTERVAL);
                 }
             }
         }
     }
 
-    /// The same from a task.
+    /// Writes a line from a task.
     pub async fn send(&self, event: &impl Serialize) {
-        // Who does not read it does not want it.
-        let _ = self.0.send_timeout(text(event), PATIENCE).await;
+        // An error means that the client is gone.
+        let _ = self.0.send_timeout(text(event), CLIENT_TIMEOUT).await;
     }
 }
 
@@ -73,17 +76,17 @@ fn text(event: &impl Serialize) -> Bytes {
     line.into()
 }
 
-/// Answers with the lines that `work` writes; it is told by [`Lines::write`] when its client has left.
-pub(super) fn answer<F>(tasks: &Tasks, work: impl FnOnce(Lines) -> F) -> Response
+/// A response of the lines that `work` writes. `work` learns from [`Lines::write`] that its client is gone.
+pub(super) fn respond<F>(tasks: &Tasks, work: impl FnOnce(Lines) -> F) -> Response
 where
     F: Future<Output = Result<(), StoreError>> + Send + 'static,
 {
-    let (sender, receiver) = mpsc::channel(QUEUE);
+    let (sender, receiver) = mpsc::channel(MAX_QUEUED_LINES);
     let lines = Lines(sender);
     let work = work(lines.clone());
     tasks.spawn(async move {
         if let Err(error) = work.await {
-            tracing::error!(%error, "an operation of control.sock failed: {error}");
+            tracing::error!(%error, "an operation of control.sock failed");
             lines.send(&Failed { error: error.to_string() }).await;
         }
     });

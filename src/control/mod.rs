@@ -1,10 +1,11 @@
-//! What an operator asks of a running server: `control.sock` in the data folder, for the user who runs the server alone.
+//! Operations on a running server, over `control.sock` in the data folder. Only the user that runs the server can connect.
 //!
-//! HTTP/1.1 over a Unix socket. Each operation is `POST /v1/<operation>` with a JSON object; it answers with one, or, if it
-//! takes long, with one a line as it goes (`lines`). An operation is a function on a [`Store`](crate::store::Store), so the
-//! command line runs the same one on a folder that nobody serves.
+//! The protocol is HTTP/1.1 over a Unix socket. Each operation is `POST /v1/<operation>` with a JSON object. Its response is a
+//! JSON object, or, if it takes long, one for each event (`lines`). An operation is a function on a
+//! [`Store`](crate::store::Store), so that a command can call it on a data folder without a running server.
 
 pub mod explain;
+mod explain_query;
 pub mod gc;
 pub mod lease;
 pub mod lines;
@@ -12,7 +13,6 @@ mod routes;
 pub mod scrub;
 mod socket;
 pub mod usage;
-mod wanted;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,19 +27,19 @@ use crate::telemetry::Metrics;
 
 pub use socket::ControlSocket;
 
-/// What the operations work with.
+/// What the operations work on.
 pub struct Control {
     pub store: Store,
     pub config: Arc<Config>,
     pub metrics: Arc<Metrics>,
     pub puller: Puller,
-    /// When the server began.
+    /// When the server was started.
     pub since: Instant,
-    /// Own what an operation starts.
+    /// The group of the tasks that an operation starts.
     pub tasks: Tasks,
 }
 
-/// Where the server of a data folder listens.
-pub fn path(data: &Path) -> PathBuf {
+/// The path of the socket of a data folder.
+pub fn socket_path(data: &Path) -> PathBuf {
     data.join("control.sock")
 }

@@ -1,4 +1,4 @@
-//! The operations by name.
+//! The routes of `control.sock`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +18,13 @@ use tokio::time::timeout;
 use super::{Control, explain, gc, lease, lines, scrub, usage};
 use crate::resolve::Routes;
 
-/// More than any question takes.
-const MOST_BYTES: usize = 64 << 10;
+/// Bytes of a request's body. No request is as long.
+const MAX_REQUEST_BYTES: usize = 64 << 10;
+/// How long the body of a request may take. The client is on this machine.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For all of a question, from a process on this machine.
-const QUESTION_WITHIN: Duration = Duration::from_secs(5);
-
-/// Why an operation was not begun.
-struct Refused(StatusCode, String);
+/// Why an operation was not started: the response's status and error text.
+struct OperationError(StatusCode, String);
 
 pub(super) fn router(control: Arc<Control>) -> Router {
     Router::new()
@@ -38,42 +37,44 @@ pub(super) fn router(control: Arc<Control>) -> Router {
         .with_state(control)
 }
 
-async fn explain_image(State(control): State<Arc<Control>>, body: Body) -> Result<Response, Refused> {
-    let question: explain::Question = read(body).await?;
+async fn explain_image(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
+    let request: explain::ExplainRequest = read(body).await?;
     let explained = tokio::task::spawn_blocking(move || {
-        let known = explain::Known {
+        let sources = explain::ExplainSources {
             config: &control.config,
             routes: &Routes::new(&control.config),
             view: &control.store.view(),
             server: Some(&control),
         };
-        explain::explain(&known, &question.image)
+        explain::explain(&sources, &request.image)
     });
-    let facts = explained.await.map_err(|_| Refused(StatusCode::INTERNAL_SERVER_ERROR, "it panicked".to_owned()))?;
-    facts.map(|facts| answer(&facts)).map_err(bad_request)
+    let explained = explained
+        .await
+        .map_err(|_| OperationError(StatusCode::INTERNAL_SERVER_ERROR, "the operation panicked".to_owned()))?;
+    explained.map(|explanation| respond_json(&explanation)).map_err(bad_request)
 }
 
 async fn du(State(control): State<Arc<Control>>) -> Response {
     let store = control.store.clone();
-    lines::answer(&control.tasks, |lines| usage::usage(store, move |event| lines.write(&event)))
+    lines::respond(&control.tasks, |lines| usage::usage(store, move |event| lines.write(&event)))
 }
 
-async fn scrub_store(State(control): State<Arc<Control>>, body: Body) -> Result<Response, Refused> {
-    let question: scrub::Question = read(body).await?;
+async fn scrub_store(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
+    let request: scrub::ScrubRequest = read(body).await?;
     let (store, metrics) = (control.store.clone(), control.metrics.clone());
-    Ok(lines::answer(&control.tasks, |lines| async move {
+    Ok(lines::respond(&control.tasks, |lines| async move {
         let sink = lines.clone();
-        let summary = scrub::scrub(store, question.repair, Some(metrics), move |event| sink.write(&event)).await?;
+        let summary = scrub::scrub(store, request.repair, Some(metrics), move |event| sink.write(&event)).await?;
         lines.send(&scrub::ScrubEvent::Done(summary)).await;
         Ok(())
     }))
 }
 
-async fn collect(State(control): State<Arc<Control>>, body: Body) -> Result<Response, Refused> {
-    let question: gc::Question = read(body).await?;
-    let remove = !question.dry_run && control.since.elapsed() >= control.config.gc.after_start;
+async fn collect(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
+    let request: gc::GcRequest = read(body).await?;
+    let remove = !request.dry_run && control.since.elapsed() >= control.config.gc.after_start;
     let (store, config) = (control.store.clone(), control.config.clone());
-    Ok(lines::answer(&control.tasks, |lines| async move {
+    Ok(lines::respond(&control.tasks, |lines| async move {
         let sink = lines.clone();
         let summary = gc::gc(store, &config, remove, move |event| sink.write(&event)).await?;
         lines.send(&gc::GcEvent::Done(summary)).await;
@@ -81,35 +82,35 @@ async fn collect(State(control): State<Arc<Control>>, body: Body) -> Result<Resp
     }))
 }
 
-async fn take_lease(State(control): State<Arc<Control>>, body: Body) -> Result<Response, Refused> {
-    let question: lease::Question = read(body).await?;
-    let taken = lease::take(control.store.clone(), question).await;
-    taken.map(|lease| answer(&lease)).map_err(bad_request)
+async fn take_lease(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
+    let request: lease::LeaseRequest = read(body).await?;
+    let taken = lease::take(control.store.clone(), request).await;
+    taken.map(|lease| respond_json(&lease)).map_err(bad_request)
 }
 
-async fn release_lease(State(control): State<Arc<Control>>, body: Body) -> Result<Response, Refused> {
-    let question: lease::Release = read(body).await?;
-    Ok(answer(&lease::release(&control.store, &question)))
+async fn release_lease(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
+    let request: lease::ReleaseRequest = read(body).await?;
+    Ok(respond_json(&lease::release(&control.store, &request)))
 }
 
-async fn read<Q: DeserializeOwned>(body: Body) -> Result<Q, Refused> {
-    let late = |_| Refused(StatusCode::REQUEST_TIMEOUT, "the question did not come to its end".to_owned());
-    let bytes = timeout(QUESTION_WITHIN, to_bytes(body, MOST_BYTES)).await.map_err(late)?;
+async fn read<R: DeserializeOwned>(body: Body) -> Result<R, OperationError> {
+    let late = |_| OperationError(StatusCode::REQUEST_TIMEOUT, "the request was not complete in time".to_owned());
+    let bytes = timeout(REQUEST_TIMEOUT, to_bytes(body, MAX_REQUEST_BYTES)).await.map_err(late)?;
     let bytes = bytes.map_err(|error| bad_request(error.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|error| bad_request(error.to_string()))
 }
 
-fn bad_request(error: String) -> Refused {
-    Refused(StatusCode::BAD_REQUEST, error)
+fn bad_request(error: String) -> OperationError {
+    OperationError(StatusCode::BAD_REQUEST, error)
 }
 
-fn answer(value: &impl Serialize) -> Response {
+fn respond_json(value: &impl Serialize) -> Response {
     ([(CONTENT_TYPE, "application/json")], json!(value).to_string()).into_response()
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for OperationError {
     fn into_response(self) -> Response {
-        let mut response = answer(&json!({ "error": self.1 }));
+        let mut response = respond_json(&json!({ "error": self.1 }));
         *response.status_mut() = self.0;
         response
     }

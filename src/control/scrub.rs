@@ -1,4 +1,4 @@
-//! `scrub`: everything is read once, as fast as the disk allows.
+//! `scrub`: reads everything once, as fast as the disk allows.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,12 +10,14 @@ use crate::oci::Digest;
 use crate::store::{Class, Finding, ScrubPart, ScrubWatch, Store, StoreError};
 use crate::telemetry::Metrics;
 
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How often progress is reported.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
+/// The request of `POST /v1/scrub`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Question {
-    /// Move what is damaged to `quarantine/`.
+pub struct ScrubRequest {
+    /// Move corrupt files to `quarantine/`.
     pub repair: bool,
 }
 
@@ -29,12 +31,13 @@ pub enum ScrubEvent {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubProgress {
-    /// Tags and links that were looked at.
+    /// Tags and links that were checked.
     pub names: u64,
-    /// Blobs that were read, and bytes of them.
+    /// Blobs that were read.
     pub blobs: u64,
+    /// Bytes of those blobs.
     pub bytes: u64,
-    /// How much of the blobs lies behind: they are read in the order of their digests, which are spread evenly.
+    /// The part of the blobs that was read, in thousandths. They are read in the order of their digests, which are spread evenly.
     pub per_mille: u16,
 }
 
@@ -43,13 +46,14 @@ pub struct ScrubSummary {
     pub names: u64,
     pub blobs: u64,
     pub bytes: u64,
-    /// Findings that are damage, to cached and to pushed content.
+    /// Cached content that is corrupt or missing.
     pub damaged_cached: u64,
+    /// Pushed content that is corrupt or missing.
     pub damaged_pushed: u64,
-    /// Findings that are none.
+    /// Findings that are no damage: references to content that was deleted.
     pub incomplete: u64,
     pub quarantined: u64,
-    /// Whether everything was looked at.
+    /// Whether the scrub reached its end.
     pub complete: bool,
 }
 
@@ -65,7 +69,7 @@ impl Event for ScrubEvent {
     }
 }
 
-/// Looks at everything and tells `sink`, on a blocking thread, what it finds, until it returns false.
+/// Reads everything. Calls `sink` with progress and findings, on a blocking thread; when `sink` returns false, the scrub ends.
 pub async fn scrub(
     store: Store,
     repair: bool,
@@ -77,15 +81,15 @@ pub async fn scrub(
         metrics,
         progress: ScrubProgress::default(),
         summary: ScrubSummary::default(),
-        reported: Instant::now(),
-        wanted: true,
+        last_progress: Instant::now(),
+        continues: true,
     };
-    let (mut ended, mut reporter) = store.scrub(ScrubPart::Names, repair, reporter).await?;
-    if ended {
-        (ended, reporter) = store.scrub(ScrubPart::Blobs { after: None }, repair, reporter).await?;
+    let (mut complete, mut reporter) = store.scrub(ScrubPart::Names, repair, reporter).await?;
+    if complete {
+        (complete, reporter) = store.scrub(ScrubPart::Blobs { after: None }, repair, reporter).await?;
     }
     let ScrubProgress { names, blobs, bytes, .. } = reporter.progress;
-    Ok(ScrubSummary { names, blobs, bytes, complete: ended, ..reporter.summary })
+    Ok(ScrubSummary { names, blobs, bytes, complete, ..reporter.summary })
 }
 
 struct Reporter<S> {
@@ -93,17 +97,18 @@ struct Reporter<S> {
     metrics: Option<Arc<Metrics>>,
     progress: ScrubProgress,
     summary: ScrubSummary,
-    reported: Instant,
-    wanted: bool,
+    last_progress: Instant,
+    /// Whether `sink` wants more.
+    continues: bool,
 }
 
 impl<S: FnMut(ScrubEvent) -> bool> ScrubWatch for Reporter<S> {
     fn may_read(&mut self, _bytes: u64) -> bool {
-        if self.reported.elapsed() >= PROGRESS_EVERY {
-            self.reported = Instant::now();
-            self.wanted &= (self.sink)(ScrubEvent::Progress(self.progress));
+        if self.last_progress.elapsed() >= PROGRESS_INTERVAL {
+            self.last_progress = Instant::now();
+            self.continues &= (self.sink)(ScrubEvent::Progress(self.progress));
         }
-        self.wanted
+        self.continues
     }
 
     fn name_checked(&mut self) {
@@ -130,11 +135,11 @@ impl<S: FnMut(ScrubEvent) -> bool> ScrubWatch for Reporter<S> {
         if let Some(metrics) = self.metrics.as_ref().filter(|_| finding.problem.is_damage()) {
             metrics.damage_found(finding.class.as_str());
         }
-        self.wanted &= (self.sink)(ScrubEvent::Found(finding));
+        self.continues &= (self.sink)(ScrubEvent::Found(finding));
     }
 }
 
-/// sha512 comes after all of sha256, and is seldom.
+/// The place of a digest among all blobs, in thousandths. SHA-512 digests follow all SHA-256 ones, and are rare.
 fn per_mille(digest: &Digest) -> u16 {
     match digest {
         Digest::Sha256([first, second, ..]) => {

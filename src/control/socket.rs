@@ -1,4 +1,4 @@
-//! The socket: made at the start, gone at the stop, and who comes in by it.
+//! The socket: created at the start, removed at the stop, and its connections.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -19,27 +19,31 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tower_service::Service;
 
-use super::{Control, path, routes};
+use super::{Control, routes, socket_path};
 
-const BACKLOG: i32 = 16;
-/// Connections at once.
-const MOST: usize = 16;
-const HEAD_WITHIN: Duration = Duration::from_secs(15);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 64;
+/// Open connections.
+const MAX_CONNECTIONS: usize = 16;
+/// How long the headers of a request may take.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(15);
+/// The pause after a failure to accept a connection.
+const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// The socket's file, removed when this is dropped: before the folder's lock, or it may be the next server's.
+/// The file of the socket, removed when this is dropped. It must be dropped before the lock of the data folder is released,
+/// because after that the file may be the next server's.
 #[derive(Debug)]
 pub struct ControlSocket(PathBuf);
 
 impl ControlSocket {
-    /// Listens in the data folder, whose lock the caller holds. A server is of use without it: that it cannot is said once.
+    /// Listens in the data folder, whose lock the caller holds. `None`, with a warning, if that fails: the server can do without.
     pub fn listen(data: &Path, control: Arc<Control>) -> Option<Self> {
-        let path = path(data);
+        let path = socket_path(data);
         let listener = match bind(&path) {
             Ok(listener) => listener,
             Err(error) => {
-                let shown = path.display();
-                tracing::warn!(%error, "cannot listen on {shown}: {error}; du, scrub and the like work after a stop only");
+                let path = path.display();
+                tracing::warn!(%path, %error, "cannot listen for commands; du, gc, scrub and explain need a stopped server");
                 return None;
             }
         };
@@ -51,20 +55,20 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // What is left is removed by the next start.
+        // If that fails, the next start removes the file.
         let _ = fs::remove_file(&self.0);
     }
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    // Whoever listened there is gone, for the folder is ours.
+    // The lock of the folder is held, so the file is left over from a server that has ended.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    // Nobody can connect before it listens.
+    // No client can connect before the socket listens.
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -73,26 +77,26 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 async fn accept(listener: UnixListener, control: Arc<Control>) {
     let router = routes::router(control.clone());
-    let slots = Arc::new(Semaphore::new(MOST));
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::error!(%error, "cannot accept on control.sock: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tracing::error!(%error, "cannot accept a connection on control.sock");
+                tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
                 continue;
             }
         };
         let router = router.clone();
         let service = service_fn(move |request: Request<Incoming>| router.clone().call(request.map(Body::new)));
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         control.tasks.spawn(async move {
             let _slot = slot;
             if let Err(error) = pin!(connection).await {
-                tracing::debug!(%error, "a connection to control.sock ended: {error}");
+                tracing::debug!(%error, "a connection to control.sock failed");
             }
         });
     }

@@ -1,4 +1,4 @@
-//! `du`: what takes how much room.
+//! `du`: disk usage by upstream and repository.
 
 use super::lines::Event;
 use crate::store::{Store, StoreError, UsageEvent};
@@ -9,7 +9,7 @@ impl Event for UsageEvent {
     }
 }
 
-/// Tells `sink`, on a blocking thread, what takes how much room, until it returns false.
+/// Walks the store. Calls `sink` with the usage, on a blocking thread; when `sink` returns false, the walk ends.
 pub async fn usage(store: Store, sink: impl FnMut(UsageEvent) -> bool + Send + 'static) -> Result<(), StoreError> {
     store.usage(sink).await
 }

@@ -1,8 +1,9 @@
 //! The only door of the store to the file system. The functions are named as those of `std::fs` and do the same.
 //!
-//! The tests of the store make each operation fail in turn (`faults`). Three things do not come through here: sled, which
-//! works on the files of `index/` itself; reads of a file that is already open (`file_range`, `local::growing_file`,
-//! `upkeep::scrub::read`), which change nothing; and `statvfs`, which asks how much room a disk has (`cache::space`).
+//! The tests of the store make each operation fail in turn (`faults`), and the test `layers::file_access` finds code that
+//! does not come through here. Exceptions: sled works on the files of `index/` itself; reads and metadata of a file that is
+//! already open change nothing (`file_range`, `local::growing_file`, `upkeep::scrub::read`); `flock` locks the open lock file
+//! (`local::folder`); and `statvfs` asks how much room the disk has (`cache::space`).
 
 use std::fs as system;
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! What the process reports about itself: metrics and logs.
+//! Metrics and logs of the process.
 
 mod families;
 pub mod logs;

@@ -1,38 +1,38 @@
-//! The label values that others choose from: content, how a request for it ended, and where bytes lie.
+//! The values of the labels `type`, `result` and `class`.
 
-/// The `type` label.
+/// The `type` label: the kind of content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentKind {
     Blob,
     Manifest,
 }
 
-/// The `result` label: how one client GET of mirrored content was answered.
+/// The `result` label: how a client's GET of mirrored content was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheResult {
-    /// From the cache, nobody asked.
+    /// From the cache, without a request to the upstream.
     Hit,
-    /// From the cache, a little past its time, while the upstream is asked behind.
+    /// From the cache, within `stale_while_revalidate`, while the upstream is asked in the background.
     Refreshing,
-    /// From the cache, after the upstream said that it is still right.
+    /// From the cache, after the upstream confirmed it.
     Revalidated,
-    /// From the cache, because the upstream is in trouble.
+    /// From the cache, because the upstream failed.
     Stale,
-    /// Waited for a fill and was served from what it had committed.
+    /// From the cache, after a fill of another request had stored it.
     JoinedCommitted,
     /// Started a fill.
     Miss,
     /// Follows a fill that another request started.
     Joined,
-    /// Fetched for this client alone, past the cache.
+    /// Transferred past the store, for this client alone.
     Bypass,
-    /// The upstream does not have it, or said so lately.
+    /// The upstream does not have it, or said so a moment ago.
     Negative,
-    /// No answer could be given.
+    /// Answered with an error.
     Error,
 }
 
-/// The `class` label: what may be evicted, and what only its owner deletes.
+/// The `class` label: why content is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StorageClass {
     Cached,
@@ -55,7 +55,7 @@ impl ContentKind {
 // === impl CacheResult ===
 
 impl CacheResult {
-    /// In the order of their declaration: `ALL[result as usize] == result`.
+    /// All results in the order of their declaration, so that `ALL[result as usize] == result`.
     pub const ALL: [Self; 10] = [
         Self::Hit,
         Self::Refreshing,
@@ -84,7 +84,7 @@ impl CacheResult {
         }
     }
 
-    /// Whether it counts as a hit; everything else counts as a miss.
+    /// Whether the result counts as a hit. Every other one counts as a miss.
     pub fn is_hit(self) -> bool {
         matches!(self, Self::Hit | Self::Refreshing | Self::Revalidated | Self::Stale | Self::JoinedCommitted)
     }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_result_is_at_its_own_place() {
+    fn results_are_in_the_order_of_their_declaration() {
         for (place, result) in CacheResult::ALL.into_iter().enumerate() {
             assert_eq!(result as usize, place);
         }

@@ -1,4 +1,4 @@
-//! Series looked up once, so that counting on the hot path is an atomic addition and no hashing of labels.
+//! Series that are looked up once, so that counting on the hot path is an atomic addition and hashes no labels.
 
 use std::sync::OnceLock;
 
@@ -8,7 +8,7 @@ use prometheus::{Histogram, IntCounter, IntGauge};
 use super::families::Families;
 use super::{CacheResult, ContentKind};
 
-/// Everything that is counted under one upstream.
+/// The series of one upstream.
 pub(super) struct UpstreamSeries {
     kinds: [KindSeries; ContentKind::ALL.len()],
     pub(super) first_byte: Histogram,
@@ -17,7 +17,7 @@ pub(super) struct UpstreamSeries {
     pub(super) available: IntGauge,
 }
 
-/// Everything that is counted under one upstream and one kind of content.
+/// The series of one upstream and one kind of content.
 pub(super) struct KindSeries {
     requests: IntCounter,
     hits: IntCounter,
@@ -27,16 +27,17 @@ pub(super) struct KindSeries {
     pub(super) pushed_bytes: IntCounter,
 }
 
-/// The answers that are counted most; others are looked up by label.
-const CODES: [StatusCode; 4] =
+/// The most frequent statuses. The series of others are looked up for each request.
+const HOT_CODES: [StatusCode; 4] =
     [StatusCode::OK, StatusCode::PARTIAL_CONTENT, StatusCode::NOT_MODIFIED, StatusCode::NOT_FOUND];
-const METHODS: [(Method, &str); 2] = [(Method::GET, "get"), (Method::HEAD, "head")];
+/// The most frequent methods, with their labels.
+const HOT_METHODS: [(Method, &str); 2] = [(Method::GET, "get"), (Method::HEAD, "head")];
 
-/// Reads of one kind of resource, each series from the first time that there is something to count.
+/// The series of one handler. Each is created when it first counts something.
 pub(super) struct HandlerSeries {
     handler: &'static str,
     pub(super) in_flight: IntGauge,
-    methods: [(OnceLock<Histogram>, [OnceLock<IntCounter>; CODES.len()]); METHODS.len()],
+    methods: [(OnceLock<Histogram>, [OnceLock<IntCounter>; HOT_CODES.len()]); HOT_METHODS.len()],
 }
 
 // === impl HandlerSeries ===
@@ -47,11 +48,11 @@ impl HandlerSeries {
         Self { handler, in_flight, methods: Default::default() }
     }
 
-    /// Counts a request; false if it is one of those that have to be looked up.
+    /// Counts a request. False, without effect, if its method or status is not a frequent one.
     pub(super) fn finished(&self, families: &Families, method: &Method, code: StatusCode, seconds: f64) -> bool {
-        let Some(at_method) = METHODS.iter().position(|(known, _)| known == method) else { return false };
-        let Some(at_code) = CODES.iter().position(|known| *known == code) else { return false };
-        let (handler, method) = (self.handler, METHODS[at_method].1);
+        let Some(at_method) = HOT_METHODS.iter().position(|(known, _)| known == method) else { return false };
+        let Some(at_code) = HOT_CODES.iter().position(|known| *known == code) else { return false };
+        let (handler, method) = (self.handler, HOT_METHODS[at_method].1);
         let (duration, codes) = &self.methods[at_method];
         let counter = || families.http_requests.with_label_values(&[handler, code.as_str(), method]);
         let histogram = || families.http_request_duration.with_label_values(&[handler, method]);
@@ -95,7 +96,7 @@ impl KindSeries {
         }
     }
 
-    /// One request, one hit or miss, one result: the identity holds because nothing else adds to any of them.
+    /// Counts one request, one hit or miss, and one result. Nothing else counts in these families, so their sums agree.
     pub(super) fn mirrored_get(&self, result: CacheResult) {
         self.requests.inc();
         if result.is_hit() {

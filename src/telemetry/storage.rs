@@ -9,10 +9,12 @@ use prometheus::proto::MetricFamily;
 use super::StorageClass;
 use super::families::StorageFamilies;
 
-/// What the store says about itself at one time.
+/// What the store reports at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StorageReading {
+    /// Bytes of cached content.
     pub cached_bytes: u64,
+    /// Bytes of pushed content.
     pub pushed_bytes: u64,
     /// Whether the index is in step with the files and the order of last use is complete.
     pub index_ready: bool,

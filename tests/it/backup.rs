@@ -130,9 +130,9 @@ async fn a_lease_lasts_as_long_as_its_command() {
     assert_eq!(held().await, false);
 
     let taken = roadstead(&data, &["backup-lease", "--for", "2h"]).await;
-    assert_eq!(taken.out, "no content is unlinked for 2h, or until backup-lease --release\n");
+    assert_eq!(taken.out, "no content is removed for 2h, or until backup-lease --release\n");
     assert_eq!(held().await, true);
-    assert_eq!(roadstead(&data, &["backup-lease", "--release"]).await.out, "the lease has ended\n");
+    assert_eq!(roadstead(&data, &["backup-lease", "--release"]).await.out, "the lease was released\n");
     assert_eq!(held().await, false);
     assert_eq!(roadstead(&data, &["backup-lease", "--release"]).await.out, "there was no lease\n");
     let long = roadstead(&data, &["backup-lease", "--for", "30d"]).await;
@@ -187,7 +187,7 @@ async fn a_lease_outlasts_its_connection() {
     let process = start().await;
     let output = roadstead(&process.data_dir(), &["backup-lease", "--", "sleep", "17"]).await;
     assert_eq!((output.code, output.err.as_str()), (0, ""));
-    let taken = process.log().matches("holds deletions").count();
+    let taken = process.log().matches("holds back removals").count();
     assert_eq!(taken, 1, "a renewal is not logged");
     assert_eq!(Client::new().get(&process.url("/readyz")).await.json()["deletions_held"], false);
 }

@@ -43,9 +43,9 @@ async fn gc_frees_deleted_content_on_a_running_server() {
         assert!(!is_stored(data, content));
     }
     let third = roadstead(data, &["gc"]).await;
-    let nothing = "removed: 0 files (0 B), 0 rights to uploads that nothing refers to, 0 untagged manifests; \
-                   0 more are out of reach and wait\n\
-                   names of upstreams that stood for nothing: 0 tags, 0 links, 0 repositories\n";
+    let nothing = "removed: 0 files (0 B), 0 blobs of repositories that no manifest refers to, 0 untagged manifests; \
+                   0 more are unreferenced and wait for their grace period\n\
+                   useless names of mirrored repositories: 0 tags, 0 links, 0 repositories\n";
     assert_eq!(third.out, nothing);
 }
 
@@ -70,7 +70,11 @@ async fn gc_works_offline_after_a_clean_stop_or_a_crash() {
 async fn gc_removes_nothing_before_after_start() {
     let (server, deleted) = with_a_deleted_image("[gc]\ngrace = \"0s\"").await;
     let output = roadstead(server.data_dir(), &["gc"]).await;
-    assert!(output.out.ends_with("nothing was removed: the server has not run for long enough (gc.after_start)\n"));
+    assert!(
+        output
+            .out
+            .ends_with("nothing was removed: the server has not run for gc.after_start yet; run gc again later\n")
+    );
     assert!(is_stored(server.data_dir(), &deleted.manifest));
 }
 

@@ -85,7 +85,7 @@ async fn an_intact_store_is_read_completely_and_reported_intact() {
     let text = roadstead(scene.data(), &["scrub"]).await;
     assert_eq!(
         (text.out.as_str(), text.err.as_str()),
-        ("8 names and 6 blobs (3041.2 kB) were read; nothing is damaged\n", "")
+        ("read 8 names and 6 blobs (3041.2 kB); nothing is damaged\n", "")
     );
 }
 
@@ -110,10 +110,10 @@ async fn damaged_blobs_are_reported_and_moved_only_by_repair() {
         let text = roadstead(scene.data(), &["scrub", "--repair"]).await;
         assert_eq!(text.code, 1);
         let lost = format!(
-            "pushed {} damaged: it is not what its digest says; in team/app; moved to quarantine/; LOST unless it is pushed again",
+            "pushed {} damaged: wrong digest; in team/app; moved to quarantine/; LOST unless it is pushed again",
             pushed.digest
         );
-        let again = format!("cached {} damaged: its length is wrong; moved to quarantine/", cached.digest);
+        let again = format!("cached {} damaged: wrong length; moved to quarantine/", cached.digest);
         for line in [&lost, &again] {
             assert!(text.out.lines().any(|found| found == line), "{line} is not in\n{}", text.out);
         }
@@ -176,7 +176,10 @@ async fn a_scrub_that_cannot_run_reports_no_damage() {
     let folder = tempfile::tempdir().unwrap();
     let none = folder.path().join("none");
     let output = roadstead(&none, &["scrub"]).await;
-    assert_eq!((output.code, output.err), (2, format!("roadstead: there is no data folder {}\n", none.display())));
+    assert_eq!(
+        (output.code, output.err),
+        (2, format!("roadstead: there is no data folder {}; name it with --data or storage.path\n", none.display()))
+    );
     assert!(!none.exists());
 }
 

@@ -1,4 +1,4 @@
-//! buildkit: a mirror for each registry; its requests say which one they mean.
+//! buildkit: `buildkitd.toml` with a mirror for each registry. Its requests name the registry (`ns`).
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ pub(super) fn file(url: &ServerUrl, config: &Config) -> String {
     let host = url.host();
     let mut file = "# /etc/buildkit/buildkitd.toml, then restart buildkitd; with buildx:\n\
                     # docker buildx create --driver docker-container --buildkitd-config buildkitd.toml --use\n\
-                    # Test it: build something FROM busybox with --no-cache --pull, and see it in Roadstead's log.\n"
+                    # To test: build something FROM busybox with --no-cache --pull. The pull appears in Roadstead's log.\n"
         .to_owned();
     for name in upstreams(config) {
         let _ = write!(file, "[registry.\"{name}\"]\n  mirrors = [\"{host}\"]\n");
@@ -19,7 +19,7 @@ pub(super) fn file(url: &ServerUrl, config: &Config) -> String {
         false => write!(file, "[registry.\"{host}\"]\n  http = true\n"),
         true => write!(
             file,
-            "# If the certificate is signed by an authority of your own:\n\
+            "# If a private CA has signed the certificate:\n\
              # [registry.\"{host}\"]\n#   ca = [\"/etc/buildkit/roadstead-ca.pem\"]\n"
         ),
     };

@@ -1,22 +1,23 @@
-//! containerd: `_default/hosts.toml`, for every registry that has no file of its own. Its requests say which one they mean.
+//! containerd: `_default/hosts.toml`, for every registry without a file of its own. Its requests name the registry (`ns`).
 
 use super::list_of_upstreams;
 use super::server_url::ServerUrl;
 use crate::config::Config;
 
-/// Where containerd looks for one folder per registry.
-const FOLDER: &str = "/etc/containerd/certs.d";
+/// The folder in which containerd has a folder for each registry.
+const CERTS_FOLDER: &str = "/etc/containerd/certs.d";
 
 pub(super) fn files(url: &ServerUrl, config: &Config) -> String {
     format!(
-        "# {FOLDER}/_default/hosts.toml\n\
-         # Every registry through one mirror. It is read at each pull: nothing has to be restarted. containerd 1 needs\n\
-         # config_path = \"{FOLDER}\" in [plugins.\"io.containerd.grpc.v1.cri\".registry] of its config.toml.\n\
+        "# {CERTS_FOLDER}/_default/hosts.toml\n\
+         # One mirror for every registry. containerd reads the file at each pull, without a restart. containerd 1 needs\n\
+         # config_path = \"{CERTS_FOLDER}\" in [plugins.\"io.containerd.grpc.v1.cri\".registry] of its config.toml.\n\
          {upstreams}\
-         # It refuses any other registry at once, and containerd asks that one directly.\n\
-         # Test it: ctr image pull --hosts-dir {FOLDER} docker.io/library/busybox:latest, and see it in Roadstead's log.\n\
+         # It refuses other registries at once, and containerd then asks them directly.\n\
+         # To test: ctr image pull --hosts-dir {CERTS_FOLDER} docker.io/library/busybox:latest\n\
+         # The pull appears in Roadstead's log.\n\
          {default}\n\
-         # For pushes, below: {FOLDER}/{host}/hosts.toml, without the marks.\n\
+         # For pushes, create {CERTS_FOLDER}/{host}/hosts.toml with the following lines, uncommented.\n\
          {own}",
         upstreams = list_of_upstreams(config),
         default = default_hosts(url),
@@ -25,24 +26,25 @@ pub(super) fn files(url: &ServerUrl, config: &Config) -> String {
     )
 }
 
-/// What is printed is one file that is right as it stands.
+/// `file` as comment lines, so that the output is one valid file.
 fn commented(file: &str) -> String {
     file.lines().map(|line| if line.is_empty() { "#\n".to_owned() } else { format!("#{line}\n") }).collect()
 }
 
-/// The same for nodes that are containers.
+/// A script that writes the same files into the nodes of a kind cluster, which are containers.
 pub(super) fn kind_script(url: &ServerUrl, config: &Config) -> String {
     let host = url.host();
     format!(
         "#!/bin/sh\n\
-         # Sets up every node of the kind cluster that CLUSTER names (\"kind\" if it is not set), before or after pulls.\n\
-         # {host} has to be a name or an address that the nodes reach: 127.0.0.1 is the node itself.\n\
-         # kind before 0.27 needs config_path = \"{FOLDER}\" in a containerdConfigPatches entry of the cluster.\n\
+         # Configures every node of the kind cluster that CLUSTER names (\"kind\" if it is not set). No restart is needed.\n\
+         # {host} must be a name or an address that the nodes can reach. 127.0.0.1 is the node itself.\n\
+         # kind before 0.27 needs config_path = \"{CERTS_FOLDER}\" in a containerdConfigPatches entry of the cluster.\n\
          {upstreams}\
-         # Test it: docker exec NODE crictl pull docker.io/library/busybox:latest, and see it in Roadstead's log.\n\
+         # To test: docker exec NODE crictl pull docker.io/library/busybox:latest\n\
+         # The pull appears in Roadstead's log.\n\
          set -eu\n\
          put() {{\n    \
-         docker exec -i \"$1\" sh -c \"mkdir -p '{FOLDER}/$2' && cat >'{FOLDER}/$2/hosts.toml'\"\n\
+         docker exec -i \"$1\" sh -c \"mkdir -p '{CERTS_FOLDER}/$2' && cat >'{CERTS_FOLDER}/$2/hosts.toml'\"\n\
          }}\n\
          for node in $(kind get nodes --name \"${{CLUSTER:-kind}}\"); do\n    \
          put \"$node\" _default <<'END'\n\
@@ -69,9 +71,7 @@ fn own_hosts(url: &ServerUrl) -> String {
 
 fn authority(url: &ServerUrl) -> &'static str {
     match url.is_https() {
-        true => {
-            "# If the certificate is signed by an authority of your own, add below: ca = \"/etc/containerd/roadstead-ca.pem\"\n"
-        }
+        true => "# If a private CA has signed the certificate, add below: ca = \"/etc/containerd/roadstead-ca.pem\"\n",
         false => "",
     }
 }

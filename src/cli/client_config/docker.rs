@@ -1,4 +1,4 @@
-//! Docker: `registry-mirrors`, which it asks for docker.io and for nothing else.
+//! Docker: `registry-mirrors` in `daemon.json`. Docker asks mirrors for docker.io alone.
 
 use std::fmt::Write;
 
@@ -19,8 +19,8 @@ pub(super) fn recipe(url: &ServerUrl, config: &Config) -> Recipe {
     Recipe { file, notes: notes(url, config) }
 }
 
-/// Its requests do not always say that they mean docker.io: where names without a host mean another upstream, the path has
-/// to (Docker 24 and newer).
+/// The URL of the mirror. Docker's requests do not always name docker.io (`ns`). If names without a host mean another
+/// upstream, the path of the URL names it, which Docker supports from version 24 on.
 fn mirror(url: &ServerUrl, config: &Config) -> Option<String> {
     config.upstream(DOCKER_IO)?;
     match config.default_upstream.as_deref() {
@@ -31,26 +31,27 @@ fn mirror(url: &ServerUrl, config: &Config) -> Option<String> {
 
 fn notes(url: &ServerUrl, config: &Config) -> String {
     let host = url.host();
-    let mut notes =
-        "Put this into /etc/docker/daemon.json, beside what is there, then: systemctl restart docker\n".to_owned();
+    let mut notes = "Add this to /etc/docker/daemon.json, then: systemctl restart docker\n".to_owned();
     if url.is_https() {
         let _ = writeln!(
             notes,
-            "If the certificate is signed by an authority of your own, put that into /etc/docker/certs.d/{host}/ca.crt"
+            "If a private CA has signed the certificate, put the CA's certificate into /etc/docker/certs.d/{host}/ca.crt"
         );
     }
     if config.upstream(DOCKER_IO).is_some() {
         notes.push_str("Docker asks mirrors for docker.io only. ");
     } else {
-        notes.push_str("Docker asks mirrors for docker.io only, and that is no upstream here. ");
+        notes.push_str("Docker asks mirrors for docker.io only, which is not an upstream of this server. ");
     }
     let others: Vec<&str> = upstreams(config).into_iter().filter(|name| *name != DOCKER_IO).collect();
     if let Some(first) = others.iter().find(|name| !name.contains(':')) {
         let _ =
-            write!(notes, "For {} put Roadstead in the name: docker pull {host}/{first}/org/app", others.join(", "));
+            write!(notes, "For {}, name Roadstead in the image: docker pull {host}/{first}/org/app", others.join(", "));
     }
     let image = if config.upstream(DOCKER_IO).is_some() { "busybox" } else { "an image" };
-    let _ =
-        writeln!(notes, "\nTest it: docker pull {image}, and see it in Roadstead's log; else Docker went around it.");
+    let _ = writeln!(
+        notes,
+        "\nTo test: docker pull {image}. If the pull does not appear in Roadstead's log, Docker did not use the mirror."
+    );
     notes
 }

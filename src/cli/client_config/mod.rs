@@ -1,4 +1,4 @@
-//! `roadstead client-config`: the file that makes a client pull through this server, with all of its upstreams.
+//! `roadstead client-config`: prints the file that makes a client pull through this server, with all of its upstreams.
 
 mod buildkit;
 mod containerd;
@@ -19,10 +19,10 @@ use server_url::ServerUrl;
 
 #[derive(Args, Debug)]
 pub struct ClientConfig {
-    /// Whose configuration.
+    /// The client to configure.
     client: Client,
 
-    /// Where the clients reach this server, such as http://cache.example.com:5000.
+    /// The URL at which clients reach this server, such as http://cache.example.com:5000.
     #[arg(long, value_name = "URL")]
     url: ServerUrl,
 
@@ -48,19 +48,18 @@ enum Client {
     Buildkit,
 }
 
-/// What a client needs.
+/// The configuration of a client.
 struct Recipe {
-    /// The file; where there are several, each begins with its path.
+    /// The file. If there are several, each begins with its path.
     file: String,
-    /// What cannot be said in the file, because it knows no comments.
+    /// Notes for a file whose format has no comments.
     notes: String,
 }
 
 // === impl ClientConfig ===
 
 impl ClientConfig {
-    /// The file to the standard output, so that it can be redirected to its place; what it cannot hold to the standard
-    /// error stream.
+    /// Prints the file to the standard output, so that it can be redirected, and notes to the standard error stream.
     pub fn run(self) -> Result<(), CliError> {
         let recipe = self.client.recipe(&self.url, &self.options.load()?);
         print(&recipe.file)?;
@@ -85,7 +84,7 @@ impl Client {
     }
 }
 
-/// The upstreams by name, the default first: what a reader looks for stands at the top.
+/// The names of the upstreams, the default first.
 fn upstreams(config: &Config) -> Vec<&str> {
     let mut names: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     names.sort_by_key(|name| config.default_upstream.as_deref() != Some(name));

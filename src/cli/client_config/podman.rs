@@ -1,4 +1,5 @@
-//! podman, buildah, skopeo and CRI-O: the upstream is the beginning of the path, so each has its block.
+//! podman, buildah, skopeo and CRI-O: `registries.conf`. Their requests name the upstream at the beginning of the path, so
+//! each upstream has a block.
 
 use std::fmt::Write;
 
@@ -10,18 +11,18 @@ pub(super) fn file(url: &ServerUrl, config: &Config) -> String {
     let host = url.host();
     let mut file =
         "# /etc/containers/registries.conf.d/roadstead.conf, read at each pull (CRI-O: systemctl reload crio)\n\
-                    # Test it: podman pull docker.io/library/busybox, and see it in Roadstead's log.\n"
+                    # To test: podman pull docker.io/library/busybox. The pull appears in Roadstead's log.\n"
             .to_owned();
     if url.is_https() {
         let _ = writeln!(
             file,
-            "# If the certificate is signed by an authority of your own, put that into /etc/containers/certs.d/{host}/ca.crt"
+            "# If a private CA has signed the certificate, put the CA's certificate into /etc/containers/certs.d/{host}/ca.crt"
         );
     }
     let insecure = if url.is_https() { "" } else { "insecure = true\n" };
     for name in upstreams(config) {
         if name.contains(':') {
-            let _ = writeln!(file, "\n# {name} cannot be a mirror here: a path has no room for its port.");
+            let _ = writeln!(file, "\n# {name} cannot be mirrored this way, because a path cannot hold its port.");
             continue;
         }
         let _ = write!(
@@ -32,7 +33,7 @@ pub(super) fn file(url: &ServerUrl, config: &Config) -> String {
     if !url.is_https() {
         let _ = write!(
             file,
-            "\n# Roadstead by its own name: what was pushed to it.\n[[registry]]\nlocation = \"{host}\"\n{insecure}"
+            "\n# Roadstead under its own name, for images that were pushed to it.\n[[registry]]\nlocation = \"{host}\"\n{insecure}"
         );
     }
     file

@@ -1,4 +1,4 @@
-//! Where clients reach this server, as they will write it.
+//! The URL at which clients reach this server.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,18 +9,18 @@ use url::Url;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ServerUrl {
     https: bool,
-    /// Host and port as they were given: image names will carry them.
+    /// Host and port as they were given, because image names will contain them.
     host: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not the URL of a server; write for example http://cache.example.com:5000")]
-pub(super) struct NotAServer;
+pub(super) struct InvalidServerUrl;
 
 // === impl ServerUrl ===
 
 impl ServerUrl {
-    /// `host` or `host:port`: what image names begin with.
+    /// `host` or `host:port`, with which image names begin.
     pub(super) fn host(&self) -> &str {
         &self.host
     }
@@ -29,7 +29,7 @@ impl ServerUrl {
         self.https
     }
 
-    /// Docker and buildkit take plain HTTP from these without being told.
+    /// Whether the server is on this machine. Docker and buildkit accept plain HTTP from such a server without a setting.
     pub(super) fn is_loopback(&self) -> bool {
         let url = Url::parse(&self.to_string()).ok();
         let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
@@ -39,21 +39,21 @@ impl ServerUrl {
 }
 
 impl FromStr for ServerUrl {
-    type Err = NotAServer;
+    type Err = InvalidServerUrl;
 
-    fn from_str(text: &str) -> Result<Self, NotAServer> {
-        let (scheme, rest) = text.split_once("://").ok_or(NotAServer)?;
+    fn from_str(text: &str) -> Result<Self, InvalidServerUrl> {
+        let (scheme, rest) = text.split_once("://").ok_or(InvalidServerUrl)?;
         let host = rest.strip_suffix('/').unwrap_or(rest);
         let https = match scheme {
             "https" => true,
             "http" => false,
-            _ => return Err(NotAServer),
+            _ => return Err(InvalidServerUrl),
         };
-        // The name ends up in files of several kinds: what would have to be quoted in one of them is no host.
+        // The host is written into files of several formats, so characters that one of them would have to quote are refused.
         let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
-        let url = Url::parse(text).map_err(|_| NotAServer)?;
+        let url = Url::parse(text).map_err(|_| InvalidServerUrl)?;
         if host.is_empty() || !host.chars().all(plain) || !url.has_host() {
-            return Err(NotAServer);
+            return Err(InvalidServerUrl);
         }
         Ok(Self { https, host: host.to_owned() })
     }
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_a_scheme_and_a_host_and_perhaps_a_port() {
+    fn a_server_url_has_a_scheme_and_a_host_and_no_path() {
         for (text, host, loopback) in [
             ("http://HOST:5000", "HOST:5000", false),
             ("https://cache.example.com/", "cache.example.com", false),
@@ -93,7 +93,7 @@ mod tests {
             "http://a\"b",
             "http://a:99999",
         ] {
-            assert_eq!(text.parse::<ServerUrl>(), Err(NotAServer), "{text}");
+            assert_eq!(text.parse::<ServerUrl>(), Err(InvalidServerUrl), "{text}");
         }
     }
 }

@@ -1,81 +1,89 @@
-//! The facts for people.
+//! An explanation as text.
 
 use std::fmt::Write;
 
 use crate::cli::output::bytes;
-use crate::control::explain::{Facts, Kind, Node};
+use crate::control::explain::{ContentNode, Explanation, RequestKind};
 use crate::upstream::BreakerState;
 
-/// Requests that are listed one by one; of more, only the number is of use.
-const LISTED: usize = 8;
+/// Requests that are listed. Of further ones, only the number is printed.
+const MAX_LISTED_REQUESTS: usize = 8;
 
-pub(super) fn render(facts: &Facts) -> String {
+pub(super) fn render(explained: &Explanation) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
-    let _ = write_all(&mut text, facts);
+    let _ = write_all(&mut text, explained);
     text
 }
 
-fn write_all(text: &mut String, facts: &Facts) -> std::fmt::Result {
-    writeln!(text, "image       {}", facts.image)?;
-    writeln!(text, "rule        {}", facts.rule)?;
-    if facts.scope == "local" {
-        writeln!(text, "scope       local: what is pushed here")?;
+fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
+    writeln!(text, "image       {}", explained.image)?;
+    writeln!(text, "rule        {}", explained.rule)?;
+    if explained.scope == "local" {
+        writeln!(text, "scope       local: content that is pushed to this server")?;
     } else {
-        let credentials = match facts.credentials {
+        let credentials = match explained.credentials {
             Some(true) => "with credentials",
             Some(false) => "anonymously",
-            None => "with Docker's login, if there is one",
+            None => "with credentials if Docker's file has some",
         };
-        writeln!(text, "scope       mirrored from {} ({credentials}), as {}", facts.urls.join(", "), facts.repository)?;
+        writeln!(
+            text,
+            "scope       mirrored from {} ({credentials}), as {}",
+            explained.urls.join(", "),
+            explained.repository
+        )?;
     }
-    match facts.breaker {
+    match explained.breaker {
         Some(BreakerState::Open { for_seconds, next_probe_in_seconds }) => {
-            let probe = format!("asked whether it is back in {next_probe_in_seconds} s");
-            writeln!(text, "upstream    left alone for {for_seconds} s, after failures; {probe}")?;
+            let probe = format!("the next probe follows in {next_probe_in_seconds} s");
+            writeln!(
+                text,
+                "upstream    not asked for {for_seconds} s, after repeated failures (circuit open); {probe}"
+            )?;
         }
         Some(BreakerState::Closed { failures }) if failures > 0 => {
-            writeln!(text, "upstream    failed {failures} times in a row")?;
+            writeln!(text, "upstream    {failures} failures in a row")?;
         }
         Some(BreakerState::Closed { .. }) | None => {}
     }
-    let missing = if facts.data_exists { "" } else { " (which does not exist)" };
-    writeln!(text, "data        {}{missing}", facts.data)?;
-    match &facts.tag {
+    let missing = if explained.data_exists { "" } else { " (does not exist)" };
+    writeln!(text, "data        {}{missing}", explained.data)?;
+    match &explained.tag {
         Some(tag) => {
-            let state = if facts.scope == "local" {
+            let state = if explained.scope == "local" {
                 "pushed"
             } else if tag.fresh {
                 "fresh, confirmed"
             } else {
-                "to be confirmed again, last confirmed"
+                "due for confirmation, last confirmed"
             };
             writeln!(text, "tag         {} ({state} {} s ago)", tag.digest, tag.confirmed_seconds_ago)?;
         }
-        None if facts.manifest.is_none() && matches!(facts.kind, Kind::Image | Kind::Blob) => {
+        None if explained.manifest.is_none() && matches!(explained.kind, RequestKind::Image | RequestKind::Blob) => {
             writeln!(text, "cached      nothing")?;
         }
         None => {}
     }
-    if let Some(manifest) = &facts.manifest {
+    if let Some(manifest) = &explained.manifest {
         writeln!(text, "content     kept  size        digest")?;
         node(text, manifest, 0)?;
     }
-    if facts.scope == "local" {
+    if explained.scope == "local" {
         return Ok(());
     }
-    if matches!(facts.kind, Kind::Tags | Kind::Referrers) {
-        // A list of referrers is believed as long as a tag is, by the server that has it.
-        return facts.upstream_requests.iter().try_for_each(|request| writeln!(text, "the list    {request}"));
+    if matches!(explained.kind, RequestKind::Tags | RequestKind::Referrers) {
+        // Only a running server has copies of lists, so they are always shown as requests.
+        return explained.upstream_requests.iter().try_for_each(|request| writeln!(text, "the list    {request}"));
     }
-    match facts.upstream_requests.as_slice() {
+    match explained.upstream_requests.as_slice() {
         [] => writeln!(text, "a pull      asks the upstream nothing"),
         requests => {
-            // What a manifest that is not here refers to is not known yet.
-            let first = if facts.manifest.is_some() { "" } else { " first" };
+            // The references of a manifest that is not stored are not known yet.
+            let first = if explained.manifest.is_some() { "" } else { " first" };
             let plural = if requests.len() == 1 { "request" } else { "requests" };
-            writeln!(text, "a pull      of all of it asks the upstream{first} ({} {plural}):", requests.len())?;
-            for request in requests.iter().take(LISTED) {
+            writeln!(text, "a pull      of everything asks the upstream{first} ({} {plural}):", requests.len())?;
+            for request in requests.iter().take(MAX_LISTED_REQUESTS) {
                 writeln!(text, "            {request}")?;
             }
             Ok(())
@@ -83,9 +91,9 @@ fn write_all(text: &mut String, facts: &Facts) -> std::fmt::Result {
     }
 }
 
-fn node(text: &mut String, this: &Node, depth: usize) -> std::fmt::Result {
-    let here = if this.here { "yes" } else { "no" };
+fn node(text: &mut String, this: &ContentNode, depth: usize) -> std::fmt::Result {
+    let stored = if this.stored { "yes" } else { "no" };
     let indent = "  ".repeat(depth);
-    writeln!(text, "            {here:<5} {:<11} {indent}{} {}", bytes(this.size), this.digest, this.media_type)?;
+    writeln!(text, "            {stored:<5} {:<11} {indent}{} {}", bytes(this.size), this.digest, this.media_type)?;
     this.children.iter().try_for_each(|child| node(text, child, depth + 1))
 }

@@ -19,6 +19,7 @@ contract!(
     fills_and_confirmations_emit_their_events,
     an_eviction_emits_its_events,
     a_collection_emits_its_events,
+    a_link_that_a_client_removes_during_a_collection_is_announced_once,
     a_quarantine_emits_its_event,
     failures_and_reads_emit_nothing,
     an_observer_is_called_in_line_for_every_event,
@@ -193,6 +194,30 @@ async fn a_collection_emits_its_events<F: Factory>(factory: F) {
     }
     let expected = vec![collected(&manifest), unlinked(&app(), &linked), collected(&linked)];
     assert_emitted_unordered(&mut events, expected);
+}
+
+async fn a_link_that_a_client_removes_during_a_collection_is_announced_once<F: Factory>(factory: F) {
+    let store = factory.open();
+    let repos = ["team/one", "team/two"].map(local);
+    let blob = Content::random(1, 100);
+    for repo in &repos {
+        push(&store, repo, &blob).await;
+    }
+    let mut events = store.events().subscribe();
+    let (runtime, digest) = (tokio::runtime::Handle::current(), blob.digest.clone());
+    let collected = store.walk(move |store, stop| {
+        // The second repository is about to be visited: what is unreferenced in the first one has been found.
+        store.collect(NO_GRACE, stop, &|visited| {
+            if visited == 2 {
+                for repo in ["team/one", "team/two"].map(local) {
+                    assert!(runtime.block_on(store.unlink_blob(&repo, &digest)).unwrap());
+                }
+            }
+        })
+    });
+    let collected = collected.await.unwrap();
+    assert_eq!((collected.members, collected.files), (0, 0));
+    assert_emitted(&mut events, repos.iter().map(|repo| unlinked(repo, &blob)).collect());
 }
 
 async fn a_quarantine_emits_its_event<F: Factory>(factory: F) {
