@@ -46,8 +46,8 @@ impl Metrics {
         let registry = Registry::new();
         let families = Families::declare().expect("names and labels are well formed");
         let storage = StorageCollector::new().expect("names and labels are well formed");
-        let ours = families.collectors().into_iter().chain([Box::new(storage.clone()) as Box<dyn Collector>]);
-        for collector in ours.chain([Box::new(ProcessCollector::for_self()) as Box<dyn Collector>]) {
+        let own = families.collectors().into_iter().chain([Box::new(storage.clone()) as Box<dyn Collector>]);
+        for collector in own.chain([Box::new(ProcessCollector::for_self()) as Box<dyn Collector>]) {
             registry.register(collector).expect("each name is declared once");
         }
         for class in StorageClass::ALL {
@@ -336,10 +336,10 @@ mod tests {
         let text = metrics.render();
         let exposed: BTreeSet<_> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-        let (process, ours): (BTreeSet<_>, BTreeSet<_>) =
+        let (process, own): (BTreeSet<_>, BTreeSet<_>) =
             exposed.into_iter().partition(|name| name.starts_with("process_"));
         let declared = Families::REFERENCE.iter().chain(StorageFamilies::REFERENCE).map(|family| family.name).collect();
-        assert_eq!(ours, declared);
+        assert_eq!(own, declared);
         assert!(process.contains("process_resident_memory_bytes") && process.contains("process_open_fds"));
     }
 
