@@ -22,8 +22,15 @@ pub(super) fn insert_digest(headers: &mut HeaderMap, quoted: &Bytes) {
 
 /// The media type of a manifest as a header; `None` if it contains characters that a header cannot have.
 pub(super) fn content_type(media_type: &str) -> Option<HeaderValue> {
-    let known = media_type::MANIFESTS.into_iter().find(|known| *known == media_type);
-    known.map(HeaderValue::from_static).or_else(|| HeaderValue::try_from(media_type).ok())
+    /// The usual types. Making a value checks each byte, so each is made once.
+    static KNOWN: [HeaderValue; media_type::MANIFESTS.len()] = [
+        HeaderValue::from_static(media_type::MANIFESTS[0]),
+        HeaderValue::from_static(media_type::MANIFESTS[1]),
+        HeaderValue::from_static(media_type::MANIFESTS[2]),
+        HeaderValue::from_static(media_type::MANIFESTS[3]),
+    ];
+    let known = KNOWN.iter().find(|known| known.as_bytes() == media_type.as_bytes());
+    known.cloned().or_else(|| HeaderValue::try_from(media_type).ok())
 }
 
 /// The `Range` header of an upload: what has been received (distribution-spec, "Pushing a blob in chunks"). Docker expects `0-0`
