@@ -3,7 +3,7 @@
 //! The responses of an upstream name other hosts: the token server in a challenge, the storage in a redirect. A forged
 //! response must neither obtain credentials nor make the server contact services inside its own network.
 //!
-//! Certificates are not decided here: `client` configures them and `error` has the texts of their rejection.
+//! Certificates are not decided here: `tls` configures them and `error` has the texts of their rejection.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

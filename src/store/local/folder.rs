@@ -34,7 +34,15 @@ pub(super) struct FolderFacts {
 
 /// The lock on a data folder, held while the process uses it. The kernel releases it however the process ends.
 #[derive(Debug)]
-pub(super) struct FolderLock(#[expect(dead_code, reason = "holds the flock")] File);
+pub(super) struct FolderLock(File);
+
+/// Closing the file is not enough: between fork and exec, a child process has a copy of it that keeps the lock (flock(2)).
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Nothing is lost if this fails: the lock ends with the last copy.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
 
 impl FolderFacts {
     pub(super) fn writable(instance: Uuid, keeps_modes: bool, lock: FolderLock) -> Self {
@@ -75,12 +83,13 @@ impl FolderLock {
             }
             Err(error) => Err(io::Error::from(error)).at("lock", path)?,
         }
-        match write_holder(&file) {
+        let lock = Self(file);
+        match write_holder(&lock.0) {
             // The lock is as good without the id of its holder.
             Err(error) if is_full(&error) => {}
             written => written.at("write", path)?,
         }
-        Ok(Self(file))
+        Ok(lock)
     }
 
     /// Locks the folder for reading, together with other readers. Writes nothing: a folder without a lock file has no
