@@ -70,7 +70,7 @@ impl Layout {
     }
 
     /// Until when cached content is known to be durable.
-    pub(in crate::store) fn durable_mark(&self) -> PathBuf {
+    pub(in crate::store) fn durability_record(&self) -> PathBuf {
         self.root.join("settled")
     }
 
