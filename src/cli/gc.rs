@@ -92,7 +92,7 @@ fn text(summary: &GcSummary, dry_run: bool) -> String {
     );
     if *removed {
         text.push_str(&format!(
-            "useless names of mirrored repositories: {} tags, {} links, {} repositories\n",
+            "unneeded names of mirrored repositories: {} tags, {} links, {} repositories\n",
             swept.tags, swept.links, swept.repositories,
         ));
     } else if !dry_run {

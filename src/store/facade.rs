@@ -398,7 +398,7 @@ impl Store {
         upkeep::collect(&self.parts.local, rules, stop, progress)
     }
 
-    /// Removes useless names of mirrored repositories, among them tags that no upstream has confirmed for `unconfirmed`.
+    /// Removes unneeded names of mirrored repositories, including tags that no upstream has confirmed for `unconfirmed`.
     /// Blocks for as long as a walk of all names takes, or until `stop` is set.
     pub fn sweep(&self, unconfirmed: Duration, stop: &AtomicBool) -> Result<Swept, StoreError> {
         upkeep::sweep(&self.parts.local, unconfirmed, stop)

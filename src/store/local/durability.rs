@@ -7,6 +7,7 @@
 //! that check has ended.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -48,6 +49,26 @@ pub(super) struct Durability {
 struct DurabilityRecord {
     boot: String,
     at: SystemTime,
+}
+
+/// Why a content file is moved to `quarantine/`.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) enum QuarantineCause {
+    /// Its length or digest is wrong.
+    WrongContent,
+    /// The disk may have lost bytes.
+    FsyncFailed,
+    Unreadable,
+}
+
+impl fmt::Display for QuarantineCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WrongContent => "wrong length or digest",
+            Self::FsyncFailed => "fsync failed",
+            Self::Unreadable => "cannot be read",
+        })
+    }
 }
 
 impl Durability {
@@ -140,7 +161,7 @@ impl Local {
             if let Err(error) = fs::sync_data(&file) {
                 // The bytes may be lost, and the next fsync does not report that again. They can be fetched again.
                 tracing::error!(%digest, %error, "cannot sync cached content; it will be fetched again");
-                self.quarantine(digest, &file)?;
+                self.quarantine(digest, &file, QuarantineCause::FsyncFailed)?;
             }
         }
         Ok(())
@@ -169,24 +190,38 @@ impl Local {
     }
 
     /// Quarantines the corrupt file `seen` of a digest. If another file has replaced it, that file stays.
-    pub(in crate::store) fn quarantine(&self, digest: &Digest, seen: &File) -> Result<(), StoreError> {
+    pub(in crate::store) fn quarantine(
+        &self,
+        digest: &Digest,
+        seen: &File,
+        cause: QuarantineCause,
+    ) -> Result<(), StoreError> {
         if self.is_read_only() {
-            tracing::error!(%digest, "a content file is corrupt; it stays, because the data folder is read-only");
+            tracing::error!(%digest, %cause, "a content file is corrupt; it stays, because the data folder is read-only");
             return Ok(());
         }
         let _locked = self.content.lock(digest);
         let path = self.layout.blob(digest);
-        if fs::is_still_at(&path, seen).at("stat", &path)? { self.set_content_aside(digest, &path) } else { Ok(()) }
+        if fs::is_still_at(&path, seen).at("stat", &path)? {
+            self.set_content_aside(digest, &path, cause)
+        } else {
+            Ok(())
+        }
     }
 
     /// Moves the file of a digest to `quarantine/`. The caller holds the digest lock.
-    pub(super) fn set_content_aside(&self, digest: &Digest, path: &Path) -> Result<(), StoreError> {
+    pub(super) fn set_content_aside(
+        &self,
+        digest: &Digest,
+        path: &Path,
+        cause: QuarantineCause,
+    ) -> Result<(), StoreError> {
         self.layout
             .with_folder(&self.layout.quarantined(digest), |aside| fs::rename(path, aside))
             .at("rename", path)?;
         self.content.open_files().forget(digest);
         self.record_removed(digest);
-        tracing::error!(%digest, "a content file is corrupt or could not be synced; it is moved to quarantine/");
+        tracing::error!(%digest, %cause, "moved a content file to quarantine/");
         self.emit(StoreEvent::Quarantined { digest: digest.clone() });
         Ok(())
     }

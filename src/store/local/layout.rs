@@ -69,7 +69,7 @@ impl Layout {
         self.root.join("id")
     }
 
-    /// Until when cached content is known to be durable.
+    /// The path of the durability record: the time of the last fsync of cached content.
     pub(in crate::store) fn durability_record(&self) -> PathBuf {
         self.root.join("settled")
     }

@@ -61,6 +61,7 @@ pub use open::OpenError;
 pub use view::View;
 
 pub(in crate::store) use content::LocalContent;
+pub(in crate::store) use durability::QuarantineCause;
 pub(in crate::store) use layout::{Layout, Temporary, digest_of_file};
 pub(in crate::store) use marks::CollectorMarks;
 pub(in crate::store) use name_files::Name;
