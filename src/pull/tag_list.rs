@@ -90,7 +90,7 @@ impl PullRequest<'_> {
         }
         let next = match tags.get(..page.limit).and_then(<[String]>::last) {
             Some(last) if tags.len() > page.limit => Some(page_after(last, page.limit)),
-            // A client would follow a link to this same page for ever.
+            // A client would follow a link to this same page forever.
             _ => linked.map(|cursor| page.next(cursor)).filter(|next| next.len() > 1 && *next != page.query()),
         };
         tags.truncate(page.limit);

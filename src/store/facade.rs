@@ -287,7 +287,7 @@ impl Store {
         self.parts.local.cache().space().used()
     }
 
-    /// Whether the index is in step with the files and the order of last use is complete. Nothing is evicted before.
+    /// Whether the index agrees with the files and the order of last use is complete. Nothing is evicted before.
     pub fn can_evict(&self) -> bool {
         let local = &self.parts.local;
         local.index().is_ready() && local.cache().is_order_complete()

@@ -134,7 +134,7 @@ impl Local {
         self.folder.is_read_only()
     }
 
-    /// To be called first by everything that writes.
+    /// Returns an error if the folder is read-only. Every operation that writes calls it first.
     pub(in crate::store) fn require_writable(&self) -> Result<(), StoreError> {
         if self.folder.is_read_only() { Err(StoreError::ReadOnly) } else { Ok(()) }
     }
