@@ -63,7 +63,7 @@ pub enum AccessError {
     PushRefused(#[from] PushRefused),
 }
 
-/// An operation that nobody may use here.
+/// An operation that the configuration disables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SwitchedOff {
     #[error("pushes are switched off ([push] enabled)")]

@@ -1,4 +1,4 @@
-//! `roadstead backup-lease`: holds back removals of content while a backup copies the data folder.
+//! `roadstead backup-lease`: prevents removals of content while a backup copies the data folder.
 //!
 //! With a command, it takes a lease, runs the command, renews the lease, and releases it when the command has ended. If no
 //! server runs, the lock of the data folder takes the place of the lease.

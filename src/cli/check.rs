@@ -1,5 +1,5 @@
-//! `roadstead check`: prints the settings in force to the standard output, and warnings to the standard error stream. What
-//! would prevent a start is an error, as far as files show it.
+//! `roadstead check`: prints the effective settings to the standard output, and warnings to the standard error stream. A
+//! configuration or a TLS file that would prevent a start is an error.
 
 use std::io::{self, Write};
 

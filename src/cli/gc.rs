@@ -60,7 +60,7 @@ async fn collect(config: &Config, dry_run: bool, progress: Arc<Mutex<ProgressLin
             summary.ok_or(CliError::Unfinished)
         }
         Session::Folder(store) => {
-            // The collector relies on the index, so it must be in step with the files first.
+            // The collector relies on the index, so it must agree with the files first.
             let walked = store.clone();
             let walk = tokio::task::spawn_blocking(move || {
                 if walked.needs_reconcile() && !walked.is_read_only() {
@@ -92,7 +92,7 @@ fn text(summary: &GcSummary, dry_run: bool) -> String {
     );
     if *removed {
         text.push_str(&format!(
-            "useless names of mirrored repositories: {} tags, {} links, {} repositories\n",
+            "unneeded names of mirrored repositories: {} tags, {} links, {} repositories\n",
             swept.tags, swept.links, swept.repositories,
         ));
     } else if !dry_run {

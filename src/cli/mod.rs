@@ -39,24 +39,24 @@ pub struct Cli {
 enum Command {
     /// Run the registry.
     Serve(options::ServerOptions),
-    /// Check the configuration: print the settings in force, or what is wrong with them.
+    /// Check the configuration: print the effective settings, or the error.
     Check(options::ServerOptions),
-    /// Explain an image name or a request: which repository it means, what of it is stored, and what a pull would ask the
-    /// upstream. A running server answers. Without one, give the options and environment variables of `serve`.
+    /// Explain an image name or a request: its repository, its stored content, and the requests to the upstream that a pull
+    /// would cause. A running server answers. Without one, give the options and environment variables of `serve`.
     Explain(explain::Explain),
     /// Print the configuration file that makes a client pull through this server.
     ClientConfig(client_config::ClientConfig),
     /// Show the disk usage by upstream and repository.
     Du(du::Du),
-    /// Remove unreferenced content now: what was deleted, and uploads that no manifest refers to.
+    /// Remove unreferenced content now: deleted content, and uploads that no manifest refers to.
     Gc(gc::Gc),
-    /// Read all content and report what is corrupt or missing. Exit code: 0 nothing, 1 something, 2 the scrub failed.
+    /// Read all content and report corrupt or missing content. Exit code: 0 no damage, 1 damage, 2 the scrub failed.
     Scrub(scrub::Scrub),
-    /// Hold back removals of content while a backup copies the data folder.
+    /// Prevent removals of content while a backup copies the data folder.
     BackupLease(backup::BackupLease),
 }
 
-/// Why a command failed. Each is one line.
+/// Why a command failed. Each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     #[error(transparent)]
@@ -79,13 +79,13 @@ pub enum CliError {
     Store(#[from] StoreError),
     #[error("the operation ended before it was complete; run it again")]
     Unfinished,
-    /// A scrub that could not tell whether anything is corrupt. It has an exit code of its own.
+    /// A scrub that failed, so that damage is unknown. It has its own exit code.
     #[error(transparent)]
     ScrubFailed(Box<CliError>),
     #[error("cannot run {program}: {error}")]
     Command { program: String, error: io::Error },
     #[error(
-        "the lease was lost, because the server was stopped or restarted; the copy may lack content, so make it again"
+        "the lease was lost because the server stopped or restarted; the copy may be incomplete, so repeat the backup"
     )]
     LeaseLost,
     #[error("cannot start the threads of the command: {0}")]
@@ -115,7 +115,7 @@ impl Cli {
 // === impl CliError ===
 
 impl CliError {
-    /// 2 for a scrub that failed, because 1 says that it found something; otherwise 1.
+    /// Returns 2 for a scrub that failed, because 1 means that a scrub found damage; otherwise 1.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::ScrubFailed(_) => ExitCode::from(2),

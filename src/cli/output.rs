@@ -53,7 +53,7 @@ impl ProgressLine {
         }
     }
 
-    /// Removes the line. To be called before anything else is printed.
+    /// Removes the line. Call it before anything else is printed.
     pub fn clear(&mut self) {
         if self.drawn.take().is_some() {
             let _ = write!(io::stderr(), "\r\x1b[K");

@@ -1,4 +1,4 @@
-//! `roadstead scrub`: reads all content and names, and reports what is corrupt or missing.
+//! `roadstead scrub`: reads all content and names, and reports corrupt or missing content.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::control::scrub::{ScrubEvent, ScrubRequest, ScrubSummary, scrub};
 use crate::store::{Class, Finding, Problem};
 
-/// The exit code if something is corrupt or missing.
+/// The exit code if content or a name is corrupt or missing.
 const DAMAGED_EXIT_CODE: u8 = 1;
 
 #[derive(Args, Debug)]
@@ -89,7 +89,7 @@ async fn run_scrub(config: &Config, repair: bool, printer: &Arc<Mutex<Printer>>)
 // === impl Printer ===
 
 impl Printer {
-    /// Prints an event. False once printing has failed.
+    /// Prints an event. Returns false if printing has failed.
     fn take(&mut self, event: ScrubEvent) -> bool {
         if let ScrubEvent::Done(summary) = &event {
             self.summary = Some(*summary);
@@ -119,7 +119,7 @@ impl Printer {
     }
 }
 
-/// One line: what is wrong, where, and what happens to it.
+/// Returns one line with the content, the problem, the repositories and the consequence.
 fn finding_text(finding: &Finding) -> String {
     let problem = match finding.problem {
         Problem::Length => "damaged: wrong length",

@@ -1,8 +1,8 @@
-//! A layer: the settings of one source, such as a file, the variables or the flags. Every key is optional.
+//! A layer: the settings of one configuration source, such as a file, the environment variables or the flags. Every key is
+//! optional.
 //!
-//! [`section!`] declares all keys, in one place. From one declaration it generates the fields, the reading of a key by
-//! name (the same for all sources, with detection of unknown keys), and the merging of two layers. Each value keeps the
-//! location where it was written, so that a rule between keys can name it.
+//! [`section!`] declares all keys in one place. From a declaration it generates the fields, `set` and the merging of two
+//! layers. Values keep their file and line, so that errors can report it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -89,7 +89,7 @@ macro_rules! section {
 }
 
 section! {
-    /// Keys above the first table.
+    /// The top-level keys.
     RootKeys {
         builtin_upstreams: bool,
         default_upstream: String,
@@ -182,7 +182,7 @@ section! {
 }
 
 section! {
-    /// The keys that name one source of credentials, in an upstream's own table and in [`RepositoryCredentialKeys`].
+    /// The keys of one credential source, in an upstream's own table and in [`RepositoryCredentialKeys`].
     CredentialKeys {
         username: String,
         password: Secret,
@@ -221,7 +221,7 @@ section! {
     }
 }
 
-/// The settings of one source.
+/// The settings of one configuration source.
 #[derive(Default)]
 pub(super) struct Layer {
     pub(super) root: RootKeys,
@@ -254,7 +254,7 @@ pub(super) const CREDENTIALS: &str = "credentials";
 // === impl Located ===
 
 impl<T: Setting> Located<T> {
-    /// Parses a value from a variable or flag.
+    /// Parses a value from an environment variable or a flag.
     pub(super) fn from_text(text: &str, location: &SourceLocation) -> Result<Self, ConfigError> {
         let value = RawValue::Text(text).read().map_err(|message| ConfigError::new(location, "", message))?;
         Ok(Self { value, location: location.clone() })
@@ -264,7 +264,7 @@ impl<T: Setting> Located<T> {
 // === impl Layer ===
 
 impl Layer {
-    /// The table of a name. The empty name is for the keys above the first table.
+    /// Returns the table of a name. The empty name is for the top-level keys.
     pub(super) fn section(&mut self, name: &str) -> Option<&mut dyn Section> {
         Some(match name {
             "" => &mut self.root,
@@ -282,7 +282,7 @@ impl Layer {
         })
     }
 
-    /// The table of an upstream, added if absent. The caller has checked the name.
+    /// Returns the table of an upstream, and adds it if it is absent. The caller has checked the name.
     pub(super) fn upstream(&mut self, name: &str, location: &SourceLocation) -> &mut UpstreamKeys {
         let new = || Located { value: UpstreamKeys::default(), location: location.clone() };
         &mut self.upstreams.entry(name.to_owned()).or_insert_with(new).value
@@ -322,9 +322,9 @@ impl Layer {
 // === impl UpstreamKeys ===
 
 impl UpstreamKeys {
-    /// Like [`Section::over`], but a source of credentials in `self` replaces every source in `lower`.
+    /// Like [`Section::over`], but a credential source in `self` replaces every credential source in `lower`.
     ///
-    /// A user name in `lower` stays, unless the new source is Docker's file, which has its own.
+    /// `username` in `lower` stays. A Docker file contains its own user names, so `username` is then dropped.
     fn over_credentials(self, mut lower: Self) -> Self {
         if self.credentials.sources().next().is_some() {
             let username = lower.credentials.username.filter(|_| self.credentials.docker_config.is_none());
@@ -337,7 +337,7 @@ impl UpstreamKeys {
 // === impl CredentialKeys ===
 
 impl CredentialKeys {
-    /// The keys that are set and each name a source of credentials. More than one is an error.
+    /// Returns the credential keys that are set. More than one is an error.
     pub(super) fn sources(&self) -> impl Iterator<Item = (&'static str, &SourceLocation)> {
         let locations = [
             ("password", self.password.as_ref().map(|key| &key.location)),
@@ -349,7 +349,7 @@ impl CredentialKeys {
     }
 }
 
-/// All keys of all tables with a fixed name, as (table, key).
+/// Returns all keys of all tables with a fixed name, as (table, key).
 pub(super) fn fixed_keys() -> Vec<(&'static str, &'static str)> {
     let mut layer = Layer::default();
     let mut keys = Vec::new();

@@ -1,7 +1,7 @@
-//! `explain`: what an image name or a request means, from the configuration and the files of the data folder.
+//! `explain`: explains an image name or a request, from the configuration and the files of the data folder.
 //!
-//! It works with a running server and without one. The server knows more: confirmations of tags that are not written to
-//! their files yet, and whether the circuit of an upstream is open.
+//! It works with a running server and without one. Only the server knows confirmations of tags that are not yet written to
+//! their files, and the state of an upstream's circuit.
 
 use std::collections::HashSet;
 use std::time::SystemTime;
@@ -17,9 +17,9 @@ use crate::resolve::{Routes, Rule, Target};
 use crate::store::{StoreError, TagRecord, View};
 use crate::upstream::BreakerState;
 
-/// Levels of indexes within indexes that are followed.
+/// Maximum depth of indexes within indexes.
 const MAX_INDEX_DEPTH: usize = 3;
-/// Manifests that are read. Each is read once, as indexes may share children.
+/// Maximum number of manifests that are read. Each is read once, because indexes may share children.
 const MAX_MANIFESTS: usize = 500;
 
 /// The request of `POST /v1/explain`.
@@ -33,19 +33,19 @@ pub struct ExplainRequest {
 /// The response of `POST /v1/explain`, and the output of `explain --output json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Explanation {
-    /// The full name of the image or of what the request asks for.
+    /// The full name of the image or of the requested content.
     pub image: String,
     /// Path of the data folder.
     pub data: String,
     pub data_exists: bool,
-    /// The rule that chose the repository, in words.
+    /// The rule that selected the repository, as text.
     pub rule: String,
     /// `local`, or the name of the upstream.
     pub scope: String,
     pub repository: String,
-    /// The URLs of the upstream, in the order in which they are asked.
+    /// The URLs of the upstream, in the order in which they are tried.
     pub urls: Vec<String>,
-    /// Whether the upstream is asked with credentials. `None` if that depends on Docker's file.
+    /// Whether requests to the upstream have credentials. `None` if that depends on Docker's file.
     pub credentials: Option<bool>,
     /// The state of the upstream's circuit breaker. Only a running server knows it.
     pub breaker: Option<BreakerState>,
@@ -53,11 +53,12 @@ pub struct Explanation {
     pub tag: Option<TagState>,
     /// The manifest with everything that it refers to, or the blob.
     pub manifest: Option<ContentNode>,
-    /// The requests to the upstream that a pull of everything would cause now, such as `GET manifests/v1`.
+    /// The requests to the upstream that a complete pull would cause now, such as `GET manifests/v1`.
     pub upstream_requests: Vec<String>,
 }
 
-/// What a request asks for. The content of lists is not shown: only a running server has copies of mirrored ones.
+/// The kind of the requested content. An explanation does not contain lists, because only a running server caches mirrored
+/// lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestKind {
@@ -73,11 +74,11 @@ pub struct TagState {
     pub digest: String,
     /// Seconds since the upstream confirmed the tag; for a local tag, since its push.
     pub confirmed_seconds_ago: u64,
-    /// Whether the tag is served without asking the upstream.
+    /// Whether the tag is served without a request to the upstream.
     pub fresh: bool,
 }
 
-/// A manifest or blob, and what it refers to.
+/// A manifest or blob, and its children.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ContentNode {
     pub digest: String,
@@ -101,17 +102,17 @@ impl From<&QueryTarget> for RequestKind {
     }
 }
 
-/// Where an explanation comes from.
+/// The sources of an explanation.
 pub struct ExplainSources<'a> {
     pub config: &'a Config,
     pub routes: &'a Routes,
     pub view: &'a View,
-    /// The server that runs on the data folder, if it explains.
+    /// The running server; `None` in a command without a running server.
     pub server: Option<&'a Control>,
 }
 
 impl ExplainSources<'_> {
-    /// The record of a tag. The server's memory may have a later confirmation than the file.
+    /// Returns the record of a tag. The server's memory may have a later confirmation than the file.
     fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
         match self.server.and_then(|server| server.store.cached_tag(repo, tag)) {
             Some(record) => Ok(Some(record)),
@@ -119,7 +120,7 @@ impl ExplainSources<'_> {
         }
     }
 
-    /// How old tags of a repository may be. Only a running server knows whether its upstream has few pulls left.
+    /// Returns the age limits of a repository's tags. Only a running server knows whether few pulls are left at its upstream.
     fn freshness(&self, repo: &RepoId) -> TagFreshness {
         let in_force = self.server.and_then(|server| server.puller.tag_freshness(repo.scope.as_str()));
         in_force.unwrap_or_else(|| TagFreshness::new(&self.config.cache, false))
@@ -129,7 +130,7 @@ impl ExplainSources<'_> {
 /// Explains an image name or a request.
 ///
 /// # Errors
-/// A text that says what is wrong with the name, the request or the files.
+/// A text that describes the error in the name, the request or the files.
 pub fn explain(sources: &ExplainSources<'_>, image: &str) -> Result<Explanation, String> {
     let query = ExplainQuery::parse(image, sources.routes)?;
     let target = sources.routes.resolve(query.requested_repo(), |name| sources.view.is_local(name));
@@ -189,7 +190,7 @@ fn image_node(view: &View, repo: &RepoId, digest: &Digest) -> Result<Option<Cont
     manifest_node(view, repo, digest, MAX_INDEX_DEPTH, &mut HashSet::new())
 }
 
-/// A blob that may be read in the repository without asking the upstream.
+/// Returns the node of a blob that may be read in the repository without a request to the upstream.
 fn blob_node(view: &View, repo: &RepoId, digest: &Digest) -> Result<Option<ContentNode>, StoreError> {
     if !view.may_read(repo, digest)? {
         return Ok(None);
@@ -255,7 +256,7 @@ fn requests(explained: &Explanation, asked_for: &QueryTarget) -> Vec<String> {
             requests.push(format!("HEAD manifests/{tag}"));
         }
         (QueryTarget::Image(Reference::Digest(digest)), _, None) => requests.push(format!("GET manifests/{digest}")),
-        // If another repository has the content, the upstream is asked by HEAD whether this one has it as well.
+        // If another repository has the content, a HEAD asks the upstream whether this repository has it, too.
         (QueryTarget::Blob(digest), _, None) => requests.push(format!("HEAD or GET blobs/{digest}")),
         (QueryTarget::Tags, ..) => requests.push("GET tags/list".to_owned()),
         (QueryTarget::Referrers(digest), ..) => requests.push(format!("GET referrers/{digest}")),

@@ -1,4 +1,4 @@
-//! The query of `explain`: an image name, or a request of a client as it is logged.
+//! Parses the query of `explain`: an image name, or a client's request as it is logged.
 
 use url::form_urlencoded;
 
@@ -8,7 +8,7 @@ use crate::resolve::{RequestedRepo, Routes};
 /// Prefixes that `skopeo` and Helm put before a name.
 const TRANSPORT_PREFIXES: [&str; 2] = ["docker://", "oci://"];
 
-/// What a request says about its repository, and what it asks for.
+/// The parsed query: the requested repository and the requested content.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ExplainQuery {
     ns: Option<String>,
@@ -18,7 +18,7 @@ pub(super) struct ExplainQuery {
     pub(super) target: QueryTarget,
 }
 
-/// What a query asks for.
+/// The requested content of a query.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum QueryTarget {
     /// A manifest and everything that it refers to.
@@ -34,13 +34,13 @@ impl ExplainQuery {
     /// Parses an image name, a URL, or the path and query of a request.
     ///
     /// # Errors
-    /// A text that says what is wrong.
+    /// A text that describes the syntax error.
     pub(super) fn parse(text: &str, routes: &Routes) -> Result<Self, String> {
         let after_host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
         match after_host {
             Some(rest) => {
                 let (authority, _) = rest.split_once('/').unwrap_or((rest, ""));
-                // A copied URL may hold a login before the host.
+                // A copied URL may contain a user and password before the host.
                 let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
                 Self::of_request(Some(host), &rest[authority.len()..])
             }
@@ -61,7 +61,7 @@ impl ExplainQuery {
         }
     }
 
-    /// From an image name. This server's own address in front is no part of the repository's name.
+    /// Parses an image name. This server's own address before it is not part of the repository's name.
     fn of_name(image: &str, routes: &Routes) -> Result<Self, String> {
         let (name, reference) = match image.split_once('@') {
             Some((name, digest)) => (split_tag(name).0, Reference::Digest(digest.parse().map_err(to_text)?)),
@@ -78,7 +78,7 @@ impl ExplainQuery {
         Ok(Self { ns: None, host: None, prefix: None, name: name.to_owned(), target: QueryTarget::Image(reference) })
     }
 
-    /// From the path and query of a request, and the host that it names.
+    /// Parses the path and query of a request. `host` is the host of its URL.
     fn of_request(host: Option<&str>, path_and_query: &str) -> Result<Self, String> {
         let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
         let Route { prefix, name, endpoint } = Route::parse(path).map_err(to_text)?;
@@ -103,7 +103,7 @@ impl ExplainQuery {
 // === impl QueryTarget ===
 
 impl QueryTarget {
-    /// The full name of what is asked for.
+    /// Returns the full name of the requested content.
     pub(super) fn full_name(&self, repo: &RepoId) -> String {
         match self {
             Self::Image(Reference::Tag(tag)) => format!("{repo}:{tag}"),

@@ -1,4 +1,4 @@
-//! `gc`: runs the collector and the sweep now. What was found unreferenced only lately still waits for its grace period.
+//! `gc`: runs the collector and the sweep now. Content that became unreferenced recently still waits for its grace period.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,14 +13,14 @@ use crate::store::{Collected, Store, StoreError, Swept};
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GcRequest {
-    /// Remove nothing, and report what would be removed.
+    /// Remove nothing, and report the content that would be removed.
     pub dry_run: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum GcEvent {
-    /// Local repositories that were visited.
+    /// The number of local repositories that were visited.
     Progress {
         repositories: u64,
     },
@@ -31,9 +31,9 @@ pub enum GcEvent {
 pub struct GcSummary {
     /// Pushed content, and links and manifests of local repositories.
     pub collected: Collected,
-    /// Names of mirrored repositories.
+    /// Tags and links of mirrored repositories.
     pub swept: Swept,
-    /// Whether unreferenced content was removed: not in a dry run, nor before a server has run for `gc.after_start`.
+    /// Whether unreferenced content was removed. False in a dry run, and before a server has run for `gc.after_start`.
     pub removed: bool,
     /// Whether the walk reached its end.
     pub complete: bool,
@@ -45,11 +45,11 @@ impl Event for GcEvent {
     }
 }
 
-/// Runs the collector and, with `remove`, the sweep. Calls `sink` with the progress, on a blocking thread; when `sink` returns
+/// Runs the collector and, with `remove`, the sweep. Calls `sink` with the progress, on a blocking thread. If `sink` returns
 /// false, the walk ends.
 ///
 /// # Errors
-/// [`StoreError::ReadOnly`] for a read-only folder: without an index, it is not known what is unreferenced.
+/// [`StoreError::ReadOnly`] for a read-only folder, because unreferenced content cannot be found without an index.
 pub async fn gc(
     store: Store,
     config: &Config,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::format_duration;
 use crate::store::Store;
 
-/// The longest time of a lease. A backup that takes longer renews its lease.
+/// Maximum duration of a lease. A longer backup renews its lease.
 pub const MAX_LEASE_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The request of `POST /v1/lease`.
@@ -16,16 +16,16 @@ pub const MAX_LEASE_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 pub struct LeaseRequest {
     /// The name of the lease. Taking a lease again renews it.
     pub name: String,
-    /// How long the lease lasts without a renewal.
+    /// The duration of the lease without a renewal, in seconds.
     pub seconds: u64,
-    /// The lease is to be renewed. The response then says whether it was still held.
+    /// The request renews the lease. The response then says whether the lease was still held.
     pub renew: bool,
 }
 
 /// The response of `POST /v1/lease`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Lease {
-    /// False if a lease was to be renewed and was no longer held. It is held again from now on.
+    /// False if the request renews a lease that was no longer held. The lease is held again from now on.
     pub unbroken: bool,
 }
 
@@ -42,7 +42,7 @@ pub struct Released {
     pub was_held: bool,
 }
 
-/// Takes or renews a lease. It is held from before this returns.
+/// Takes or renews a lease. The lease is held when this returns.
 ///
 /// # Errors
 /// A text, if the time is too long or the task panicked.

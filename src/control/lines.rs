@@ -1,4 +1,4 @@
-//! Responses in lines: one JSON object for each event of an operation. If the operation fails, the last line says so.
+//! Responses in lines: one JSON object for each event of an operation. If the operation fails, the last line is the error.
 
 use std::future::Future;
 use std::thread::sleep;
@@ -18,16 +18,16 @@ use crate::tasks::Tasks;
 /// The media type of a response in lines.
 pub const MEDIA_TYPE: &str = "application/x-ndjson";
 
-/// Lines that wait for the client to read them.
+/// Maximum number of lines that wait for the client to read them.
 const MAX_QUEUED_LINES: usize = 64;
-/// A client that reads no line for this long counts as gone.
+/// A client that reads no line for this long counts as disconnected.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a full queue is tried again.
 const FULL_QUEUE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// One line of an operation.
 pub trait Event: Serialize {
-    /// Whether it only reports progress. It may be dropped, because a later one replaces it.
+    /// Whether the event only reports progress. Such an event may be dropped, because a later one replaces it.
     fn is_progress(&self) -> bool;
 }
 
@@ -38,12 +38,12 @@ pub struct Failed {
     pub error: String,
 }
 
-/// Where an operation writes its lines.
+/// The writer for the lines of an operation.
 #[derive(Clone, Debug)]
 pub struct Lines(mpsc::Sender<Bytes>);
 
 impl Lines {
-    /// Writes a line from a blocking thread. False if the client is gone.
+    /// Writes a line from a blocking thread. Returns false if the client has disconnected.
     pub fn write(&self, event: &impl Event) -> bool {
         let end = Instant::now() + CLIENT_TIMEOUT;
         let mut line = text(event);
@@ -65,7 +65,7 @@ impl Lines {
 
     /// Writes a line from a task.
     pub async fn send(&self, event: &impl Serialize) {
-        // An error means that the client is gone.
+        // An error means that the client has disconnected.
         let _ = self.0.send_timeout(text(event), CLIENT_TIMEOUT).await;
     }
 }
@@ -76,7 +76,7 @@ fn text(event: &impl Serialize) -> Bytes {
     line.into()
 }
 
-/// A response of the lines that `work` writes. `work` learns from [`Lines::write`] that its client is gone.
+/// Returns a response of the lines that `work` writes. [`Lines::write`] tells `work` that its client has disconnected.
 pub(super) fn respond<F>(tasks: &Tasks, work: impl FnOnce(Lines) -> F) -> Response
 where
     F: Future<Output = Result<(), StoreError>> + Send + 'static,

@@ -1,7 +1,7 @@
 //! Operations on a running server, over `control.sock` in the data folder. Only the user that runs the server can connect.
 //!
 //! The protocol is HTTP/1.1 over a Unix socket. Each operation is `POST /v1/<operation>` with a JSON object. Its response is a
-//! JSON object, or, if it takes long, one for each event (`lines`). An operation is a function on a
+//! JSON object. A long operation sends a JSON object for each event (`lines`). An operation is a function on a
 //! [`Store`](crate::store::Store), so that a command can call it on a data folder without a running server.
 
 pub mod explain;
@@ -27,19 +27,19 @@ use crate::telemetry::Metrics;
 
 pub use socket::ControlSocket;
 
-/// What the operations work on.
+/// The parts of the server that the operations use.
 pub struct Control {
     pub store: Store,
     pub config: Arc<Config>,
     pub metrics: Arc<Metrics>,
     pub puller: Puller,
-    /// When the server was started.
+    /// The time at which the server was started.
     pub since: Instant,
     /// The group of the tasks that an operation starts.
     pub tasks: Tasks,
 }
 
-/// The path of the socket of a data folder.
+/// Returns the path of the socket of a data folder.
 pub fn socket_path(data: &Path) -> PathBuf {
     data.join("control.sock")
 }

@@ -18,9 +18,9 @@ use tokio::time::timeout;
 use super::{Control, explain, gc, lease, lines, scrub, usage};
 use crate::resolve::Routes;
 
-/// Bytes of a request's body. No request is as long.
+/// Maximum bytes of a request's body. No valid request is as long.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
-/// How long the body of a request may take. The client is on this machine.
+/// Maximum time to receive the body of a request. The client is on this machine.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why an operation was not started: the response's status and error text.

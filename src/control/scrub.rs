@@ -1,4 +1,4 @@
-//! `scrub`: reads everything once, as fast as the disk allows.
+//! `scrub`: reads all content and names once, as fast as the disk allows.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,9 +35,10 @@ pub struct ScrubProgress {
     pub names: u64,
     /// Blobs that were read.
     pub blobs: u64,
-    /// Bytes of those blobs.
+    /// The bytes of these blobs.
     pub bytes: u64,
-    /// The part of the blobs that was read, in thousandths. They are read in the order of their digests, which are spread evenly.
+    /// The part of the blobs that was read, in thousandths. Blobs are read in the order of their digests, which are distributed
+    /// evenly.
     pub per_mille: u16,
 }
 
@@ -50,7 +51,7 @@ pub struct ScrubSummary {
     pub damaged_cached: u64,
     /// Pushed content that is corrupt or missing.
     pub damaged_pushed: u64,
-    /// Findings that are no damage: references to content that was deleted.
+    /// References to content that was deleted. They do not count as damage.
     pub incomplete: u64,
     pub quarantined: u64,
     /// Whether the scrub reached its end.
@@ -69,7 +70,8 @@ impl Event for ScrubEvent {
     }
 }
 
-/// Reads everything. Calls `sink` with progress and findings, on a blocking thread; when `sink` returns false, the scrub ends.
+/// Reads all content and names. Calls `sink` with progress and findings, on a blocking thread. If `sink` returns false, the
+/// scrub ends.
 pub async fn scrub(
     store: Store,
     repair: bool,
@@ -98,7 +100,7 @@ struct Reporter<S> {
     progress: ScrubProgress,
     summary: ScrubSummary,
     last_progress: Instant,
-    /// Whether `sink` wants more.
+    /// False if `sink` has returned false.
     continues: bool,
 }
 
@@ -139,7 +141,7 @@ impl<S: FnMut(ScrubEvent) -> bool> ScrubWatch for Reporter<S> {
     }
 }
 
-/// The place of a digest among all blobs, in thousandths. SHA-512 digests follow all SHA-256 ones, and are rare.
+/// Returns the position of a digest among all blobs, in thousandths. SHA-512 digests follow all SHA-256 digests, and are rare.
 fn per_mille(digest: &Digest) -> u16 {
     match digest {
         Digest::Sha256([first, second, ..]) => {

@@ -1,4 +1,4 @@
-//! The socket: created at the start, removed at the stop, and its connections.
+//! The socket: creates it at the start, serves its connections, and removes it at the stop.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -21,22 +21,23 @@ use tower_service::Service;
 
 use super::{Control, routes, socket_path};
 
-/// Connections that wait to be accepted.
+/// Maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 64;
-/// Open connections.
+/// Maximum number of open connections.
 const MAX_CONNECTIONS: usize = 16;
-/// How long the headers of a request may take.
+/// Maximum time to receive the headers of a request.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(15);
 /// The pause after a failure to accept a connection.
 const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// The file of the socket, removed when this is dropped. It must be dropped before the lock of the data folder is released,
-/// because after that the file may be the next server's.
+/// The file of the socket. Drop removes it. It must be dropped before the lock of the data folder is released, because after
+/// that the file may belong to the next server.
 #[derive(Debug)]
 pub struct ControlSocket(PathBuf);
 
 impl ControlSocket {
-    /// Listens in the data folder, whose lock the caller holds. `None`, with a warning, if that fails: the server can do without.
+    /// Listens in the data folder. The caller holds the lock of the folder. If that fails, logs a warning and returns `None`,
+    /// because the server can run without the socket.
     pub fn listen(data: &Path, control: Arc<Control>) -> Option<Self> {
         let path = socket_path(data);
         let listener = match bind(&path) {
@@ -55,13 +56,13 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // If that fails, the next start removes the file.
+        // If this fails, the next start removes the file.
         let _ = fs::remove_file(&self.0);
     }
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    // The lock of the folder is held, so the file is left over from a server that has ended.
+    // The caller holds the lock of the folder, so an existing file is from a server that has ended.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

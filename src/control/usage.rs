@@ -9,7 +9,7 @@ impl Event for UsageEvent {
     }
 }
 
-/// Walks the store. Calls `sink` with the usage, on a blocking thread; when `sink` returns false, the walk ends.
+/// Walks the store. Calls `sink` with the usage, on a blocking thread. If `sink` returns false, the walk ends.
 pub async fn usage(store: Store, sink: impl FnMut(UsageEvent) -> bool + Send + 'static) -> Result<(), StoreError> {
     store.usage(sink).await
 }

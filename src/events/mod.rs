@@ -131,7 +131,7 @@ impl Events {
         Self { shared: Arc::new(Shared { observers, stream }) }
     }
 
-    /// Tells observers and subscribers. Never waits. To be called after the change is durable.
+    /// Sends the event to observers and subscribers. Never waits. Call it after the change is durable.
     pub fn emit(&self, event: StoreEvent) {
         for observer in &self.shared.observers {
             observer(&event);

@@ -1,4 +1,4 @@
-//! When the collector runs, and by which rules.
+//! The schedule and the rules of the collector.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::config::GcConfig;
 use crate::store::{CollectRules, Collected, Store, StoreError};
 use crate::tasks::every;
 
-/// The rules that the configuration sets. Without `remove`, a pass only marks what it finds.
+/// Returns the rules of the configuration. Without `remove`, a pass only records unreferenced content.
 pub fn collect_rules(gc: &GcConfig, remove: bool) -> CollectRules {
     CollectRules {
         grace: gc.grace,
@@ -18,7 +18,7 @@ pub fn collect_rules(gc: &GcConfig, remove: bool) -> CollectRules {
     }
 }
 
-/// Runs the collector every `gc.interval` until it is dropped; not at all if that is zero.
+/// Runs the collector every `gc.interval` until the future is dropped. Returns at once if the interval is zero.
 pub(super) async fn run(store: Store, gc: GcConfig) {
     if gc.interval.is_zero() {
         return;
@@ -28,8 +28,8 @@ pub(super) async fn run(store: Store, gc: GcConfig) {
     every(gc.interval, "collect", || collect(&store, &gc, started.elapsed())).await;
 }
 
-/// Makes a pass. Nothing is removed in the first `gc.after_start` of a server: clients must have had the time to ask for what
-/// an earlier run has marked.
+/// Makes a pass. Removes nothing for `gc.after_start` after startup, so that clients have time to request content that an
+/// earlier run has recorded as unreferenced.
 async fn collect(store: &Store, gc: &GcConfig, uptime: Duration) -> Result<(), StoreError> {
     let rules = collect_rules(gc, uptime >= gc.after_start);
     let collected = store.walk(move |store, stop| store.collect(rules, stop, &|_| {})).await?;

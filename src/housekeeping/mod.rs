@@ -1,7 +1,7 @@
-//! Housekeeping: what keeps the store in order beside requests, and when it runs.
+//! Housekeeping: the periodic tasks that maintain the store.
 //!
-//! The work itself is done in `store`. Here are its schedules, the rules that the configuration sets for it, and what it
-//! reports: recovery of the index, eviction, the collector, the sweep, the background scrub, and expiry of push sessions.
+//! The work itself is done in `store`. This module has the schedules, the rules of the configuration, and the reports of these
+//! tasks: recovery of the index, eviction, the collector, the sweep, the background scrub, and expiry of push sessions.
 
 mod collector;
 mod recovery;
@@ -18,27 +18,27 @@ use crate::telemetry::Metrics;
 pub use collector::collect_rules;
 pub use recovery::IndexRecovery;
 
-/// How often the cache is compared with its bounds. What needs room in the meantime evicts for itself.
+/// How often the cache is compared with its bounds. A write that needs room in the meantime evicts content itself.
 const EVICTION_INTERVAL: Duration = Duration::from_secs(1);
-/// How often useless names of mirrored repositories are looked for.
+/// How often the sweep removes unneeded names of mirrored repositories.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// How often changes of the index are written to the disk.
 const INDEX_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
-/// How often cached content that was committed is made durable.
+/// How often committed cached content is fsynced.
 const CONTENT_SYNC_INTERVAL: Duration = Duration::from_secs(30);
-/// How often it is checked whether responses can be stored again.
+/// How often the server checks whether responses can be stored again.
 const ROOM_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often push sessions are checked for their age.
 const UPLOAD_EXPIRY_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// A push session that no request has written to for this long is abandoned. Clients give up within an hour.
+/// Maximum time without writes of a push session. Clients give up within an hour.
 const MAX_UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The bounds of the cache that the configuration sets.
+/// Returns the configured bounds of the cache.
 pub fn bounds(cache: &CacheConfig) -> Bounds {
     Bounds { max_size: cache.max_size, min_free: cache.min_free }
 }
 
-/// The rule for the images that the configuration pins; `None` if it pins none.
+/// Returns the rule for the pinned images; `None` if the configuration pins none.
 pub fn pin_rule(cache: &CacheConfig) -> Option<PinRule> {
     let pins: Vec<Pin> = cache.pin.clone();
     (!pins.is_empty()).then(|| -> PinRule {
@@ -49,7 +49,7 @@ pub fn pin_rule(cache: &CacheConfig) -> Option<PinRule> {
     })
 }
 
-/// Starts the periodic tasks of a store, which run until `tasks` stop. A read-only store has none.
+/// Starts the periodic tasks of a store. They run until `tasks` stop. A read-only store has none.
 pub fn start(store: &Store, config: &Config, metrics: &Arc<Metrics>, tasks: &Tasks) {
     if store.is_read_only() {
         return;
@@ -71,12 +71,12 @@ pub fn start(store: &Store, config: &Config, metrics: &Arc<Metrics>, tasks: &Tas
     tasks.spawn(async move { every(ROOM_CHECK_INTERVAL, "check room", || report_room(&metrics)).await });
 }
 
-/// Removes useless names of mirrored repositories, among them tags that no upstream has confirmed for `unconfirmed`.
+/// Removes unneeded names of mirrored repositories, including tags that no upstream has confirmed for `unconfirmed`.
 async fn sweep(store: &Store, unconfirmed: Duration) -> Result<(), StoreError> {
     let swept = store.walk(move |store, stop| store.sweep(unconfirmed, stop)).await?;
     if swept != Default::default() {
         let (tags, links, repositories) = (swept.tags, swept.links, swept.repositories);
-        tracing::info!(tags, links, repositories, "removed useless names of mirrored repositories");
+        tracing::info!(tags, links, repositories, "removed unneeded names of mirrored repositories");
     }
     Ok(())
 }
@@ -89,7 +89,7 @@ async fn expire_uploads(store: &Store) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Logs the end of a time in which responses could not be stored.
+/// Logs when responses can be stored again.
 async fn report_room(metrics: &Metrics) -> Result<(), StoreError> {
     if metrics.has_room_again() {
         tracing::info!("the store has room again: every response of the last five minutes was stored");

@@ -1,5 +1,5 @@
-//! Recovery of the index beside requests: brings it into step with the files where that is needed, and restores the order of
-//! last use. Nothing is evicted before.
+//! Recovery of the index in the background: reconciles it with the files if needed, and restores the order of last use.
+//! Nothing is evicted before.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
-/// Where the disk has no room for an index, the next attempt follows after this time, or after [`RETRY_REST_FACTOR`] times as
-/// long as the attempt took, whichever is longer.
+/// Minimum pause between two attempts if the disk has no room for an index. The pause is longer if an attempt took long: it is
+/// at least [`RETRY_REST_FACTOR`] times the duration of the attempt.
 const MIN_RETRY_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_REST_FACTOR: u32 = 20;
-/// How long a request to stop may go unnoticed.
+/// How often the thread checks for a request to stop.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The recovery of a store's index, on a thread of the blocking pool.
@@ -61,13 +61,13 @@ fn recover(store: &Store, stop: &AtomicBool) {
             break;
         }
     }
-    // While the index is not in step with the files, nothing may be evicted.
+    // While the index differs from the files, nothing may be evicted.
     if !store.needs_reconcile() {
         store.restore_recency();
     }
 }
 
-/// Blocks for `time`. False if `stop` was set in the meantime.
+/// Blocks for `time`. Returns false if `stop` was set in the meantime.
 fn rest(time: Duration, stop: &AtomicBool) -> bool {
     let end = Instant::now() + time;
     while Instant::now() < end && !stop.load(Ordering::Relaxed) {

@@ -1,7 +1,7 @@
-//! The background scrub: reads everything once in `scrub.interval`, at most `scrub.rate` bytes a second.
+//! The background scrub: reads all content and names once per `scrub.interval`, at most `scrub.rate` bytes per second.
 //!
-//! It pauses while content is transferred or a backup lease is held, but not beyond half of its interval, so that a store
-//! that is never idle is scrubbed as well. Its place survives a restart. Corrupt files are moved to `quarantine/`.
+//! It pauses while content is transferred or a backup lease is held. After half of its interval it no longer pauses, so that a
+//! store that is never idle is scrubbed, too. Its position survives a restart. Corrupt files are moved to `quarantine/`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,12 +13,12 @@ use crate::oci::Digest;
 use crate::store::{Class, Finding, ScrubPart, ScrubPlace, ScrubWatch, Store, StoreError, WeakStore};
 use crate::telemetry::Metrics;
 
-/// The scrub begins this long after a start, or after a part of its interval if that is shorter.
+/// Maximum delay of the scrub after a start. With a short interval the delay is a part of the interval.
 const MAX_START_DELAY: Duration = Duration::from_secs(10 * 60);
 const INTERVAL_PARTS_OF_START_DELAY: u32 = 100;
-/// How often the place of the scrub is written to the disk.
+/// How often the position of the scrub is written to the disk.
 const PLACE_SAVE_INTERVAL: Duration = Duration::from_secs(30);
-/// How long a request to stop or the end of a transfer may go unnoticed.
+/// How often a paused scrub checks for a request to stop and for the end of transfers.
 const PAUSE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// The pause after a pass that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(60 * 60);
@@ -28,18 +28,18 @@ struct StopOnDrop(Arc<AtomicBool>);
 
 /// One pass, on its blocking thread.
 struct Pass {
-    /// Weak, because a strong handle would keep the data folder locked for longer than the operation that the pass is part of.
+    /// Weak, because a strong handle could keep the data folder locked after the server has stopped.
     store: WeakStore,
     metrics: Arc<Metrics>,
     config: ScrubConfig,
     stop: Arc<AtomicBool>,
     place: ScrubPlace,
     place_saved: Option<Instant>,
-    /// When `scrub.rate` allows the next read.
+    /// The time at which `scrub.rate` allows the next read.
     next_read: Instant,
 }
 
-/// Scrubs until it is dropped; returns at once if the interval is zero.
+/// Scrubs until the future is dropped. Returns at once if the interval is zero.
 pub(super) async fn run(store: Store, metrics: Arc<Metrics>, config: ScrubConfig) {
     if config.interval.is_zero() {
         return;
@@ -90,7 +90,7 @@ async fn scrub_if_due(store: &Store, metrics: &Arc<Metrics>, config: &ScrubConfi
     };
     let started = pass.place.started;
     pass.run(store).await?;
-    // Not counted from the saved place: if that cannot be written, one pass would follow another without a pause.
+    // Do not use the saved position: if it cannot be written, one pass would follow another without a pause.
     Ok(config.interval.saturating_sub(started.elapsed().unwrap_or_default()))
 }
 
@@ -121,7 +121,7 @@ impl Pass {
         self.place_saved = Some(Instant::now());
         let Some(store) = self.store.upgrade() else { return };
         if let Err(error) = store.keep_scrub_place(&self.place) {
-            tracing::warn!(%error, "cannot save the place of the background scrub; a restart repeats a part of it");
+            tracing::warn!(%error, "cannot save the position of the background scrub; a restart repeats a part of it");
         }
     }
 

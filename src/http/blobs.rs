@@ -79,16 +79,15 @@ pub(super) async fn get(
     Ok(response)
 }
 
-/// The length of a mirrored blob in bytes, for HEAD; `None` if its upstream does not say.
+/// Returns the length of a mirrored blob in bytes, for HEAD; `None` if its upstream does not send a length.
 async fn mirrored_length(
     app: &App,
     call: &Call<'_>,
     access: &Authorized<Pull>,
     digest: &Digest,
 ) -> Result<Option<u64>, ApiError> {
-    // A first push begins with HEADs of its blobs and names no upstream. If nothing of the repository is known, they are not
-    // stored. A name of one component is never a mirror client's, which sends `library/` with it; so the client is about to
-    // push, and content of the default upstream is not in the repository that it pushes to.
+    // A first push sends HEADs without an upstream. An unknown repository has no blobs. Mirror clients send `library/alpine`,
+    // so a one-component name means a push. Blobs of the default upstream must not count as present.
     if access.rule() == Rule::Default {
         let is_push = call.requested().name_is_single() || !app.store.repository_exists(access.repo()).await?;
         if is_push {
@@ -135,7 +134,7 @@ fn respond(content: Content, counter: Counter) -> Response {
     response
 }
 
-/// The requested ranges, if the condition on them holds (RFC 9110, section 13.1.5).
+/// Returns the requested ranges, if `If-Range` is absent or matches (RFC 9110, section 13.1.5).
 fn requested_ranges(call: &Call<'_>, etag: &[u8]) -> Option<RangeSet> {
     if call.header(IF_RANGE).is_some_and(|condition| condition.as_bytes() != etag) {
         return None;
@@ -165,7 +164,7 @@ pub(super) async fn is_stored(app: &App, repo: &RepoId, digest: &Digest) -> Resu
     Ok(app.store.member(repo, digest).await?.is_some() && app.store.blob(digest).await?.is_some())
 }
 
-/// DELETE: the blob is no longer part of the repository.
+/// Handles DELETE, which removes the blob's link from the repository.
 pub(super) async fn delete(app: &Arc<App>, access: Authorized<Delete>, digest: &str) -> Result<Response, ApiError> {
     let digest: Digest = digest.parse()?;
     if app.store.unlink_blob(access.repo(), &digest).await? {

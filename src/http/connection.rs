@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadlines {
     /// For the headers of a request.
-    pub(super) head: Duration,
+    pub(super) headers: Duration,
     /// For a connection without a request.
     pub(super) idle: Duration,
     /// For a write to be accepted by the client.
@@ -112,7 +112,7 @@ impl Drop for RequestGuard {
 
 impl<S> TimedReads<S> {
     pub(super) fn new(stream: S, deadlines: Deadlines, requests: Arc<Requests>) -> Self {
-        let read_deadline = Box::pin(sleep(deadlines.head));
+        let read_deadline = Box::pin(sleep(deadlines.headers));
         Self { stream, deadlines, requests, reading: Reading::Head { started: 0 }, read_deadline }
     }
 
@@ -127,7 +127,7 @@ impl<S> TimedReads<S> {
         };
         self.reading = next;
         let time = match next {
-            Reading::Head { .. } => self.deadlines.head,
+            Reading::Head { .. } => self.deadlines.headers,
             Reading::Idle { .. } => self.deadlines.idle,
             Reading::Request => return,
         };

@@ -14,8 +14,8 @@ mod error;
 mod fields;
 mod manifests;
 mod outcome;
-mod peer;
 mod plain;
+mod protocols;
 mod query;
 mod referrers;
 pub mod serve;
@@ -97,7 +97,7 @@ impl Site {
             return dispatch(&self.app, peer, request).await;
         }
         request.extensions_mut().insert(peer.clone());
-        // In a box: the rare case does not make the future of every request larger.
+        // Boxed, so that the rare case does not make the future of every request larger.
         Box::pin(self.router.clone().call(request)).await.unwrap_or_else(|never| match never {})
     }
 }
@@ -175,7 +175,7 @@ async fn answer(
         (&Method::GET | &Method::HEAD, Endpoint::Blob(digest)) => {
             blobs::get(app, &call, call.may_pull(app)?, digest).await
         }
-        // In a box: the rare cases do not make the future of every request larger.
+        // Boxed, so that the rare cases do not make the future of every request larger.
         _ => Box::pin(answer_rare(app, &call, body)).instrument(trace.span()).await,
     }
 }

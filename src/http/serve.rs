@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Site;
 use super::connection::Deadlines;
-use super::peer::Peers;
+use super::protocols::Connections;
 use super::tls::Certificates;
 use crate::config::{ListenAddr, ServerConfig};
 use crate::tasks::Tasks;
@@ -32,7 +32,7 @@ pub struct Listeners {
 /// Serves the connections of all listeners.
 pub struct Server {
     config: ServerConfig,
-    peers: Peers,
+    connections: Connections,
     tasks: Tasks,
     /// Cancelled when connections are to end after the requests in progress.
     draining: CancellationToken,
@@ -93,9 +93,9 @@ impl Server {
     /// With `certificates`, every connection uses TLS.
     pub fn new(config: ServerConfig, site: Site, certificates: Option<Certificates>, tasks: Tasks) -> Self {
         let deadlines =
-            Deadlines { head: config.head_timeout, idle: config.keep_alive, progress: config.progress_timeout };
-        let peers = Peers::new(site, deadlines, certificates, tasks.clone());
-        Self { config, peers, tasks, draining: CancellationToken::new(), open: TaskTracker::new() }
+            Deadlines { headers: config.head_timeout, idle: config.keep_alive, progress: config.progress_timeout };
+        let connections = Connections::new(site, deadlines, certificates, tasks.clone());
+        Self { config, connections, tasks, draining: CancellationToken::new(), open: TaskTracker::new() }
     }
 
     /// Accepts connections until `stop` resolves, then waits up to `drain_timeout` for requests in progress.
@@ -136,7 +136,7 @@ impl Server {
         self.tasks.spawn(async move {
             let _held = (slot, open);
             // A token of its own: a shared one would be a point of contention.
-            server.peers.serve(stream, server.draining.child_token()).await;
+            server.connections.serve(stream, server.draining.child_token()).await;
         });
     }
 }

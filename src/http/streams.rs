@@ -82,7 +82,7 @@ impl Streams {
         Self { progress, tasks: tasks.clone(), started: Arc::default() }
     }
 
-    /// The counter of a stream. To be called in the call of the service for its request.
+    /// Returns the counter of a stream. The service calls it when it receives the request of the stream.
     pub(super) fn begin(&self) -> Arc<TurnCounter> {
         let turns = Arc::new(TurnCounter::default());
         *self.started.lock() = Some(turns.clone());

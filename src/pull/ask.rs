@@ -1,4 +1,4 @@
-//! One request to an upstream on behalf of a repository, and what a denial means.
+//! Sends one request to an upstream for a repository, and converts denials.
 
 use http::Method;
 use tokio::time::Instant;
@@ -8,8 +8,8 @@ use crate::config::OnDenied;
 use crate::oci::RepoId;
 use crate::upstream::{Effort, Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 
-/// Sends a request and waits for the response headers until `deadline`. Many registries deny anonymous access to what does
-/// not exist, so a denial of an anonymous request is a `NotFound`, unless `on_denied` says otherwise.
+/// Sends a request and waits for the response headers until `deadline`. Many registries deny anonymous access to content that
+/// does not exist, so a denial of an anonymous request is a `NotFound`, unless `on_denied` says otherwise.
 pub(super) async fn ask(
     upstream: &Upstream,
     request: UpstreamRequest,
@@ -26,7 +26,7 @@ pub(super) async fn ask(
     })
 }
 
-/// A request for `/v2/<repository>/<path>`, without conditions.
+/// Returns a request for `/v2/<repository>/<path>`, without conditions.
 pub(super) fn request(method: Method, kind: Kind, repo: &RepoId, path: String) -> UpstreamRequest {
     UpstreamRequest {
         kind,

@@ -1,7 +1,7 @@
 //! Bypasses: transfers past the store, each for one client.
 //!
-//! A range far ahead of a fill's mark is passed on as it comes: its client verifies the blob. A complete blob that cannot be
-//! stored is verified as in a fill, with its tail held back in memory.
+//! A range far ahead of a fill's mark is forwarded as it arrives; the client verifies the blob. A complete blob that cannot be
+//! stored is verified like in a fill, with its tail held back in memory.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,28 +18,28 @@ use crate::oci::{Digest, Hasher, RepoId};
 use crate::store::READ_BYTES;
 use crate::telemetry::{InFlight, Metrics};
 
-/// The slots of bypasses. Fills have their own: a slow client occupies its bypass for long, and must not delay fills.
+/// The slots of bypasses. Fills have separate slots, because a slow client keeps its bypass for long and must not delay fills.
 pub(super) struct Bypasses {
     slots: Slots,
     metrics: Arc<Metrics>,
 }
 
-/// The right to one transfer past the store, given back when it is dropped.
+/// The permission for one bypass. Drop releases it.
 #[derive(Debug)]
 pub(super) struct BypassSlot {
     _turn: Turn,
     _counted: InFlight,
 }
 
-/// A range on its way past the store.
+/// A transfer of a range past the store.
 pub struct RangeBypass {
     bytes: ByteStream,
-    /// Bytes that are still to come.
+    /// Bytes that are not yet received.
     left: u64,
     _slot: BypassSlot,
 }
 
-/// A complete blob on its way past the store.
+/// A transfer of a complete blob past the store.
 pub struct CompleteBypass {
     metrics: Arc<Metrics>,
     source: Arc<str>,
@@ -49,8 +49,8 @@ pub struct CompleteBypass {
     hasher: Option<Hasher>,
     total: Option<u64>,
     received: u64,
-    /// Received and not sent: at most the tail and one chunk. Copied, because a chunk of one byte can keep a large buffer
-    /// alive.
+    /// Bytes that were received and not sent: at most the tail and one chunk. They are copies, because a chunk of one byte can
+    /// keep a large buffer alive.
     unsent: BytesMut,
     _slot: BypassSlot,
 }
@@ -62,7 +62,7 @@ impl Bypasses {
         Self { slots: Slots::new(max_bypasses, []), metrics }
     }
 
-    /// Waits for a slot to transfer `size` bytes, if that is known.
+    /// Waits for a slot. `size` is the number of bytes to transfer, if it is known.
     ///
     /// # Errors
     /// `Busy` at the deadline; it names `source`.
@@ -81,7 +81,7 @@ impl Bypasses {
         Ok(self.take(turn))
     }
 
-    /// A slot, if one is free.
+    /// Returns a slot, if one is free.
     pub(super) fn free_slot(&self, repo: &RepoId, size: u64) -> Option<BypassSlot> {
         let turn = self.slots.request(repo, Some(size));
         turn.is_slot().then(|| self.take(turn))
@@ -91,7 +91,7 @@ impl Bypasses {
         BypassSlot { _turn: turn, _counted: self.metrics.bypass_started() }
     }
 
-    /// Passes on a complete blob that is `total` bytes long, if that is known.
+    /// Starts a bypass of a complete blob. `total` is its length in bytes, if it is known.
     pub(super) fn complete(
         &self,
         transfer: Transfer,
@@ -117,7 +117,7 @@ impl Bypasses {
 // === impl RangeBypass ===
 
 impl RangeBypass {
-    /// Passes on a range of `length` bytes.
+    /// Starts a bypass of a range of `length` bytes.
     pub(super) fn new(transfer: Transfer, length: u64, slot: BypassSlot) -> Self {
         Self { bytes: transfer.bytes, left: length, _slot: slot }
     }
@@ -143,7 +143,7 @@ impl fmt::Debug for RangeBypass {
 // === impl CompleteBypass ===
 
 impl CompleteBypass {
-    /// The next bytes that may be sent, or `None` at the end.
+    /// Returns the next bytes that may be sent, or `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ContentError> {
         self.receive().await?;
         let held_back = if self.hasher.is_some() { HELD_BACK_TAIL_BYTES as usize } else { 0 };

@@ -1,4 +1,4 @@
-//! Bytes on their way to a client: from a file, from a running fill, or past the store.
+//! The content of a response. Its bytes come from a file, from a running fill, or from a bypass.
 
 use bytes::Bytes;
 
@@ -9,10 +9,10 @@ use crate::oci::{ByteRange, Selected};
 use crate::store::FileRange;
 use crate::telemetry::CacheResult;
 
-/// The content of a response: its complete length, the selected part of it, and the bytes of that part.
+/// The content of a response: its complete length, the selected part, and the bytes of that part.
 #[derive(Debug)]
 pub struct Content {
-    /// In bytes. `None` only where the upstream does not say; the content is served completely then.
+    /// In bytes. `None` if the upstream does not send the length; the content is then served completely.
     pub total: Option<u64>,
     pub body: ContentBody,
     pub result: CacheResult,
@@ -35,12 +35,12 @@ pub enum ContentStream {
 }
 
 impl Content {
-    /// A stored blob, or the selected parts of it.
+    /// Returns a stored blob, or the selected parts of it.
     pub fn of_blob(blob: &FileRange, selected: Selected, result: CacheResult) -> Self {
         Self::of_file(blob, blob.len(), selected, result)
     }
 
-    /// The selected parts of content of `length` bytes that `file` has.
+    /// Returns the selected parts of content of `length` bytes from `file`.
     pub(super) fn of_file(file: &FileRange, length: u64, selected: Selected, result: CacheResult) -> Self {
         let stream = |part: ByteRange| ContentStream::File(file.with_range(part));
         let body = match selected {
@@ -53,10 +53,10 @@ impl Content {
 }
 
 impl ContentStream {
-    /// The next bytes, or `None` at the end.
+    /// Returns the next bytes, or `None` at the end.
     ///
     /// # Errors
-    /// The body cannot be completed: the connection to the client must not end as if it were.
+    /// If the body cannot be completed. The connection to the client must then end with an error.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ContentError> {
         match self {
             Self::File(range) => Ok(range.read().await?),

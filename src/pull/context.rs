@@ -1,4 +1,4 @@
-//! What all parts of the engine share: the store, the configuration, metrics, memory, and deadlines derived from them.
+//! The data that all parts of the engine share: the store, the configuration, metrics, memory, and the deadlines.
 
 use std::future::Future;
 use std::hash::Hash;
@@ -15,7 +15,7 @@ use crate::oci::{Digest, RepoId};
 use crate::store::{Member, Store, StoreError};
 use crate::telemetry::Metrics;
 
-/// With a stale answer at hand, a request waits no longer than this for a fresh one.
+/// Maximum wait for a fresh response if there is a stale one.
 pub(super) const MAX_WAIT_WITH_STALE: Duration = Duration::from_secs(2);
 
 pub(super) struct Context {
@@ -31,12 +31,12 @@ impl Context {
         Self { store, config, metrics, memory }
     }
 
-    /// When a request that arrives now has to be answered.
+    /// Returns the deadline of a request that arrives now.
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.config.answer_within
     }
 
-    /// The same where a stale answer is at hand.
+    /// Returns the deadline of a request that arrives now and for which there is a stale response.
     pub(super) fn deadline_with_stale(&self) -> Instant {
         Instant::now() + self.config.answer_within.min(MAX_WAIT_WITH_STALE)
     }
@@ -45,7 +45,7 @@ impl Context {
         PullError::TooLate { upstream: upstream.clone(), within: self.config.answer_within }
     }
 
-    /// Joins or starts the flight for `key` and waits for its result until `deadline`. `upstream` is what the flight asks.
+    /// Joins or starts the flight for `key` and waits for its result until `deadline`. `upstream` is for the error.
     ///
     /// # Errors
     /// Those of the work; `TooLate` at the deadline, and `Abandoned` if the work was stopped or panicked.
@@ -69,7 +69,7 @@ impl Context {
         }
     }
 
-    /// Whether the digest may be read in this repository without a request to its upstream.
+    /// Returns the membership if the digest may be read in this repository without a request to its upstream.
     pub(super) async fn may_read(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
         if let Some(member) = self.store.member(repo, digest).await? {
             return Ok(Some(member));
@@ -78,7 +78,7 @@ impl Context {
         Ok(is_manifest.then_some(Member { size: None }))
     }
 
-    /// Counts content that is served without being stored, and warns from time to time.
+    /// Counts content that is served but not stored. Logs a warning for the first one in five minutes.
     pub(super) fn note_no_room(&self, error: &StoreError) {
         if self.metrics.no_room() {
             tracing::warn!(%error, "pulled content is served but not stored; free disk space or raise cache.max_size");

@@ -1,4 +1,4 @@
-//! The engine: its parts, and the handle that requests use.
+//! The pull engine: its parts, and the handle that requests use.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,9 +30,9 @@ pub struct Puller {
 #[derive(Clone, Copy)]
 pub struct PullRequest<'a> {
     pub(super) engine: &'a Arc<Engine>,
-    /// Its span, which a miss opens.
+    /// The trace of the request. A miss opens its span.
     pub(super) trace: &'a RequestTrace,
-    /// The servers that it has passed.
+    /// The servers that the request has passed (`Via`).
     hops: &'a Hops,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Engine {
     pub(super) proofs: Arc<Proofs>,
     pub(super) tags: Flights<(RepoId, Tag), Result<Served, PullError>>,
     pub(super) manifests: Flights<(RepoId, Digest), Result<Served, PullError>>,
-    /// The flag says whether the list may be out of date.
+    /// The flag is true if the list may be out of date.
     pub(super) referrers: Flights<(RepoId, Digest), Result<(Referrers, bool), PullError>>,
     upstreams: HashMap<UpstreamName, Arc<Upstream>>,
 }
@@ -73,30 +73,30 @@ impl Puller {
         Self { engine: Arc::new(engine) }
     }
 
-    /// The engine on behalf of a request that has passed the servers `hops`. Where several requests share a flight, it sends the
-    /// hops of the first one.
+    /// Returns the engine for a request that has passed the servers `hops`. If several requests share a flight, the flight sends
+    /// the hops of the first one.
     pub fn on_behalf_of<'a>(&'a self, trace: &'a RequestTrace, hops: &'a Hops) -> PullRequest<'a> {
         PullRequest { engine: &self.engine, trace, hops }
     }
 
-    /// Whether the circuit breaker of an upstream is open; `None` for an upstream that is not configured.
+    /// Returns the state of an upstream's circuit breaker; `None` for an upstream that is not configured.
     pub fn breaker_state(&self, upstream: &str) -> Option<BreakerState> {
         self.engine.upstreams.get(upstream).map(|upstream| upstream.breaker_state())
     }
 
-    /// The age limits of an upstream's tags at present; `None` for an upstream that is not configured.
+    /// Returns the current age limits of an upstream's tags; `None` for an upstream that is not configured.
     pub fn tag_freshness(&self, upstream: &str) -> Option<TagFreshness> {
         self.engine.upstreams.get(upstream).map(|upstream| self.engine.tag_freshness(upstream))
     }
 
-    /// Ends the fills without followers: the first step of a shutdown.
+    /// Cancels the fills without followers: the first step of a shutdown.
     pub fn abandon_orphans(&self) {
         self.engine.fills.abandon_orphans();
     }
 }
 
 impl PullRequest<'_> {
-    /// The upstream that a repository mirrors, to be asked for this request.
+    /// Returns the upstream that a repository mirrors, with the hops of this request.
     pub(super) fn upstream(&self, repo: &RepoId) -> Result<Arc<Upstream>, PullError> {
         let upstream = match &repo.scope {
             Scope::Upstream(name) => self.engine.upstreams.get(name).ok_or(PullError::NotFound)?,

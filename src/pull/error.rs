@@ -1,4 +1,4 @@
-//! Why mirrored content cannot be served.
+//! The errors of serving mirrored content.
 
 use std::io;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use crate::oci::Digest;
 use crate::store::StoreError;
 use crate::upstream::UpstreamError;
 
-/// One failure is shared by all requests that waited for the same thing, hence `Clone`.
+/// Why mirrored content cannot be served. `Clone`, because all requests of a fill or flight share one failure.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PullError {
-    /// The upstream said so, now or within `negative_ttl`; or no configured upstream could have it.
+    /// The upstream answered 404, now or within `negative_ttl`; or no upstream is configured for the repository.
     #[error("the content does not exist")]
     NotFound,
     #[error(transparent)]
@@ -26,17 +26,17 @@ pub enum PullError {
     BadDocument { upstream: Arc<str>, reason: String },
     #[error("{upstream} did not answer within {} s", within.as_secs())]
     TooLate { upstream: Arc<str>, within: Duration },
-    /// No slot came free in time. The upstream was not asked.
+    /// No slot was released in time. No request was sent to the upstream.
     #[error("too many transfers from {upstream} are running; try again in a few seconds")]
     Busy { upstream: Arc<str> },
     #[error("the requested range lies outside of the content's {length} bytes")]
     Range { length: u64 },
-    /// A transfer was abandoned in favour of others, or because the server stops. A repeated request may succeed.
+    /// A transfer was cancelled, because others needed its slot or the server stops. A repeated request may succeed.
     #[error("the transfer was abandoned; try again")]
     Abandoned,
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An open file of ours cannot be read. The upstream has no part in it.
+    /// A local file cannot be read. This is no failure of the upstream.
     #[error("cannot read the local file of {digest}: {cause}")]
     LocalRead { digest: Digest, cause: Arc<io::Error> },
 }
@@ -51,18 +51,18 @@ impl PullError {
         matches!(self, Self::Store(error) if error.is_full())
     }
 
-    /// Whether our own disk or store failed, and not the upstream.
+    /// Whether the local disk or store failed, and not the upstream.
     pub(super) fn is_local(&self) -> bool {
         matches!(self, Self::Store(_) | Self::LocalRead { .. })
     }
 
-    /// Whether the bytes received are not the content: another transfer of the complete blob may bring the right ones.
+    /// Whether the received bytes are wrong. Another transfer of the complete blob may succeed.
     pub(super) fn is_wrong_content(&self) -> bool {
         matches!(self, Self::WrongContent { .. } | Self::Changed { .. })
     }
 
-    /// Whether it concerns one fill only, so that the requester may try again with another fill. `foreign`: the fill was
-    /// started by a requester with other rights.
+    /// Whether the error concerns one fill only, so that the requester may try again with another fill. `foreign`: a requester
+    /// with other rights started the fill.
     pub(super) fn concerns_one_fill(&self, foreign: bool) -> bool {
         match self {
             Self::Abandoned => true,
@@ -71,17 +71,17 @@ impl PullError {
         }
     }
 
-    /// Whether a transfer broke off, so that it may be resumed where it ended.
+    /// Whether a transfer was interrupted and may be resumed.
     pub(super) fn is_interruption(&self) -> bool {
         matches!(self, Self::Upstream(UpstreamError::Interrupted { .. } | UpstreamError::Timeout { .. }))
     }
 
-    /// Whether the upstream limits our rate of requests.
+    /// Whether the upstream answered 429.
     pub(super) fn is_rate_limit(&self) -> bool {
         matches!(self, Self::Upstream(UpstreamError::RateLimited { .. }))
     }
 
-    /// How long the upstream asks us to wait, where it says so.
+    /// Returns the time that the upstream asks to wait, if it sent one.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Upstream(error) => error.retry_after(),
@@ -89,7 +89,7 @@ impl PullError {
         }
     }
 
-    /// Whether it says nothing about the content, so that a cached answer is better than this error.
+    /// Whether the error is not about the content, so that a cached response is better than this error.
     pub fn is_inconclusive(&self) -> bool {
         match self {
             Self::NotFound | Self::Range { .. } => false,
@@ -105,14 +105,14 @@ impl From<UpstreamError> for PullError {
     }
 }
 
-/// Why a body ends before its announced end. The client's connection ends with it, so that the client cannot take a part
-/// of the content for all of it.
+/// Why a body ends before its announced end. The server then ends the client's connection, so that the client does not take a
+/// part of the content for the complete content.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
-    /// Our own disk failed, and not the upstream.
+    /// The local disk failed, and not the upstream.
     #[error("cannot read the local file: {0}")]
     LocalRead(#[from] io::Error),
-    /// The fill that is followed, or the bypass, failed.
+    /// The fill or the bypass failed.
     #[error("the transfer failed: {0}")]
     Transfer(#[from] PullError),
     #[error("the transfer started again after bytes had been sent")]

@@ -1,4 +1,4 @@
-//! Flights: one piece of work shared by all requests for the same key. The first request starts it, all get its result.
+//! Flights: work that all requests for the same key share. The first request starts it, and all requests get its result.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use crate::tasks::Tasks;
 
-/// Work in flight by key. It runs in a task of its own: a requester that leaves, the first one included, ends nothing.
+/// Running work by key. Each flight is a separate task, so a requester that disconnects does not end it.
 #[derive(Debug)]
 pub struct Flights<K, V> {
     running: Arc<Mutex<HashMap<K, Flight<V>>>>,
@@ -36,7 +36,7 @@ where
         Self { running: Arc::default(), tasks }
     }
 
-    /// The result of the flight for `key`, which starts with `work` if there is none; `None` if the work was stopped or
+    /// Returns the result of the flight for `key`. If there is none, starts it with `work`. `None` if the work was stopped or
     /// panicked.
     pub async fn run<F>(&self, key: K, work: impl FnOnce() -> F) -> (Option<V>, Role)
     where
@@ -68,13 +68,13 @@ where
         }
         let (answer, flight) = watch::channel(None);
         running.insert(key.clone(), flight.clone());
-        // A runtime that shuts down drops the task at once, and with it the landing, which takes the lock.
+        // Unlock before `spawn`: a runtime that shuts down drops the task at once, and dropping `landing` takes the lock.
         drop(running);
         let landing = Landing { running: self.running.clone(), key };
         // The log lines of the work carry the id of the request that started it.
         let work = work().in_current_span();
         self.tasks.spawn(async move {
-            // Dropped last: the result is published before the entry is removed.
+            // Dropped last, so that the result is published before the entry is removed.
             let _landing = landing;
             let answer = answer;
             let value = work.await;
@@ -84,7 +84,7 @@ where
     }
 }
 
-/// Removes the entry, however the work ends.
+/// Removes the entry when it is dropped, also if the work panics or is stopped.
 struct Landing<K: Eq + Hash, V> {
     running: Arc<Mutex<HashMap<K, Flight<V>>>>,
     key: K,

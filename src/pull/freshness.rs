@@ -1,17 +1,17 @@
-//! How old a cached tag may be: to be served without a request, during a refresh in the background, or in an outage.
+//! The maximum age of a cached tag that is served without a request, during a refresh in the background, or in an outage.
 //!
-//! Pure: the caller passes the clock. The miss engine and `explain` use the same rules.
+//! These are pure functions; the time is a parameter. The miss engine and `explain` use the same rules.
 
 use std::time::{Duration, SystemTime};
 
 use crate::config::CacheConfig;
 
-/// Factor by which `tag_ttl` grows while an upstream has few pulls left for us.
+/// Factor of `tag_ttl` while few pulls are left at an upstream.
 const SCARCE_TTL_FACTOR: u32 = 10;
-/// The factor never makes a tag fresh for longer than this.
+/// Maximum `tag_ttl` that the factor can cause.
 const MAX_SCARCE_TTL: Duration = Duration::from_secs(60 * 60);
 
-/// The age limits that apply to the tags of one upstream at present.
+/// The current age limits of the tags of one upstream.
 #[derive(Clone, Copy, Debug)]
 pub struct TagFreshness {
     ttl: Duration,
@@ -20,8 +20,8 @@ pub struct TagFreshness {
 }
 
 impl TagFreshness {
-    /// `few_pulls_left`: the upstream's rate limit leaves so few pulls that they are needed for content that is not cached
-    /// at all. To confirm a tag costs nothing there, but a tag that has moved costs a pull, so tags are confirmed less often.
+    /// Returns the age limits. `few_pulls_left`: the upstream's rate limit leaves few pulls, which are needed for content that is
+    /// not cached. A HEAD that confirms a tag costs no pull, but a tag that has moved costs one. So tags are confirmed less often.
     pub fn new(cache: &CacheConfig, few_pulls_left: bool) -> Self {
         let configured = cache.tag_ttl;
         let ttl = if few_pulls_left {
@@ -38,20 +38,20 @@ impl TagFreshness {
         age(confirmed, now).is_some_and(|age| age < self.ttl)
     }
 
-    /// Whether it is served at once while a task confirms it in the background. With a `tag_ttl` of zero every request
+    /// Whether such a tag is served at once while a task confirms it in the background. With a `tag_ttl` of zero every request
     /// waits for its upstream.
     pub fn is_usable_during_refresh(&self, confirmed: SystemTime, now: SystemTime) -> bool {
         let limit = self.ttl.saturating_add(self.stale_while_revalidate);
         !self.ttl.is_zero() && age(confirmed, now).is_some_and(|age| age < limit)
     }
 
-    /// Whether it is served when its upstream fails.
+    /// Whether such a tag is served when its upstream fails.
     pub fn is_usable_in_outage(&self, confirmed: SystemTime, now: SystemTime) -> bool {
         age(confirmed, now).is_none_or(|age| age < self.stale_if_error)
     }
 }
 
-/// `None` if the clock was set back since: the age is unknown then.
+/// Returns the age; `None` if the clock was set back since.
 fn age(confirmed: SystemTime, now: SystemTime) -> Option<Duration> {
     now.duration_since(confirmed).ok()
 }

@@ -1,12 +1,12 @@
 //! The held-back tail: the last bytes of a blob in transfer, withheld until its length and digest are verified.
 //!
-//! It is what keeps a client from ever receiving a complete blob with a wrong digest. Fills withhold it on disk (the mark
-//! stays behind it), bypasses withhold it in memory.
+//! It ensures that no client receives a complete blob with a wrong digest. Fills withhold it on disk (the mark stays before
+//! it). Bypasses withhold it in memory.
 
-/// A blob that is not longer than this is served only after verification.
+/// Length of the tail. A blob that is not longer is served only after verification.
 pub(super) const HELD_BACK_TAIL_BYTES: u64 = 64 << 10;
 
-/// How many of the first `received` bytes of an unverified blob may be read. `total` is its announced length.
+/// Returns how many of the first `received` bytes of an unverified blob may be read. `total` is its announced length.
 pub(super) fn readable_before_verification(received: u64, total: Option<u64>) -> u64 {
     match total {
         Some(total) => received.min(total.saturating_sub(HELD_BACK_TAIL_BYTES)),

@@ -1,4 +1,4 @@
-//! Manifests by digest: content that never changes, so it is fetched once.
+//! Manifests by digest. Such content never changes, so it is fetched once.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::telemetry::CacheResult;
 use crate::upstream::{Kind, Upstream, UpstreamResponse};
 
 impl PullRequest<'_> {
-    /// A manifest of a mirrored repository by digest.
+    /// Returns a manifest of a mirrored repository by digest.
     pub async fn manifest(&self, repo: &RepoId, digest: &Digest) -> Result<Served, PullError> {
         let context = &self.engine.context;
         if let Some(manifest) = context.store.manifest(repo, digest).await? {
@@ -27,7 +27,7 @@ impl PullRequest<'_> {
         if context.memory.is_absent(repo, &Reference::Digest(digest.clone())) {
             return Err(PullError::NotFound);
         }
-        // In a box: the rare case does not make the future of every request larger.
+        // Boxed, so that the rare case does not make the future of every request larger.
         let upstream = self.upstream(repo)?;
         let fetched = self.engine.manifest_by_digest(&upstream, repo, digest, context.deadline());
         Box::pin(fetched.instrument(self.trace.span())).await
@@ -64,7 +64,7 @@ impl Engine {
         if let Some(manifest) = store.manifest(repo, digest).await? {
             return Ok(Served::new(manifest, CacheResult::Hit));
         }
-        // Stored for another repository: only the right to read it is missing, or only its media type.
+        // The content is stored. Only this repository's manifest link is missing.
         if let Some(bytes) = store.manifest_content(digest).await?
             && let Ok(manifest) = Manifest::parse(&bytes)
         {
@@ -98,7 +98,7 @@ impl Engine {
         answer.inspect_err(|error| self.context.memory.note_absent(repo, digest, error))
     }
 
-    /// Stores a manifest, if there is room; it is served in either case. The flag says whether it was stored.
+    /// Stores a manifest, if there is room. Without room the manifest is served as well. The flag is true if it was stored.
     pub(super) async fn store_manifest(
         &self,
         repo: &RepoId,
@@ -118,7 +118,7 @@ impl Engine {
         }
     }
 
-    /// Reads and checks a manifest. Its digest must be the requested one, or else the one that the upstream announced.
+    /// Reads and checks a manifest. Its digest must be the requested one or, for a tag, the one that the upstream announced.
     pub(super) async fn read_manifest(
         &self,
         upstream: &Upstream,
@@ -151,8 +151,7 @@ impl Engine {
     }
 }
 
-/// The media type of the response, unless it is one that says nothing about a manifest (Red Hat's registry sends
-/// `text/plain`).
+/// Returns the media type of the response, unless it is a general type: Red Hat's registry sends `text/plain` for manifests.
 fn usable_media_type(response: &UpstreamResponse) -> Option<String> {
     let essence = media_type::essence(response.content_type()?)?;
     let says_nothing = matches!(&*essence, "text/plain" | "application/json" | media_type::OCTET_STREAM);

@@ -1,4 +1,4 @@
-//! What the engine remembers for a short time, in memory only: absences, failures, lengths and lists of referrers.
+//! Short-lived results in memory: content that does not exist, failures, lengths and lists of referrers.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use crate::config::CacheConfig;
 use crate::oci::{Digest, Reference, Referrer, RepoId};
 use crate::upstream::UpstreamError;
 
-/// Requests within this time share the failure of a fill.
+/// How long requests share the failure of a fill.
 const FAILURE_TTL: Duration = Duration::from_secs(1);
-/// The length of a blob that is not stored is asked for once in this time.
+/// How long the length of a blob that is not stored is kept.
 const LENGTH_TTL: Duration = Duration::from_secs(10 * 60);
-/// Bound of each memory but that of referrers.
+/// Maximum number of entries of each cache, except that of referrers.
 const MAX_ENTRIES: u64 = 100_000;
-/// Bound of the memory of referrers.
+/// Maximum size of the cache of referrers.
 const MAX_REFERRERS_BYTES: u64 = 8 << 20;
 
 pub(super) struct Memory {
     negative_ttl: Duration,
-    /// What an upstream said does not exist, for `negative_ttl`.
+    /// Content for which an upstream answered 404 within `negative_ttl`.
     absent: Cache<(RepoId, Reference), ()>,
     failures: Cache<(SourceId, Digest), PullError>,
     /// In bytes.
@@ -67,14 +67,14 @@ impl Memory {
         }
     }
 
-    /// Remembers that a digest does not exist, if `error` says so.
+    /// Remembers that a digest does not exist, if `error` is `NotFound`.
     pub(super) fn note_absent(&self, repo: &RepoId, digest: &Digest, error: &PullError) {
         if error.is_not_found() {
             self.remember_absent(repo, Reference::Digest(digest.clone()));
         }
     }
 
-    /// The failure of the last fill from this source.
+    /// Returns the failure of the last fill from this source.
     pub(super) fn failure(&self, source: &SourceId, digest: &Digest) -> Option<PullError> {
         self.failures.get(&(source.clone(), digest.clone()))
     }
@@ -82,7 +82,7 @@ impl Memory {
     pub(super) fn remember_failure(&self, source: &SourceId, digest: &Digest, error: &PullError) {
         match error {
             PullError::NotFound => self.remember_absent(&source.repo, Reference::Digest(digest.clone())),
-            // These say nothing about the next request; the circuit breaker has a memory of its own.
+            // These do not predict the next request; the circuit breaker has its own state.
             PullError::Abandoned | PullError::Busy { .. } | PullError::Upstream(UpstreamError::CircuitOpen { .. }) => {}
             error => self.failures.insert((source.clone(), digest.clone()), error.clone()),
         }
@@ -106,7 +106,7 @@ impl Memory {
 }
 
 impl ListedReferrers {
-    /// Bytes that it takes in memory, roughly.
+    /// Returns the approximate size in memory, in bytes.
     fn weight(&self) -> u32 {
         let one = |referrer: &Referrer| 512 + referrer.weight();
         u32::try_from(256 + self.referrers.iter().map(one).sum::<usize>()).unwrap_or(u32::MAX)

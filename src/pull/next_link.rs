@@ -1,10 +1,10 @@
-//! `Link: <…>; rel="next"` of upstreams' lists (RFC 8288), relative or absolute. Callers use the path's end and the query
-//! only, and never the host that it names.
+//! Reads `Link: <…>; rel="next"` of upstreams' lists (RFC 8288), relative or absolute. Callers use only the end of the path
+//! and the query, and never the host.
 
 use http::HeaderMap;
 use http::header::LINK;
 
-/// The target of the link to the next page.
+/// Returns the target of the link to the next page.
 pub(super) fn next_link(headers: &HeaderMap) -> Option<&str> {
     headers.get_all(LINK).iter().find_map(|link| next_of(link.to_str().ok()?))
 }

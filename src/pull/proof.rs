@@ -1,7 +1,7 @@
-//! Proofs: an upstream's confirmation, asked for with a repository's own credentials, that the repository has a blob.
+//! Proofs: an upstream confirms, to the credentials of a repository, that the repository has a blob.
 //!
-//! A blob that is stored for one repository is served in another one only after such a proof. One HEAD proves it, and the
-//! store records it as membership.
+//! A blob that is stored for one repository is served in another one only after such a proof. A proof is one HEAD. The store
+//! records it as a link.
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,7 +28,8 @@ impl Proofs {
         Self { context, flights: Flights::new(tasks) }
     }
 
-    /// Asks the upstream whether this repository has the blob, and records a yes. The blob's length may come with it.
+    /// Asks the upstream whether this repository has the blob, and records a link if it has. The result may include the blob's
+    /// length.
     pub(super) async fn prove(
         &self,
         upstream: &Arc<Upstream>,
@@ -45,7 +46,7 @@ impl Proofs {
         Ok(flight.await?.0)
     }
 
-    /// The length that a manifest or an earlier proof gave, or else that a proof gives now.
+    /// Returns the length that a manifest or an earlier proof gave. Without one, asks for a proof now.
     pub(super) async fn known_length(
         &self,
         upstream: &Arc<Upstream>,

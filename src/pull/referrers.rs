@@ -1,6 +1,6 @@
-//! Referrers of mirrored content: the upstream's list or its fallback tag, served stale in an outage.
+//! Referrers of mirrored content: the upstream's list or its fallback tag. In an outage a stale list is served.
 //!
-//! A list is fresh for `tag_ttl`, as a tag is: policy controllers ask often, and mostly for lists that are empty.
+//! A list is fresh for `tag_ttl`, like a tag, because policy controllers request lists often, and most lists are empty.
 
 use std::sync::Arc;
 
@@ -15,15 +15,15 @@ use super::next_link::next_link;
 use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, Tag};
 use crate::upstream::{Kind, Upstream};
 
-/// A longer page of an upstream's list is an error.
+/// Maximum size of a page of an upstream's list. A longer page is an error.
 const MAX_PAGE_BYTES: usize = 4 << 20;
-/// Further pages are left out.
+/// Maximum number of pages. Further pages are omitted.
 const MAX_PAGES: usize = 20;
-/// Pages after this many bytes in all are left out.
+/// Maximum size of all pages. Pages after it are omitted.
 const MAX_LIST_BYTES: usize = 8 << 20;
 
 impl PullRequest<'_> {
-    /// The referrers of a digest in a mirrored repository, and whether they may be out of date.
+    /// Returns the referrers of a digest in a mirrored repository. The flag is true if they may be out of date.
     pub async fn referrers(&self, repo: &RepoId, subject: &Digest) -> Result<(Arc<Vec<Referrer>>, bool), PullError> {
         let (engine, context) = (self.engine, &self.engine.context);
         let key = (repo.clone(), subject.clone());
@@ -70,7 +70,7 @@ impl Engine {
             let Some(next) = path.take() else { break };
             let asked = ask(upstream, request(Method::GET, Kind::Referrers, repo, next), deadline).await;
             let response = match asked {
-                // The upstream has no referrers API: its clients keep the list under a tag.
+                // The upstream has no referrers API, so its clients store the list under a tag.
                 Err(PullError::NotFound) if page == 0 => {
                     return self.fallback_referrers(upstream, repo, subject, deadline).await;
                 }
@@ -83,15 +83,15 @@ impl Engine {
             received += bytes.len();
             referrers.extend(parse(upstream, &bytes)?.manifests);
             if received > MAX_LIST_BYTES {
-                tracing::warn!(%repo, %subject, received, "a list of referrers is too long; the rest of it is left out");
+                tracing::warn!(%repo, %subject, received, "a list of referrers is too long; the rest of it is omitted");
                 break;
             }
         }
         Ok((referrers, stale))
     }
 
-    /// The list that clients keep under a tag (distribution-spec, "Referrers Tag Schema"). The flight for the tag has a
-    /// deadline of its own; it is waited for until `deadline`.
+    /// Returns the list that clients store under a tag (distribution-spec, "Referrers Tag Schema"). Waits for the flight of the
+    /// tag until `deadline`; the flight has its own deadline.
     async fn fallback_referrers(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
@@ -116,7 +116,7 @@ fn parse(upstream: &Upstream, bytes: &[u8]) -> Result<ReferrerIndex, PullError> 
     })
 }
 
-/// The path below the repository of a link to `…/referrers/…`.
+/// Returns the path below the repository of a link to `…/referrers/…`.
 fn next_page(target: &str) -> Option<String> {
     let at = target.rfind("/referrers/")?;
     Some(target[at + 1..].to_owned())

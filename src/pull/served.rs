@@ -1,4 +1,4 @@
-//! A manifest as it is served, and how the engine obtained it.
+//! A manifest to serve, and how the engine obtained it.
 
 use std::sync::Arc;
 
@@ -6,11 +6,12 @@ use super::flight::Role;
 use crate::store::StoredManifest;
 use crate::telemetry::CacheResult;
 
+/// A manifest to serve.
 #[derive(Clone, Debug)]
 pub struct Served {
     pub manifest: Arc<StoredManifest>,
     pub result: CacheResult,
-    /// It could not be confirmed in time (RFC 9111, 4.2.4), here or at an upstream that is a Roadstead.
+    /// The tag could not be confirmed in time (RFC 9111, 4.2.4), by this server or by an upstream that is a Roadstead.
     pub stale: bool,
 }
 
@@ -24,7 +25,7 @@ impl Served {
         self
     }
 
-    /// As it counts for one of the requests that shared a flight: a request that joined a miss did not cause it.
+    /// Sets the cache result of one of the requests that shared a flight. A request that joined a miss did not cause it.
     pub(super) fn counted_for(mut self, role: Role) -> Self {
         if role == Role::Joined && self.result == CacheResult::Miss {
             self.result = CacheResult::Joined;

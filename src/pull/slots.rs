@@ -1,9 +1,9 @@
-//! How many transfers run at once, and which of the waiting ones is next.
+//! Limits the number of concurrent transfers, and selects the next one of those that wait.
 //!
 //! There is a cap for each upstream and one for all of them. Waiting transfers queue by repository, and repositories take
 //! turns: an image of a hundred layers delays another image by one layer, not by a hundred. Within a repository small blobs
-//! go first, because a client needs the config before the layers. A part of either cap is reserved for small blobs, so that
-//! large layers never delay a config.
+//! go first, because a client needs the config before the layers. One of every four slots is reserved for small blobs, so
+//! that large layers never delay a config.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::oci::{RepoId, Scope};
 
 /// Blobs up to this size are small: configs, signatures, and layers that cost less than the request for them.
 const MAX_SMALL_BYTES: u64 = 1 << 20;
-/// One slot of this many is reserved for small blobs.
+/// One of every four slots is reserved for small blobs; at least one slot, if the cap is more than one.
 const SLOTS_PER_SMALL_SLOT: usize = 4;
 
 /// Clones share the slots.
@@ -34,12 +34,12 @@ struct State {
     tickets: u64,
 }
 
-/// A cap and the transfers that run under it.
+/// A cap, and the number of running transfers that count towards it.
 #[derive(Debug)]
 struct Lane {
     cap: usize,
     running: usize,
-    /// How many of `running` are large.
+    /// The number of large transfers among `running`.
     large: usize,
 }
 
@@ -56,19 +56,19 @@ struct Ticket {
     called: oneshot::Sender<()>,
 }
 
-/// A place in the queue, which becomes a slot when it is called. Dropping it gives back either.
+/// A waiting request or a granted slot. Drop withdraws the request or releases the slot.
 #[derive(Debug)]
 pub(super) struct Turn {
     slots: Slots,
     repo: RepoId,
     small: bool,
     number: u64,
-    /// `None` once it is a slot.
+    /// Receives the slot; `None` once the slot is granted.
     call: Option<oneshot::Receiver<()>>,
 }
 
 impl Slots {
-    /// At most `cap` transfers in all, and of each upstream at most its own cap.
+    /// Allows at most `cap` transfers, and at most the upstream's own limit for each upstream.
     pub(super) fn new(cap: usize, upstreams: impl IntoIterator<Item = (Scope, usize)>) -> Self {
         let upstreams = upstreams.into_iter().map(|(scope, cap)| (scope, Lane::new(cap))).collect();
         let state =
@@ -76,7 +76,7 @@ impl Slots {
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// A slot, or a place in the queue, for a blob of `size` bytes; `None` counts as large.
+    /// Requests a slot for a blob of `size` bytes. The turn is a slot at once if one is free. An unknown size counts as large.
     pub(super) fn request(&self, repo: &RepoId, size: Option<u64>) -> Turn {
         let small = size.is_some_and(|size| size <= MAX_SMALL_BYTES);
         let (called, call) = oneshot::channel();
@@ -91,7 +91,7 @@ impl Slots {
         turn
     }
 
-    /// How many transfers wait for a slot that the end of a transfer from this upstream would free.
+    /// Returns the number of waiting transfers that could start when a transfer of this upstream ends.
     pub(super) fn waiting_for(&self, scope: &Scope) -> usize {
         let state = self.state.lock();
         let all_taken = state.all.is_full();
@@ -114,7 +114,7 @@ impl State {
             let Some(repo) = self.order.remove(place) else { return };
             let queue = self.queues.entry(repo.clone()).or_default();
             if let Some(ticket) = queue.of(small).pop_front() {
-                // The receiver may be in its `drop`, waiting for the lock: it releases then what is counted below.
+                // If the receiver is being dropped, its `drop` releases the slot counted below.
                 let _ = ticket.called.send(());
             }
             if queue.is_empty() {
@@ -129,7 +129,7 @@ impl State {
         }
     }
 
-    /// The first place in the order with a transfer that may run, and whether that is a small one.
+    /// Returns the position of the first repository with a runnable transfer. True: that is a small blob.
     fn next(&self) -> Option<(usize, bool)> {
         let may_run = |repo: &RepoId, small| {
             let lane = self.upstreams.get(&repo.scope);
@@ -143,7 +143,7 @@ impl State {
         })
     }
 
-    /// Whether the ticket was still waiting.
+    /// Removes a waiting ticket. Returns false if it is no longer waiting, because its slot was granted.
     fn withdraw(&mut self, repo: &RepoId, small: bool, number: u64) -> bool {
         let Some(queue) = self.queues.get_mut(repo) else { return false };
         let waiting = queue.of(small);
@@ -206,10 +206,10 @@ impl Turn {
         self.call.is_none()
     }
 
-    /// Waits until it is a slot.
+    /// Waits until the slot is granted.
     pub(super) async fn wait(&mut self) {
         if let Some(call) = &mut self.call {
-            // The sender is not dropped before it is called: only this turn withdraws its ticket.
+            // Only this turn removes its ticket, so the sender cannot be dropped before it sends.
             let _ = call.await;
             self.call = None;
         }
@@ -250,13 +250,13 @@ mod tests {
         Slots::new(cap, [(scope("a.io"), cap_of_each), (scope("b.io"), cap_of_each)])
     }
 
-    /// The places of the turns that are slots.
+    /// Returns the positions of the turns whose slot is granted.
     fn called(turns: &mut [Turn]) -> Vec<usize> {
         turns.iter_mut().for_each(Turn::poll);
         turns.iter().enumerate().filter(|(_, turn)| turn.is_slot()).map(|(place, _)| place).collect()
     }
 
-    /// Ends the running transfer again and again; the order in which transfers ran.
+    /// Ends one running transfer after the other. Returns the order in which they ran.
     fn order(mut turns: Vec<(usize, Turn)>) -> Vec<usize> {
         let mut order = Vec::new();
         while !turns.is_empty() {

@@ -1,7 +1,7 @@
-//! Tags of mirrored repositories: served while fresh, then confirmed by a HEAD; in an outage served stale.
+//! Tags of mirrored repositories. A fresh tag is served at once. An older tag is confirmed by a HEAD. In an outage a stale tag
+//! is served.
 //!
-//! How old a tag may be is `freshness`. At most one flight runs for a tag, so the answer to an older request never overwrites
-//! that to a newer one.
+//! The age limits are in `freshness`. At most one flight runs per tag, so an older response never overwrites a newer one.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,18 +21,18 @@ use crate::store::{StoredManifest, TagRecord};
 use crate::telemetry::CacheResult;
 use crate::upstream::{Kind, Upstream, UpstreamError, UpstreamResponse};
 
-/// The file of a tag is rewritten for a mere confirmation at most once in this time.
+/// Minimum time between two rewrites of a tag file that only update the time of the confirmation.
 const MIN_REWRITE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
-/// What the cache has for a tag.
+/// A tag in the cache.
 struct CachedTag {
     record: TagRecord,
-    /// `None` if it was evicted.
+    /// `None` if the manifest was evicted.
     manifest: Option<Arc<StoredManifest>>,
 }
 
 impl CachedTag {
-    /// The manifest, if the age of the tag allows to serve it.
+    /// Returns the manifest with `result`, if `is_usable` is true and it is stored.
     fn served_if(&self, is_usable: bool, result: CacheResult) -> Option<Served> {
         let manifest = self.manifest.clone().filter(|_| is_usable)?;
         Some(Served::new(manifest, result))
@@ -40,14 +40,14 @@ impl CachedTag {
 }
 
 impl PullRequest<'_> {
-    /// A manifest of a mirrored repository by tag.
+    /// Returns a manifest of a mirrored repository by tag.
     pub async fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Served, PullError> {
         self.engine.serve_tag(&self.upstream(repo)?, repo, tag, || self.trace.span()).await
     }
 }
 
 impl Engine {
-    /// A manifest by tag, from the cache or from a flight, which is waited for within `span`.
+    /// Returns a manifest by tag, from the cache or from a flight. Waits for the flight within `span`.
     pub(super) async fn serve_tag(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
@@ -78,9 +78,9 @@ impl Engine {
                 return Ok(served);
             }
         }
-        // The flight has this deadline, or an earlier one. The rest is for a request that joins it late.
+        // The flight ends by this deadline. The added time is for a request that joins the flight late.
         let deadline = context.deadline() + MAX_WAIT_WITH_STALE;
-        // In a box: the rare case does not make the future of every request larger.
+        // Boxed, so that the rare case does not make the future of every request larger.
         let flight = context.run_flight(&self.tags, key.clone(), upstream.name(), deadline, work);
         let flight = Box::pin(flight.instrument(span()));
         let (served, role) = flight.await?;
@@ -102,7 +102,7 @@ impl Engine {
         let context = &self.context;
         let cached = self.cached_tag(repo, tag).await?;
         let (freshness, now) = (self.tag_freshness(upstream), SystemTime::now());
-        // Another flight may have ended between the requester's look at the store and this one's start.
+        // Another flight may have confirmed the tag after the requester checked the store.
         if let Some(cached) = &cached
             && let Some(served) = cached.served_if(freshness.is_fresh(cached.record.confirmed, now), CacheResult::Hit)
         {
@@ -163,7 +163,7 @@ impl Engine {
                     return Ok(pointed.or_stale(head.is_stale()));
                 }
             }
-            // Some registries answer GET only.
+            // Some registries support only GET.
             Err(PullError::Upstream(UpstreamError::Status {
                 status: StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED,
                 ..
@@ -176,13 +176,13 @@ impl Engine {
         self.take_tag(upstream, repo, tag, Some(known.digest), response, deadline).await
     }
 
-    /// The cached manifest, which an upstream that is a Roadstead could not confirm either.
+    /// Returns the cached manifest as stale, because the upstream is a Roadstead that could not confirm it either.
     async fn unconfirmed(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Served>, PullError> {
         let manifest = self.context.store.manifest(repo, digest).await?;
         Ok(manifest.map(|manifest| Served::new(manifest, CacheResult::Stale)))
     }
 
-    /// Takes the response to the GET of a tag: the manifest, or 304.
+    /// Handles the response to the GET of a tag: the manifest, or 304.
     async fn take_tag(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
@@ -210,7 +210,7 @@ impl Engine {
         Ok(Served::new(manifest, result).or_stale(stale))
     }
 
-    /// The upstream says that the tag names `digest`: fetches that manifest unless it is stored.
+    /// Points the tag to `digest`, as the upstream reported. Fetches that manifest unless it is stored.
     async fn point_tag(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
@@ -253,7 +253,7 @@ impl Engine {
     }
 }
 
-/// Whether a stale tag is a better answer than this error; what a denial means is configured.
+/// Whether to serve a stale tag instead of this error. For a denial, `on_denied` decides.
 fn may_serve_stale(upstream: &Upstream, repo: &RepoId, error: &PullError) -> bool {
     match error {
         PullError::Upstream(UpstreamError::Denied { .. }) => upstream.on_denied(&repo.name) == OnDenied::Stale,

@@ -1,4 +1,4 @@
-//! The list of tags of a mirrored repository: the upstream's, or in an outage the cached tags.
+//! The list of tags of a mirrored repository: the upstream's list, or in an outage the cached tags.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use super::next_link::next_link;
 use crate::oci::{RepoId, Tag};
 use crate::upstream::Kind;
 
-/// A longer page of an upstream's list is an error.
+/// Maximum size of a page of an upstream's list. A longer page is an error.
 const MAX_PAGE_BYTES: usize = 4 << 20;
-/// With cached tags at hand, a request waits no longer than this for the upstream's list. That is longer than for a single
-/// tag: the cached tags are only a part of the list, and a long list takes time.
+/// Maximum wait for the upstream's list if there are cached tags. It is longer than for a single tag, because the cached tags
+/// are only a part of the list and a long list takes time.
 const MAX_WAIT_WITH_CACHED_TAGS: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
@@ -29,7 +29,7 @@ struct UpstreamTags {
 pub struct TagPage<'a> {
     /// The last tag of the previous page; for some upstreams (ECR) an opaque cursor.
     pub after: &'a str,
-    /// Tags on the page, at most.
+    /// Maximum number of tags on the page.
     pub limit: usize,
     /// Further parameters of the upstream's own link to this page (Quay's `next_page`).
     pub cursor: &'a [(String, String)],
@@ -40,13 +40,13 @@ pub struct TagList {
     pub tags: Vec<String>,
     /// The query of the next page.
     pub next: Option<Vec<(String, String)>>,
-    /// Whether these are cached tags only, here or at an upstream that is a Roadstead.
+    /// Whether the list has cached tags only, of this server or of an upstream that is a Roadstead.
     pub stale: bool,
 }
 
 impl PullRequest<'_> {
-    /// A page of an upstream's tags. The upstream's cursor for the next page goes to the client and comes back with its next
-    /// request, whatever it means.
+    /// Returns a page of an upstream's tags. The client gets the upstream's cursor for the next page and sends it back with its
+    /// next request. The cursor may be any text.
     pub async fn tag_list(&self, repo: &RepoId, page: TagPage<'_>) -> Result<TagList, PullError> {
         let store = &self.engine.context.store;
         match self.ask_for_tags(repo, page).await {
@@ -90,7 +90,7 @@ impl PullRequest<'_> {
         }
         let next = match tags.get(..page.limit).and_then(<[String]>::last) {
             Some(last) if tags.len() > page.limit => Some(page_after(last, page.limit)),
-            // A client would follow a link to this same page for ever.
+            // A client would follow a link to this same page forever.
             _ => linked.map(|cursor| page.next(cursor)).filter(|next| next.len() > 1 && *next != page.query()),
         };
         tags.truncate(page.limit);
@@ -110,8 +110,8 @@ impl TagPage<'_> {
         query
     }
 
-    /// The query of the page that an upstream links to. The client decides how long its pages are: some upstreams link to
-    /// pages with `n=0`.
+    /// Returns the query of the page that an upstream links to, with the client's page size: some upstreams link to pages with
+    /// `n=0`.
     fn next(&self, cursor: Vec<(String, String)>) -> Vec<(String, String)> {
         let mut query = vec![("n".to_owned(), self.limit.to_string())];
         query.extend(cursor.into_iter().filter(|(name, _)| name != "n"));
@@ -129,7 +129,7 @@ fn page_after(last: &str, limit: usize) -> Vec<(String, String)> {
     TagPage { after: last, limit, cursor: &[] }.query()
 }
 
-/// The parameters in a link's target.
+/// Returns the parameters in a link's target.
 fn query_of(target: &str) -> Vec<(String, String)> {
     let (_, query) = target.split_once('?').unwrap_or_default();
     url::form_urlencoded::parse(query.as_bytes()).into_owned().collect()

@@ -287,7 +287,7 @@ impl Store {
         self.parts.local.cache().space().used()
     }
 
-    /// Whether the index is in step with the files and the order of last use is complete. Nothing is evicted before.
+    /// Whether the index agrees with the files and the order of last use is complete. Nothing is evicted before.
     pub fn can_evict(&self) -> bool {
         let local = &self.parts.local;
         local.index().is_ready() && local.cache().is_order_complete()
@@ -398,7 +398,7 @@ impl Store {
         upkeep::collect(&self.parts.local, rules, stop, progress)
     }
 
-    /// Removes useless names of mirrored repositories, among them tags that no upstream has confirmed for `unconfirmed`.
+    /// Removes unneeded names of mirrored repositories, including tags that no upstream has confirmed for `unconfirmed`.
     /// Blocks for as long as a walk of all names takes, or until `stop` is set.
     pub fn sweep(&self, unconfirmed: Duration, stop: &AtomicBool) -> Result<Swept, StoreError> {
         upkeep::sweep(&self.parts.local, unconfirmed, stop)

@@ -1,19 +1,19 @@
 //! Every metric family, with its name and labels. The doc comment of a field is its help text.
 //!
-//! The names are a contract with dashboards (`registry_…` is what `registry:2` exposes), so none is ever renamed. No label
-//! ever has the name of an image as its value. `docs/reference/metrics.md` lists all families; a test keeps it up to date.
+//! Dashboards depend on the names (`registry:2` exposes the `registry_…` names), so no name ever changes. No label has the name
+//! of an image as its value. `docs/reference/metrics.md` lists all families; a test keeps it up to date.
 
 use prometheus::Result;
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
-/// Buckets from a hit in memory to a transfer of a minute, as `registry:2` has them.
+/// The buckets of `registry:2`: from a hit in memory to a transfer of a minute.
 const REQUEST_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0];
 /// Buckets from a hit in memory to the longest time that a client waits for a first byte.
 const FIRST_BYTE_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// How a family is made from the declaration of its field. Only a histogram has buckets.
+/// Creates a family from the declaration of its field. Only a histogram has buckets.
 trait Family: Collector + Clone + Sized + 'static {
     fn declare(name: &str, help: &str, labels: &[&str], buckets: &[&[f64]]) -> Result<Self>;
 }
@@ -52,20 +52,20 @@ macro_rules! families {
         }
 
         impl $set {
-            /// For the reference: name, type, labels and help text of each family.
+            /// Name, type, labels and help text of each family, for the reference page.
             #[cfg(test)]
             pub(super) const REFERENCE: &[Reference] = &[
                 $(Reference { name: $name, kind: stringify!($kind), labels: &[$($label),*], help: concat!($($help),+) },)*
             ];
 
-            /// The error is a name or a label that the format forbids.
+            /// Creates the families. The error is a name or a label that the format forbids.
             pub(super) fn declare() -> Result<Self> {
                 Ok(Self {
                     $($field: $kind::declare($name, concat!($($help),+).trim(), &[$($label),*], &[$($buckets)?])?,)*
                 })
             }
 
-            /// Every family, for a registry.
+            /// Returns every family, for a registry.
             pub(super) fn collectors(&self) -> Vec<Box<dyn Collector>> {
                 vec![$(Box::new(self.$field.clone()),)*]
             }
@@ -73,7 +73,7 @@ macro_rules! families {
     };
 }
 
-/// What the reference says about a family.
+/// The entry of a family on the reference page.
 #[cfg(test)]
 pub(super) struct Reference {
     pub(super) name: &'static str,
@@ -84,7 +84,7 @@ pub(super) struct Reference {
 }
 
 families! {
-    /// Families that the program counts in as things happen.
+    /// Families that the program updates when events happen.
     Families:
     /// Client GETs of mirrored content.
     proxy_requests: IntCounterVec = "registry_proxy_requests_total" ["type", "upstream"];
@@ -97,7 +97,7 @@ families! {
     /// Bytes of mirrored content sent to clients.
     proxy_pushed_bytes: IntCounterVec = "registry_proxy_pushed_bytes_total" ["type", "upstream"];
 
-    /// Requests that were answered.
+    /// Answered requests.
     http_requests: IntCounterVec = "registry_http_requests_total" ["handler", "code", "method"];
     /// Seconds from a request's headers to the end of its response.
     http_request_duration: HistogramVec = "registry_http_request_duration_seconds" ["handler", "method"] in REQUEST_SECONDS;
@@ -106,7 +106,7 @@ families! {
 
     /// Client GETs of mirrored content, by how they were answered.
     cache_results: IntCounterVec = "roadstead_cache_results_total" ["type", "upstream", "result"];
-    /// Requests to upstreams. A code that is no number says why there was no response.
+    /// Requests to upstreams. A code that is not a number is the reason why there was no response.
     upstream_requests: IntCounterVec = "roadstead_upstream_requests_total" ["upstream", "kind", "code"];
     /// Seconds from a request to an upstream to the headers of its response.
     upstream_first_byte: HistogramVec = "roadstead_upstream_first_byte_seconds" ["upstream"] in FIRST_BYTE_SECONDS;
@@ -122,13 +122,13 @@ families! {
     bypasses_waiting: IntGauge = "roadstead_bypasses_waiting" [];
     /// Fills that were interrupted and resumed.
     fill_resumes: IntCounterVec = "roadstead_fill_resumes_total" ["upstream"];
-    /// Content from upstreams that did not have its digest, and was not stored.
+    /// Content from upstreams with a wrong digest. It was not stored.
     digest_mismatches: IntCounterVec = "roadstead_digest_mismatches_total" ["upstream"];
     /// Pulls that an upstream allows in its window, as it last reported.
     upstream_ratelimit_limit: GaugeVec = "roadstead_upstream_ratelimit_limit" ["upstream"];
     /// Pulls that an upstream still allows in its window, as it last reported.
     upstream_ratelimit_remaining: GaugeVec = "roadstead_upstream_ratelimit_remaining" ["upstream"];
-    /// 1 while an upstream is asked, 0 while its circuit is open after failures.
+    /// 1 while requests are sent to an upstream, 0 while its circuit is open after failures.
     upstream_available: IntGaugeVec = "roadstead_upstream_available" ["upstream"];
 
     /// Bytes that cached content may take (cache.max_size).
@@ -137,7 +137,7 @@ families! {
     evictions: IntCounterVec = "roadstead_evictions_total" ["reason"];
     /// Bytes of evicted content.
     evicted_bytes: IntCounter = "roadstead_evicted_bytes_total" [];
-    /// Times that the index was found corrupt and was rebuilt.
+    /// Rebuilds of the index because it was corrupt.
     index_rebuilds: IntCounter = "roadstead_index_rebuilds_total" [];
     /// Blobs that the scrub has read from the disk and compared with their digests.
     scrub_blobs: IntCounter = "roadstead_scrub_blobs_total" [];
@@ -145,7 +145,7 @@ families! {
     scrub_bytes: IntCounter = "roadstead_scrub_bytes_total" [];
     /// Blobs and names that the scrub found corrupt or missing. Pushed content is lost until it is pushed again.
     scrub_damaged: IntCounterVec = "roadstead_scrub_damaged_total" ["class"];
-    /// When the background scrub last completed, in seconds since 1970; 0 before the first time.
+    /// Time at which the background scrub last completed, in seconds since 1970; 0 before the first time.
     scrub_completed: IntGauge = "roadstead_scrub_completed_timestamp_seconds" [];
     /// Responses that were not stored because there was no room within the bounds of the cache or on the disk.
     no_room: IntCounter = "roadstead_no_room_total" [];
@@ -156,6 +156,6 @@ families! {
     StorageFamilies:
     /// Bytes of content on disk. Only the cached class is ever evicted.
     storage_bytes: IntGaugeVec = "roadstead_storage_bytes" ["class"];
-    /// 1 when the index is in step with the files and the order of last use is complete. Nothing is evicted before.
+    /// 1 when the index agrees with the files and the order of last use is complete. Nothing is evicted before.
     index_ready: IntGauge = "roadstead_index_ready" [];
 }

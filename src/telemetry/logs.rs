@@ -9,7 +9,7 @@ use tracing_subscriber::{fmt, layer::SubscriberExt, util::SubscriberInitExt};
 use super::writer::{FlushGuard, LineWriter};
 use crate::config::LogFormat;
 
-/// The filter without `RUST_LOG`.
+/// The filter that applies without `RUST_LOG`.
 const DEFAULT_FILTER: &str = "roadstead=info,warn";
 
 /// Why logging cannot be set up.
@@ -23,7 +23,7 @@ pub enum LogError {
     AlreadySetUp(TryInitError),
 }
 
-/// Sets up logging, once in a process. Dropping the guard waits until queued lines are written.
+/// Sets up logging. Call it once in a process. Dropping the guard waits until queued lines are written.
 ///
 /// # Errors
 /// If `RUST_LOG` cannot be parsed, the thread cannot be started, or logging is already set up.
@@ -46,7 +46,7 @@ fn wants_colours() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// The line that reports dropped lines, in the format of the others.
+/// Returns a function that formats the line about dropped lines, in the format of the other lines.
 fn dropped(format: LogFormat) -> fn(u64) -> String {
     match format {
         LogFormat::Text => |lines| format!("WARN log lines were dropped because the output was too slow lines={lines}"),

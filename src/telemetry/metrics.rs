@@ -1,4 +1,6 @@
-//! [`Metrics`]: one method for each thing that is counted. No other module names a metric.
+//! [`Metrics`] has one method for each counter, gauge and histogram. No module outside of `telemetry` names a metric.
+//!
+//! The families are declared in `families`. Events of the store are counted in `observer`, and all other values here.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,17 +24,17 @@ pub struct Metrics {
     storage: StorageCollector,
     upstreams: HashMap<Arc<str>, UpstreamSeries>,
     handlers: [HandlerSeries; HOT_HANDLERS.len()],
-    /// When a response could last not be stored, until that is long ago.
+    /// The last time that a response could not be stored; `None` if that was more than [`BYPASS_MEMORY`] ago.
     last_no_room: Mutex<Option<Instant>>,
     first_byte: [[Histogram; CacheResult::ALL.len()]; ContentKind::ALL.len()],
 }
 
-/// The handlers with the most requests, whose series are looked up once.
+/// The handlers with the most requests. Their series are looked up once.
 const HOT_HANDLERS: [&str; 2] = ["manifest", "blob"];
-/// How long the server counts as bypassing the store after a response for which there was no room.
+/// How long the server reports that it bypasses the store after a response that could not be stored.
 const BYPASS_MEMORY: Duration = Duration::from_secs(5 * 60);
 
-/// Counts as in flight until it is dropped.
+/// Counts a request or transfer as in flight until it is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it ends the count"]
 pub struct InFlight(IntGauge);
@@ -40,7 +42,7 @@ pub struct InFlight(IntGauge);
 // === impl Metrics ===
 
 impl Metrics {
-    /// Each of these upstreams has its series at zero from the start, so that a rate over the first event is correct.
+    /// Creates all metrics. The series of these upstreams start at zero, so that a rate over the first event is correct.
     #[expect(clippy::expect_used, reason = "names and labels are constants, so every start succeeds or none does")]
     pub fn new(upstreams: &[&str]) -> Self {
         let registry = Registry::new();
@@ -63,7 +65,7 @@ impl Metrics {
         Self { registry, families, storage, upstreams, handlers, last_no_room: Mutex::default(), first_byte }
     }
 
-    /// Every metric in the text exposition format 0.0.4.
+    /// Returns every metric in the text exposition format 0.0.4.
     pub fn render(&self) -> String {
         // Writing to a string does not fail. If encoding does, a comment keeps the response valid.
         let text = TextEncoder::new().encode_to_string(&self.registry.gather());
@@ -90,7 +92,7 @@ impl Metrics {
         self.with_upstream(upstream, |series| series.kind(kind).pushed_bytes.inc_by(bytes));
     }
 
-    /// Counts a request to an upstream. `code` is the response's status, or one word that says why there was no response.
+    /// Counts a request to an upstream. `code` is the response's status, or a word for the reason why there was no response.
     pub fn upstream_request(&self, upstream: &str, kind: &str, code: &str) {
         self.families.upstream_requests.with_label_values(&[upstream, kind, code]).inc();
     }
@@ -100,8 +102,8 @@ impl Metrics {
         self.with_upstream(upstream, |series| series.first_byte.observe(seconds));
     }
 
-    /// Records what an upstream says about its rate limit. The series appear with the first response that names one, because a
-    /// remaining number of zero would raise an alarm.
+    /// Records the rate limit in an upstream's response. The series appear with the first such response, because a remaining
+    /// number of zero would raise an alarm.
     pub fn upstream_ratelimit(&self, upstream: &str, limit: Option<f64>, remaining: Option<f64>) {
         if let Some(limit) = limit {
             self.families.upstream_ratelimit_limit.with_label_values(&[upstream]).set(limit);
@@ -111,7 +113,7 @@ impl Metrics {
         }
     }
 
-    /// Records whether an upstream is asked, or its circuit is open.
+    /// Records whether requests are sent to an upstream. `up` is false while its circuit is open.
     pub fn upstream_available(&self, upstream: &str, up: bool) {
         self.with_upstream(upstream, |series| series.available.set(up.into()));
     }
@@ -131,7 +133,7 @@ impl Metrics {
         self.with_upstream(upstream, |series| series.fill_resumes.inc());
     }
 
-    /// Counts content of an upstream that did not have its digest.
+    /// Counts content of an upstream with a wrong digest.
     pub fn digest_mismatch(&self, upstream: &str) {
         self.with_upstream(upstream, |series| series.digest_mismatches.inc());
     }
@@ -191,7 +193,8 @@ impl Metrics {
         self.families.scrub_completed.set(gauge(time));
     }
 
-    /// Counts a response that was not stored because there was no room. Whether it is the first in a while.
+    /// Counts a response that was not stored because there was no room. Returns true if it is the first one since
+    /// [`Metrics::has_room_again`] last returned true.
     pub fn no_room(&self) -> bool {
         self.families.no_room.inc();
         self.last_no_room.lock().replace(Instant::now()).is_none()
@@ -222,14 +225,14 @@ impl Metrics {
         InFlight::new(self.families.bypasses_waiting.clone())
     }
 
-    /// Transfers of content in progress: fills, and requests for blobs and uploads.
+    /// Returns the number of transfers in progress: fills, and requests for blobs and uploads.
     pub fn transfers_in_flight(&self) -> i64 {
         let handlers = ["blob", "blob_upload", "blob_upload_chunk"];
         let requests = handlers.map(|handler| self.families.http_in_flight.with_label_values(&[handler]).get());
         self.families.fills_in_flight.get() + requests.iter().sum::<i64>()
     }
 
-    /// Calls `count` with the series of an upstream. Those of an upstream that [`Metrics::new`] did not name are looked up.
+    /// Calls `count` with the series of an upstream. Looks them up if the upstream was not passed to [`Metrics::new`].
     fn with_upstream(&self, upstream: &str, count: impl FnOnce(&UpstreamSeries)) {
         match self.upstreams.get(upstream) {
             Some(series) => count(series),
@@ -253,7 +256,8 @@ impl Drop for InFlight {
     }
 }
 
-/// The value of the `method` label: in lower case, as in `registry:2`. The number of values is bounded, whatever clients send.
+/// Returns the value of the `method` label, in lower case as in `registry:2`. Unknown methods share a value, so that the number
+/// of series is bounded.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "get",

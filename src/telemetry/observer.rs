@@ -1,10 +1,10 @@
-//! Metrics as an observer of the store's events: a counter is exact because no event can pass it.
+//! Counts the events of the store. The counters are exact because every event passes this observer.
 
 use super::Metrics;
 use crate::events::StoreEvent;
 
 impl Metrics {
-    /// Counts an event. To be called in line with the change: see [`crate::events`].
+    /// Counts an event. The store calls it during the change: see [`crate::events`].
     pub fn observe(&self, event: &StoreEvent) {
         match event {
             StoreEvent::Evicted { bytes, reason, .. } => {

@@ -26,7 +26,7 @@ pub enum CacheResult {
     Joined,
     /// Transferred past the store, for this client alone.
     Bypass,
-    /// The upstream does not have it, or said so a moment ago.
+    /// The upstream does not have the content, now or within `negative_ttl`.
     Negative,
     /// Answered with an error.
     Error,

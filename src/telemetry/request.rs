@@ -1,6 +1,6 @@
-//! What a request is called in logs and traces: its id and its span.
+//! The id and the span of a request, for logs and traces.
 //!
-//! A hit needs neither, so both are made when they are first used.
+//! A hit needs neither, so both are created when they are first used.
 
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -9,10 +9,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use tracing::Span;
 use uuid::Uuid;
 
-/// In requests and in responses.
+/// The header with the id, in requests and in responses.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Longest id that is taken from a client, in bytes.
+/// Maximum length of a client's id, in bytes.
 const MAX_ID_BYTES: usize = 128;
 
 /// The start, the id and the span of one request. Small, because every request has one.
@@ -21,24 +21,24 @@ pub struct RequestTrace {
     handler: &'static str,
     method: Method,
     started: Instant,
-    /// The client's id.
+    /// The id that the client sent.
     sent: Option<Box<HeaderValue>>,
-    /// Our id, if the client sent none.
+    /// The generated id, if the client sent none.
     generated: OnceLock<Box<str>>,
     span: OnceLock<Box<Span>>,
 }
 
 impl RequestTrace {
-    /// `handler` is the value of the metric label. The client's id is taken over if it is 1 to 128 visible ASCII characters.
+    /// `handler` is the value of the metric label. The client's id is used if it is 1 to 128 visible ASCII characters.
     pub fn new(handler: &'static str, method: Method, headers: &HeaderMap) -> Self {
-        // A request has few headers: to look at each costs less than to hash the name.
+        // A request has few headers, so comparing each of them costs less than hashing the name.
         let sent = headers.iter().find(|(name, _)| **name == REQUEST_ID).map(|(_, id)| id);
         let sent = sent.filter(|id| is_acceptable(id.as_bytes())).map(|id| Box::new(id.clone()));
         let (generated, span) = (OnceLock::new(), OnceLock::new());
         Self { handler, method, started: Instant::now(), sent, generated, span }
     }
 
-    /// When the headers of the request had arrived.
+    /// Returns the time at which the headers of the request had arrived.
     pub fn started(&self) -> Instant {
         self.started
     }
@@ -47,12 +47,12 @@ impl RequestTrace {
         &self.method
     }
 
-    /// The method, the start and the span, for what lasts to the end of the response.
+    /// Returns the method, the start and the span, for the code that runs until the end of the response.
     pub fn into_parts(self) -> (Method, Instant, Option<Box<Span>>) {
         (self.method, self.started, self.span.into_inner())
     }
 
-    /// The id of the request.
+    /// Returns the id of the request.
     pub fn id(&self) -> &str {
         match self.sent.as_ref().and_then(|sent| sent.to_str().ok()) {
             Some(sent) => sent,
@@ -60,18 +60,18 @@ impl RequestTrace {
         }
     }
 
-    /// The id that the client sent: it is returned with every response.
+    /// Returns the id that the client sent. Every response returns it.
     pub fn sent_id(&self) -> Option<&HeaderValue> {
         self.sent.as_deref()
     }
 
-    /// The span of the request, opened by the first call.
+    /// Returns the span of the request. The first call opens it.
     pub fn span(&self) -> Span {
         let open = || tracing::info_span!("request", id = self.id(), handler = self.handler, method = %self.method);
         Span::clone(self.span.get_or_init(|| Box::new(open())))
     }
 
-    /// Whether a subscriber wants a span of every request, hits included.
+    /// Whether a subscriber wants a span of every request, including hits.
     pub fn is_wanted_for_hits() -> bool {
         tracing::enabled!(tracing::Level::DEBUG)
     }

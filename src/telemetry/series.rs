@@ -1,4 +1,4 @@
-//! Series that are looked up once, so that counting on the hot path is an atomic addition and hashes no labels.
+//! Series that are looked up once, so that counting on the hot path is an atomic addition without hashing of labels.
 
 use std::sync::OnceLock;
 
@@ -27,7 +27,7 @@ pub(super) struct KindSeries {
     pub(super) pushed_bytes: IntCounter,
 }
 
-/// The most frequent statuses. The series of others are looked up for each request.
+/// The most frequent statuses. The series of other statuses are looked up for each request.
 const HOT_CODES: [StatusCode; 4] =
     [StatusCode::OK, StatusCode::PARTIAL_CONTENT, StatusCode::NOT_MODIFIED, StatusCode::NOT_FOUND];
 /// The most frequent methods, with their labels.
@@ -48,7 +48,7 @@ impl HandlerSeries {
         Self { handler, in_flight, methods: Default::default() }
     }
 
-    /// Counts a request. False, without effect, if its method or status is not a frequent one.
+    /// Counts a request. If its method or status is not a frequent one, does nothing and returns false.
     pub(super) fn finished(&self, families: &Families, method: &Method, code: StatusCode, seconds: f64) -> bool {
         let Some(at_method) = HOT_METHODS.iter().position(|(known, _)| known == method) else { return false };
         let Some(at_code) = HOT_CODES.iter().position(|known| *known == code) else { return false };
@@ -96,7 +96,7 @@ impl KindSeries {
         }
     }
 
-    /// Counts one request, one hit or miss, and one result. Nothing else counts in these families, so their sums agree.
+    /// Counts one request, one hit or miss, and one result. Only this method changes these families, so their sums agree.
     pub(super) fn mirrored_get(&self, result: CacheResult) {
         self.requests.inc();
         if result.is_hit() {

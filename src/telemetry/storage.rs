@@ -1,4 +1,4 @@
-//! Gauges of the store, read when metrics are gathered: no handler sets them, and no change has to update them.
+//! Gauges of the store. They are read from the store when metrics are gathered, so no other code has to update them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,18 +9,18 @@ use prometheus::proto::MetricFamily;
 use super::StorageClass;
 use super::families::StorageFamilies;
 
-/// What the store reports at one time.
+/// The values that the store reports at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StorageReading {
     /// Bytes of cached content.
     pub cached_bytes: u64,
     /// Bytes of pushed content.
     pub pushed_bytes: u64,
-    /// Whether the index is in step with the files and the order of last use is complete.
+    /// Whether the index agrees with the files and the order of last use is complete.
     pub index_ready: bool,
 }
 
-/// Reads the store; `None` once it is closed.
+/// Reads the store. Returns `None` after the store is closed.
 pub(super) type StorageSource = Box<dyn Fn() -> Option<StorageReading> + Send + Sync>;
 
 #[derive(Clone)]
@@ -30,7 +30,7 @@ pub(super) struct StorageCollector {
 }
 
 impl StorageCollector {
-    /// All gauges are 0 until there is a source.
+    /// Creates the gauges. All are 0 until there is a storage source.
     pub(super) fn new() -> Result<Self> {
         let families = StorageFamilies::declare()?;
         for class in StorageClass::ALL {

@@ -1,4 +1,4 @@
-//! Writes log lines in a thread of its own, so that no async worker waits for a slow terminal or log collector.
+//! Writes log lines in a separate thread, so that no async worker waits for a slow terminal or log collector.
 //!
 //! Lines pass through a queue that is bounded in lines and in bytes. A line that does not fit is dropped and counted,
 //! and the thread writes the number of dropped lines after the next line that it writes. If the output stalls, log
@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that wait to be written, at most.
+/// Maximum number of lines that wait to be written.
 const MAX_QUEUED_LINES: usize = 8192;
-/// Bytes of the lines that wait to be written, at most.
+/// Maximum bytes of the lines that wait to be written.
 const MAX_QUEUED_BYTES: usize = 4 << 20;
-/// How long the end of the process waits for queued lines to be written.
+/// Maximum time that the end of the process waits for queued lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the end of the process checks whether a full queue has room for the flush request.
 const FULL_QUEUE_POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -110,7 +110,7 @@ impl Drop for FlushGuard {
 }
 
 fn write_lines(lines: &Receiver<QueueItem>, counts: &QueueCounts, mut out: impl Write, dropped: fn(u64) -> String) {
-    // Write errors are ignored: the log is where they would be reported.
+    // Write errors are ignored, because the log itself is the place to report them.
     for message in lines {
         match message {
             QueueItem::Line(line) => {

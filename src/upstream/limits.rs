@@ -10,11 +10,11 @@ use tokio::time::Instant;
 
 use super::Kind;
 
-/// Longest time for which requests are withheld, whatever the response says: limits can be lifted or raised.
+/// Maximum time for which requests are paused. A longer `Retry-After` is cut, because the limit may end earlier.
 const MAX_HOLD: Duration = Duration::from_secs(15 * 60);
-/// Time for which pulls are withheld if a 429 names none. The window is hours long, and a refused pull does not count.
+/// Default pause of pulls if the 429 has no time. A minute is enough: refused pulls are not counted.
 const DEFAULT_PULL_HOLD: Duration = Duration::from_secs(60);
-/// Time for which other requests are withheld if a 429 names none. Some registries send occasional short-lived 429s.
+/// Default pause of other requests if the 429 has no time. It is short because some registries send occasional 429s.
 const DEFAULT_HOLD: Duration = Duration::from_secs(10);
 /// Pulls are scarce if fewer than this fraction of the limit is left.
 const SCARCE_FRACTION: f64 = 0.1;
@@ -23,7 +23,7 @@ const MAX_PULL_WINDOW: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// The requests that a 429 applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LimitScope {
+pub(super) enum LimitedRequests {
     /// All requests.
     Everything,
     /// GETs of manifests.
@@ -41,9 +41,9 @@ pub(super) struct Limits {
     scarce_until: Option<Instant>,
 }
 
-impl LimitScope {
-    /// The scope of a 429, by the request and the response body. `other_host`: it was not sent by the upstream's own
-    /// host.
+impl LimitedRequests {
+    /// Returns the requests that a 429 applies to, by the request and the response body. `other_host`: the response came from
+    /// another host.
     pub(super) fn of(kind: Kind, method: &Method, other_host: bool, body: &[u8]) -> Self {
         if other_host && kind == Kind::Blob {
             return Self::Blobs;
@@ -56,15 +56,15 @@ impl LimitScope {
 }
 
 impl Limits {
-    /// Records a 429. `requested` is the time in the response. Returns the time for which requests are withheld.
-    pub(super) fn hold(&mut self, covers: LimitScope, requested: Option<Duration>, now: Instant) -> Duration {
+    /// Records a 429. `requested` is the time in the response. Returns the time for which requests are paused.
+    pub(super) fn hold(&mut self, covers: LimitedRequests, requested: Option<Duration>, now: Instant) -> Duration {
         let (until, default) = match covers {
-            LimitScope::Everything => (&mut self.everything, DEFAULT_HOLD),
-            LimitScope::Pulls => (&mut self.pulls, DEFAULT_PULL_HOLD),
-            LimitScope::Blobs => (&mut self.blobs, DEFAULT_HOLD),
+            LimitedRequests::Everything => (&mut self.everything, DEFAULT_HOLD),
+            LimitedRequests::Pulls => (&mut self.pulls, DEFAULT_PULL_HOLD),
+            LimitedRequests::Blobs => (&mut self.blobs, DEFAULT_HOLD),
         };
         let hold = requested.unwrap_or(default).min(MAX_HOLD);
-        // Concurrent requests may be told different times; the longest one applies.
+        // Concurrent requests may receive different times; the longest one applies.
         *until = (*until).max(Some(now + hold));
         hold
     }
@@ -79,7 +79,7 @@ impl Limits {
         }
     }
 
-    /// Records Docker Hub's headers in responses about manifests: the limit, the remaining pulls and the window.
+    /// Records Docker Hub's headers of manifest responses: the limit, the remaining pulls and the window.
     pub(super) fn note_budget(&mut self, limit: f64, remaining: f64, window: Option<Duration>, now: Instant) {
         let scarce = limit > 0.0 && remaining < limit * SCARCE_FRACTION;
         self.scarce_until = scarce.then(|| now + window.unwrap_or(MAX_PULL_WINDOW).min(MAX_PULL_WINDOW));
@@ -105,15 +105,21 @@ mod tests {
     #[test]
     fn limit_scope_depends_on_request_and_body() {
         for (kind, method, other_host, body, covers) in [
-            (Kind::Manifest, Method::GET, false, HUB_PULLS, LimitScope::Pulls),
-            (Kind::Manifest, Method::GET, false, b"Too Many Requests".as_slice(), LimitScope::Everything),
-            (Kind::Manifest, Method::GET, false, br#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#, LimitScope::Everything),
-            (Kind::Manifest, Method::HEAD, false, b"", LimitScope::Everything),
-            (Kind::Blob, Method::GET, false, HUB_PULLS, LimitScope::Everything),
-            (Kind::Blob, Method::GET, true, b"", LimitScope::Blobs),
-            (Kind::Manifest, Method::GET, true, b"", LimitScope::Everything),
+            (Kind::Manifest, Method::GET, false, HUB_PULLS, LimitedRequests::Pulls),
+            (Kind::Manifest, Method::GET, false, b"Too Many Requests".as_slice(), LimitedRequests::Everything),
+            (
+                Kind::Manifest,
+                Method::GET,
+                false,
+                br#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#,
+                LimitedRequests::Everything,
+            ),
+            (Kind::Manifest, Method::HEAD, false, b"", LimitedRequests::Everything),
+            (Kind::Blob, Method::GET, false, HUB_PULLS, LimitedRequests::Everything),
+            (Kind::Blob, Method::GET, true, b"", LimitedRequests::Blobs),
+            (Kind::Manifest, Method::GET, true, b"", LimitedRequests::Everything),
         ] {
-            assert_eq!(LimitScope::of(kind, &method, other_host, body), covers, "{method} {kind:?} {other_host}");
+            assert_eq!(LimitedRequests::of(kind, &method, other_host, body), covers, "{method} {kind:?} {other_host}");
         }
     }
 
@@ -126,9 +132,9 @@ mod tests {
             (Kind::Tags, Method::GET),
         ];
         for (covers, stopped) in [
-            (LimitScope::Everything, [true, true, true, true]),
-            (LimitScope::Pulls, [true, false, false, false]),
-            (LimitScope::Blobs, [false, false, true, false]),
+            (LimitedRequests::Everything, [true, true, true, true]),
+            (LimitedRequests::Pulls, [true, false, false, false]),
+            (LimitedRequests::Blobs, [false, false, true, false]),
         ] {
             let (mut limits, now) = (Limits::default(), Instant::now());
             assert_eq!(limits.hold(covers, Some(9 * SECOND), now), 9 * SECOND);
@@ -146,11 +152,11 @@ mod tests {
         let (mut limits, now) = (Limits::default(), Instant::now());
         let year = Duration::from_secs(365 * 24 * 60 * 60);
         for (covers, requested, held) in [
-            (LimitScope::Everything, None, DEFAULT_HOLD),
-            (LimitScope::Pulls, None, DEFAULT_PULL_HOLD),
-            (LimitScope::Blobs, Some(Duration::ZERO), Duration::ZERO),
-            (LimitScope::Everything, Some(year), MAX_HOLD),
-            (LimitScope::Everything, Some(SECOND), SECOND),
+            (LimitedRequests::Everything, None, DEFAULT_HOLD),
+            (LimitedRequests::Pulls, None, DEFAULT_PULL_HOLD),
+            (LimitedRequests::Blobs, Some(Duration::ZERO), Duration::ZERO),
+            (LimitedRequests::Everything, Some(year), MAX_HOLD),
+            (LimitedRequests::Everything, Some(SECOND), SECOND),
         ] {
             assert_eq!(limits.hold(covers, requested, now), held, "{covers:?} {requested:?}");
         }

@@ -13,7 +13,7 @@ use super::breaker::Breaker;
 use super::error::UpstreamError;
 use super::remote::Remote;
 use super::response::UpstreamResponse;
-use super::send::Attempt;
+use super::send::RequestAttempt;
 use super::{Effort, Upstream, UpstreamRequest};
 
 /// Rounds over all URLs, at most.
@@ -46,8 +46,14 @@ impl Upstream {
             }
             let upstream_responded = AtomicBool::new(false);
             let (method, range, hops) = (&request.method, request.range, &self.hops);
-            let attempt =
-                Attempt { request: &request, method, range, hops, deadline, upstream_responded: &upstream_responded };
+            let attempt = RequestAttempt {
+                request: &request,
+                method,
+                range,
+                hops,
+                deadline,
+                upstream_responded: &upstream_responded,
+            };
             let error = match remote.round(connection, attempt).await {
                 Ok(response) => {
                     remote.record_success();

@@ -16,14 +16,14 @@ use super::allowed_hosts::Origin;
 use super::auth::AuthTarget;
 use super::client::ClientKind;
 use super::error::{UpstreamError, is_outage};
-use super::limits::LimitScope;
+use super::limits::LimitedRequests;
 use super::remote::{Connection, Remote};
 use super::response::{self, UpstreamBody, UpstreamResponse};
 use super::{Hops, Kind, UpstreamRequest, retry_after};
 
 /// All supported manifest types, in one header, the same for HEAD and GET. For a narrower list some registries send
-/// another representation, which has another digest. Schema 1 is left out because its digest is not the digest of its
-/// bytes, and so is `*/*`, which would include it.
+/// another representation, which has another digest. Schema 1 is omitted: its digest does not cover its bytes. `*/*` is
+/// omitted because it includes schema 1.
 const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
@@ -31,22 +31,22 @@ const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
      application/vnd.docker.distribution.manifest.v2+json",
 );
 
-/// Redirects followed in a row, at most.
+/// Maximum number of redirects of one request.
 const MAX_REDIRECTS: usize = 5;
-/// Bytes read of an unused body, at most, so that its connection can be reused.
+/// Maximum number of bytes read of an unused body, so that its connection can be reused.
 const MAX_DISCARDED_BYTES: usize = 64 * 1024;
-/// Time for reading an unused body, at most.
+/// Maximum time to read an unused body.
 const DISCARD_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// One attempt: the caller's request, or the GET that replaces a HEAD.
 #[derive(Clone, Copy)]
-pub(super) struct Attempt<'a> {
+pub(super) struct RequestAttempt<'a> {
     pub(super) request: &'a UpstreamRequest,
     pub(super) method: &'a Method,
     pub(super) range: Option<(u64, u64)>,
     pub(super) hops: &'a Hops,
     pub(super) deadline: Instant,
-    /// Whether the upstream itself responded to the last request, regardless of its storage and token server.
+    /// Set if the upstream itself responded to the last request. Responses of storage and token servers do not count.
     pub(super) upstream_responded: &'a AtomicBool,
 }
 
@@ -58,12 +58,11 @@ struct FinalResponse {
 }
 
 impl Remote {
-    /// Tries the URLs in order until one response is final. A URL that does not respond leaves the others their share
-    /// of the time.
+    /// Tries the URLs in order until one response is final. Each URL gets an equal share of the remaining time.
     pub(super) async fn round(
         &self,
         connection: &Connection,
-        attempt: Attempt<'_>,
+        attempt: RequestAttempt<'_>,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let mut failure = None;
         let urls_left = (1..=u32::try_from(self.urls.len()).unwrap_or(u32::MAX)).rev();
@@ -71,7 +70,7 @@ impl Remote {
         for (base, urls_left) in urls.zip(urls_left) {
             let now = Instant::now();
             let share = attempt.deadline.saturating_duration_since(now) / urls_left;
-            match self.try_url(connection, base, Attempt { deadline: now + share, ..attempt }).await {
+            match self.try_url(connection, base, RequestAttempt { deadline: now + share, ..attempt }).await {
                 Err(error) if error.is_worth_another_url() && Instant::now() < attempt.deadline => {
                     failure = Some(error)
                 }
@@ -85,7 +84,7 @@ impl Remote {
         &self,
         connection: &Connection,
         base: &Url,
-        attempt: Attempt<'_>,
+        attempt: RequestAttempt<'_>,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let request = attempt.request;
         let url = self.request_url(base, request)?;
@@ -106,9 +105,9 @@ impl Remote {
         &self,
         connection: &Connection,
         url: Url,
-        attempt: Attempt<'_>,
+        attempt: RequestAttempt<'_>,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let attempt = Attempt { method: &Method::GET, range: Some((0, 0)), ..attempt };
+        let attempt = RequestAttempt { method: &Method::GET, range: Some((0, 0)), ..attempt };
         let last = self.follow(connection, url, attempt).await?;
         let headers = last.response.headers();
         let length = match last.response.status() {
@@ -133,7 +132,7 @@ impl Remote {
         &self,
         connection: &Connection,
         mut url: Url,
-        attempt: Attempt<'_>,
+        attempt: RequestAttempt<'_>,
     ) -> Result<FinalResponse, UpstreamError> {
         let home = Origin::of(&url);
         let mut other_host = false;
@@ -157,13 +156,13 @@ impl Remote {
         Err(UpstreamError::bad(&self.name, format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    /// Requests one URL and answers its challenge. At most four HTTP requests: without and with a token and, if that
-    /// was an old token, once more without and with a token.
+    /// Requests one URL and answers its challenge. Sends at most four requests: one without and one with a token, then the
+    /// same again if a cached token was refused.
     async fn authorized(
         &self,
         connection: &Connection,
         target: AuthTarget<'_>,
-        attempt: Attempt<'_>,
+        attempt: RequestAttempt<'_>,
     ) -> Result<reqwest::Response, UpstreamError> {
         let (clients, auth, request_started) = (&connection.clients, &connection.auth, Instant::now());
         // This host may not require a token, so a failure of the token server matters only if the host sends a
@@ -187,7 +186,7 @@ impl Remote {
             grant = match &grant {
                 None if status == StatusCode::UNAUTHORIZED => {
                     let answer = auth.answer(clients, target, headers, attempt.deadline).await;
-                    match answer.map_err(|error| self.record_limit(LimitScope::Everything, error))? {
+                    match answer.map_err(|error| self.record_limit(LimitedRequests::Everything, error))? {
                         Some(grant) => Some(grant),
                         None => return Ok(response),
                     }
@@ -209,7 +208,7 @@ impl Remote {
         &self,
         connection: &Connection,
         url: &Url,
-        attempt: Attempt<'_>,
+        attempt: RequestAttempt<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<reqwest::Response, UpstreamError> {
         let mut request = reqwest::Request::new(attempt.method.clone(), url.clone());
@@ -243,7 +242,11 @@ impl Remote {
     }
 
     /// Converts the response to the caller's result.
-    async fn evaluate(&self, attempt: Attempt<'_>, last: FinalResponse) -> Result<UpstreamResponse, UpstreamError> {
+    async fn evaluate(
+        &self,
+        attempt: RequestAttempt<'_>,
+        last: FinalResponse,
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let FinalResponse { response, other_host } = last;
         let (status, headers) = (response.status(), response.headers());
         let upstream = self.name.clone();
@@ -267,14 +270,14 @@ impl Remote {
         }
         let retry_after = retry_after::from_headers(headers);
         let body = self.discard(response, attempt.deadline).await;
-        // A storage service that rejects a signed URL has failed; it does not decide who may pull.
+        // If a storage service rejects a signed URL, its 403 is a failure, not a denial.
         let decides = !(other_host && attempt.request.kind == Kind::Blob);
         Err(match status {
             StatusCode::NOT_FOUND => UpstreamError::NotFound { upstream },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if decides => UpstreamError::Denied { upstream, status },
             StatusCode::TOO_MANY_REQUESTS => {
                 let body = body.unwrap_or_default();
-                let covers = LimitScope::of(attempt.request.kind, attempt.method, other_host, &body);
+                let covers = LimitedRequests::of(attempt.request.kind, attempt.method, other_host, &body);
                 let retry_after = retry_after.or_else(|| retry_after::from_body(&body));
                 self.record_limit(covers, UpstreamError::RateLimited { upstream, retry_after })
             }
@@ -296,7 +299,7 @@ impl Remote {
         }
     }
 
-    /// Reads an unused body if it is small and fast, as an HTTP/1 connection with unread bytes cannot be reused.
+    /// Reads an unused body if it is small and fast, because an HTTP/1 connection with unread bytes cannot be reused.
     /// Returns the body if it was read completely.
     pub(super) async fn discard(&self, mut response: reqwest::Response, deadline: Instant) -> Option<Bytes> {
         if response::content_length(response.headers()).is_some_and(|length| length > MAX_DISCARDED_BYTES as u64) {
@@ -313,13 +316,13 @@ impl Remote {
             .map_err(|_| UpstreamError::bad(&self.name, "a URL that cannot be combined with the path of the request"))
     }
 
-    /// Records a 429, and adds the time for which requests are withheld if the response names none.
-    fn record_limit(&self, covers: LimitScope, error: UpstreamError) -> UpstreamError {
+    /// Records a 429. If the response has no `Retry-After`, adds the default wait.
+    fn record_limit(&self, covers: LimitedRequests, error: UpstreamError) -> UpstreamError {
         let UpstreamError::RateLimited { upstream, retry_after: requested } = error else { return error };
         let hold = self.limits.lock().hold(covers, requested, Instant::now());
         tracing::warn!(
             %upstream, ?covers, seconds = hold.as_secs_f64(),
-            "upstream limits the rate of requests; withholding them"
+            "upstream returned 429; requests are paused"
         );
         UpstreamError::RateLimited { upstream, retry_after: requested.or(Some(hold)) }
     }
@@ -349,12 +352,14 @@ fn redirect(response: &reqwest::Response) -> Option<&HeaderValue> {
     redirects.then(|| response.headers().get(LOCATION)).flatten()
 }
 
-/// Whether a status may mean that the token has expired. ECR sends 403 and public ECR 400 then, without a challenge.
+/// Whether a status may mean that the token has expired. For an expired token ECR sends 403, and public ECR 400, without a
+/// challenge.
 fn may_mean_expired_token(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST)
 }
 
-/// Removes a user name, which would become an `Authorization`. Neither call fails for an http URL.
+/// Removes user, password and fragment, because reqwest turns a user into `Authorization`. Neither call fails for an http
+/// URL.
 fn without_user(mut url: Url) -> Url {
     let _ = url.set_username("");
     let _ = url.set_password(None);

@@ -45,7 +45,7 @@ async fn gc_frees_deleted_content_on_a_running_server() {
     let third = roadstead(data, &["gc"]).await;
     let nothing = "removed: 0 files (0 B), 0 blobs of repositories that no manifest refers to, 0 untagged manifests; \
                    0 more are unreferenced and wait for their grace period\n\
-                   useless names of mirrored repositories: 0 tags, 0 links, 0 repositories\n";
+                   unneeded names of mirrored repositories: 0 tags, 0 links, 0 repositories\n";
     assert_eq!(third.out, nothing);
 }
 

@@ -1,8 +1,8 @@
-//! `roadstead explain`: which repository an image name or a request means, what of it is stored, and what a pull would ask
-//! the upstream.
+//! `roadstead explain`: shows the repository of an image name or a request, its stored content, and the requests to the
+//! upstream that a pull would cause.
 //!
-//! The running server answers, from its memory and with its configuration. Without one, or where its socket cannot be used,
-//! the files of the data folder are read.
+//! The running server answers, from its memory and with its configuration. If there is none or its socket cannot be used, the
+//! command reads the files of the data folder.
 
 mod text;
 

@@ -1,4 +1,4 @@
-//! An explanation as text.
+//! Formats an explanation as text.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use crate::cli::output::bytes;
 use crate::control::explain::{ContentNode, Explanation, RequestKind};
 use crate::upstream::BreakerState;
 
-/// Requests that are listed. Of further ones, only the number is printed.
+/// Maximum number of requests in the list. The line above the list has the number of all requests.
 const MAX_LISTED_REQUESTS: usize = 8;
 
 pub(super) fn render(explained: &Explanation) -> String {
@@ -66,18 +66,18 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
         None => {}
     }
     if let Some(manifest) = &explained.manifest {
-        writeln!(text, "content     kept  size        digest")?;
+        writeln!(text, "content     stored  size        digest")?;
         node(text, manifest, 0)?;
     }
     if explained.scope == "local" {
         return Ok(());
     }
     if matches!(explained.kind, RequestKind::Tags | RequestKind::Referrers) {
-        // Only a running server has copies of lists, so they are always shown as requests.
+        // Only a running server caches lists, so they are always shown as requests.
         return explained.upstream_requests.iter().try_for_each(|request| writeln!(text, "the list    {request}"));
     }
     match explained.upstream_requests.as_slice() {
-        [] => writeln!(text, "a pull      asks the upstream nothing"),
+        [] => writeln!(text, "a pull      needs no request to the upstream"),
         requests => {
             // The references of a manifest that is not stored are not known yet.
             let first = if explained.manifest.is_some() { "" } else { " first" };
@@ -94,6 +94,6 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
 fn node(text: &mut String, this: &ContentNode, depth: usize) -> std::fmt::Result {
     let stored = if this.stored { "yes" } else { "no" };
     let indent = "  ".repeat(depth);
-    writeln!(text, "            {stored:<5} {:<11} {indent}{} {}", bytes(this.size), this.digest, this.media_type)?;
+    writeln!(text, "            {stored:<7} {:<11} {indent}{} {}", bytes(this.size), this.digest, this.media_type)?;
     this.children.iter().try_for_each(|child| node(text, child, depth + 1))
 }

@@ -34,7 +34,7 @@ pub(super) async fn serve(
     site: &Site,
     draining: &CancellationToken,
 ) -> Option<(TcpStream, Bytes)> {
-    let mut socket = Socket::new(stream, deadlines.head, deadlines.progress);
+    let mut socket = Socket::new(stream, deadlines.headers, deadlines.progress);
     let mut scratch = BytesMut::with_capacity(RESPONSE_HEADERS_BYTES);
     loop {
         let PlainRequest { request, is_last } = match next(&mut socket, deadlines, draining).await {
@@ -78,7 +78,7 @@ async fn next(
         // Headers that have started have a shorter deadline than an idle connection.
         if !socket.read.is_empty() && !started {
             started = true;
-            socket.set_deadline(deadlines.head);
+            socket.set_deadline(deadlines.headers);
         }
         let read = tokio::select! {
             biased;

@@ -1,11 +1,11 @@
-//! The way of a request for a blob that is not served from the store at once, as a state machine.
+//! Handles a request for a blob that is not served from the store at once. It is a state machine.
 //!
 //! ```text
 //! CheckStore     -> Prove | CheckFailures | exit: it is stored
-//! Prove          -> CheckStore | exit: the upstream does not say that the repository has it
-//! CheckFailures  -> Join | PastStore | exit: the last fill has just failed
+//! Prove          -> CheckStore | exit: the upstream does not confirm that the repository has it
+//! CheckFailures  -> Join | PastStore | exit: the last fill failed less than a second ago
 //! Join           -> Follow | Prove: a fill with other rights is running
-//! Follow         -> exit | PastStore: no room | CheckStore: abandoned, or failed with other rights
+//! Follow         -> exit | PastStore: no room | CheckStore: cancelled, or failed with other rights
 //! PastStore      -> exit
 //! ```
 //!
@@ -26,7 +26,7 @@ use crate::store::{Member, StoreError};
 use crate::telemetry::CacheResult;
 use crate::upstream::Upstream;
 
-/// Fills that one request takes part in: its own, and further ones after a fill that another request started has failed.
+/// Maximum number of fills that one request joins: its own, and further ones if a fill of another request fails.
 const MAX_FILLS_PER_REQUEST: usize = 3;
 
 pub(super) struct ColdBlob {
@@ -39,17 +39,17 @@ pub(super) struct ColdBlob {
 }
 
 enum State {
-    /// Looks whether the blob is stored and may be read.
+    /// Checks whether the blob is stored and may be read.
     CheckStore,
     /// Asks the upstream whether the repository has the blob.
     Prove,
-    /// Looks whether a fill of it failed a moment ago, or whether nothing can be stored at all.
+    /// Checks whether a fill of the blob failed less than a second ago, or the store is read-only or full.
     CheckFailures,
     /// Starts a fill or joins the running one.
     Join,
     /// Answers from the fill.
     Follow(Following, CacheResult),
-    /// Answers with a transfer past the store.
+    /// Answers with a bypass.
     PastStore,
 }
 
@@ -60,13 +60,13 @@ enum Exit {
     ServedPastStore(Content),
     /// The requested range lies outside of the stored blob.
     OutOfRange(PullError),
-    /// The upstream does not say that the repository has the blob.
+    /// The upstream does not confirm that the repository has the blob.
     NotProven(PullError),
-    /// A fill from the same source failed a moment ago.
+    /// A fill from the same source failed less than a second ago.
     FailedRecently(PullError),
     FillFailed(PullError),
     TransferPastStoreFailed(PullError),
-    /// All fills that it took part in were abandoned or failed with other rights.
+    /// All fills that the request joined were cancelled or failed with other rights.
     FillsExhausted(PullError),
     StoreFailed(StoreError),
 }
@@ -92,6 +92,8 @@ impl ColdBlob {
         Ok(Self { request, upstream, requester, fills_joined: 0, last_failure: PullError::Abandoned })
     }
 
+    /// Runs the state machine to its end.
+    ///
     /// # Errors
     /// Those of the upstream or the store, by the request's deadline.
     pub(super) async fn run(mut self) -> Result<Content, PullError> {
@@ -172,7 +174,7 @@ impl ColdBlob {
         }
     }
 
-    /// Looks at the store again, unless the request has taken part in too many fills.
+    /// Checks the store again, unless the request has joined too many fills.
     fn start_over(&self) -> Result<State, Exit> {
         if self.fills_joined < MAX_FILLS_PER_REQUEST {
             Ok(State::CheckStore)

@@ -1,5 +1,5 @@
-//! The response from a running fill, once there are bytes for it: by following the fill or, where the requested range is far
-//! ahead of it, past it.
+//! Builds the response to a request that joined a fill. A bypass fetches a range far ahead of the mark. All other responses
+//! follow the fill.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use super::request::ColdRequest;
 use crate::oci::{ByteRange, Selected};
 use crate::telemetry::CacheResult;
 
-/// A range that begins further beyond a fill's mark than this does not wait for the fill.
+/// Maximum distance from the mark for which a range waits.
 const MAX_WAIT_DISTANCE_BYTES: u64 = 8 << 20;
 
 impl ColdRequest {
-    /// `result` is how the request joined the fill.
+    /// `result` is the cache result if the fill succeeds.
     pub(super) async fn answer_from_fill(
         &self,
         mut following: Following,
@@ -34,18 +34,18 @@ impl ColdRequest {
             }
             let (next, end) = match selected {
                 Selected::Part(part) => (part.start, Some(part.end)),
-                // Several parts that cannot be read yet: the complete blob is a valid response, too (RFC 9110, 14.2).
+                // These parts are not yet readable. A complete response is also valid (RFC 9110, 14.2).
                 Selected::Parts(_) | Selected::Whole => (0, start.total()),
             };
             let mut follower = following.read(&start, next, end);
             match follower.read_ahead(self.deadline).await {
-                // Nothing was sent: the next generation will do, even with another length.
+                // No byte was sent, so the response can restart with the next attempt, even with another length.
                 Err(ContentError::Restarted) => following = follower.into_following(),
                 Err(ContentError::Transfer(error)) => return Err(error),
                 Err(ContentError::LocalRead(cause)) => {
                     return Err(PullError::LocalRead { digest: self.digest.clone(), cause: Arc::new(cause) });
                 }
-                // A wrong length comes back when the body is read.
+                // The same length error is returned when the body is read.
                 Ok(()) | Err(ContentError::Length) => {
                     let bytes = ContentStream::Follow(Box::new(follower));
                     let body = match selected {
@@ -62,7 +62,7 @@ impl ColdRequest {
         let answer_within = self.engine.context.config.answer_within;
         let start = following.start_by(self.deadline, self.wanted.needs_length, answer_within).await?;
         if self.wanted.ranges.is_some() && start.total().is_none() {
-            // The length of the blob decides which part is meant. If it is not known in time, all of the blob is served.
+            // A suffix range needs the blob length. If the length is not known in time, the complete blob is served.
             if let Ok(complete) = timeout_at(self.deadline, following.start(true)).await {
                 return complete;
             }
@@ -70,7 +70,8 @@ impl ColdRequest {
         Ok(start)
     }
 
-    /// What need not follow the fill: a range far ahead of the mark, and several parts that can all be read.
+    /// Returns a response that does not follow the fill: a range far ahead of the mark, or several parts that are all
+    /// readable.
     async fn answer_at_once(&self, start: &Start, selected: &Selected, result: CacheResult) -> Option<Content> {
         let total = start.total()?;
         match selected {
@@ -85,7 +86,8 @@ impl ColdRequest {
         }
     }
 
-    /// `None` where no slot is free, or the source does not send exactly that range: the request follows the fill then.
+    /// Fetches the range with a bypass. `None`: no slot is free, or the source sent a different range. The request then follows
+    /// the fill.
     async fn range_past_fill(&self, part: ByteRange, total: u64) -> Option<Content> {
         let slot = self.engine.bypasses.free_slot(self.repo(), part.len())?;
         self.range_past_store(part, total, slot).await.ok()

@@ -17,10 +17,11 @@ use cold::ColdBlob;
 pub use request::BlobRequest;
 
 impl PullRequest<'_> {
-    /// A blob of a mirrored repository, or the requested part of it.
+    /// Returns a blob of a mirrored repository, or the requested part of it.
     ///
     /// # Errors
-    /// [`PullError::Range`] where the requested part lies outside; else as the upstream answers, within `answer_within`.
+    /// [`PullError::Range`] if the requested part lies outside of the blob; otherwise the error of the upstream or the store,
+    /// within `answer_within`.
     pub async fn blob(&self, repo: &RepoId, digest: &Digest, request: BlobRequest) -> Result<Content, PullError> {
         let context = &self.engine.context;
         let member = context.may_read(repo, digest).await?;
@@ -33,12 +34,12 @@ impl PullRequest<'_> {
             return Err(PullError::NotFound);
         }
         let upstream = self.upstream(repo)?;
-        // In a box: the rare case does not make the future of every request larger.
+        // Boxed, so that the rare case does not make the future of every request larger.
         let cold = async { ColdBlob::new(self.engine, upstream, repo, digest, member, request).await?.run().await };
         Box::pin(cold.instrument(self.trace.span())).await
     }
 
-    /// The length of a blob of a mirrored repository, in bytes; `None` if its upstream does not say.
+    /// Returns the length of a blob of a mirrored repository, in bytes; `None` if its upstream does not send one.
     pub async fn blob_length(&self, repo: &RepoId, digest: &Digest) -> Result<Option<u64>, PullError> {
         let context = &self.engine.context;
         let member = context.may_read(repo, digest).await?;

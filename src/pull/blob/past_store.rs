@@ -1,5 +1,5 @@
-//! The response with a transfer past the store: a range far ahead of a fill, or a blob that cannot be stored because the
-//! disk is full or the folder is read-only.
+//! Responses with a bypass: a range far ahead of a fill, or a blob that cannot be stored because the disk is full or the
+//! folder is read-only.
 
 use tokio::time::timeout_at;
 
@@ -13,7 +13,7 @@ use crate::oci::{ByteRange, Selected};
 use crate::telemetry::CacheResult;
 
 impl ColdRequest {
-    /// `size` is the length of the blob, as far as it is known. A range is requested as such where the length is known.
+    /// Answers with a bypass. `size` is the length of the blob, if it is known. Requests only the range if the length is known.
     pub(super) async fn answer_past_store(&self, size: Option<u64>) -> Result<Content, PullError> {
         let (context, bypasses, source) = (&self.engine.context, &self.engine.bypasses, &self.source);
         let mut slot = bypasses.slot(self.repo(), size, source.name(), self.deadline).await?;
@@ -31,7 +31,7 @@ impl ColdRequest {
             return Err(PullError::Changed { upstream: source.name().clone() });
         };
         let mut bypass = bypasses.complete(transfer, source.name(), &self.digest, total, slot);
-        // A small blob is verified before its response begins, so that wrong content is a clean error.
+        // A small blob is verified before its response begins, so that wrong content becomes an error status.
         if total.is_some_and(|total| total <= HELD_BACK_TAIL_BYTES) {
             let received = timeout_at(self.deadline, bypass.receive()).await;
             received.map_err(|_| context.too_late(source.name()))??;
@@ -40,8 +40,8 @@ impl ColdRequest {
         Ok(Content { total, body, result: CacheResult::Bypass })
     }
 
-    /// A range of a blob of `total` bytes, straight from the source. If the source does not send exactly that, the slot comes
-    /// back, and the range has to be answered in another way.
+    /// Fetches a range of a blob of `total` bytes directly from the source. If the source does not send exactly that range,
+    /// returns the slot, and the caller answers in another way.
     pub(super) async fn range_past_store(
         &self,
         part: ByteRange,

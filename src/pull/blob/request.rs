@@ -1,4 +1,4 @@
-//! What a client requests of a blob, and what the cold path knows about the request.
+//! A client's request for a blob, and the data that the cold path needs for it.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use super::super::error::PullError;
 use super::super::source::BlobSource;
 use crate::oci::{Digest, RangeSet, RepoId, Selected};
 
-/// What a client requests of a blob.
+/// A client's request for a blob.
 #[derive(Clone, Debug, Default)]
 pub struct BlobRequest {
     pub ranges: Option<RangeSet>,
-    /// The response must have a length: to an HTTP/1.0 client a body without length that breaks off looks complete.
+    /// The response must have a length: an HTTP/1.0 client cannot detect that a body without length is incomplete.
     pub needs_length: bool,
 }
 
@@ -23,15 +23,15 @@ pub(super) struct ColdRequest {
     pub(super) source: Arc<dyn BlobSource>,
     pub(super) digest: Digest,
     pub(super) wanted: BlobRequest,
-    /// When the response headers have to be sent.
+    /// The time by which the response headers must be sent.
     pub(super) deadline: Instant,
 }
 
 impl BlobRequest {
-    /// The requested part of content of `length` bytes.
+    /// Returns the requested part of content of `length` bytes.
     ///
     /// # Errors
-    /// `Range` where no requested range lies within the content.
+    /// `Range` if no requested range lies within the content.
     pub fn select(&self, length: u64) -> Result<Selected, PullError> {
         match &self.ranges {
             Some(ranges) => ranges.select(length).map_err(|_unsatisfiable| PullError::Range { length }),

@@ -1,4 +1,4 @@
-//! One attempt at a blob from byte zero: a spool, its running hash, and as many transfers as it takes.
+//! One attempt to fetch a blob from byte zero: a spool, its running hash, and one or more transfers.
 //!
 //! Wrong bytes are never repaired. The attempt ends, and another one may begin, as the next generation.
 
@@ -9,7 +9,7 @@ use super::segment::Segment;
 use super::transfer::SegmentTransfer;
 use crate::store::Spool;
 
-/// Attempts after the first one: bytes that were wrong once may have been damaged on the way.
+/// Maximum number of attempts after the first one. Wrong bytes may have been damaged in transit.
 const MAX_REPEATS: u32 = 1;
 
 pub(super) struct Attempt<'a> {
@@ -33,7 +33,8 @@ impl<'a> Attempt<'a> {
         Self { job: self.job, generation: self.generation + 1 }
     }
 
-    /// An attempt is repeated for followers only. Followers that have sent bytes end, the others move on to the next one.
+    /// Whether another attempt may begin: only if the fill has followers. Followers that have sent bytes end with an error. The
+    /// others follow the next attempt.
     pub(super) fn may_be_repeated(&self) -> bool {
         self.generation < MAX_REPEATS && self.job.fill.follower_count() > 0
     }
@@ -61,8 +62,8 @@ impl<'a> Attempt<'a> {
         Ok(Verified { spool, length, generation })
     }
 
-    /// Whether the headers contradict what is known of the blob. The digest decides, not a header, but no client is told
-    /// anything before verification.
+    /// Whether the headers contradict the known length or digest of the blob. The digest decides, not a header. But no byte is
+    /// sent to a client before verification.
     fn is_doubtful(&self, transfer: &Transfer, total: Option<u64>) -> bool {
         let fill = &self.job.fill;
         let other_length = fill.size.zip(total).is_some_and(|(known, total)| known != total);
@@ -81,7 +82,7 @@ impl<'a> Attempt<'a> {
 }
 
 impl Verified {
-    /// Moves the blob into the store and lets the source's repository read it; its length.
+    /// Moves the blob into the store and links it in the source's repository. Returns its length in bytes.
     pub(super) async fn commit(self, job: &Job) -> Result<u64, PullError> {
         let Self { spool, length, generation } = self;
         let file = spool.range_to(length);

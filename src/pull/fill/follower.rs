@@ -1,4 +1,5 @@
-//! A follower: one client's reading position in a fill's file. A slow client delays neither the fill nor other followers.
+//! A follower: a request that reads a fill's file at its own position. A slow client delays neither the fill nor other
+//! followers.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -15,8 +16,8 @@ use super::registry::Following;
 use crate::store::FileRange;
 use crate::telemetry::CacheResult;
 
-/// What a response needs to know before it can begin, from one look at the fill: a second look may see another generation,
-/// whose length is not the one that the client is told.
+/// The state of a fill when a response begins. It is read once: a later state may have another generation with another length
+/// than the one sent to the client.
 #[derive(Clone, Debug)]
 pub(in crate::pull) struct Start {
     generation: u32,
@@ -25,22 +26,22 @@ pub(in crate::pull) struct Start {
     extent: Option<Extent>,
 }
 
-/// The bytes `next..end` of a fill, as they become readable.
+/// Reads the bytes `next..end` of a fill as they become readable.
 pub struct Follower {
     following: Following,
     next: u64,
-    /// `None`: to the end of the blob, whose length is not known.
+    /// `None`: the end of the blob, because its length is not known.
     end: Option<u64>,
-    /// The length that the client was told; it cannot be told another one when a later generation has it.
+    /// The length in the response headers. A later generation with another length cannot continue the response.
     total: Option<u64>,
     generation: u32,
-    /// Whether bytes of this generation were handed out.
+    /// Whether bytes of this generation were returned to the caller.
     sent: bool,
-    /// The first bytes, read before the client was told anything.
+    /// The first bytes, read before the response headers were sent.
     read_ahead: Option<Bytes>,
 }
 
-/// What the fill's progress allows a follower to do.
+/// The next step of a follower, by the fill's progress.
 enum Step {
     Read(FileRange),
     Wait,
@@ -58,13 +59,13 @@ impl Start {
         self.extent.as_ref()
     }
 
-    /// How far `position` lies beyond what can be read, in bytes.
+    /// Returns the number of bytes between the mark and `position`.
     pub(in crate::pull) fn distance_to(&self, position: u64) -> u64 {
         self.extent.as_ref().map_or(position, |extent| extent.distance_to(position))
     }
 
-    /// How the request counts, which joined the fill as `result`. The request that caused a fetch is a miss, however fast the
-    /// fetch was.
+    /// Returns the cache result of a request that joined the fill as `result`. The request that caused a fetch is a miss, even
+    /// if the fetch has ended.
     pub(in crate::pull) fn result(&self, result: CacheResult) -> CacheResult {
         let extent = self.extent.as_ref();
         match result {
@@ -84,8 +85,8 @@ impl From<&Extent> for Start {
 // === impl Following ===
 
 impl Following {
-    /// Waits until a response can begin. At the deadline a response begins without bytes if the blob's length is known.
-    /// `complete`: only a complete blob will do. `answer_within` is for the error.
+    /// Waits until a response can begin. At the deadline a response begins without bytes if the blob's length is known and more
+    /// than 64 KiB. `complete`: waits for the complete blob. `answer_within` is for the error.
     ///
     /// # Errors
     /// Those of the fill; at the deadline `Busy` or `TooLate`.
@@ -101,13 +102,13 @@ impl Following {
         }
     }
 
-    /// A small blob has no such start, because it has to be verified before its response begins.
+    /// Returns a start without bytes. A small blob has none, because it must be verified before its response begins.
     fn start_without_bytes(&self, complete: bool, answer_within: Duration) -> Result<Start, PullError> {
         let (progress, fill) = (self.progress.borrow(), self.fill());
         let (total, generation) = match &*progress {
             Progress::Readable(extent) if !extent.is_complete() => (extent.total(), extent.generation()),
-            // A manifest says that such a blob exists, so its slot will come, and clients wait longer for bytes than for
-            // headers.
+            // The length is from a manifest, so the blob should exist. Send the headers now: clients wait longer for bytes than
+            // for headers.
             _ if fill.had_to_wait.load(Ordering::Acquire) => (fill.size, 0),
             _ => (None, 0),
         };
@@ -121,7 +122,7 @@ impl Following {
         }
     }
 
-    /// Waits until bytes can be read; with `complete`, until all of them can.
+    /// Waits until bytes can be read. With `complete`, waits until all bytes can be read.
     pub(in crate::pull) async fn start(&mut self, complete: bool) -> Result<Start, PullError> {
         let is_ready = |progress: &Progress| match progress {
             Progress::Queued | Progress::Requesting => false,
@@ -135,7 +136,7 @@ impl Following {
         }
     }
 
-    /// Reads the bytes `next..end` of what `start` saw.
+    /// Returns a follower that reads the bytes `next..end` of the generation in `start`.
     pub(in crate::pull) fn read(self, start: &Start, next: u64, end: Option<u64>) -> Follower {
         let Start { generation, total, .. } = *start;
         Follower { following: self, next, end, total, generation, sent: false, read_ahead: None }
@@ -145,7 +146,7 @@ impl Following {
 // === impl Follower ===
 
 impl Follower {
-    /// Reads the first bytes, if they become readable by `deadline`: a failure before them can be answered with an error.
+    /// Reads the first bytes, if they become readable by `deadline`. A failure before them becomes an error status.
     pub(in crate::pull) async fn read_ahead(&mut self, deadline: Instant) -> Result<(), ContentError> {
         if let Ok(first) = timeout_at(deadline, self.next()).await {
             self.read_ahead = first?;
@@ -157,10 +158,10 @@ impl Follower {
         self.following
     }
 
-    /// The next bytes, once they are readable; `None` at the end.
+    /// Waits for the next bytes and returns them; `None` at the end.
     ///
     /// # Errors
-    /// `Transfer` if the fill fails, `LocalRead` if our file cannot be read, `Restarted` if bytes that were handed out turn
+    /// `Transfer` if the fill fails, `LocalRead` if the spool file cannot be read, `Restarted` if bytes that were returned turned
     /// out to be wrong.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ContentError> {
         if let Some(first) = self.read_ahead.take() {
@@ -190,15 +191,15 @@ impl Follower {
         }
         let progress = self.following.progress.borrow_and_update();
         let extent = match &*progress {
-            // The bytes that were handed out are wrong.
+            // The bytes that were returned are wrong.
             Progress::Queued | Progress::Requesting if self.sent => return Err(ContentError::Restarted),
             Progress::Queued | Progress::Requesting => return Ok(Step::Wait),
             Progress::Readable(extent) => extent,
             Progress::Failed(error) => return Err(error.clone().into()),
         };
         if extent.generation() != self.generation {
-            let told_another_length = self.total.zip(extent.total()).is_some_and(|(told, total)| told != total);
-            if self.sent || told_another_length {
+            let length_differs = self.total.zip(extent.total()).is_some_and(|(announced, total)| announced != total);
+            if self.sent || length_differs {
                 return Err(ContentError::Restarted);
             }
             self.generation = extent.generation();
@@ -207,7 +208,7 @@ impl Follower {
             (Some(range), ..) => Ok(Step::Read(range)),
             (None, false, _) => Ok(Step::Wait),
             (None, true, None) => Ok(Step::End),
-            // The complete blob is shorter than the client was told.
+            // The complete blob is shorter than the length in the response headers.
             (None, true, Some(_)) => Err(ContentError::Length),
         }
     }

@@ -1,4 +1,4 @@
-//! A fill in flight as its followers see it, and what its own task works with.
+//! A running fill as its followers see it ([`Fill`]), and the data of its own task ([`Job`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use super::super::source::{BlobSource, SourceId};
 use super::progress::{Progress, Publisher};
 use crate::oci::Digest;
 
-/// A fill in flight.
+/// A running fill.
 #[derive(Debug)]
 pub(in crate::pull) struct Fill {
     pub(super) digest: Digest,
@@ -23,21 +23,21 @@ pub(in crate::pull) struct Fill {
     pub(super) size: Option<u64>,
     /// Written by the fill's task.
     pub(super) progress: watch::Receiver<Progress>,
-    /// Nothing was ever stored in the source's repository.
+    /// The source's repository has no stored content.
     pub(super) new_repository: bool,
     /// Written by followers when they join and leave.
     pub(super) followers: AtomicUsize,
-    /// How many requests joined it, all in all.
+    /// The number of requests that have joined it.
     pub(super) joined: AtomicUsize,
     /// Bytes of the current attempt, written by the fill's task.
     pub(super) received: AtomicU64,
-    /// How often its transfer was resumed after an interruption.
+    /// The number of times that its transfer was resumed after an interruption.
     pub(super) resumes: AtomicUsize,
-    /// It had to wait for a slot.
+    /// The fill had to wait for a slot.
     pub(super) had_to_wait: AtomicBool,
     pub(super) abandon: CancellationToken,
-    /// A trace of its own: a fill outlives the request that started it. The spans of followers link to it. Taken by the fill's
-    /// task when it ends, so that the span does not last as long as the slowest follower.
+    /// The fill's own span, because a fill outlives the request that started it. The spans of followers link to it. The fill's
+    /// task takes it when it ends, so that the span does not last as long as the slowest follower.
     pub(super) span: Mutex<Option<Span>>,
 }
 
@@ -50,8 +50,7 @@ impl Fill {
         self.followers.load(Ordering::Acquire)
     }
 
-    /// Whether it fetches without followers. A fill that has received everything is not abandoned: it only has to be
-    /// committed.
+    /// Whether the fill runs without followers. A fill that has received all bytes is no orphan: it only has to be committed.
     pub(super) fn is_orphan(&self) -> bool {
         let fetches = match &*self.progress.borrow() {
             Progress::Requesting => true,
@@ -65,7 +64,7 @@ impl Fill {
         matches!(*self.progress.borrow(), Progress::Queued)
     }
 
-    /// Whether it is abandoned and about to free its slot.
+    /// Whether the fill is cancelled and will release its slot.
     pub(super) fn is_ending(&self) -> bool {
         self.abandon.is_cancelled() && !self.is_queued()
     }
@@ -75,7 +74,7 @@ impl Fill {
     }
 }
 
-/// What the task of one fill works with.
+/// The data of the task of one fill.
 pub(super) struct Job {
     pub(super) context: Arc<Context>,
     pub(super) fill: Arc<Fill>,

@@ -1,16 +1,16 @@
-//! Fills: each brings one blob from its source into the store, while any number of followers read it.
+//! Fills: each transfers one blob from its source into the store, while any number of followers read it.
 //!
-//! - `registry`: which fills run, how many clients follow them, and which are abandoned. `job`: what one fill works with.
+//! - `registry`: the running fills, their followers, and the cancelling of orphans. `job`: the data of one fill.
 //! - `run`: the task of one fill. It takes a slot, makes attempts, commits the blob, and publishes the outcome.
 //! - `attempt`: one spool file from byte zero, its hash, and its verification.
-//! - `segment`: which bytes of the file are missing. `transfer` brings them, at least at `min_rate` (`pace`), and `resume`
-//!   requests the rest after an interruption.
-//! - `progress`: what may be read of the file, as the fill publishes it. `follower`: a client that reads it.
+//! - `segment`: the missing bytes of the file. `transfer` receives them, at least at `min_rate` (`pace`), and `resume` requests
+//!   the rest after an interruption.
+//! - `progress`: the readable part of the file, as the fill publishes it. `follower`: a request that reads it.
 //!
-//! An attempt has one segment today, the complete blob, and what may be read is one range that ends at the mark. Several
-//! segments over one file need changes in three places: `attempt` (a list of segments, and which transfer serves which),
-//! `Extent` in `progress` (what may be read around a position), and the spool (writes at a position). Followers, sources and
-//! `resume` stay as they are.
+//! An attempt has one segment today, the complete blob, and the readable part is one range that ends at the mark. Several
+//! segments per file would need changes in three places: `attempt` (a list of segments and their transfers), `Extent` in
+//! `progress` (the readable bytes around a position), and the spool (writes at a position). Followers, sources and `resume`
+//! would not change.
 
 mod attempt;
 mod follower;
@@ -47,11 +47,11 @@ pub(super) struct Fills {
 
 /// How a request takes part in a fill.
 pub(super) enum Joined {
-    /// It started the fill.
+    /// The request started the fill.
     Led(Following),
-    /// The fill was running.
+    /// The fill was already running.
     Followed(Following),
-    /// The fill runs with other rights: the requester needs a proof that its own repository has the blob.
+    /// The running fill uses another source. The requester must first prove that its own repository has the blob.
     NeedsProof,
 }
 
@@ -65,7 +65,7 @@ impl Fills {
         self.registry.is_running(digest)
     }
 
-    /// Follows the fill of `digest`, and starts it from the requester's source if none is running.
+    /// Follows the fill of `digest`. If none is running, starts one from the requester's source.
     pub(super) fn join(&self, digest: &Digest, requester: &Requester) -> Joined {
         match self.registry.enter(digest, requester) {
             Entered::NeedsProof => Joined::NeedsProof,
@@ -73,7 +73,7 @@ impl Fills {
             Entered::Led { following, entry, publisher } => {
                 let run = Run::new(&self.context, &self.registry, requester.source.clone(), &following, publisher);
                 self.tasks.spawn(async move {
-                    // Dropped after the outcome is published, and also if the task panics or is stopped.
+                    // The entry is dropped after the outcome is published, and also if the task panics or is stopped.
                     let _entry = entry;
                     run.run().await;
                 });
@@ -82,7 +82,7 @@ impl Fills {
         }
     }
 
-    /// Abandons all fills without followers.
+    /// Cancels all fills without followers.
     pub(super) fn abandon_orphans(&self) {
         self.registry.abandon_orphans();
     }

@@ -1,7 +1,7 @@
-//! A transfer that is slower than `min_rate` counts as interrupted.
+//! Interrupts a transfer that is slower than `min_rate`.
 //!
-//! Only the time spent waiting for the source is measured: a slow disk of ours is not the source's fault. No timer runs beside
-//! the transfer, because silence ends it after `idle_timeout` anyway: a check at each chunk is enough.
+//! Only the time spent waiting for the source is measured, because a slow local disk is not the source's fault. A check at
+//! each chunk is enough: if no chunk arrives, `idle_timeout` ends the transfer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::super::error::PullError;
 use super::super::source::{ByteStream, MinRate};
 use crate::upstream::UpstreamError;
 
-/// What came in the current window.
+/// The bytes and the waiting time of the current window.
 #[derive(Debug)]
 struct Pace {
     min_rate: MinRate,
@@ -21,7 +21,7 @@ struct Pace {
     bytes: u64,
 }
 
-/// The stream, which ends with an interruption if it falls below `min_rate`. `source` is named in that error.
+/// Wraps a stream so that it ends with an error if it falls below `min_rate`. `source` is the name in that error.
 pub(super) fn paced(bytes: ByteStream, min_rate: MinRate, source: Arc<str>) -> ByteStream {
     let paced = stream::try_unfold((bytes, Pace::new(min_rate), source), |(mut bytes, mut pace, source)| async move {
         let asked = Instant::now();
@@ -40,7 +40,7 @@ impl Pace {
         Self { min_rate, waited: Duration::ZERO, bytes: 0 }
     }
 
-    /// Whether the rate is still high enough, after a chunk of `bytes` was waited for.
+    /// Records a chunk of `bytes` that took `waited` to arrive. Returns whether the rate is high enough.
     fn is_kept(&mut self, waited: Duration, bytes: u64) -> bool {
         self.waited += waited;
         self.bytes += bytes;

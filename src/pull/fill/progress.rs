@@ -1,7 +1,7 @@
-//! What a fill publishes: where it is, and which bytes of its spool file may be read.
+//! The progress that a fill publishes: its state, and which bytes of its spool file may be read.
 //!
-//! This module owns the rules of the mark: it moves forward only, stays behind the held-back tail until verification, and
-//! belongs to one attempt at the blob (its generation).
+//! This module owns the rules of the mark: it moves forward only, stays before the held-back tail until verification, and
+//! belongs to one attempt (its generation).
 
 use tokio::sync::watch;
 
@@ -10,18 +10,18 @@ use super::super::held_back_tail::readable_before_verification;
 use crate::oci::ByteRange;
 use crate::store::FileRange;
 
-/// Where a fill is. If the publisher is dropped before it published an end, the fill has failed.
+/// The state of a fill. If the publisher is dropped before it published an end, the fill has failed.
 #[derive(Clone, Debug)]
 pub(super) enum Progress {
-    /// It waits for a slot.
+    /// The fill waits for a slot.
     Queued,
-    /// It has requested the blob; nothing can be read.
+    /// The fill has requested the blob; no bytes can be read.
     Requesting,
     Readable(Extent),
     Failed(PullError),
 }
 
-/// What may be read of one attempt's file.
+/// The readable part of one attempt's file.
 #[derive(Clone, Debug)]
 pub(in crate::pull) struct Extent {
     /// From the first byte of the blob to the mark.
@@ -36,9 +36,9 @@ pub(in crate::pull) struct Extent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Receiving,
-    /// Length and digest are right, and all of it may be read.
+    /// Length and digest are correct, and all bytes may be read.
     Verified,
-    /// Verified and in the store. `found`: it was there before the fill began.
+    /// Verified and in the store. `found`: it was stored before the fill began.
     Committed {
         found: bool,
     },
@@ -49,7 +49,7 @@ enum Stage {
 pub(super) struct Publisher(watch::Sender<Progress>);
 
 impl Progress {
-    /// A new fill's progress, and the end that publishes it.
+    /// Returns the publisher and the receiver of a new fill's progress.
     pub(super) fn channel() -> (Publisher, watch::Receiver<Self>) {
         let (publisher, progress) = watch::channel(Self::Requesting);
         (Publisher(publisher), progress)
@@ -57,12 +57,12 @@ impl Progress {
 }
 
 impl Extent {
-    /// A blob that was in the store before the fill began.
+    /// Returns the extent of a blob that was in the store before the fill began.
     pub(super) fn found(file: FileRange) -> Self {
         Self { total: Some(file.end()), file, generation: 0, stage: Stage::Committed { found: true } }
     }
 
-    /// How far the blob may be read from its first byte, in bytes.
+    /// Returns the number of bytes that may be read from the start of the blob.
     pub(in crate::pull) fn mark(&self) -> u64 {
         self.file.end()
     }
@@ -75,7 +75,7 @@ impl Extent {
         self.generation
     }
 
-    /// Whether all of the blob has come and is verified.
+    /// Whether all bytes of the blob arrived and are verified.
     pub(super) fn is_complete(&self) -> bool {
         self.stage != Stage::Receiving
     }
@@ -84,7 +84,7 @@ impl Extent {
         matches!(self.stage, Stage::Committed { .. })
     }
 
-    /// Whether it was in the store before the fill began.
+    /// Whether the blob was in the store before the fill began.
     pub(super) fn was_found(&self) -> bool {
         self.stage == Stage::Committed { found: true }
     }
@@ -93,18 +93,18 @@ impl Extent {
         range.end <= self.mark()
     }
 
-    /// Bytes that are missing between what may be read and `position`.
+    /// Returns the number of bytes between the mark and `position`; 0 if the mark is beyond it.
     pub(in crate::pull) fn distance_to(&self, position: u64) -> u64 {
         position.saturating_sub(self.mark())
     }
 
-    /// What may be read from `position` on, but not beyond `end`; `None` where that is nothing.
+    /// Returns the readable bytes from `position`, but not beyond `end`; `None` if there are none.
     pub(in crate::pull) fn readable_from(&self, position: u64, end: Option<u64>) -> Option<FileRange> {
         let end = end.map_or(self.mark(), |end| end.min(self.mark()));
         (position < end).then(|| self.file.with_range(ByteRange { start: position, end }))
     }
 
-    /// The file, of which any range that it covers can be read.
+    /// Returns the readable part of the file.
     pub(in crate::pull) fn file(&self) -> &FileRange {
         &self.file
     }
@@ -115,17 +115,18 @@ impl Publisher {
         self.0.send_replace(Progress::Queued);
     }
 
-    /// Also between two attempts: requests that arrive now wait for the next one and get no bytes that are known to be wrong.
+    /// Publishes that no bytes can be read. Called also between two attempts, so that new requests wait for the next attempt and
+    /// get no bytes that are known to be wrong.
     pub(super) fn requesting(&self) {
         self.0.send_replace(Progress::Requesting);
     }
 
-    /// An attempt begins to receive into `file`, which is still empty.
+    /// Publishes that an attempt begins to write into `file`, which is still empty.
     pub(super) fn receiving(&self, file: FileRange, total: Option<u64>, generation: u32) {
         self.readable(Extent { file, total, generation, stage: Stage::Receiving });
     }
 
-    /// The first `received` bytes of the attempt are in the file: moves the mark.
+    /// Moves the mark: the first `received` bytes of the attempt are in the file.
     pub(super) fn received(&self, received: u64) {
         self.0.send_if_modified(|progress| match progress {
             Progress::Readable(extent) if extent.stage == Stage::Receiving => {
@@ -138,7 +139,7 @@ impl Publisher {
         });
     }
 
-    /// Length and digest of `file` are right.
+    /// Publishes that length and digest of `file` are correct.
     pub(super) fn verified(&self, file: FileRange, generation: u32) {
         self.readable(Extent { total: Some(file.end()), file, generation, stage: Stage::Verified });
     }
@@ -151,7 +152,7 @@ impl Publisher {
         self.0.send_replace(Progress::Readable(extent));
     }
 
-    /// Tells all followers. What was verified stays readable for them, though it could not be committed.
+    /// Publishes the error. A verified blob that could not be committed stays readable for its followers.
     pub(super) fn failed(&self, error: PullError) {
         self.0.send_if_modified(|progress| {
             let verified = matches!(progress, Progress::Readable(extent) if extent.is_complete());

@@ -1,4 +1,5 @@
-//! Which fills are in flight, which requests start one, and which fills go on without followers.
+//! The running fills. Decides whether a request starts a fill or follows one, and cancels fills without followers
+//! (*orphans*) if there are too many.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,31 +18,31 @@ use super::progress::{Progress, Publisher};
 use crate::oci::Digest;
 use crate::store::Member;
 
-/// Fills of one upstream that go on without followers.
+/// Maximum number of orphans per upstream.
 const MAX_ORPHANS_PER_UPSTREAM: usize = 4;
-/// How many of those may be for repositories that nothing was ever stored in.
+/// Maximum number of those orphans whose repository has no stored content.
 const MAX_NEW_REPOSITORY_ORPHANS: usize = 1;
 
-/// At most one fill a digest, whichever requests want it.
+/// The running fills: at most one per digest.
 #[derive(Debug)]
 pub(super) struct Registry {
     running: Mutex<HashMap<Digest, Arc<Fill>>>,
     pub(super) slots: Slots,
 }
 
-/// A request for a blob, and what is known about its rights.
+/// A request for a blob, and its access rights.
 pub(in crate::pull) struct Requester {
     pub(in crate::pull) source: Arc<dyn BlobSource>,
-    /// Its repository may read the digest, whichever source brings it.
+    /// The repository may read this digest from any source.
     pub(in crate::pull) proven: bool,
-    /// Nothing was ever stored in its repository.
+    /// The repository has no stored content.
     pub(in crate::pull) new_repository: bool,
     /// The blob's length in bytes, if a manifest or an earlier answer gave it.
     pub(in crate::pull) size: Option<u64>,
 }
 
 impl Requester {
-    /// Its upstream said that its repository has the blob.
+    /// Records that the upstream confirmed that the repository has the blob.
     pub(in crate::pull) fn set_proven(&mut self, proof: Member) {
         self.proven = true;
         self.size = self.size.or(proof.size);
@@ -50,14 +51,14 @@ impl Requester {
 
 /// How a request takes part in a fill.
 pub(super) enum Entered {
-    /// No fill was running. The caller runs it, and keeps the entry until it has ended.
+    /// No fill was running. The caller runs the new fill and holds `entry` until the fill ends.
     Led {
         following: Following,
         entry: Entry,
         publisher: Publisher,
     },
     Followed(Following),
-    /// A fill runs for another source, whose rights are not the requester's.
+    /// The running fill uses another source. The requester must first prove its access.
     NeedsProof,
 }
 
@@ -71,10 +72,10 @@ impl Registry {
         self.running.lock().contains_key(digest)
     }
 
-    /// Follows the fill of `digest`, or enters a new one from the requester's source.
+    /// Follows the fill of `digest`. If there is none, adds a new fill from the requester's source.
     pub(super) fn enter(self: &Arc<Self>, digest: &Digest, requester: &Requester) -> Entered {
         let mut running = self.running.lock();
-        // A failed fill is in the map until its task has ended; no new request shares its failure.
+        // A failed fill stays in the map until its task ends. No new request shares its failure.
         if let Some(fill) = running.get(digest).filter(|fill| !fill.has_failed()) {
             if !requester.proven && fill.source != *requester.source.id() {
                 return Entered::NeedsProof;
@@ -84,13 +85,13 @@ impl Registry {
         }
         let (publisher, fill) = new_fill(digest, requester);
         running.insert(digest.clone(), fill.clone());
-        // Under the lock: no other request sees the fill without a follower.
+        // Still under the lock, so that no other request sees the fill without a follower.
         let following = Following::new(self, &fill);
         Entered::Led { following, entry: Entry { registry: self.clone(), fill }, publisher }
     }
 
-    /// Called when the last follower of a fill has left. A queued fill ends. A running one goes on as long as no other fill
-    /// waits for its slot. Where too many go on, the one that has received least is abandoned.
+    /// Called when the last follower of a fill has left. Cancels a queued fill. A running fill continues as long as no other
+    /// fill waits for its slot. If there are too many orphans, cancels the one with the fewest bytes.
     fn orphaned(&self, fill: &Fill) {
         if fill.is_queued() && fill.follower_count() == 0 {
             return fill.abandon.cancel();
@@ -119,7 +120,7 @@ impl Registry {
         }
     }
 
-    /// Abandons the orphan that has received least, where more fills wait for its slot than slots are about to be freed.
+    /// Cancels the orphan with the fewest bytes if more fills are waiting than cancelled fills will release slots.
     pub(super) fn free_slot(&self) {
         let running = self.running.lock();
         let mut orphans: Vec<&Arc<Fill>> = running.values().filter(|fill| fill.is_orphan()).collect();
@@ -134,7 +135,7 @@ impl Registry {
         }
     }
 
-    /// Abandons every fill without followers.
+    /// Cancels every fill without followers.
     pub(super) fn abandon_orphans(&self) {
         for fill in self.running.lock().values() {
             if fill.is_orphan() {
@@ -154,7 +155,7 @@ impl Registry {
 fn new_fill(digest: &Digest, requester: &Requester) -> (Publisher, Arc<Fill>) {
     let (publisher, progress) = Progress::channel();
     let source = requester.source.id().clone();
-    // At the level of errors, so that every log line of a fill has these fields, whatever the filter.
+    // Use the ERROR level so that every filter keeps these fields.
     let span = tracing::error_span!(
         parent: None, "fill",
         %digest, repository = %source.repo, upstream = %requester.source.name(), bytes = Empty, outcome = Empty
@@ -186,7 +187,7 @@ pub(in crate::pull) struct Following {
 impl Following {
     fn new(registry: &Arc<Registry>, fill: &Arc<Fill>) -> Self {
         fill.followers.fetch_add(1, Ordering::AcqRel);
-        // The request's span, if it has one.
+        // Link the request's span to the fill's span.
         if let Some(span) = &*fill.span.lock() {
             Span::current().follows_from(span);
         }
@@ -206,7 +207,7 @@ impl Drop for Following {
     }
 }
 
-/// Takes the fill out of the registry when it is dropped.
+/// Removes the fill from the registry when it is dropped.
 pub(super) struct Entry {
     registry: Arc<Registry>,
     fill: Arc<Fill>,

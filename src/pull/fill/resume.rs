@@ -1,7 +1,7 @@
-//! Resuming a segment after an interruption: clients notice nothing but a pause.
+//! Resumes a segment after an interruption. Clients notice only a pause.
 //!
-//! The rest is requested as a closed range under the entity tag of the first transfer. A source that sends the complete blob
-//! instead has its beginning compared with the bytes in the spool.
+//! Requests the rest as a closed range, with the entity tag of the first transfer as `If-Range`. If the source sends the
+//! complete blob instead, compares its beginning with the bytes in the spool.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,9 +20,9 @@ use crate::store::FileRange;
 use crate::store::Spool;
 use crate::upstream::Effort;
 
-/// Requests for the rest without progress between them.
+/// Maximum number of requests for the rest without progress between them.
 const MAX_FRUITLESS_RESUMES: u32 = 5;
-/// Pause before the first request for the rest. Each further pause is twice as long, give or take half of it.
+/// Pause before the first request for the rest. Each further pause is twice as long. Each pause varies by ± 50 %.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Resumption<'a> {
@@ -35,23 +35,23 @@ pub(super) struct Resumption<'a> {
 /// The bytes that follow the segment's position.
 pub(super) struct Continuation {
     pub(super) bytes: ByteStream,
-    /// A server may send less than the requested range (RFC 9110, 15.3.7): its end need not be the segment's end.
+    /// A server may send less than the requested range (RFC 9110, 15.3.7), so the stream may end before the segment.
     pub(super) may_stop_short: bool,
 }
 
 impl Resumption<'_> {
-    /// Requests the rest, with growing pauses, until a source sends it or the failures are too many. `cause` is what
-    /// interrupted the transfer, and `fruitless` how many interruptions in a row came without progress.
+    /// Requests the rest, with growing pauses, until the source sends it or there are too many failures. `cause` is the error
+    /// that interrupted the transfer, and `fruitless` the number of consecutive interruptions without progress.
     pub(super) async fn run(&self, mut cause: PullError, fruitless: u32) -> Result<Continuation, PullError> {
         let Job { context, fill, source, .. } = self.job;
         if self.segment.is_complete() {
-            // Everything came before the connection broke.
+            // All bytes arrived before the connection broke.
             return Ok(Continuation { bytes: stream::empty().boxed(), may_stop_short: false });
         }
         let mut was_limited = false;
         for attempt in fruitless..MAX_FRUITLESS_RESUMES {
             let asked_to_wait = cause.retry_after().unwrap_or_default();
-            // A rate limit is waited for once.
+            // Wait for a rate limit only once.
             if (was_limited && cause.is_rate_limit()) || asked_to_wait > context.config.answer_within {
                 return Err(cause);
             }
@@ -84,14 +84,14 @@ impl Resumption<'_> {
         FetchRequest {
             range,
             if_range: range.and(self.strong_etag.cloned()),
-            // URLs that brought nothing are asked last.
+            // Try URLs that sent nothing last.
             skip_urls: attempt as usize,
             effort: Effort::Resume,
             ..FetchRequest::complete(&self.job.fill.digest)
         }
     }
 
-    /// Takes a part that begins at the segment's position, or the complete blob if it begins with the bytes in the spool.
+    /// Accepts a part that begins at the segment's position, or the complete blob if it begins with the bytes in the spool.
     async fn accept(&self, transfer: Transfer) -> Result<Continuation, PullError> {
         let (position, end) = (self.segment.position(), self.segment.end());
         match transfer.sent {
@@ -134,8 +134,10 @@ impl Resumption<'_> {
         Ok(Continuation { bytes, may_stop_short: false })
     }
 
+    /// Compares received bytes with the spool.
+    ///
     /// # Errors
-    /// `Changed` if the file has other bytes. A file that cannot be read is our own failure, and not the source's.
+    /// `Changed` if the bytes differ; `LocalRead` if the file cannot be read, because that is no failure of the source.
     async fn compare(&self, mut known: FileRange, mut received: &[u8]) -> Result<(), PullError> {
         let local_read = |cause| PullError::LocalRead { digest: self.job.fill.digest.clone(), cause: Arc::new(cause) };
         while let Some(known) = known.read().await.map_err(local_read)? {
@@ -154,7 +156,7 @@ impl Resumption<'_> {
     }
 }
 
-/// With a random part, so that transfers that broke together are not resumed together.
+/// Returns a pause with a random part, so that transfers that broke together are not resumed together.
 fn pause(attempt: u32) -> Duration {
     FIRST_PAUSE.mul_f64(f64::from(2u32.pow(attempt)) * (0.5 + fastrand::f64()))
 }

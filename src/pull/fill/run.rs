@@ -1,4 +1,4 @@
-//! The task of one fill: it waits for a slot, makes attempts, commits the blob, and publishes and logs the outcome.
+//! The task of one fill. It waits for a slot, makes attempts, commits the blob, and publishes and logs the outcome.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,7 @@ use super::progress::{Extent, Publisher};
 use super::registry::{Following, Registry};
 use crate::telemetry::InFlight;
 
-/// A fill that has waited this long for a slot fails: running fills must be stuck.
+/// Maximum wait for a slot. After it the fill fails, because the running fills must be stuck.
 const MAX_SLOT_WAIT: Duration = Duration::from_secs(30 * 60);
 
 pub(super) struct Run {
@@ -27,13 +27,13 @@ pub(super) struct Run {
 
 /// How a fill ended without an error.
 enum Filled {
-    /// Fetched and stored; its length in bytes.
+    /// The blob was fetched and stored. Its length in bytes.
     Stored(u64),
-    /// It was in the store before.
+    /// The blob was in the store before.
     Found,
 }
 
-/// A slot, and its count in the metrics, until the fill has ended.
+/// A slot with its count in the metrics. Held until the fill has ended.
 type Slot = (Turn, InFlight);
 
 impl Run {
@@ -48,12 +48,12 @@ impl Run {
         Self { job, registry: registry.clone() }
     }
 
-    /// Runs to the end, or until the fill is abandoned, and publishes the outcome.
+    /// Runs to the end, or until the fill is cancelled, and publishes the outcome.
     pub(super) async fn run(self) {
         let span = self.job.fill.span.lock().clone().unwrap_or_else(Span::none);
         let started = Instant::now();
         async {
-            // Freed after the outcome is published.
+            // The slot is released after the outcome is published.
             let mut slot = None;
             match self.fill(&mut slot).await {
                 Ok(filled) => self.log_success(&filled, started),
@@ -73,16 +73,16 @@ impl Run {
         let abandon = self.job.fill.abandon.clone();
         let fetched = abandon.run_until_cancelled(self.fetch(slot)).await;
         match fetched.unwrap_or(Err(PullError::Abandoned))? {
-            // Followers may have all bytes and leave now; the blob is committed all the same.
+            // Cancelling has no effect from now on: followers with all bytes may leave, and the blob is committed.
             Some(verified) => Ok(Filled::Stored(verified.commit(&self.job).await?)),
             None => Ok(Filled::Found),
         }
     }
 
-    /// The verified blob; `None` if it was in the store.
+    /// Returns the verified blob, or `None` if it was in the store.
     async fn fetch(&self, slot: &mut Option<Slot>) -> Result<Option<Verified>, PullError> {
         let Job { context, fill, publisher, .. } = &self.job;
-        // Another fill may have ended between the requester's look at the store and this fill's start.
+        // Another fill may have stored the blob after the requester checked the store.
         if let Some(blob) = context.store.blob(&fill.digest).await?
             && context.may_read(&fill.source.repo, &fill.digest).await?.is_some()
         {
@@ -103,7 +103,7 @@ impl Run {
         let _waiting = context.metrics.fill_waiting();
         fill.had_to_wait.store(true, Ordering::Release);
         publisher.queued();
-        // Followers that leave from now on see that it is queued, and abandon it.
+        // A follower that leaves from now on sees that the fill is queued, and cancels it.
         if fill.follower_count() == 0 {
             return Err(PullError::Abandoned);
         }
@@ -163,7 +163,7 @@ impl Run {
     }
 }
 
-/// As in the span's `outcome` field.
+/// Returns the value of the span's `outcome` field.
 fn outcome(error: &PullError) -> &'static str {
     match error {
         PullError::Abandoned => "abandoned",

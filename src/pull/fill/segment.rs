@@ -1,6 +1,6 @@
-//! A segment: a range of the blob that transfers bring into the spool in order, one transfer at a time.
+//! A segment: a range of the blob. Transfers write it into the spool in order, one transfer at a time.
 //!
-//! Pure bookkeeping. An attempt has exactly one, from the first byte of the blob to its end.
+//! This is pure bookkeeping. An attempt has exactly one segment, from the first byte of the blob to its end.
 
 use crate::oci::ByteRange;
 
@@ -8,16 +8,16 @@ use crate::oci::ByteRange;
 pub(super) struct Segment {
     /// The position of the next byte to receive.
     position: u64,
-    /// The position after the last byte; `None` where the blob's length is not known.
+    /// The position after the last byte; `None` if the blob's length is not known.
     end: Option<u64>,
 }
 
-/// More bytes came than the segment has.
+/// More bytes arrived than the segment has.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Overrun;
 
 impl Segment {
-    /// All of a blob of this length.
+    /// Returns the segment of a complete blob of this length.
     pub(super) fn complete(total: Option<u64>) -> Self {
         Self { position: 0, end: total }
     }
@@ -30,24 +30,24 @@ impl Segment {
         self.end
     }
 
-    /// Everything up to `position` has been received.
+    /// Records that all bytes up to `position` were received.
     pub(super) fn advance_to(&mut self, position: u64) -> Result<(), Overrun> {
         self.position = position;
         if self.end.is_some_and(|end| position > end) { Err(Overrun) } else { Ok(()) }
     }
 
-    /// Whether all of it has been received, where that can be told.
+    /// Whether all bytes were received. False if the length is not known.
     pub(super) fn is_complete(&self) -> bool {
         self.end == Some(self.position)
     }
 
-    /// Whether bytes are missing for certain.
+    /// Whether bytes are missing. False if the length is not known.
     pub(super) fn is_short(&self) -> bool {
         self.end.is_some_and(|end| self.position < end)
     }
 
-    /// The range to request after an interruption; `None` where only the complete blob can be requested, because nothing
-    /// has been received or the length is not known (some registries refuse open ranges).
+    /// Returns the range to request after an interruption. `None` if nothing was received or the length is not known: then only
+    /// the complete blob can be requested, because some registries refuse open ranges.
     pub(super) fn rest(&self) -> Option<ByteRange> {
         let end = self.end.filter(|_| self.position > 0)?;
         (self.position < end).then_some(ByteRange { start: self.position, end })

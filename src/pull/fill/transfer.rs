@@ -1,4 +1,4 @@
-//! Brings a segment into the spool, through as many transfers as it takes, and publishes how far the blob may be read.
+//! Writes a segment into the spool, with one or more transfers, and publishes the mark.
 
 use std::sync::atomic::Ordering;
 
@@ -11,8 +11,8 @@ use super::segment::Segment;
 use crate::store::{self, Spool};
 use crate::upstream::UpstreamError;
 
-/// Fewer bytes than this between two interruptions are no progress: a source that sends one byte a transfer would be asked
-/// for ever.
+/// Minimum number of bytes between two interruptions that counts as progress. Otherwise a source that sends one byte per
+/// transfer would be asked forever.
 const MIN_PROGRESS_BYTES: u64 = 4 << 10;
 
 pub(super) struct SegmentTransfer<'a> {
@@ -28,7 +28,7 @@ impl<'a> SegmentTransfer<'a> {
         Self { job, spool, segment, strong_etag }
     }
 
-    /// Receives to the end and resumes after interruptions, as often as that brings progress; the position reached.
+    /// Receives to the end. Resumes after interruptions as long as there is progress. Returns the position reached.
     pub(super) async fn run(mut self, bytes: ByteStream) -> Result<u64, PullError> {
         let source = &self.job.source;
         let bytes = paced(bytes, source.min_rate(), source.name().clone());
@@ -49,7 +49,7 @@ impl<'a> SegmentTransfer<'a> {
         }
     }
 
-    /// Writes what comes and moves the mark, until the transfer ends or breaks.
+    /// Writes the received bytes and moves the mark, until the transfer ends or breaks.
     async fn receive(&mut self, transfer: Continuation) -> Result<(), PullError> {
         let (job, spool) = (self.job, self.spool);
         let segment = &mut self.segment;

@@ -1,12 +1,11 @@
-//! Where the bytes of a blob are fetched from: an upstream today, another replica or a bucket later.
+//! Blob sources: the origins of a blob's bytes. Today the only kind is an upstream; a replica or a bucket may follow.
 //!
 //! [`BlobSource`] is a trait object and not an enum or a type parameter, for three reasons. A source is chosen at run time,
-//! for each fill. A new kind of source is a file of its own, and neither a fill nor a bypass is touched for it. Tests script
-//! one in memory (`scripted`). The price is two small allocations a transfer and a dynamic call a chunk, next to a read from
-//! a socket.
+//! for each fill. A new kind of source needs its own file only; fills and bypasses do not change. Tests use a scripted source
+//! in memory (`scripted`). The cost is two small allocations per transfer and a dynamic call per chunk, which is little
+//! compared with a read from a socket.
 //!
-//! A source verifies nothing. All that it says of the content (length, digest, entity tag) is a hint; the digest of the bytes
-//! decides.
+//! A source verifies nothing. The length, digest and entity tag that it announces are hints. The digest of the bytes decides.
 
 #[cfg(test)]
 pub(super) mod scripted;
@@ -36,48 +35,48 @@ pub(super) struct SourceId {
 pub(super) trait BlobSource: Debug + Send + Sync {
     fn id(&self) -> &SourceId;
 
-    /// As it is configured, for errors, logs and metrics: `docker.io`.
+    /// The configured name, for errors, logs and metrics, such as `docker.io`.
     fn name(&self) -> &Arc<str>;
 
-    /// Requests a blob or a range of it. It answers with the facts about the transfer at `deadline` at the latest; the bytes
-    /// that follow are not covered by the deadline.
+    /// Requests a blob or a range of it. Returns the start of the transfer by `deadline`; the deadline does not cover the bytes
+    /// that follow.
     ///
     /// # Errors
-    /// `NotFound` only where the source says that the content does not exist; `Changed` where the requested range lies beyond
-    /// the content; `is_inconclusive` for a source that failed.
+    /// `NotFound` only if the source says that the content does not exist; `Changed` if the requested range lies beyond the
+    /// content; an error for which `is_inconclusive` is true if the source failed.
     fn open(&self, request: FetchRequest, deadline: Instant) -> BoxFuture<'_, Result<Transfer, PullError>>;
 
-    /// The blob's length in bytes, where it is known or the source tells it without a transfer.
+    /// Returns the blob's length in bytes, if it is known or the source can tell it without a transfer.
     fn length<'a>(&'a self, digest: &'a Digest, deadline: Instant) -> BoxFuture<'a, Option<u64>>;
 
     /// The rate below which a transfer counts as interrupted.
     fn min_rate(&self) -> MinRate;
 }
 
-/// What is requested of a source.
+/// A request to a source.
 #[derive(Clone, Debug)]
 pub(super) struct FetchRequest {
     pub(super) digest: Digest,
     /// `None`: the complete blob.
     pub(super) range: Option<ByteRange>,
-    /// With `range`: a strong entity tag. If it does not match any more the source sends the complete blob.
+    /// Only with `range`: a strong entity tag. If it no longer matches, the source sends the complete blob.
     pub(super) if_range: Option<String>,
-    /// URLs of the source that are asked last, because transfers from them broke.
+    /// The number of URLs that are tried last, because transfers from them broke.
     pub(super) skip_urls: usize,
     pub(super) effort: Effort,
 }
 
-/// The start of a source's answer.
+/// The start of a source's response.
 pub(super) struct Transfer {
     pub(super) sent: Sent,
-    /// The digest that the source says the blob has.
+    /// The digest that the source announces.
     pub(super) digest: Option<Digest>,
     /// A strong entity tag (RFC 9110, 8.8.3): equal tags mean equal bytes.
     pub(super) strong_etag: Option<String>,
     pub(super) bytes: ByteStream,
 }
 
-/// Which bytes of the blob follow.
+/// The bytes of the blob that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sent {
     Complete { length: Option<u64> },
@@ -97,12 +96,12 @@ pub(super) struct MinRate {
 }
 
 impl FetchRequest {
-    /// For the complete blob.
+    /// Returns a request for the complete blob.
     pub(super) fn complete(digest: &Digest) -> Self {
         Self { digest: digest.clone(), range: None, if_range: None, skip_urls: 0, effort: Effort::Rounds }
     }
 
-    /// For a part of it that could be served in another way, too.
+    /// Returns a request for a part of the blob, without retries, because the caller can serve the part in another way.
     pub(super) fn part(digest: &Digest, range: ByteRange) -> Self {
         Self { range: Some(range), effort: Effort::Once, ..Self::complete(digest) }
     }

@@ -1,4 +1,4 @@
-//! A source in memory that answers by a script, for tests.
+//! A source in memory that follows a script, for tests.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

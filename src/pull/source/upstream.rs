@@ -1,4 +1,4 @@
-//! A configured upstream as the source of a blob: one HTTP request a transfer.
+//! A configured upstream as a blob source: one HTTP request per transfer.
 
 use std::sync::Arc;
 

@@ -1,10 +1,9 @@
 //! The order of eviction: a segmented LRU over bytes, in memory. It decides and does no I/O.
 //!
 //! New content is on *probation*. Content that is used again later than [`SAME_USE_SECONDS`] after it was stored is
-//! *protected*; protected content takes up to four fifths of the capacity. So a single pass over many images evicts content
-//! on probation only, however many nodes make that pass at once. *Pinned* content is in neither list. The children of a
-//! manifest that was just served are *shielded*, as long as all shielded content takes at most half of the capacity. The
-//! oldest shields end first.
+//! *protected*; protected content takes up to four fifths of the capacity. If many nodes pull many images once, only content
+//! on probation is evicted. *Pinned* content has its own list and is not evicted. The children of a manifest that was just
+//! served are *shielded*. Shielded content takes up to half of the capacity. If it takes more, the oldest shields end.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -19,9 +18,9 @@ use crate::store::records::LastUse;
 pub const SAME_USE_SECONDS: u32 = 10 * 60;
 /// How long the children of a served manifest are shielded from eviction.
 pub const SHIELD_SECONDS: u32 = 10 * 60;
-/// A last use is saved again when it has moved by this much.
+/// A last-use time is saved if it is at least ten minutes newer than the saved one.
 const SAVE_STEP_SECONDS: u32 = 10 * 60;
-/// Children of served manifests that are not stored yet and are to be shielded once they are.
+/// Maximum number of children of served manifests that wait for storage and a shield.
 const MAX_AWAITED: usize = 20_000;
 /// The end of a list.
 const NONE: u32 = u32::MAX;
@@ -38,7 +37,7 @@ enum Segment {
 struct Node {
     digest: Digest,
     size: u64,
-    /// When it was stored; 0 once it has been protected.
+    /// When it was stored; 0 after it was demoted from protected.
     entered: Time,
     used: Time,
     /// The last use that was saved.
@@ -71,7 +70,7 @@ pub struct EvictionOrder {
     lists: [List; 3],
     max_protected_bytes: u64,
     max_shielded_bytes: u64,
-    /// Ends of shields, the oldest first. A node whose shield was prolonged has a later entry as well.
+    /// Ends of shields with the nodes, the oldest first. A prolonged shield has two entries; the later one counts.
     shields: VecDeque<(Time, u32)>,
     shielded_bytes: u64,
     /// Children of served manifests that are not stored yet, and until when they are shielded.
@@ -134,8 +133,8 @@ impl EvictionOrder {
         }
     }
 
-    /// Adds content of an earlier run as older than everything in the order. To be called in the order of last use, the
-    /// latest first. Content that is already in the order stays as it is.
+    /// Adds content from the previous run at the old end. Call it from most to least recently used. Content that is already in
+    /// the order stays as it is.
     pub fn restore(&mut self, size: u64, added: Time, last: LastUse) {
         if self.find(&last.digest).is_some() {
             return;
@@ -184,7 +183,7 @@ impl EvictionOrder {
         place
     }
 
-    /// Removes content that is gone or no longer cached. Its size, if it was in the order.
+    /// Removes content that was deleted or is no longer cached. Returns its size, if it was in the order.
     pub fn remove(&mut self, digest: &Digest) -> Option<u64> {
         let hash = self.hasher.hash_one(digest);
         let nodes = &self.nodes;
@@ -215,7 +214,7 @@ impl EvictionOrder {
         self.demote();
     }
 
-    /// Shields a child of a manifest that was served at `now` for [`SHIELD_SECONDS`], even if it is not stored yet.
+    /// Shields a child for [`SHIELD_SECONDS`] after its manifest was served at `now`, even if the child is not stored yet.
     pub fn shield(&mut self, digest: &Digest, now: Time) {
         let until = now.saturating_add(SHIELD_SECONDS);
         let Some(place) = self.find(digest) else { return self.await_content(digest, until, now) };
@@ -258,7 +257,7 @@ impl EvictionOrder {
         self.pinned.contains(digest)
     }
 
-    /// The content to evict first to free `bytes`, at most `limit` pieces. It stays in the order until it is removed.
+    /// Returns the content to evict first to free `bytes`, at most `limit` pieces. It stays in the order until it is removed.
     pub fn victims(&mut self, bytes: u64, limit: usize, now: Time) -> Vec<Digest> {
         self.lapse(now);
         let (mut victims, mut freed) = (Vec::new(), 0);
@@ -276,7 +275,7 @@ impl EvictionOrder {
         victims
     }
 
-    /// Last uses that have moved since they were saved, at most `limit`. They count as saved from now on.
+    /// Takes last-use times that have changed since they were saved, at most `limit`. They count as saved from now on.
     pub fn take_unsaved(&mut self, limit: usize) -> Vec<LastUse> {
         let mut taken = Vec::new();
         while taken.len() < limit
@@ -301,7 +300,7 @@ impl EvictionOrder {
         &self.lists[segment as usize]
     }
 
-    /// Ends the shields whose time is over, and the oldest ones while too many bytes are shielded.
+    /// Ends the shields whose time is over. While too many bytes are shielded, ends the oldest shields, too.
     fn lapse(&mut self, now: Time) {
         while let Some(&(until, place)) = self.shields.front() {
             if until > now && self.shielded_bytes <= self.max_shielded_bytes {
@@ -327,7 +326,7 @@ impl EvictionOrder {
         while self.list(Segment::Protected).bytes > self.max_protected_bytes {
             let place = self.list(Segment::Protected).oldest;
             self.unlink(place);
-            // So that the next use protects it again at once.
+            // 0, so that the next use protects it again at once.
             self.nodes[place as usize].entered = 0;
             self.link(place, Segment::Probation);
         }

@@ -1,7 +1,7 @@
-//! The evictor: makes room when what arrives does not fit, and in the background when the bounds are exceeded.
+//! The evictor: makes room if new content does not fit, and in the background if the bounds are exceeded.
 //!
-//! The least recently used content is evicted first (`eviction_order`). Nothing is evicted before the index is in step with
-//! the files and the order of last use is complete. How content is removed is up to [`Evict`].
+//! The least recently used content is evicted first (`eviction_order`). Nothing is evicted before the index agrees with the
+//! files and the order of last use is complete. How content is removed is up to [`Evict`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -34,7 +34,7 @@ const MAX_FRUITLESS_TURNS: usize = 64;
 
 /// What the evictor needs of the store whose cache it bounds.
 pub(in crate::store) trait Evict {
-    /// Whether anything may be evicted now: the index is in step with the files, and no lease holds back deletions.
+    /// Whether anything may be evicted now: the index agrees with the files, and no lease holds back deletions.
     fn may_evict(&self) -> bool;
 
     /// Brings the set of pinned content up to date.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parking_lot::MutexGuard;
 
 use super::Local;
-use super::durability::Durability;
+use super::durability::{Durability, QuarantineCause};
 use super::file_mode::{is_marked_pushed, mark_pushed};
 use super::layout::sync_folder;
 use super::locks::DigestLocks;
@@ -131,7 +131,7 @@ impl Local {
             }
             let has_known_length = self.index.blob(digest).is_none_or(|blob| blob.size == metadata.len());
             if !has_known_length || !self.content.durability.verify(digest, &file).at("read", &path)? {
-                self.quarantine(digest, &file)?;
+                self.quarantine(digest, &file, QuarantineCause::WrongContent)?;
                 return Ok(None);
             }
             let length = metadata.len();
@@ -157,10 +157,10 @@ impl Local {
             mark_pushed(&file).at("change", &path)?;
             self.record_stored(digest, length, Class::Pushed);
             if let Err(error) = fs::sync_all(&file) {
-                // After a failed sync the bytes may be lost, and the next sync does not report that again. Content that was
-                // pushed before was synced then, and other repositories have it.
+                // After a failed fsync the bytes may be lost, and the next fsync does not report that again. Content that was
+                // pushed before was fsynced then, and other repositories have it.
                 if !was_pushed {
-                    self.set_content_aside(digest, &path)?;
+                    self.set_content_aside(digest, &path, QuarantineCause::FsyncFailed)?;
                 }
                 return Err(error).at("sync", &path);
             }

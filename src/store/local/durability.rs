@@ -1,12 +1,13 @@
-//! Durability of cached content. It is renamed to its digest before it is synced, so after a power cut its file may have the
-//! right length and the wrong bytes.
+//! Durability of cached content. A cached file is renamed to its digest before it is fsynced, so after a power cut it may have
+//! the right length and the wrong bytes.
 //!
-//! Every half minute, what was committed since is synced, and the file `settled` records the time of that, together with the
-//! boot id of the kernel. If a start finds the record of another boot, every file that is younger than the record is
-//! unverified. Such a file is hashed before it is first served, and by the walk that follows every unclean stop. No new record
-//! is written before that walk has ended.
+//! Every 30 s the server fsyncs new content. It then writes the time and the boot id of the kernel to `settled`. If a start
+//! finds the record of another boot, every file that is younger than the record is unverified. The store hashes such a file
+//! before it first serves it. The full check at startup after an unclean stop hashes it, too. No new record is written before
+//! that check has ended.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -26,7 +27,7 @@ use crate::store::records::Class;
 
 /// Changes with each boot of the kernel.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// File times may be behind the clock by less than this.
+/// File times lag the clock by less than this.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -44,18 +45,39 @@ pub(super) struct Durability {
     recorded: AtomicBool,
 }
 
-/// What the file `settled` says: everything that was committed until `at` is durable.
-struct DurableMark {
+/// The content of the file `settled`: all content that was committed until `at` is durable.
+struct DurabilityRecord {
     boot: String,
     at: SystemTime,
+}
+
+/// Why a content file is moved to `quarantine/`.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) enum QuarantineCause {
+    /// Its length or digest is wrong.
+    WrongContent,
+    /// The disk may have lost bytes.
+    FsyncFailed,
+    Unreadable,
+}
+
+impl fmt::Display for QuarantineCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WrongContent => "wrong length or digest",
+            Self::FsyncFailed => "fsync failed",
+            Self::Unreadable => "cannot be read",
+        })
+    }
 }
 
 impl Durability {
     pub(super) fn load(layout: &Layout) -> Result<Self, StoreError> {
         let boot = fs::read_to_string(Path::new(BOOT_ID)).map(|id| id.trim().to_owned()).unwrap_or_default();
-        let path = layout.durable_mark();
-        let mark = optional(fs::read_to_string(&path)).at("read", &path)?.and_then(|text| DurableMark::parse(&text));
-        let unverified_since = mark.filter(|mark| mark.boot != boot).map(|mark| mark.at);
+        let path = layout.durability_record();
+        let record =
+            optional(fs::read_to_string(&path)).at("read", &path)?.and_then(|text| DurabilityRecord::parse(&text));
+        let unverified_since = record.filter(|record| record.boot != boot).map(|record| record.at);
         Ok(Self {
             boot,
             unsynced: Mutex::default(),
@@ -66,8 +88,8 @@ impl Durability {
         })
     }
 
-    /// Content was committed. To be called after its rename, whose time decides: a record that is written between the two has
-    /// an earlier time.
+    /// Adds committed content to the list of the next fsync. Call it after the rename. Files that were renamed later than the
+    /// recorded time count as unverified.
     pub(super) fn committed(&self, digest: &Digest) {
         self.unsynced.lock().push(digest.clone());
     }
@@ -77,13 +99,13 @@ impl Durability {
         !self.all_verified.load(Ordering::Acquire)
     }
 
-    /// Every file has been verified, or the last stop was clean.
+    /// Records that every file has been verified, or that the last stop was clean.
     pub(super) fn set_all_verified(&self) {
         self.all_verified.store(true, Ordering::Release);
         self.verified.lock().clear();
     }
 
-    /// Whether an open file may be served as this digest: it was durable at the last record, or it has the digest.
+    /// Whether an open file may be served as this digest: it was fsynced before the last record, or its hash is correct.
     pub(super) fn verify(&self, digest: &Digest, file: &File) -> io::Result<bool> {
         let Some(since) = self.unverified_since else { return Ok(true) };
         if !self.has_unverified() || self.verified.lock().contains(digest) {
@@ -106,7 +128,7 @@ impl Durability {
 }
 
 impl Local {
-    /// Syncs the cached content that was committed since the last call, and records that.
+    /// Fsyncs the cached content that was committed since the last call, and writes the record.
     pub(in crate::store) fn sync_committed(&self) -> Result<(), StoreError> {
         if self.is_read_only() {
             return Ok(());
@@ -116,8 +138,8 @@ impl Local {
         if durability.has_unverified() || (recorded && durability.unsynced.lock().is_empty()) {
             return Ok(());
         }
-        // Before the list is taken: what is committed from now on is younger than the record. One second earlier, because
-        // file times are coarser than clocks and content is renamed before it is in the list.
+        // Read the time before the list, so that later commits are newer. Subtract 1 s: file times lag, and content is listed
+        // after its rename.
         let at = SystemTime::now().checked_sub(CLOCK_TOLERANCE).unwrap_or(UNIX_EPOCH);
         let unsynced = std::mem::take(&mut *durability.unsynced.lock());
         if let Err(error) = self.sync_contents(&unsynced).and_then(|()| self.record_durable(at)) {
@@ -131,25 +153,25 @@ impl Local {
     fn sync_contents(&self, digests: &[Digest]) -> Result<(), StoreError> {
         for digest in digests {
             let path = self.layout.blob(digest);
-            // Content that has become pushed since was synced then.
+            // Pushed content was fsynced when it was pushed.
             if self.index.blob(digest).is_some_and(|blob| blob.class == Class::Pushed) {
                 continue;
             }
             let Some(file) = optional(fs::open(&path)).at("open", &path)? else { continue };
             if let Err(error) = fs::sync_data(&file) {
-                // The bytes may be lost, and the next sync would not report that again. They can be fetched again.
+                // The bytes may be lost, and the next fsync does not report that again. They can be fetched again.
                 tracing::error!(%digest, %error, "cannot sync cached content; it will be fetched again");
-                self.quarantine(digest, &file)?;
+                self.quarantine(digest, &file, QuarantineCause::FsyncFailed)?;
             }
         }
         Ok(())
     }
 
     fn record_durable(&self, at: SystemTime) -> Result<(), StoreError> {
-        let mark = DurableMark { boot: self.content.durability().boot.clone(), at };
-        let (path, temporary) = (self.layout.durable_mark(), Temporary::new(self.layout.temporary()));
+        let record = DurabilityRecord { boot: self.content.durability().boot.clone(), at };
+        let (path, temporary) = (self.layout.durability_record(), Temporary::new(self.layout.temporary()));
         let written = self.layout.with_folder(temporary.path(), fs::create_new).and_then(|mut file| {
-            fs::write_all(&mut file, mark.to_text().as_bytes())?;
+            fs::write_all(&mut file, record.to_text().as_bytes())?;
             fs::sync_all(&file)
         });
         written.at("write", temporary.path())?;
@@ -162,36 +184,50 @@ impl Local {
         self.content.durability().has_unverified()
     }
 
-    /// Every content file has been verified.
+    /// Records that every content file has been verified.
     pub(in crate::store) fn set_content_verified(&self) {
         self.content.durability().set_all_verified();
     }
 
-    /// Moves the corrupt file `seen` of a digest to `quarantine/`, for an analysis. A file that has replaced it stays.
-    pub(in crate::store) fn quarantine(&self, digest: &Digest, seen: &File) -> Result<(), StoreError> {
+    /// Quarantines the corrupt file `seen` of a digest. If another file has replaced it, that file stays.
+    pub(in crate::store) fn quarantine(
+        &self,
+        digest: &Digest,
+        seen: &File,
+        cause: QuarantineCause,
+    ) -> Result<(), StoreError> {
         if self.is_read_only() {
-            tracing::error!(%digest, "a content file is corrupt; it stays, because the data folder is read-only");
+            tracing::error!(%digest, %cause, "a content file is corrupt; it stays, because the data folder is read-only");
             return Ok(());
         }
         let _locked = self.content.lock(digest);
         let path = self.layout.blob(digest);
-        if fs::is_still_at(&path, seen).at("stat", &path)? { self.set_content_aside(digest, &path) } else { Ok(()) }
+        if fs::is_still_at(&path, seen).at("stat", &path)? {
+            self.set_content_aside(digest, &path, cause)
+        } else {
+            Ok(())
+        }
     }
 
-    /// Moves the file of a digest to `quarantine/`. With the lock of the digest held.
-    pub(super) fn set_content_aside(&self, digest: &Digest, path: &Path) -> Result<(), StoreError> {
+    /// Moves the file of a digest to `quarantine/`. The caller holds the digest lock.
+    pub(super) fn set_content_aside(
+        &self,
+        digest: &Digest,
+        path: &Path,
+        cause: QuarantineCause,
+    ) -> Result<(), StoreError> {
         self.layout
             .with_folder(&self.layout.quarantined(digest), |aside| fs::rename(path, aside))
             .at("rename", path)?;
         self.content.open_files().forget(digest);
         self.record_removed(digest);
-        tracing::error!(%digest, "a content file is corrupt or could not be synced; it is moved to quarantine/");
+        tracing::error!(%digest, %cause, "moved a content file to quarantine/");
         self.emit(StoreEvent::Quarantined { digest: digest.clone() });
         Ok(())
     }
 }
 
-impl DurableMark {
+impl DurabilityRecord {
     fn to_text(&self) -> String {
         let at = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
         format!("boot {}\nsettled {}.{:09}\n", self.boot, at.as_secs(), at.subsec_nanos())
@@ -210,13 +246,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_survives_its_text_and_an_incomplete_one_does_not_parse() {
-        let mark = DurableMark { boot: "b-1".into(), at: UNIX_EPOCH + Duration::new(1_800_000_000, 5) };
-        let text = mark.to_text();
-        let read = DurableMark::parse(&text).unwrap();
-        assert_eq!((read.boot, read.at), (mark.boot, mark.at));
+    fn a_record_survives_its_text_and_an_incomplete_one_does_not_parse() {
+        let record = DurabilityRecord { boot: "b-1".into(), at: UNIX_EPOCH + Duration::new(1_800_000_000, 5) };
+        let text = record.to_text();
+        let read = DurabilityRecord::parse(&text).unwrap();
+        assert_eq!((read.boot, read.at), (record.boot, record.at));
         for cut in 0..text.len() {
-            assert!(DurableMark::parse(&text[..cut]).is_none());
+            assert!(DurabilityRecord::parse(&text[..cut]).is_none());
         }
     }
 }

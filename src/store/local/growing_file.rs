@@ -20,7 +20,7 @@ const MAX_CHUNKS_OF_WRITE: usize = 16;
 const REHASH_READ_BYTES: usize = 1 << 20;
 
 /// All methods block: they belong on the blocking pool. A write takes effect completely or not at all, so length and hash
-/// stay in step even if the caller stops waiting.
+/// stay consistent even if the caller stops waiting.
 #[derive(Debug)]
 pub(super) struct GrowingFile {
     path: PathBuf,

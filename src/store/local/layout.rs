@@ -69,8 +69,8 @@ impl Layout {
         self.root.join("id")
     }
 
-    /// Until when cached content is known to be durable.
-    pub(in crate::store) fn durable_mark(&self) -> PathBuf {
+    /// The path of the durability record: the time of the last fsync of cached content.
+    pub(in crate::store) fn durability_record(&self) -> PathBuf {
         self.root.join("settled")
     }
 

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::Local;
+use super::durability::QuarantineCause;
 use super::layout::Temporary;
 use super::name_text;
 use crate::events::StoreEvent;
@@ -24,7 +25,7 @@ impl Local {
         if Digest::of(digest.algorithm(), &bytes) == *digest {
             return Ok(Some(bytes));
         }
-        self.quarantine(digest, &file)?;
+        self.quarantine(digest, &file, QuarantineCause::WrongContent)?;
         Ok(None)
     }
 

@@ -28,7 +28,7 @@ impl CollectorMarks {
         self.count.load(Ordering::Acquire) > 0
     }
 
-    /// A requester relies on these. To be called before they are looked up.
+    /// Removes the collector marks of content that a requester needs. Call it before the content is looked up.
     pub(super) fn unmark(&self, candidates: &[Unreferenced]) {
         if !self.any() {
             return;

@@ -61,6 +61,7 @@ pub use open::OpenError;
 pub use view::View;
 
 pub(in crate::store) use content::LocalContent;
+pub(in crate::store) use durability::QuarantineCause;
 pub(in crate::store) use layout::{Layout, Temporary, digest_of_file};
 pub(in crate::store) use marks::CollectorMarks;
 pub(in crate::store) use name_files::Name;
@@ -133,7 +134,7 @@ impl Local {
         self.folder.is_read_only()
     }
 
-    /// To be called first by everything that writes.
+    /// Returns an error if the folder is read-only. Every operation that writes calls it first.
     pub(in crate::store) fn require_writable(&self) -> Result<(), StoreError> {
         if self.folder.is_read_only() { Err(StoreError::ReadOnly) } else { Ok(()) }
     }

@@ -75,7 +75,7 @@ impl LocalNames {
         Self(local)
     }
 
-    /// The requester relies on these from now on. To be called before they are looked up.
+    /// Removes the collector marks of content that a requester needs. Call it before the content is looked up.
     fn rely_on(&self, repo: &RepoId, candidates: &[Unreferenced]) {
         if repo.scope.is_local() {
             self.0.marks.unmark(candidates);

@@ -24,7 +24,7 @@ use crate::store::spool::SpoolFile;
 /// Bytes after which received content is written back. Otherwise the fsync of a push could wait for gigabytes of it.
 const WRITE_BACK_BYTES: u64 = 16 << 20;
 
-/// Room is reserved in steps of this size where the length is unknown.
+/// Room is reserved in steps of this size if the length is unknown.
 const UNKNOWN_LENGTH_STEP_BYTES: u64 = 64 << 20;
 
 /// One temporary file.

@@ -1,4 +1,5 @@
-//! Push sessions: `uploads/<uuid>/`, with what was received in `data`, and the repository and algorithm in `repository`.
+//! Push sessions in `uploads/<uuid>/`. The file `data` has the received bytes, and `repository` the repository and the
+//! algorithm.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use crate::store::fs;
 use crate::store::records::Class;
 use crate::store::uploads::{Upload, UploadError, UploadSession, Uploads};
 
-/// A session that has received nothing expires after this time already. It costs its client nothing to open another one.
+/// An empty session expires after one hour. The client can create another.
 const MAX_EMPTY_SESSION_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// The sessions that this process has used, by id.
@@ -32,15 +33,15 @@ pub(super) struct Sessions {
 struct Session {
     repo: String,
     file: Arc<GrowingFile>,
-    /// A request, or a write that it began, holds the session.
+    /// A request or its unfinished write uses the session.
     busy: AtomicBool,
 }
 
-/// Keeps a session busy. Held by a request and by each of its writes, which go on when the request is gone.
+/// Keeps a session busy. A request holds it. A write holds it too, because a write continues after its request ends.
 #[derive(Debug)]
 struct BusySession(Arc<Session>);
 
-/// A session in the hands of one request.
+/// A session that is used by one request.
 #[derive(Debug)]
 struct LocalUpload {
     local: Arc<Local>,
@@ -91,7 +92,7 @@ impl Uploads for LocalUploads {
         }
         let session = Arc::new(BusySession(session));
         let upload = LocalUpload { local: local.clone(), id, session, kept: true };
-        // Another request may have finished it before this one held it.
+        // Another request may have finished the session before this request acquired it.
         if !local.uploads.open.lock().contains_key(&id) {
             return Err(UploadError::Unknown);
         }
@@ -151,15 +152,15 @@ impl LocalUpload {
             self.remove()?;
             return Err(StoreError::DigestMismatch { digest: found, length });
         }
-        // A failed append may have left bytes that could not be removed then.
+        // A failed append may have left bytes behind.
         let on_disk = fs::metadata(&data).at("stat", &data)?.len();
         if on_disk != length {
             file.truncate_to_length().at("truncate", &data)?;
         }
         let _pending = local.content.pending_links().announce(digest);
         if let Err(error) = local.commit_file(&data, digest, length, Class::Pushed) {
-            // After a failed sync the bytes may be lost, and the next sync does not report that again. The client has to
-            // send them again.
+            // After a failed fsync the bytes may be lost, and the next fsync does not report that again. The client must send
+            // them again.
             let _ = self.remove();
             return Err(error);
         }
@@ -205,7 +206,7 @@ impl Local {
         let data = data_path(&folder);
         let Some(file) = optional(GrowingFile::resume(&data, algorithm)).at("open", &data)? else { return Ok(None) };
         let session = Session { repo: repo.to_owned(), file: Arc::new(file.closed()), busy: AtomicBool::new(false) };
-        // Two requests may resume it at the same time. The session of the first one counts.
+        // Two requests may resume a session at the same time. Both use the session that was inserted first.
         Ok(Some(self.uploads.open.lock().entry(id).or_insert_with(|| Arc::new(session)).clone()))
     }
 
@@ -223,7 +224,7 @@ impl Local {
         Ok(expired)
     }
 
-    /// Forgets the session of a folder. False if a request holds it.
+    /// Forgets the session of a folder. Returns false if a request uses it.
     fn forget_session(&self, folder: &Path) -> bool {
         let id = folder.file_name().and_then(|name| name.to_str()).and_then(|name| Uuid::parse_str(name).ok());
         let Some(id) = id else { return true };

@@ -42,7 +42,7 @@ pub struct Collected {
     pub waiting: u64,
 }
 
-/// Makes a pass. Does nothing while the index is not in step with the files. Blocks for as long as a walk of the local names
+/// Makes a pass. Does nothing while the index differs from the files. Blocks for as long as a walk of the local names
 /// takes, or until `stop` is set. `progress` is called with the number of repositories that were looked at.
 pub(in crate::store) fn collect(
     local: &Local,

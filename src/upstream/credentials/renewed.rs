@@ -16,12 +16,11 @@ use super::password::{self, CredentialObject};
 use super::{Account, FailureReason, SourceResult, program};
 use crate::tasks::Tasks;
 
-/// Time after a failed run in which the program is not run again.
+/// Minimum time between a failed run and the next run.
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);
-/// Refused credentials that are younger than this, or than a tenth of their lifetime if that is shorter, do not cause
-/// another run.
+/// Minimum age before a refusal reruns the program: 60 s or a tenth of the lifetime, whichever is shorter.
 const MIN_RENEWAL_AGE: Duration = Duration::from_secs(60);
-/// Shortest lifetime of an output, so that a program is not run all the time.
+/// Minimum lifetime of an output, so that a program is not run all the time.
 const MIN_LIFETIME: Duration = Duration::from_secs(10);
 
 /// One program to run, and the format of its output.
@@ -39,11 +38,11 @@ pub(super) enum OutputFormat {
     Password(String),
     /// A JSON object with user name and password.
     Object,
-    /// The same, with the rules for `docker-credential-*` programs, which may have no credentials.
+    /// The same format, for a `docker-credential-*` program. Such a helper may report that it has no credentials.
     Helper,
 }
 
-/// The programs of one source and their cached outputs. Clones share them.
+/// The programs of one credential source and their cached outputs. Clones share them.
 #[derive(Clone)]
 pub(super) struct Programs {
     lifetime: Duration,
@@ -55,7 +54,7 @@ pub(super) struct Programs {
 #[derive(Default)]
 struct ProgramState {
     current: Option<CachedOutput>,
-    /// The result of the current run. Closed without a result if the server stops.
+    /// The result of the current run. The channel closes without a result if the server stops.
     running: Option<watch::Receiver<Option<Result<SourceResult, FailureReason>>>>,
     failed: Option<(Instant, FailureReason)>,
 }
@@ -70,19 +69,19 @@ struct CachedOutput {
 // === impl Programs ===
 
 impl Programs {
-    /// `lifetime` is for outputs that name none. Programs run in `tasks`.
+    /// `lifetime` applies to outputs without an expiry time. Programs run in `tasks`.
     pub(super) fn new(lifetime: Duration, tasks: Tasks) -> Self {
         Self { lifetime, tasks, states: Arc::default() }
     }
 
-    /// The cached credentials, if they are valid.
+    /// Returns the cached credentials, if they are valid.
     pub(super) fn known(&self, call: &ProgramCall) -> Option<SourceResult> {
         let states = self.states.lock();
         let cached = states.get(call)?.current.as_ref()?;
         cached.is_valid().then(|| cached.credentials.clone())
     }
 
-    /// The cached credentials or, if there are none, those of a new run.
+    /// Returns the cached credentials. If there are none, runs the program.
     ///
     /// # Errors
     /// If the run fails, or has no result at `deadline`.
@@ -161,7 +160,7 @@ impl Programs {
                 Ok(credentials)
             }
             Err(why) => {
-                tracing::warn!(reason = %why, "cannot renew credentials");
+                tracing::warn!(reason = %why, "cannot get credentials from a program");
                 state.failed = Some((Instant::now(), why.clone()));
                 Err(why)
             }
@@ -176,7 +175,7 @@ async fn outcome(
     match timeout_at(deadline, running.wait_for(Option::is_some)).await {
         Ok(Ok(outcome)) => outcome.clone().unwrap_or_else(|| Err("the program was not run".into())),
         Ok(Err(_)) => Err("the server is stopping".into()),
-        Err(_) => Err("the program for them takes too long".into()),
+        Err(_) => Err("the credential program did not finish in time".into()),
     }
 }
 
@@ -202,7 +201,7 @@ impl CachedOutput {
 impl OutputFormat {
     /// The credentials and, if the output names it, their lifetime.
     fn read(&self, output: &program::ProgramOutput) -> Result<(SourceResult, Option<Duration>), String> {
-        // Helpers report this in their standard output and fail.
+        // A helper without credentials fails and says so on its standard output.
         if *self == Self::Helper && !output.success && reports_no_credentials(&output.bytes) {
             return Ok((None, None));
         }

@@ -7,7 +7,7 @@ use super::{Finding, Problem, ScrubWatch};
 use crate::oci::{Algorithm, Digest, RepoId};
 use crate::store::error::{At, StoreError, optional};
 use crate::store::fs;
-use crate::store::local::{Local, digest_of_file};
+use crate::store::local::{Local, QuarantineCause, digest_of_file};
 use crate::store::records::Class;
 
 /// Local repositories that a finding names.
@@ -80,7 +80,7 @@ fn scrub_blob(
             let problem = if same_length { Problem::Digest } else { Problem::Length };
             let mut finding = finding(local, digest, problem)?;
             if repair {
-                local.quarantine(digest, &read.file)?;
+                local.quarantine(digest, &read.file, QuarantineCause::WrongContent)?;
                 finding.quarantined = true;
             }
             watch.found(finding);
@@ -97,7 +97,7 @@ fn scrub_blob(
                 && finding.class == Class::Cached
                 && let Ok(file) = fs::open(&local.layout().blob(digest))
             {
-                local.quarantine(digest, &file)?;
+                local.quarantine(digest, &file, QuarantineCause::Unreadable)?;
                 finding.quarantined = true;
             }
             watch.found(finding);

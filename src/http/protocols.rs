@@ -1,7 +1,7 @@
-//! One connection, from its first byte to its end: plain or TLS, HTTP/1.1 or what ALPN has negotiated.
+//! Serves a connection from its first byte to its end: plain or TLS, HTTP/1.1 or HTTP/2 as ALPN negotiated.
 //!
-//! Its memory is bounded: 128 KiB in each direction; on HTTP/2 for each of 100 streams, and 16 KiB for each abandoned stream
-//! until the connection ends. Its waits are bounded as well (see `connection` and `streams`).
+//! Its memory is bounded. HTTP/1: 128 KiB per direction. HTTP/2: the same for each of 100 streams. An abandoned stream keeps
+//! 16 KiB until the connection ends. Its waits are bounded as well (see `connection` and `streams`).
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -26,38 +26,39 @@ use super::{Site, plain};
 use crate::access::Peer;
 use crate::tasks::Tasks;
 
-/// Bytes that one connection, or one stream of it, buffers in each direction, beside one frame.
+/// Maximum bytes that one HTTP/1 connection or one HTTP/2 stream buffers per direction, plus one frame.
 const MAX_BUFFER_BYTES: usize = 128 << 10;
-/// Concurrent requests of one HTTP/2 connection.
+/// Maximum number of concurrent requests of one HTTP/2 connection.
 const MAX_STREAMS: u32 = 100;
-/// Bytes that a client may send before they are read: on one stream, and on all streams of a connection.
+/// HTTP/2 receive window in bytes, for each stream and for the connection. The window of the connection limits the sum over
+/// its streams.
 const WINDOW_BYTES: u32 = 1 << 20;
 
 /// Serves connections.
-pub(super) struct Peers {
+pub(super) struct Connections {
     site: Site,
     deadlines: Deadlines,
     certificates: Option<Certificates>,
     tasks: Tasks,
 }
 
-// === impl Peers ===
+// === impl Connections ===
 
-impl Peers {
+impl Connections {
     pub(super) fn new(site: Site, deadlines: Deadlines, certificates: Option<Certificates>, tasks: Tasks) -> Self {
         Self { site, deadlines, certificates, tasks }
     }
 
     /// Serves one connection to its end. Once `draining` is cancelled, it ends after the requests in progress.
     pub(super) async fn serve(&self, stream: TcpStream, draining: CancellationToken) {
-        // Otherwise a small response may wait 40 ms for an acknowledgement of the client.
+        // Without TCP_NODELAY a small response may wait 40 ms.
         let _ = stream.set_nodelay(true);
         let (progress, peer) = (self.deadlines.progress, Peer::at(stream.peer_addr().ok()));
         let Some(certificates) = &self.certificates else {
             let left = plain::serve(stream, &peer, self.deadlines, &self.site, &draining).await;
             let Some((stream, ahead)) = left else { return };
             let stream = TimedWrites::with_ahead(stream, ahead, progress);
-            // In a box, as below: most connections do not need the memory of the largest future.
+            // Boxed, so that each connection does not allocate the largest future.
             return Box::pin(self.http1(stream, peer, draining.cancelled())).await;
         };
         Box::pin(self.encrypted(stream, peer, certificates, draining)).await;
@@ -73,7 +74,7 @@ impl Peers {
         let progress = self.deadlines.progress;
         let handshake = certificates.accept(stream, |stream| TimedWrites::new(stream, progress));
         let Handshake { protocol, stream, certificate } =
-            match tokio::time::timeout(self.deadlines.head, handshake).await {
+            match tokio::time::timeout(self.deadlines.headers, handshake).await {
                 Ok(Ok(handshake)) => handshake,
                 Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
                 Err(_) => return tracing::debug!("a TLS handshake took too long"),
@@ -119,7 +120,7 @@ impl Peers {
         builder.timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).max_send_buf_size(MAX_BUFFER_BYTES);
         builder.initial_stream_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let unused = requests.unused_for(self.deadlines.head, self.deadlines.idle);
+        let unused = requests.unused_for(self.deadlines.headers, self.deadlines.idle);
         let ended = tokio::select! {
             ended = &mut connection => ended,
             () = draining => {
@@ -128,7 +129,7 @@ impl Peers {
             }
             () = unused => {
                 connection.as_mut().graceful_shutdown();
-                // What is left: ends of responses that the client does not read, or a client that does not respond.
+                // The client has not read the end of a response, or it is gone.
                 tokio::time::timeout(self.deadlines.progress, connection).await.unwrap_or(Ok(()))
             }
         };
