@@ -1,7 +1,7 @@
 //! Authentication: from a [`Caller`] to a [`Principal`].
 //!
 //! There are no users, so every caller is anonymous, whatever credentials it sends. Users, tokens and certificates get their
-//! place here.
+//! place here. Whether a connection needs a client certificate is decided before, in `http::tls`.
 
 use super::caller::Caller;
 

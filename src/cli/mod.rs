@@ -1,4 +1,5 @@
-//! The command line: the commands and their errors. Each command has a file.
+//! The command line: the commands and their errors. Each command has a file. One that talks to a running server has its
+//! operation in `control`.
 
 mod backup;
 mod check;

@@ -1,4 +1,4 @@
-//! Configuration: one struct per topic, valid once it exists.
+//! Configuration: one struct per topic. A `Config` that exists is valid.
 //!
 //! Settings come from flags, `ROADSTEAD_…` variables, `REGISTRY_…` variables and the YAML file of `registry:2`, and a
 //! TOML file. Each source fills one [`layer::Layer`]. The layers are merged by precedence, and [`build`] makes a

@@ -1,9 +1,9 @@
 //! The deadlines of a connection that hyper serves.
 //!
-//! hyper has a deadline for request headers and none for anything else, so the socket keeps them. With HTTP/1, the headers of a
-//! request must be complete `head` after their first byte, or after the connection was made, and a connection without a
-//! request ends after `idle`: [`TimedReads`], above TLS. A write that makes no progress for `progress` ends any connection:
-//! [`TimedWrites`], below TLS. The deadline of a request body is kept by its handler.
+//! hyper has a deadline for request headers only, so the socket enforces the deadlines ([`Deadlines`]). [`TimedReads`], above
+//! TLS, is for HTTP/1: the first headers must be complete within `headers` of the connection, and later headers within
+//! `headers` of their first byte. A connection without a request ends after `idle`. [`TimedWrites`], below TLS, ends any
+//! connection whose write makes no progress for `progress`. The deadline of a request body is kept by its handler.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -79,8 +79,8 @@ impl Requests {
         RequestGuard(self.clone())
     }
 
-    /// Resolves when the connection is unused: no request has started within `first`, or none has been in progress for at
-    /// least `idle`, and at most twice that.
+    /// Resolves when the connection is unused: no request has started within `first`, or none has been in progress for
+    /// `idle`. It looks every `idle`, so it resolves up to `idle` late.
     pub(super) async fn unused_for(&self, first: Duration, idle: Duration) {
         let mut time = first;
         loop {

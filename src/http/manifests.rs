@@ -132,6 +132,8 @@ fn respond(call: &Call<'_>, manifest: &StoredManifest) -> Response {
     response
 }
 
+/// PUT of a manifest (distribution-spec, "Pushing manifests"). Checks in this order: reference, media type, content,
+/// digest, everything that the manifest refers to.
 pub(super) async fn put(
     app: &Arc<App>,
     call: &Call<'_>,

@@ -1,7 +1,8 @@
 //! The store: content by digest, names by repository, and push sessions. It knows no HTTP.
 //!
 //! [`Store`] is what the rest of the program sees. It stands on three contracts, each with its guarantees: [`Names`],
-//! [`Content`] and [`Uploads`]. `local` implements them over the files of a data folder. Another implementation plugs in at
+//! [`Content`] (with [`SpoolFile`]) and [`Uploads`] (with [`UploadSession`]). `local` implements them over the files of a data
+//! folder. Another implementation plugs in at
 //! `Store::assemble` in `facade.rs`, and gets a factory in the contract suite, `tests/it/contract`. Upkeep works on the local
 //! folder, whatever implements the contracts.
 //!

@@ -39,7 +39,7 @@ impl Remote {
         self.breaker.lock().next_probe(opening)
     }
 
-    /// Whether one of the URLs answers `GET /v2/` with anything but a 5xx that is an outage.
+    /// Whether one of the URLs answers `GET /v2/`, and the status is not an outage (`is_outage`).
     async fn is_alive(&self) -> bool {
         let Ok(connection) = self.connection().await else { return false };
         for base in &self.urls {

@@ -1,6 +1,6 @@
 //! The evictor: makes room if new content does not fit, and in the background if the bounds are exceeded.
 //!
-//! The least recently used content is evicted first (`eviction_order`). Nothing is evicted before the index agrees with the
+//! `eviction_order` decides what is evicted first. Nothing is evicted before the index agrees with the
 //! files and the order of last use is complete. How content is removed is up to [`Evict`].
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! Content whose link is about to be written: it is stored, or will be in a moment. The collector does not remove it, however
+//! Content that is stored, or is being stored, and whose link is not yet written. The collector does not remove it, however
 //! short its grace period is.
 
 use std::collections::HashMap;

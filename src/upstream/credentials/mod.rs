@@ -1,8 +1,8 @@
 //! Credentials for requests to upstreams. The first rule of the upstream that is for the repository names the source. A
 //! source keeps its result until that expires or the file changes.
 //!
-//! To add a kind of source: a variant of `config::CredentialSource` with its keys in `config::layer`, and a variant of
-//! `Source` in `keyring`.
+//! To add a kind of source: a variant of `config::credentials::CredentialSource`, its keys in `config::layer`,
+//! `config::build_credentials` and `config::show`, and a variant of `Source` in `keyring`.
 //!
 //! Secrets are sent only in an `Authorization` header or to a token server. No error, log line or `Debug` output
 //! contains a secret or the output of a program.
