@@ -7,7 +7,7 @@
 
 use axum::body::Body;
 use axum::response::Response;
-use http::header::{CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
@@ -37,7 +37,7 @@ pub enum ApiError {
     #[error(transparent)]
     Route(#[from] RouteError),
     #[error("the method is not supported by this endpoint")]
-    Method,
+    Method { allowed: &'static str },
     #[error(transparent)]
     Access(#[from] AccessError),
     #[error("{0} exists in the mirrored registry {1}; push to another name")]
@@ -96,7 +96,7 @@ impl ApiError {
         match self {
             Self::Route(RouteError::Malformed) => (Status::BAD_REQUEST, Code::NameInvalid),
             Self::Route(RouteError::Unknown) => (Status::NOT_FOUND, Code::Unsupported),
-            Self::Method => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
+            Self::Method { .. } => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
             Self::Access(error) => access_status(error),
             Self::NameTaken(..) => (Status::FORBIDDEN, Code::Denied),
             Self::Loop => (Status::LOOP_DETECTED, Code::Unavailable),
@@ -210,6 +210,9 @@ impl ApiError {
                 } else if status == StatusCode::TOO_MANY_REQUESTS {
                     headers.insert(RETRY_AFTER, HeaderValue::from_static(RATE_LIMIT_RETRY_AFTER));
                 }
+            }
+            Self::Method { allowed } => {
+                headers.insert(ALLOW, HeaderValue::from_static(allowed));
             }
             Self::OutOfOrder { length, location } => {
                 insert(headers, LOCATION, location.clone());
@@ -331,7 +334,7 @@ mod tests {
         let trace = RequestTrace::new("blob", http::Method::GET, &headers);
         let missing = ApiError::MissingReferences(vec!["sha256:x".to_owned()]);
         assert_eq!(missing.detail(&trace), json!({ "request_id": "abc", "missing": ["sha256:x"] }));
-        let response = ApiError::Method.into_response(&trace);
+        let response = ApiError::Method { allowed: "GET, HEAD" }.into_response(&trace);
         assert_eq!(response.headers()[REQUEST_ID], "abc");
     }
 }

@@ -34,8 +34,9 @@ use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::FutureExt;
-use http::header::CONTENT_TYPE;
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, Entry};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use http_body::Body as _;
 use tower_service::Service;
 use tracing::{Instrument, Span};
 
@@ -51,6 +52,8 @@ use outcome::Outcome;
 
 /// Where the distribution API is, unless a mirror URL has a path.
 const REGISTRY: &str = "/v2/";
+/// The methods of an endpoint that is only read.
+const READS: &str = "GET, HEAD";
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// The value of `Warning` on content that could not be confirmed.
@@ -85,6 +88,7 @@ impl Site {
             .route("/metrics", get(admin::metrics))
             .route("/healthz", get(admin::healthz))
             .route("/readyz", get(admin::readyz))
+            .method_not_allowed_fallback(wrong_method)
             .fallback(registry)
             .with_state(app.clone());
         Self { app, router }
@@ -125,6 +129,9 @@ async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Respon
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     if let Some(id) = trace.sent_id() {
         headers.insert(REQUEST_ID, id.clone());
+    }
+    if *trace.method() == Method::HEAD {
+        response = without_body(response);
     }
     let (method, started, span) = trace.into_parts();
     let code = response.status();
@@ -204,8 +211,37 @@ async fn answer_rare(app: &Arc<App>, call: &Call<'_>, body: Body) -> Result<Resp
             uploads::status(app, call.may_push(app).await?, id).await
         }
         (&Method::DELETE, Endpoint::Upload(id)) => uploads::cancel(app, call.may_push(app).await?, id).await,
-        _ => Err(ApiError::Method),
+        (_, endpoint) => Err(ApiError::Method { allowed: allowed_methods(endpoint) }),
     }
+}
+
+/// The methods that [`answer_rare`] and [`answer`] handle, as the value of an `Allow` header (RFC 9110, section 10.2.1).
+fn allowed_methods(endpoint: &Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Base | Endpoint::Catalog | Endpoint::Tags | Endpoint::Referrers(_) => READS,
+        Endpoint::Manifest(_) => "GET, HEAD, PUT, DELETE",
+        Endpoint::Blob(_) => "GET, HEAD, DELETE",
+        Endpoint::Uploads => "POST",
+        Endpoint::Upload(_) => "GET, HEAD, PATCH, PUT, DELETE",
+    }
+}
+
+/// Answers a request to a path beside `/v2/` whose method it does not have.
+async fn wrong_method(method: Method, headers: HeaderMap) -> Response {
+    let trace = RequestTrace::new("other", method, &headers);
+    ApiError::Method { allowed: READS }.into_response(&trace)
+}
+
+/// Removes the body of a response to HEAD and keeps its length in the header (RFC 9110, section 9.3.2). hyper does this for
+/// HTTP/1 only.
+fn without_body(response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    if let (Entry::Vacant(length), Some(exact)) = (parts.headers.entry(CONTENT_LENGTH), body.size_hint().exact())
+        && !body.is_end_stream()
+    {
+        length.insert(exact.into());
+    }
+    Response::from_parts(parts, Body::empty())
 }
 
 /// end-1 of the distribution-spec: the API exists, and no caller is challenged.

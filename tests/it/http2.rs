@@ -68,6 +68,27 @@ async fn alpn_chooses_http2_or_http1() {
 }
 
 #[tokio::test]
+async fn a_response_to_head_has_the_length_and_no_body() {
+    let scene = Scene::start("").await;
+    let blob = scene.push(&blob(1, KIB)).await;
+    let paths = ["/v2/", "/v2/_catalog", "/v2/team/app/tags/list", "/v2/team/app/manifests/none", "/v2/a%00/b", &blob];
+    for path in paths {
+        let mut lengths = Vec::new();
+        for method in ["GET", "HEAD"] {
+            let answer = scene.client.start(method, &scene.url(path), &[("x-request-id", "same")], "").await.unwrap();
+            assert_eq!(answer.version(), http::Version::HTTP_2);
+            lengths.push(answer.headers().get("content-length").map(|length| length.to_str().unwrap().to_owned()));
+            // The client's HTTP/2 library reports a body after HEAD as an error.
+            let body = answer.bytes().await.unwrap();
+            assert_eq!(body.is_empty(), method == "HEAD", "{method} {path}");
+            lengths.push(Some(body.len().to_string()).filter(|_| method == "GET"));
+        }
+        let [_, body, head, _] = &lengths[..] else { panic!("{lengths:?}") };
+        assert_eq!(head, body, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn many_blobs_are_pulled_over_one_connection() {
     let scene = Scene::start("").await;
     let contents: Vec<Content> = (0..30).map(|seed| blob(seed, MIB + seed as usize)).collect();

@@ -147,6 +147,8 @@ async fn missing_and_unsupported_resources_have_their_codes() {
             if !allowed.split(' ').any(|allowed| allowed == method) {
                 let expected = if method == "HEAD" { "" } else { "UNSUPPORTED" };
                 assert_eq!(ask(&server, method, &path, "").await, (405, expected.to_owned()), "{method} {path}");
+                let answer = server.send(method, &path, &[], "").await;
+                assert_eq!(answer.header("allow"), allowed.replace(' ', ", "), "{method} {path}");
             }
         }
     }

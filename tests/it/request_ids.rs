@@ -46,6 +46,16 @@ async fn every_error_has_an_id_in_its_details_and_in_a_header() {
         assert_eq!(sent.json()["errors"][0]["detail"]["request_id"], "mine", "{method} {path}");
         assert_eq!(sent.header(ID), "mine", "{method} {path}");
     }
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        let answer = server.send("DELETE", path, &[], "").await;
+        let id = answer.json()["errors"][0]["detail"]["request_id"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(
+            (answer.status, answer.header(ID), answer.header("allow")),
+            (405, id.as_str(), "GET, HEAD"),
+            "{path}"
+        );
+        assert_eq!(id.len(), 32, "{path}");
+    }
     let head = server.head("/v2/team/app/manifests/none").await;
     assert_eq!((head.status, head.header(ID).len()), (404, 32), "a HEAD has no body");
 }
@@ -80,4 +90,16 @@ async fn the_log_line_of_an_error_has_its_id() {
     // The engine's own line about the upstream is in the span of the request that asked.
     let in_the_span = |line: &Value| line["level"] == "WARN" && line["span"]["id"] == "report-7";
     assert!(lines().iter().any(in_the_span), "{}", process.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_of_a_client_adds_no_lines_to_the_log() {
+    let process = tokio::task::spawn_blocking(|| ServerProcess::start(Settings::new())).await.unwrap();
+    let url = process.url("/v2/team/app/blobs/uploads/?ns=%0aFORGED%20line%0d%1b%5b31mred%c2%9b");
+    assert_eq!(Client::new().send("POST", &url, &[], "").await.status, 404);
+    until("the refusal is logged", async || process.log().contains("FORGED")).await;
+    let log = process.log();
+    let line = log.lines().find(|line| line.contains("FORGED")).unwrap();
+    assert!(line.contains(r"for \nFORGED line\r\u{1b}[31mred\u{9b}"), "{line}");
+    assert!(!log.chars().any(|character| character.is_control() && character != '\n'), "{log}");
 }
