@@ -67,7 +67,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Seen {
 
 #[tokio::test]
 async fn a_fill_is_a_trace_of_its_own_that_followers_link_to() {
-    // Registers all callsites: one that another test registers at the same time, without a subscriber, would stay disabled.
+    // A callsite that another test registers in a thread without a subscriber may stay disabled for all. With a global
+    // subscriber there is no such thread, and the first fill registers what was disabled before.
+    tracing::subscriber::set_global_default(Registry::default()).unwrap();
     let ((bytes, digest), warm_up) = (content(), Fixture::new());
     let source = ScriptedSource::new("a/b", [Answer::complete(LENGTH).send(&bytes)]);
     read_exactly(&mut warm_up.follow(&digest, &source).await.unwrap(), LENGTH).await;
