@@ -74,8 +74,8 @@ impl Containerd {
         let (_, path) = printed.split_once("# /etc/containerd/certs.d/").expect("a path");
         let (path, _) = path.split_once('\n').expect("the marker line");
         self.folder.write(&format!("certs.d/{path}"), printed);
-        let (_, pushes) = printed.split_once("# For pushes, below: /etc/containerd/certs.d/").expect("a second path");
-        let (path, marked) = pushes.split_once(", without the marks.\n").expect("the marker line");
+        let (_, pushes) = printed.split_once("# For pushes, create /etc/containerd/certs.d/").expect("a second path");
+        let (path, marked) = pushes.split_once(" with the following lines, uncommented.\n").expect("the marker line");
         let file: String = marked.lines().map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
         self.folder.write(&format!("certs.d/{path}"), &file);
         self.folder.at("certs.d")
