@@ -256,7 +256,7 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             UpstreamError::Denied { .. } => (Status::FORBIDDEN, Code::Denied),
             UpstreamError::RateLimited { .. } => (Status::TOO_MANY_REQUESTS, Code::TooManyRequests),
             UpstreamError::Timeout { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
-            UpstreamError::Connect { .. } | UpstreamError::CircuitOpen { .. } => {
+            UpstreamError::Connect { .. } | UpstreamError::CircuitOpen { .. } | UpstreamError::Contradicted { .. } => {
                 (Status::SERVICE_UNAVAILABLE, Code::Unavailable)
             }
             UpstreamError::Status { status: Status::LOOP_DETECTED, .. } => (Status::LOOP_DETECTED, Code::Unavailable),
@@ -264,14 +264,16 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
                 (Status::SERVICE_UNAVAILABLE, Code::Unavailable)
             }
             UpstreamError::Status { .. }
+            | UpstreamError::Challenge { .. }
             | UpstreamError::Interrupted { .. }
             | UpstreamError::Certificate { .. }
             | UpstreamError::Credentials { .. }
             | UpstreamError::BadResponse { .. } => (Status::BAD_GATEWAY, Code::Unavailable),
         },
-        PullError::WrongContent { .. } | PullError::Changed { .. } | PullError::BadDocument { .. } => {
-            (Status::BAD_GATEWAY, Code::Unavailable)
-        }
+        PullError::WrongContent { .. }
+        | PullError::WrongManifest { .. }
+        | PullError::Changed { .. }
+        | PullError::BadDocument { .. } => (Status::BAD_GATEWAY, Code::Unavailable),
         PullError::TooLate { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
         PullError::Abandoned | PullError::Busy { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
         PullError::Store(error) => store_status(error),

@@ -67,7 +67,7 @@ async fn mount(app: &Arc<App>, call: &Call<'_>, repo: &RepoId, digest: &Digest) 
         None => app.store.find_pushed(digest, may_read(app, &call.principal)).await?,
     };
     let Some(source) = source else { return Ok(false) };
-    if app.store.member(&source, digest).await?.is_none() {
+    if !app.store.member(&source, digest).await?.is_some_and(|member| member.proven) {
         return Ok(false);
     }
     Ok(app.store.adopt(repo, digest).await?)

@@ -10,8 +10,9 @@ use tokio::time::{Instant, timeout_at};
 use super::error::PullError;
 use super::flight::{Flights, Role};
 use super::memory::Memory;
+use super::notes::Notes;
 use crate::config::CacheConfig;
-use crate::oci::{Digest, RepoId};
+use crate::oci::{Digest, Reference, RepoId};
 use crate::store::{Member, Store, StoreError};
 use crate::telemetry::Metrics;
 
@@ -23,12 +24,14 @@ pub(super) struct Context {
     pub(super) config: CacheConfig,
     pub(super) metrics: Arc<Metrics>,
     pub(super) memory: Memory,
+    pub(super) notes: Notes,
 }
 
 impl Context {
     pub(super) fn new(store: Store, config: CacheConfig, metrics: Arc<Metrics>) -> Self {
         let memory = Memory::new(&config);
-        Self { store, config, metrics, memory }
+        let notes = Notes::new(store.clone(), config.stale_if_error);
+        Self { store, config, metrics, memory, notes }
     }
 
     /// Returns the deadline of a request that arrives now.
@@ -69,13 +72,31 @@ impl Context {
         }
     }
 
-    /// Returns the membership if the digest may be read in this repository without a request to its upstream.
-    pub(super) async fn may_read(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
+    /// Returns the membership of a digest. If it is proven, the content may be read in this repository without a request to its
+    /// upstream.
+    pub(super) async fn membership(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
         if let Some(member) = self.store.member(repo, digest).await? {
             return Ok(Some(member));
         }
         let is_manifest = self.store.has_manifest(repo, digest).await?;
-        Ok(is_manifest.then_some(Member { size: None }))
+        Ok(is_manifest.then_some(Member { size: None, proven: true }))
+    }
+
+    /// Remembers an absence that the upstream has just confirmed: in memory for `negative_ttl`, in the repository's note for an
+    /// outage.
+    pub(super) async fn remember_absent(&self, repo: &RepoId, reference: Reference) {
+        self.memory.remember_absent(repo, reference.clone());
+        self.notes.remember_absent(repo, reference).await;
+    }
+
+    /// Returns the error of a request for content that is not stored. If the upstream failed, and said before that the content
+    /// does not exist, that is still the best answer.
+    pub(super) async fn or_known_absence(&self, repo: &RepoId, reference: Reference, error: PullError) -> PullError {
+        if error.is_inconclusive() && !error.is_local() && self.notes.is_absent(repo, &reference).await {
+            tracing::debug!(%repo, %reference, %error, "the upstream said before that this does not exist");
+            return PullError::NotFound;
+        }
+        error
     }
 
     /// Counts content that is served but not stored. Logs a warning for the first one in five minutes.

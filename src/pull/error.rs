@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
+
 use crate::oci::Digest;
 use crate::store::StoreError;
 use crate::upstream::UpstreamError;
@@ -18,6 +20,9 @@ pub enum PullError {
     Upstream(UpstreamError),
     #[error("{upstream} sent content that does not have digest {digest}")]
     WrongContent { upstream: Arc<str>, digest: Digest },
+    /// The manifest of a tag has another digest than its header says. By digest, the upstream has neither.
+    #[error("{upstream} announced a manifest with digest {announced} and sent {found}")]
+    WrongManifest { upstream: Arc<str>, announced: Digest, found: Digest },
     /// A resumed transfer does not continue the bytes that were received before it.
     #[error("{upstream} changed the content in the middle of a transfer")]
     Changed { upstream: Arc<str> },
@@ -58,7 +63,7 @@ impl PullError {
 
     /// Whether the received bytes are wrong. Another transfer of the complete blob may succeed.
     pub(super) fn is_wrong_content(&self) -> bool {
-        matches!(self, Self::WrongContent { .. } | Self::Changed { .. })
+        matches!(self, Self::WrongContent { .. } | Self::WrongManifest { .. } | Self::Changed { .. })
     }
 
     /// Whether the error concerns one fill only, so that the requester may try again with another fill. `foreign`: a requester
@@ -79,6 +84,25 @@ impl PullError {
     /// Whether the upstream answered 429.
     pub(super) fn is_rate_limit(&self) -> bool {
         matches!(self, Self::Upstream(UpstreamError::RateLimited { .. }))
+    }
+
+    /// Whether a GET may answer what this request did not. A refused HEAD, or a manifest that is missing under the digest that a
+    /// HEAD announced, says nothing about the GET.
+    pub(super) fn may_be_answered_by_get(&self) -> bool {
+        match self {
+            Self::Upstream(error) => !matches!(
+                error,
+                UpstreamError::RateLimited { .. }
+                    | UpstreamError::CircuitOpen { .. }
+                    | UpstreamError::Credentials { .. }
+            ),
+            error => !error.is_local() && !matches!(error, Self::Abandoned),
+        }
+    }
+
+    /// Whether the request came back to this server.
+    pub(super) fn is_loop(&self) -> bool {
+        matches!(self, Self::Upstream(UpstreamError::Status { status: StatusCode::LOOP_DETECTED, .. }))
     }
 
     /// Returns the time that the upstream asks to wait, if it sent one.

@@ -15,7 +15,7 @@ use crate::oci::{Algorithm, Digest, Manifest, Reference, RepoId, media_type};
 use crate::store::{NewManifest, StoreError, StoredManifest};
 use crate::tasks::on_bytes;
 use crate::telemetry::CacheResult;
-use crate::upstream::{Kind, Upstream, UpstreamResponse};
+use crate::upstream::{Effort, Kind, Upstream, UpstreamResponse};
 
 impl PullRequest<'_> {
     /// Returns a manifest of a mirrored repository by digest.
@@ -30,7 +30,10 @@ impl PullRequest<'_> {
         // Boxed, so that the rare case does not make the future of every request larger.
         let upstream = self.upstream(repo)?;
         let fetched = self.engine.manifest_by_digest(&upstream, repo, digest, context.deadline());
-        Box::pin(fetched.instrument(self.trace.span())).await
+        match Box::pin(fetched.instrument(self.trace.span())).await {
+            Err(error) => Err(context.or_known_absence(repo, Reference::Digest(digest.clone()), error).await),
+            served => served,
+        }
     }
 }
 
@@ -67,13 +70,8 @@ impl Engine {
         // The content is stored. Only this repository's manifest link is missing.
         if let Some(bytes) = store.manifest_content(digest).await?
             && let Ok(manifest) = Manifest::parse(&bytes)
+            && let Some((declared, result)) = self.prove_manifest(upstream, repo, digest, deadline).await?
         {
-            let (declared, result) = if store.member(repo, digest).await?.is_some() {
-                (None, CacheResult::Hit)
-            } else {
-                let head = self.ask_for_manifest(Method::HEAD, upstream, repo, digest, deadline).await?;
-                (usable_media_type(&head), CacheResult::Revalidated)
-            };
             let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
             let new = NewManifest { digest: digest.clone(), media_type, bytes, manifest };
             let (manifest, _) = self.store_manifest(repo, new).await?;
@@ -85,6 +83,28 @@ impl Engine {
         Ok(Served::new(manifest, if stored { CacheResult::Miss } else { CacheResult::Bypass }))
     }
 
+    /// Whether this repository may read a manifest that is stored for another one: an index that was served here lists it and
+    /// a repository with the same rights has it, or the upstream confirms it. Returns the media type that the upstream sent. `None`: the upstream does not answer the HEAD,
+    /// so a GET must decide.
+    async fn prove_manifest(
+        &self,
+        upstream: &Upstream,
+        repo: &RepoId,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<Option<(Option<String>, CacheResult)>, PullError> {
+        if let Some(listed) = self.context.store.member(repo, digest).await?
+            && (listed.proven || self.proofs.has_shared_right(upstream, repo, digest).await?)
+        {
+            return Ok(Some((None, CacheResult::Hit)));
+        }
+        match self.ask_for_manifest(Method::HEAD, upstream, repo, digest, deadline).await {
+            Ok(head) => Ok(Some((usable_media_type(&head), CacheResult::Revalidated))),
+            Err(error) if error.may_be_answered_by_get() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn ask_for_manifest(
         &self,
         method: Method,
@@ -93,9 +113,22 @@ impl Engine {
         digest: &Digest,
         deadline: Instant,
     ) -> Result<UpstreamResponse, PullError> {
-        let request = request(method, Kind::Manifest, repo, format!("manifests/{digest}"));
+        let is_get = method == Method::GET;
+        let mut request = request(method, Kind::Manifest, repo, format!("manifests/{digest}"));
+        if !is_get {
+            request.effort = Effort::Once;
+        }
         let answer = ask(upstream, request, deadline).await;
-        answer.inspect_err(|error| self.context.memory.note_absent(repo, digest, error))
+        // Only a GET says that the manifest does not exist.
+        if is_get {
+            let (reference, context) = (Reference::Digest(digest.clone()), &self.context);
+            match &answer {
+                Ok(_) => context.notes.forget_absent(repo, reference).await,
+                Err(PullError::NotFound) => context.remember_absent(repo, reference).await,
+                Err(_) => {}
+            }
+        }
+        answer
     }
 
     /// Stores a manifest, if there is room. Without room the manifest is served as well. The flag is true if it was stored.
@@ -143,7 +176,11 @@ impl Engine {
                 upstream = %upstream.name(), %expected, found = %digest,
                 "the upstream sent a manifest with another digest"
             );
-            return Err(PullError::WrongContent { upstream: upstream.name().clone(), digest: expected });
+            let upstream = upstream.name().clone();
+            return Err(match requested {
+                Some(_) => PullError::WrongContent { upstream, digest: expected },
+                None => PullError::WrongManifest { upstream, announced: expected, found: digest },
+            });
         }
         let manifest = manifest.map_err(|error| bad(error.to_string()))?;
         let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());

@@ -67,13 +67,6 @@ impl Memory {
         }
     }
 
-    /// Remembers that a digest does not exist, if `error` is `NotFound`.
-    pub(super) fn note_absent(&self, repo: &RepoId, digest: &Digest, error: &PullError) {
-        if error.is_not_found() {
-            self.remember_absent(repo, Reference::Digest(digest.clone()));
-        }
-    }
-
     /// Returns the failure of the last fill from this source.
     pub(super) fn failure(&self, source: &SourceId, digest: &Digest) -> Option<PullError> {
         self.failures.get(&(source.clone(), digest.clone()))
@@ -81,9 +74,11 @@ impl Memory {
 
     pub(super) fn remember_failure(&self, source: &SourceId, digest: &Digest, error: &PullError) {
         match error {
-            PullError::NotFound => self.remember_absent(&source.repo, Reference::Digest(digest.clone())),
-            // These do not predict the next request; the circuit breaker has its own state.
-            PullError::Abandoned | PullError::Busy { .. } | PullError::Upstream(UpstreamError::CircuitOpen { .. }) => {}
+            // An absence is remembered as such. The others do not predict the next request; the circuit breaker has its own state.
+            PullError::NotFound
+            | PullError::Abandoned
+            | PullError::Busy { .. }
+            | PullError::Upstream(UpstreamError::CircuitOpen { .. }) => {}
             error => self.failures.insert((source.clone(), digest.clone()), error.clone()),
         }
     }

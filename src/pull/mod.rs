@@ -18,6 +18,7 @@
 mod ask;
 mod blob;
 mod bypass;
+mod confirm_tag;
 mod content;
 mod context;
 mod engine;
@@ -29,6 +30,7 @@ mod held_back_tail;
 mod manifest;
 mod memory;
 mod next_link;
+mod notes;
 mod proof;
 mod referrers;
 mod served;

@@ -1,7 +1,9 @@
 //! Proofs: an upstream confirms, to the credentials of a repository, that the repository has a blob.
 //!
-//! A blob that is stored for one repository is served in another one only after such a proof. A proof is one HEAD. The store
-//! records it as a link.
+//! A blob that is stored for one repository is served in another one only after such a proof, whatever the other one's manifests
+//! refer to. A proof is one HEAD, or a GET
+//! of the first byte if the upstream refuses that. No request is needed if a repository of the same upstream, with the same
+//! credentials, has proven it before. The store records a proof as a link.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,8 +15,8 @@ use super::ask::{ask, request};
 use super::context::Context;
 use super::error::PullError;
 use super::flight::Flights;
-use crate::oci::{Digest, RepoId};
-use crate::store::Member;
+use crate::oci::{Digest, Reference, RepoId, RepoName};
+use crate::store::{Member, StoreError};
 use crate::tasks::Tasks;
 use crate::upstream::{Kind, Upstream};
 
@@ -46,6 +48,16 @@ impl Proofs {
         Ok(flight.await?.0)
     }
 
+    /// Whether a repository of the same upstream, which uses the same credentials, has a proven right to read this digest.
+    pub(super) async fn has_shared_right(
+        &self,
+        upstream: &Upstream,
+        repo: &RepoId,
+        digest: &Digest,
+    ) -> Result<bool, PullError> {
+        has_shared_right(&self.context, upstream, repo, digest).await
+    }
+
     /// Returns the length that a manifest or an earlier proof gave. Without one, asks for a proof now.
     pub(super) async fn known_length(
         &self,
@@ -54,10 +66,40 @@ impl Proofs {
         digest: &Digest,
         deadline: Instant,
     ) -> Option<u64> {
-        if let Ok(Some(Member { size: Some(size) })) = self.context.store.member(repo, digest).await {
+        if let Ok(Some(Member { size: Some(size), .. })) = self.context.store.member(repo, digest).await {
             return Some(size);
         }
         self.prove(upstream, repo, digest, deadline).await.ok()?.size
+    }
+}
+
+async fn has_shared_right(
+    context: &Context,
+    upstream: &Upstream,
+    repo: &RepoId,
+    digest: &Digest,
+) -> Result<bool, PullError> {
+    let (credential, upstream) = (upstream.credential(&repo.name), upstream.clone());
+    let may_share = Box::new(move |name: &RepoName| upstream.credential(name) == credential);
+    Ok(context.store.find_proven(&repo.scope, digest, may_share).await?.is_some())
+}
+
+/// Proves the right to stored content without a request: a manifest of the repository refers to it, and it was fetched from the
+/// same upstream with the same credentials. So images that share layers can be pulled in an outage.
+async fn proof_by_shared_right(
+    context: &Context,
+    upstream: &Upstream,
+    repo: &RepoId,
+    digest: &Digest,
+) -> Result<Option<Member>, PullError> {
+    let store = &context.store;
+    let Some(listed) = store.member(repo, digest).await? else { return Ok(None) };
+    if store.blob(digest).await?.is_none() || !has_shared_right(context, upstream, repo, digest).await? {
+        return Ok(None);
+    }
+    match store.link_blob(repo, digest, listed.size).await {
+        Err(error) if !error.is_full() && !matches!(error, StoreError::ReadOnly) => Err(error.into()),
+        _ => Ok(Some(Member { proven: true, ..listed })),
     }
 }
 
@@ -68,16 +110,26 @@ async fn ask_for_proof(
     digest: &Digest,
     deadline: Instant,
 ) -> Result<Member, PullError> {
+    if let Some(proof) = proof_by_shared_right(context, upstream, repo, digest).await? {
+        return Ok(proof);
+    }
     let head = request(Method::HEAD, Kind::Blob, repo, format!("blobs/{digest}"));
     let answer = ask(upstream, head, deadline).await;
-    let answer = answer.inspect_err(|error| context.memory.note_absent(repo, digest, error))?;
-    let proof = Member { size: answer.content_length() };
+    let reference = Reference::Digest(digest.clone());
+    // If the upstream does not answer the HEAD, `send` has sent a GET. So this is an absence.
+    if answer.as_ref().is_err_and(PullError::is_not_found) {
+        context.remember_absent(repo, reference).await;
+    } else if answer.is_ok() {
+        context.notes.forget_absent(repo, reference).await;
+    }
+    let answer = answer?;
+    let proof = Member { size: answer.content_length(), proven: true };
     if let Some(length) = proof.size {
         context.memory.remember_length(repo, digest, length);
     }
     match context.store.link_blob(repo, digest, proof.size).await {
         // The next request asks for a proof again.
-        Err(error) if error.is_full() => Ok(proof),
+        Err(error) if error.is_full() || matches!(error, StoreError::ReadOnly) => Ok(proof),
         recorded => Ok(recorded.map(|()| proof)?),
     }
 }

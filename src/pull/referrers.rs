@@ -1,10 +1,11 @@
-//! Referrers of mirrored content: the upstream's list or its fallback tag. In an outage a stale list is served.
+//! Referrers of mirrored content: the upstream's list or its fallback tag. In an outage the last list is served as a stale
+//! one, or an empty one.
 //!
 //! A list is fresh for `tag_ttl`, like a tag, because policy controllers request lists often, and most lists are empty.
 
 use std::sync::Arc;
 
-use http::Method;
+use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
@@ -13,7 +14,7 @@ use super::engine::{Engine, PullRequest};
 use super::error::PullError;
 use super::next_link::next_link;
 use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, Tag};
-use crate::upstream::{Kind, Upstream};
+use crate::upstream::{Kind, Upstream, UpstreamError};
 
 /// Maximum size of a page of an upstream's list. A longer page is an error.
 const MAX_PAGE_BYTES: usize = 4 << 20;
@@ -39,19 +40,25 @@ impl PullRequest<'_> {
                 let (referrers, stale) = engine.ask_for_referrers(&upstream, &repo, &subject, deadline).await?;
                 let referrers = Arc::new(referrers);
                 if !stale {
+                    engine.context.notes.remember_referrers(&repo, &subject, referrers.clone()).await;
                     engine.context.memory.remember_referrers((repo, subject), referrers.clone());
                 }
                 Ok((referrers, stale))
             }
         };
         let flight = context.run_flight(&engine.referrers, key.clone(), upstream.name(), deadline, work);
-        match (flight.await, known) {
-            (Ok((listed, _)), _) => Ok(listed),
-            (Err(error), Some(listed)) if error.is_inconclusive() => {
+        match flight.await {
+            Ok((listed, _)) => Ok(listed),
+            // Also if nothing is known: Docker 29 asks for the referrers of a cached image, and an error would end its pull.
+            Err(error) if error.is_inconclusive() && !error.is_local() && !error.is_loop() => {
                 tracing::warn!(%repo, %subject, %error, "serving a stale list of referrers");
-                Ok((listed.referrers, true))
+                let referrers = match known {
+                    Some(listed) => listed.referrers,
+                    None => Arc::new(context.notes.referrers(repo, subject).await),
+                };
+                Ok((referrers, true))
             }
-            (Err(error), _) => Err(error),
+            Err(error) => Err(error),
         }
     }
 }
@@ -71,7 +78,7 @@ impl Engine {
             let asked = ask(upstream, request(Method::GET, Kind::Referrers, repo, next), deadline).await;
             let response = match asked {
                 // The upstream has no referrers API, so its clients store the list under a tag.
-                Err(PullError::NotFound) if page == 0 => {
+                Err(error) if page == 0 && lacks_referrers_api(&error) => {
                     return self.fallback_referrers(upstream, repo, subject, deadline).await;
                 }
                 Err(PullError::NotFound) => break,
@@ -106,6 +113,20 @@ impl Engine {
             Err(PullError::NotFound) => Ok((Vec::new(), false)),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Whether the error means that there is no such API, rather than that the upstream failed. Registries without it answer
+/// 404, but also 400, 401, 403, 405 or 406.
+fn lacks_referrers_api(error: &PullError) -> bool {
+    match error {
+        PullError::NotFound | PullError::Upstream(UpstreamError::Denied { .. } | UpstreamError::Challenge { .. }) => {
+            true
+        }
+        PullError::Upstream(UpstreamError::Status { status, .. }) => {
+            status.is_client_error() || *status == StatusCode::NOT_IMPLEMENTED
+        }
+        _ => false,
     }
 }
 

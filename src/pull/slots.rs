@@ -3,7 +3,8 @@
 //! There is a cap for each upstream and one for all of them. Waiting transfers queue by repository, and repositories take
 //! turns: an image of a hundred layers delays another image by one layer, not by a hundred. Within a repository small blobs
 //! go first, because a client needs the config before the layers. One of every four slots is reserved for small blobs, so
-//! that large layers never delay a config.
+//! that large layers never delay a config. One repository never takes all slots of an upstream with many: if its transfers
+//! hang, those of other repositories still run.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,6 +19,9 @@ const MAX_SMALL_BYTES: u64 = 1 << 20;
 /// One of every four slots is reserved for small blobs; at least one slot, if the cap is more than one.
 const SLOTS_PER_SMALL_SLOT: usize = 4;
 
+/// One of every eight slots of an upstream is kept free of any single repository. None if it has fewer than eight.
+const SLOTS_PER_FOREIGN_SLOT: usize = 8;
+
 /// Clones share the slots.
 #[derive(Clone, Debug)]
 pub(super) struct Slots {
@@ -31,15 +35,23 @@ struct State {
     /// Repositories with waiting transfers; the first one is next.
     order: VecDeque<RepoId>,
     queues: HashMap<RepoId, Queue>,
+    /// The running transfers of each repository that has some.
+    running: HashMap<RepoId, Running>,
     tickets: u64,
 }
 
-/// A cap, and the number of running transfers that count towards it.
+/// A cap, and the running transfers that count towards it.
 #[derive(Debug)]
 struct Lane {
     cap: usize,
-    running: usize,
-    /// The number of large transfers among `running`.
+    running: Running,
+}
+
+/// A number of running transfers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Running {
+    all: usize,
+    /// The large ones among them.
     large: usize,
 }
 
@@ -71,8 +83,14 @@ impl Slots {
     /// Allows at most `cap` transfers, and at most the upstream's own limit for each upstream.
     pub(super) fn new(cap: usize, upstreams: impl IntoIterator<Item = (Scope, usize)>) -> Self {
         let upstreams = upstreams.into_iter().map(|(scope, cap)| (scope, Lane::new(cap))).collect();
-        let state =
-            State { all: Lane::new(cap), upstreams, order: VecDeque::new(), queues: HashMap::new(), tickets: 0 };
+        let state = State {
+            all: Lane::new(cap),
+            upstreams,
+            order: VecDeque::new(),
+            queues: HashMap::new(),
+            running: HashMap::new(),
+            tickets: 0,
+        };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -122,18 +140,20 @@ impl State {
             } else {
                 self.order.push_back(repo.clone());
             }
-            self.all.begin(small);
+            self.all.running.begin(small);
             if let Some(lane) = self.upstreams.get_mut(&repo.scope) {
-                lane.begin(small);
+                lane.running.begin(small);
             }
+            self.running.entry(repo).or_default().begin(small);
         }
     }
 
     /// Returns the position of the first repository with a runnable transfer. True: that is a small blob.
     fn next(&self) -> Option<(usize, bool)> {
         let may_run = |repo: &RepoId, small| {
-            let lane = self.upstreams.get(&repo.scope);
-            self.all.has_room(small) && lane.is_none_or(|lane| lane.has_room(small))
+            let (lane, own) = (self.upstreams.get(&repo.scope), self.running.get(repo).copied().unwrap_or_default());
+            let fits = |lane: &Lane| lane.has_room(small) && lane.admits_repository(own, small);
+            self.all.has_room(small) && lane.is_none_or(fits)
         };
         self.order.iter().enumerate().find_map(|(place, repo)| {
             let queue = self.queues.get(repo)?;
@@ -157,10 +177,16 @@ impl State {
         found
     }
 
-    fn release(&mut self, scope: &Scope, small: bool) {
-        self.all.end(small);
-        if let Some(lane) = self.upstreams.get_mut(scope) {
-            lane.end(small);
+    fn release(&mut self, repo: &RepoId, small: bool) {
+        self.all.running.end(small);
+        if let Some(lane) = self.upstreams.get_mut(&repo.scope) {
+            lane.running.end(small);
+        }
+        if let Some(own) = self.running.get_mut(repo) {
+            own.end(small);
+            if own.all == 0 {
+                self.running.remove(repo);
+            }
         }
         self.call_next();
     }
@@ -168,7 +194,7 @@ impl State {
 
 impl Lane {
     fn new(cap: usize) -> Self {
-        Self { cap, running: 0, large: 0 }
+        Self { cap, running: Running::default() }
     }
 
     fn is_full(&self) -> bool {
@@ -176,17 +202,29 @@ impl Lane {
     }
 
     fn has_room(&self, small: bool) -> bool {
-        let reserved = if self.cap > 1 { (self.cap / SLOTS_PER_SMALL_SLOT).max(1) } else { 0 };
-        self.running < self.cap && (small || self.large < self.cap - reserved)
+        self.running.all < self.cap && (small || self.running.large < self.large_cap())
     }
 
+    /// Whether a repository with these running transfers may run another one.
+    fn admits_repository(&self, own: Running, small: bool) -> bool {
+        let foreign = self.cap / SLOTS_PER_FOREIGN_SLOT;
+        own.all < self.cap - foreign && (small || own.large < self.large_cap() - foreign)
+    }
+
+    fn large_cap(&self) -> usize {
+        let reserved = if self.cap > 1 { (self.cap / SLOTS_PER_SMALL_SLOT).max(1) } else { 0 };
+        self.cap - reserved
+    }
+}
+
+impl Running {
     fn begin(&mut self, small: bool) {
-        self.running += 1;
+        self.all += 1;
         self.large += usize::from(!small);
     }
 
     fn end(&mut self, small: bool) {
-        self.running -= 1;
+        self.all -= 1;
         self.large -= usize::from(!small);
     }
 }
@@ -226,7 +264,7 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let mut state = self.slots.state.lock();
         if !state.withdraw(&self.repo, self.small, self.number) {
-            state.release(&self.repo.scope, self.small);
+            state.release(&self.repo, self.small);
         }
     }
 }
@@ -304,6 +342,20 @@ mod tests {
     }
 
     #[test]
+    fn one_repository_leaves_slots_for_the_others() {
+        let slots = slots(64, 16);
+        let (hanging, other) = (repo("a.io", "hanging"), repo("a.io", "other"));
+        let mut large: Vec<_> = (0..20).map(|_| slots.request(&hanging, LARGE)).collect();
+        assert_eq!(called(&mut large).len(), 10, "12 are for large blobs, and two of them for other repositories");
+        let mut small: Vec<_> = (0..20).map(|_| slots.request(&hanging, SMALL)).collect();
+        assert_eq!(called(&mut small).len(), 4, "14 in all");
+        assert!(slots.request(&other, LARGE).is_slot());
+        assert!(slots.request(&other, SMALL).is_slot());
+        drop(large.remove(0));
+        assert_eq!((called(&mut large).len(), called(&mut small).len()), (9, 5), "small ones go first");
+    }
+
+    #[test]
     fn a_single_slot_is_for_small_and_large_blobs() {
         let slots = slots(1, 1);
         let mut turns = vec![slots.request(&repo("a.io", "x"), LARGE), slots.request(&repo("b.io", "x"), SMALL)];
@@ -327,7 +379,7 @@ mod tests {
         drop(late);
         assert!(slots.request(&x, LARGE).is_slot());
         let state = slots.state.lock();
-        assert_eq!((state.all.running, state.all.large), (0, 0));
+        assert_eq!((state.all.running, state.running.len()), (Running::default(), 0));
     }
 
     #[tokio::test]

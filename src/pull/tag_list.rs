@@ -1,4 +1,4 @@
-//! The list of tags of a mirrored repository: the upstream's list, or in an outage the cached tags.
+//! The list of tags of a mirrored repository: the upstream's list; in an outage its last list, or else the cached tags.
 
 use std::time::Duration;
 
@@ -48,19 +48,29 @@ impl PullRequest<'_> {
     /// Returns a page of an upstream's tags. The client gets the upstream's cursor for the next page and sends it back with its
     /// next request. The cursor may be any text.
     pub async fn tag_list(&self, repo: &RepoId, page: TagPage<'_>) -> Result<TagList, PullError> {
-        let store = &self.engine.context.store;
-        match self.ask_for_tags(repo, page).await {
-            Err(error) if error.is_inconclusive() => {
-                let cached = store.tags(repo, page.after, page.limit).await?;
-                if cached.items.is_empty() && !store.repository_exists(repo).await? {
-                    return Err(error);
+        let context = &self.engine.context;
+        let error = match self.ask_for_tags(repo, page).await {
+            Ok(list) => {
+                if !list.stale && page.limit > 0 && page.cursor.is_empty() {
+                    context.notes.remember_tags(repo, page.after, &list.tags).await;
                 }
-                tracing::warn!(%repo, %error, "listing the cached tags only");
-                let next = cached.items.last().filter(|_| cached.more).map(|last| page_after(last, page.limit));
-                Ok(TagList { tags: cached.items, next, stale: true })
+                return Ok(list);
             }
-            listed => listed,
+            Err(error) if error.is_inconclusive() => error,
+            Err(error) => return Err(error),
+        };
+        if let Some(list) = context.notes.tag_page(repo, page).await {
+            tracing::warn!(%repo, %error, "serving the last list of tags");
+            return Ok(list);
         }
+        let cached = context.store.tags(repo, page.after, page.limit).await?;
+        // An empty list would say that there is no tag.
+        if cached.items.is_empty() {
+            return Err(error);
+        }
+        tracing::warn!(%repo, %error, "listing the cached tags only");
+        let next = cached.items.last().filter(|_| cached.more).map(|last| page_after(last, page.limit));
+        Ok(TagList { tags: cached.items, next, stale: true })
     }
 
     async fn ask_for_tags(&self, repo: &RepoId, page: TagPage<'_>) -> Result<TagList, PullError> {
@@ -125,7 +135,8 @@ fn list_path(page: TagPage<'_>) -> String {
     format!("tags/list?{}", query.finish())
 }
 
-fn page_after(last: &str, limit: usize) -> Vec<(String, String)> {
+/// Returns the query of the page after `last`.
+pub(super) fn page_after(last: &str, limit: usize) -> Vec<(String, String)> {
     TagPage { after: last, limit, cursor: &[] }.query()
 }
 

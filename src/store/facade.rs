@@ -23,7 +23,7 @@ use super::spool::Spool;
 use super::upkeep::{self, CollectRules, Collected, ScrubPart, ScrubPlace, ScrubWatch, Swept, UsageEvent};
 use super::uploads::{Upload, UploadError, Uploads};
 use crate::events::Events;
-use crate::oci::{Algorithm, Digest, RepoId, RepoName, Tag};
+use crate::oci::{Algorithm, Digest, RepoId, RepoName, Scope, Tag};
 
 /// A handle on the store. Clones share it.
 #[derive(Clone, Debug)]
@@ -215,6 +215,36 @@ impl Store {
 
     pub async fn find_pushed(&self, digest: &Digest, may_read: MayRead) -> Result<Option<RepoId>, StoreError> {
         self.parts.names.find_pushed(digest, may_read).await
+    }
+
+    pub async fn find_proven(
+        &self,
+        scope: &Scope,
+        digest: &Digest,
+        may_share: MayRead,
+    ) -> Result<Option<RepoId>, StoreError> {
+        self.parts.names.find_proven(scope, digest, may_share).await
+    }
+}
+
+// === notes: what upstreams said ===
+
+impl Store {
+    /// Returns the note of a mirrored repository: a document of the miss engine. It may be missing at any time.
+    pub async fn note(&self, repo: &RepoId) -> Result<Option<Vec<u8>>, StoreError> {
+        let repo = repo.clone();
+        self.parts.local.run(move |local| local.read_note(&repo)).await
+    }
+
+    /// Replaces the note of a mirrored repository by what `change` makes of it, under the repository's lock. `None`: it stays
+    /// as it is. A note of more than 1 MiB is not stored.
+    pub async fn change_note(
+        &self,
+        repo: &RepoId,
+        change: impl FnOnce(Option<Vec<u8>>) -> Option<Vec<u8>> + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let repo = repo.clone();
+        self.parts.local.run(move |local| local.change_note(&repo, change)).await
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::error::StoreError;
 use super::records::{Member, Page, StoredManifest, TagRecord};
-use crate::oci::{Digest, Manifest, RepoId, RepoName, Tag};
+use crate::oci::{Digest, Manifest, RepoId, RepoName, Scope, Tag};
 
 /// A manifest to be stored in a repository.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub struct NewManifest {
     pub digest: Digest,
     pub media_type: String,
     pub bytes: Bytes,
-    /// `bytes`, parsed. In a mirrored repository, everything that it refers to becomes readable as well.
+    /// `bytes`, parsed. In a mirrored repository, everything that it refers to becomes a member without a proof.
     pub manifest: Manifest,
 }
 
@@ -40,7 +40,8 @@ pub type MayRead = Box<dyn Fn(&RepoName) -> bool + Send>;
 /// - **Events.** Each change emits its event once, when it is durable and visible; several changes of one call emit theirs in
 ///   the order of the changes. A call that fails or changes nothing emits nothing for what it did not change. A change that is
 ///   visible although its sync has failed is reported as well.
-/// - **Isolation.** Content that is stored for one repository is not readable in another one before it is linked there.
+/// - **Isolation.** Content that is stored for one repository is not readable in another one before it is linked there, with a
+///   proof ([`Member::proven`]). A manifest that refers to it links it without one.
 ///
 /// Methods whose name begins with `cached_` answer from memory, without waiting; `None` means that the other method must be
 /// asked. They exist for the hit path.
@@ -60,8 +61,8 @@ pub trait Names: Debug + Send + Sync {
     /// The right to read a blob in a repository; `None` if there is none. The content may not be stored.
     async fn member(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError>;
 
-    /// Makes a blob readable in a repository. `size` is its length in bytes, if known. An existing link keeps its size, unless
-    /// that was unknown.
+    /// Makes a blob readable in a repository, as a proven member. `size` is its length in bytes, if known. An existing link keeps
+    /// its size, unless that was unknown.
     async fn link_blob(&self, repo: &RepoId, digest: &Digest, size: Option<u64>) -> Result<(), StoreError>;
 
     /// Ends the right to read a blob in a repository. Whether there was one. The content stays.
@@ -121,4 +122,12 @@ pub trait Names: Debug + Send + Sync {
     /// A local repository that the requester may read and that has this blob, if any. `may_read` is asked for each local
     /// repository before it is looked into. Cached content that is in no local repository is not found.
     async fn find_pushed(&self, digest: &Digest, may_read: MayRead) -> Result<Option<RepoId>, StoreError>;
+
+    /// A repository of the scope, among those that `may_share`, that has a proven right to read the digest.
+    async fn find_proven(
+        &self,
+        scope: &Scope,
+        digest: &Digest,
+        may_share: MayRead,
+    ) -> Result<Option<RepoId>, StoreError>;
 }

@@ -38,11 +38,15 @@ pub struct StoredManifest {
     last_noted: LastNoted,
 }
 
-/// The right to read a digest in a repository.
+/// A digest that a repository refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Length of the content in bytes, if a descriptor or the upstream told it.
     pub size: Option<u64>,
+    /// Whether the repository has the right to read the content: it was pushed to it, or its upstream sent or confirmed it.
+    /// False: only a manifest of the repository refers to it. Anyone who can write a manifest can write any digest there, so
+    /// content that is stored for another repository is not readable by it.
+    pub proven: bool,
 }
 
 /// When cached content was last used, as the index keeps it.

@@ -109,8 +109,12 @@ impl Authorizer {
         }
     }
 
-    /// Answers the challenge in `headers`, and remembers it. `None` if there is no known challenge, or if it requires a
-    /// password and there is none.
+    /// Answers the challenge in `headers`, and remembers it. `None` if it requires a password and there is none, or if a storage
+    /// service sends no challenge.
+    ///
+    /// # Errors
+    /// `Challenge` if there is no challenge that can be answered; `BadResponse` if its realm has a forbidden address;
+    /// otherwise those of the token server.
     pub(super) async fn answer(
         &self,
         clients: &HttpClients,
@@ -119,8 +123,14 @@ impl Authorizer {
         deadline: Instant,
     ) -> Result<Option<Grant>, UpstreamError> {
         let credentials = self.credentials(target, deadline).await?;
-        let Some((known, for_one_repository)) = choose(target, credentials.is_some(), challenge::parse(headers)) else {
-            return Ok(None);
+        let challenges = challenge::parse(headers);
+        // Where Bearer is offered as well, an anonymous token might have done. A storage service sends no challenge.
+        let only_basic = challenges.iter().all(|challenge| *challenge == Challenge::Basic);
+        let is_storage = !target.is_upstream && challenges.is_empty();
+        let is_refusal = is_storage || (only_basic && !challenges.is_empty() && credentials.is_none());
+        let Some((known, for_one_repository)) = choose(target, credentials.is_some(), challenges) else {
+            let cannot_answer = UpstreamError::challenge(&self.upstream, headers);
+            return if is_refusal { Ok(None) } else { Err(cannot_answer) };
         };
         if let KnownChallenge::Bearer { realm, .. } = &known {
             let checked = self.allowed_hosts.check_address(realm);
@@ -247,7 +257,7 @@ impl Authorizer {
 fn choose(target: AuthTarget<'_>, has_credentials: bool, challenges: Vec<Challenge>) -> Option<(KnownChallenge, bool)> {
     let bearer = challenges.iter().find_map(|challenge| match challenge {
         Challenge::Bearer(bearer) => KnownChallenge::bearer(target, bearer),
-        Challenge::Basic => None,
+        Challenge::Basic | Challenge::BearerWithoutRealm => None,
     });
     let basic = || challenges.contains(&Challenge::Basic) && has_credentials;
     bearer.or_else(|| basic().then_some((KnownChallenge::Basic, false)))

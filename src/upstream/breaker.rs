@@ -1,15 +1,22 @@
 //! Circuit breaker of one upstream. This is pure logic without clock, network or task; `probe` contains the task.
 //!
-//! The circuit opens after consecutive failures. While it is open, requests fail at once, and one probe at a time is
-//! sent at growing intervals. It closes with the first response to a probe or request. If an upstream answers probes
-//! but fails requests again, the intervals grow from one opening to the next, up to the longest one.
+//! The circuit opens after consecutive failures that concern the whole upstream: failed connections, and failed requests
+//! for different repositories. Failures of one repository count once, so that one broken image does not withhold
+//! requests for the others. If only such repeated failures reach the threshold, a check with one probe decides.
+//!
+//! While the circuit is open, requests fail at once, and one probe at a time is sent at growing intervals. It closes with
+//! the first response to a probe or request. If an upstream answers probes but fails requests again, the intervals grow
+//! from one opening to the next, up to the longest one.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// Consecutive failures that open the circuit. One request causes at most four, one per round.
+use crate::oci::RepoName;
+
+/// Consecutive failures that open the circuit. One request causes at most four, one per round. Failures of one
+/// repository count once here; the same number of them starts a check.
 const FAILURES_TO_OPEN: u32 = 5;
 /// Shortest time between the first and the last of these failures. Without it, one short interruption of many
 /// concurrent requests would open the circuit, although their retries succeed.
@@ -29,6 +36,8 @@ const PROBE_OVERDUE_AFTER: Duration = Duration::from_secs(30);
 pub(super) struct Breaker {
     /// Failures since the last success.
     run: Option<FailureRun>,
+    /// Whether a check is running.
+    checking: bool,
     open: Option<OpenCircuit>,
     /// Openings since the last success of a request.
     openings: u32,
@@ -41,11 +50,34 @@ pub(super) struct Breaker {
 pub(super) struct Opening(u64);
 
 /// Consecutive failures.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct FailureRun {
     first: Instant,
     last: Instant,
+    /// All failures since the first one or the last check.
     count: u32,
+    /// Failures that concern the whole upstream: of connections, and one for each of `repositories`.
+    general: u32,
+    repositories: Vec<RepoName>,
+}
+
+/// What a failure says something about.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum FailureScope<'a> {
+    /// No connection could be made.
+    Connection,
+    /// A connection was made, and the request for this repository failed.
+    Repository(&'a RepoName),
+}
+
+/// What the caller must do after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AfterFailure {
+    Nothing,
+    /// The failures concern too few repositories. Send one probe, and report it with [`Breaker::checked`].
+    Check,
+    /// The circuit has opened.
+    Probe(Opening),
 }
 
 /// An open circuit.
@@ -85,27 +117,51 @@ impl Breaker {
         self.open.take().is_some()
     }
 
-    /// Records the failure of a request, and returns the opening if it opened the circuit. `slow`: the request timed
-    /// out, which counts as two failures because a client has waited for it.
-    pub(super) fn failed(&mut self, now: Instant, slow: bool) -> Option<Opening> {
-        let run = self.run.filter(|run| now.saturating_duration_since(run.last) < MAX_FAILURE_GAP);
+    /// Records the failure of a request. `slow`: the request timed out, which counts as two failures because a client has
+    /// waited for it.
+    pub(super) fn failed(&mut self, now: Instant, scope: FailureScope<'_>, slow: bool) -> AfterFailure {
+        let run = self.run.take().filter(|run| now.saturating_duration_since(run.last) < MAX_FAILURE_GAP);
         if run.is_none() {
             self.openings = 0;
         }
-        let first = run.map_or(now, |run| run.first);
-        let count = run.map_or(0, |run| run.count).saturating_add(if slow { 2 } else { 1 });
-        self.run = Some(FailureRun { first, last: now, count });
-        let opens = self.open.is_none()
-            && count >= FAILURES_TO_OPEN
-            && now.saturating_duration_since(first) >= MIN_FAILURE_SPAN;
-        opens.then(|| {
-            let opening = Opening(self.count);
-            self.open =
-                Some(OpenCircuit { opening, since: now, next_probe: now + probe_interval(self.openings), probes: 0 });
-            self.openings = self.openings.saturating_add(1);
-            self.count += 1;
-            opening
-        })
+        let mut run = run.unwrap_or_else(|| FailureRun::new(now));
+        run.add(now, scope, if slow { 2 } else { 1 });
+        let long_enough = now.saturating_duration_since(run.first) >= MIN_FAILURE_SPAN;
+        let (suspected, certain) = (run.count >= FAILURES_TO_OPEN, run.general >= FAILURES_TO_OPEN);
+        self.run = Some(run);
+        if self.open.is_some() || !long_enough {
+            AfterFailure::Nothing
+        } else if certain {
+            AfterFailure::Probe(self.open_circuit(now))
+        } else if suspected && !self.checking {
+            self.checking = true;
+            AfterFailure::Check
+        } else {
+            AfterFailure::Nothing
+        }
+    }
+
+    /// Records the result of a check, and returns the opening if it opened the circuit. `alive`: the probe was answered,
+    /// so the failures concern single repositories.
+    pub(super) fn checked(&mut self, now: Instant, alive: bool) -> Option<Opening> {
+        self.checking = false;
+        if alive {
+            if let Some(run) = &mut self.run {
+                run.count = run.general;
+            }
+            return None;
+        }
+        // A request may have succeeded since the check was started.
+        (self.open.is_none() && self.run.is_some()).then(|| self.open_circuit(now))
+    }
+
+    fn open_circuit(&mut self, now: Instant) -> Opening {
+        let opening = Opening(self.count);
+        self.open =
+            Some(OpenCircuit { opening, since: now, next_probe: now + probe_interval(self.openings), probes: 0 });
+        self.openings = self.openings.saturating_add(1);
+        self.count += 1;
+        opening
     }
 
     /// When to send the next probe; `None` if this opening is over.
@@ -117,7 +173,7 @@ impl Breaker {
     /// circuit.
     pub(super) fn probe_succeeded(&mut self, now: Instant) -> bool {
         // Counting starts again from 0, but the run is kept, so that the next opening has a longer interval.
-        self.run = self.run.map(|_| FailureRun { first: now, last: now, count: 0 });
+        self.run = self.run.take().map(|_| FailureRun::new(now));
         self.open.take().is_some()
     }
 
@@ -133,12 +189,32 @@ impl Breaker {
     /// The state for reports.
     pub(super) fn state(&self, now: Instant) -> BreakerState {
         match self.open {
-            None => BreakerState::Closed { failures: self.run.map_or(0, |run| run.count) },
+            None => BreakerState::Closed { failures: self.run.as_ref().map_or(0, |run| run.count) },
             Some(open) => BreakerState::Open {
                 for_seconds: now.saturating_duration_since(open.since).as_secs(),
                 next_probe_in_seconds: open.next_probe.saturating_duration_since(now).as_secs(),
             },
         }
+    }
+}
+
+// === impl FailureRun ===
+
+impl FailureRun {
+    fn new(now: Instant) -> Self {
+        Self { first: now, last: now, count: 0, general: 0, repositories: Vec::new() }
+    }
+
+    fn add(&mut self, now: Instant, scope: FailureScope<'_>, weight: u32) {
+        self.last = now;
+        self.count = self.count.saturating_add(weight);
+        if let FailureScope::Repository(repository) = scope {
+            if self.repositories.contains(repository) || self.repositories.len() >= FAILURES_TO_OPEN as usize {
+                return;
+            }
+            self.repositories.push(repository.clone());
+        }
+        self.general = self.general.saturating_add(weight);
     }
 }
 
@@ -157,11 +233,20 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const CONNECTION: FailureScope<'_> = FailureScope::Connection;
+
+    /// Records a failure of a connection, which must open the circuit.
+    fn opening(breaker: &mut Breaker, now: Instant) -> Opening {
+        match breaker.failed(now, CONNECTION, false) {
+            AfterFailure::Probe(opening) => opening,
+            other => panic!("{other:?}"),
+        }
+    }
 
     fn failing(breaker: &mut Breaker, from: Instant, times: u32) -> Instant {
         let mut now = from;
         for _ in 0..times {
-            breaker.failed(now, false);
+            breaker.failed(now, CONNECTION, false);
             now += SECOND;
         }
         now
@@ -175,10 +260,14 @@ mod tests {
         let now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1);
         assert_eq!(breaker.admit(now), Ok(()), "a success resets the count");
         assert_eq!(breaker.state(now), BreakerState::Closed { failures: FAILURES_TO_OPEN - 1 });
-        let opening = breaker.failed(now, false).expect("the last failure opens the circuit");
+        let opening = opening(&mut breaker, now);
         assert_eq!(breaker.next_probe(opening), Some(now));
         assert_eq!(breaker.admit(now), Err(Duration::ZERO), "the first probe is due at once");
-        assert_eq!(breaker.failed(now, false), None, "an open circuit does not open again");
+        assert_eq!(
+            breaker.failed(now, CONNECTION, false),
+            AfterFailure::Nothing,
+            "an open circuit does not open again"
+        );
     }
 
     #[test]
@@ -192,22 +281,68 @@ mod tests {
     #[test]
     fn timeouts_count_twice() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        let opened: Vec<_> = (0..3).map(|n| breaker.failed(now + n * 2 * SECOND, true).is_some()).collect();
-        assert_eq!(opened, [false, false, true]);
+        let mut fails = |n: u32| breaker.failed(now + n * 2 * SECOND, CONNECTION, true);
+        assert_eq!([fails(0), fails(1)], [AfterFailure::Nothing; 2]);
+        assert!(matches!(fails(2), AfterFailure::Probe(_)));
     }
 
     #[test]
     fn simultaneous_failures_do_not_open_it() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        assert!((0..100).all(|_| breaker.failed(now, false).is_none()));
-        assert!(breaker.failed(now + MIN_FAILURE_SPAN, false).is_some());
+        assert!((0..100).all(|_| breaker.failed(now, CONNECTION, false) == AfterFailure::Nothing));
+        opening(&mut breaker, now + MIN_FAILURE_SPAN);
+    }
+
+    #[test]
+    fn failures_of_one_repository_open_it_only_after_a_failed_check() {
+        let broken: RepoName = "org/broken".parse().unwrap();
+        for alive in [true, false] {
+            let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+            let fails = |breaker: &mut Breaker, now: &mut Instant| {
+                *now += SECOND;
+                breaker.failed(*now, FailureScope::Repository(&broken), false)
+            };
+            for _ in 1..FAILURES_TO_OPEN {
+                assert_eq!(fails(&mut breaker, &mut now), AfterFailure::Nothing);
+            }
+            assert_eq!(fails(&mut breaker, &mut now), AfterFailure::Check);
+            assert_eq!(fails(&mut breaker, &mut now), AfterFailure::Nothing, "one check at a time");
+            assert_eq!(breaker.checked(now, alive).is_none(), alive);
+            assert_eq!(breaker.admit(now).is_ok(), alive);
+            if alive {
+                let mut again = (0..FAILURES_TO_OPEN).map(|_| fails(&mut breaker, &mut now));
+                assert!(again.any(|after| after == AfterFailure::Check), "the next failures are checked again");
+            }
+        }
+    }
+
+    #[test]
+    fn failures_of_different_repositories_open_it() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        let names: Vec<RepoName> = (0..5).map(|n| format!("org/app{n}").parse().unwrap()).collect();
+        let after: Vec<_> = (0_u32..)
+            .zip(&names)
+            .map(|(n, name)| breaker.failed(now + n * SECOND, FailureScope::Repository(name), false))
+            .collect();
+        assert!(matches!(after[..], [.., AfterFailure::Nothing, AfterFailure::Probe(_)]), "{after:?}");
+    }
+
+    #[test]
+    fn a_success_during_a_check_keeps_it_closed() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        let broken: RepoName = "org/broken".parse().unwrap();
+        for n in 0..FAILURES_TO_OPEN {
+            breaker.failed(now + n * SECOND, FailureScope::Repository(&broken), false);
+        }
+        breaker.succeeded();
+        assert_eq!(breaker.checked(now, false), None);
     }
 
     #[test]
     fn old_failures_do_not_count() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         let now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1) + MAX_FAILURE_GAP;
-        assert_eq!(breaker.failed(now, false), None);
+        assert_eq!(breaker.failed(now, CONNECTION, false), AfterFailure::Nothing);
         assert_eq!(breaker.state(now), BreakerState::Closed { failures: 1 });
     }
 
@@ -215,7 +350,7 @@ mod tests {
     fn probe_intervals_grow_up_to_the_maximum() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         let mut now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1);
-        let opening = breaker.failed(now, false).unwrap();
+        let opening = opening(&mut breaker, now);
         let mut intervals = Vec::new();
         for _ in 0..6 {
             breaker.probe_failed(opening, now);
@@ -237,7 +372,7 @@ mod tests {
         let mut intervals = Vec::new();
         for _ in 0..6 {
             now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1);
-            let opening = breaker.failed(now, false).unwrap();
+            let opening = opening(&mut breaker, now);
             let next = breaker.next_probe(opening).unwrap();
             intervals.push((next - now).as_millis());
             now = next;
@@ -246,7 +381,7 @@ mod tests {
         assert_eq!(intervals, [0, 500, 1000, 2000, 4000, 5000]);
         breaker.succeeded();
         let now = failing(&mut breaker, now, FAILURES_TO_OPEN - 1);
-        let opening = breaker.failed(now, false).unwrap();
+        let opening = opening(&mut breaker, now);
         assert_eq!(breaker.next_probe(opening), Some(now));
     }
 

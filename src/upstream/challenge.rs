@@ -11,6 +11,8 @@ use http::header::WWW_AUTHENTICATE;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
     Bearer(Bearer),
+    /// A Bearer challenge without a realm.
+    BearerWithoutRealm,
     Basic,
 }
 
@@ -48,7 +50,7 @@ impl RawChallenge<'_> {
         if !self.scheme.eq_ignore_ascii_case("bearer") {
             return None;
         }
-        let realm = self.parameter("realm")?;
+        let Some(realm) = self.parameter("realm") else { return Some(Challenge::BearerWithoutRealm) };
         Some(Challenge::Bearer(Bearer { realm, service: self.parameter("service"), scope: self.parameter("scope") }))
     }
 
@@ -156,7 +158,8 @@ mod tests {
             (r#"Bearer realm = "https://r/t" ,  SERVICE = s"#, vec![bearer("https://r/t", Some("s"), None)]),
             (r#"Bearer realm="https://r/t\"x\\y",service="""#, vec![bearer(r#"https://r/t"x\y"#, None, None)]),
             (r#"Negotiate YII=, Digest realm="x", nonce="y", Basic realm="z""#, vec![Challenge::Basic]),
-            (r#"Bearer service="s""#, vec![]),
+            (r#"Bearer service="s""#, vec![Challenge::BearerWithoutRealm]),
+            (r#"Bearer realm="", Basic realm="x""#, vec![Challenge::BearerWithoutRealm, Challenge::Basic]),
             (r#"Bearer realm="https://r/open"#, vec![bearer("https://r/open", None, None)]),
             ("", vec![]),
             (", ,=,=\"", vec![]),

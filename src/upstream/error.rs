@@ -12,8 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use http::header::{HeaderMap, WWW_AUTHENTICATE};
 
 use super::allowed_hosts::ForbiddenAddress;
+
+/// What a request waited for if it timed out before a connection was made.
+const CONNECTING: &str = "connecting";
+/// Bytes of a challenge that an error repeats, at most.
+const MAX_CHALLENGE_BYTES: usize = 300;
 
 /// Why a request to an upstream failed.
 ///
@@ -25,9 +31,22 @@ pub enum UpstreamError {
     #[error("{upstream} does not have the requested content")]
     NotFound { upstream: Arc<str> },
 
+    /// One answer of the upstream says that the content does not exist, and another one contradicts it or is missing: two of
+    /// its URLs disagree, or a tag leads to a manifest that is not there.
+    #[error("{upstream} gives contradictory answers about the requested content; try again later")]
+    Contradicted { upstream: Arc<str> },
+
     /// 401 or 403, after one retry with a new token if the upstream uses tokens.
     #[error("{upstream} denies access ({status}); check the name of the image and the credentials for it")]
     Denied { upstream: Arc<str>, status: StatusCode },
+
+    /// 401 with a challenge that cannot be answered: without a usable realm, or of an unknown scheme. It says nothing about the
+    /// content. `challenge` is the header as sent, shortened.
+    #[error(
+        "{upstream} requires authentication by a challenge that cannot be answered ({challenge}); \
+         check the realm that it sends in WWW-Authenticate, and proxies in front of it"
+    )]
+    Challenge { upstream: Arc<str>, challenge: Arc<str> },
 
     /// 429, or a request withheld because of an earlier 429. `retry_after`: as sent, or the remaining time.
     #[error("{upstream} limits the rate of requests; try again later")]
@@ -106,9 +125,47 @@ impl UpstreamError {
     /// Whether another URL of the same upstream may succeed.
     pub(super) fn is_worth_another_url(&self) -> bool {
         match self {
-            Self::Status { status, .. } => status.is_server_error(),
-            Self::Certificate { .. } => true,
+            // A mirror may lack what the next URL has, or may refuse what that one gives.
+            Self::NotFound { .. } | Self::Contradicted { .. } | Self::Denied { .. } | Self::Challenge { .. } => true,
+            Self::Status { .. } | Self::BadResponse { .. } | Self::Certificate { .. } => true,
             _ => self.is_outage(),
+        }
+    }
+
+    /// The error of a request that one URL answered with `self` and a later one with `later`.
+    pub(super) fn combined_with(self, later: Self) -> Self {
+        match (&self, &later) {
+            (Self::NotFound { .. }, Self::NotFound { .. }) | (_, Self::RateLimited { .. }) => later,
+            (Self::NotFound { upstream } | Self::Contradicted { upstream }, _) => {
+                Self::Contradicted { upstream: upstream.clone() }
+            }
+            // An answer about the content, after a URL that could not be asked.
+            _ => later,
+        }
+    }
+
+    /// Whether this answer to a HEAD says nothing about what a GET would return. Some registries and storage services
+    /// refuse or misanswer HEAD (moby/moby#50065, buildbuddy-io/buildbuddy#12635).
+    pub fn may_concern_head_only(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. }
+                | Self::Contradicted { .. }
+                | Self::Denied { .. }
+                | Self::Challenge { .. }
+                | Self::Status { .. }
+                | Self::Timeout { .. }
+                | Self::Interrupted { .. }
+                | Self::BadResponse { .. }
+        )
+    }
+
+    /// Whether no connection could be made, so that the failure concerns every request.
+    pub(super) fn is_connection_failure(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Certificate { .. } => true,
+            Self::Timeout { what, .. } => *what == CONNECTING,
+            _ => false,
         }
     }
 
@@ -124,6 +181,20 @@ impl UpstreamError {
     /// A [`Self::BadResponse`].
     pub(super) fn bad(upstream: &Arc<str>, reason: impl Into<Arc<str>>) -> Self {
         Self::BadResponse { upstream: upstream.clone(), reason: reason.into() }
+    }
+
+    /// A [`Self::Challenge`]. `challenges` are the headers of the response.
+    pub(super) fn challenge(upstream: &Arc<str>, headers: &HeaderMap) -> Self {
+        let lines = headers.get_all(WWW_AUTHENTICATE).iter().map(|line| String::from_utf8_lossy(line.as_bytes()));
+        let mut text = lines.collect::<Vec<_>>().join(", ");
+        if text.is_empty() {
+            text.push_str("401 without WWW-Authenticate");
+        }
+        if text.len() > MAX_CHALLENGE_BYTES {
+            text.truncate(text.floor_char_boundary(MAX_CHALLENGE_BYTES));
+            text.push('…');
+        }
+        Self::Challenge { upstream: upstream.clone(), challenge: text.into() }
     }
 
     /// A [`Self::Timeout`].
@@ -142,7 +213,7 @@ impl UpstreamError {
             return Self::bad(upstream, forbidden.to_string());
         }
         if error.is_connect() && error.is_timeout() {
-            return Self::timeout(upstream, "connecting");
+            return Self::timeout(upstream, CONNECTING);
         }
         if has_bad_certificate(&error) {
             return Self::Certificate { upstream: upstream.clone(), cause: chain(error) };

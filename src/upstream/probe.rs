@@ -1,4 +1,4 @@
-//! Probes: checks whether an upstream whose circuit is open responds again.
+//! Probes: checks whether an upstream responds, before its circuit opens and while it is open.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::breaker::Opening;
 use super::client::ClientKind;
-use super::error::is_outage;
+use super::error::{UpstreamError, is_outage};
 use super::remote::Remote;
 
 /// Time limit for the response headers of a probe.
@@ -31,6 +31,19 @@ impl Remote {
                 } else if breaker.probe_succeeded(Instant::now()) {
                     remote.report_recovery(&breaker);
                 }
+            }
+        });
+    }
+
+    /// Starts a task that sends one probe, because requests for few repositories failed, the last one with `error`. The
+    /// circuit opens if the probe fails as well.
+    pub(super) fn start_check(self: &Arc<Self>, error: UpstreamError) {
+        let remote = self.clone();
+        self.tasks.spawn(async move {
+            let alive = remote.is_alive().await;
+            let mut breaker = remote.breaker.lock();
+            if let Some(opening) = breaker.checked(Instant::now(), alive) {
+                remote.report_outage(&breaker, opening, &error);
             }
         });
     }

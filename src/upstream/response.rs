@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
-use http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, WARNING,
-};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, WARNING};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::UpstreamError;
@@ -170,12 +168,6 @@ pub(super) async fn read_limited(
     Ok(Some(body.freeze()))
 }
 
-/// Whether the body is not encoded. An encoded body would have another digest than the content.
-pub(super) fn is_identity(headers: &HeaderMap) -> bool {
-    let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
-    encodings.all(|value| matches!(value.to_str().map(str::trim), Ok("" | "identity")))
-}
-
 /// The `Content-Length` header.
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     number(text(headers, &CONTENT_LENGTH)?)
@@ -241,13 +233,5 @@ mod tests {
     fn content_type_loses_its_parameters() {
         let response = response(CONTENT_TYPE, "application/json ; charset=utf-8");
         assert_eq!(response.content_type(), Some("application/json"));
-    }
-
-    #[test]
-    fn only_identity_encoding_is_accepted() {
-        for (value, expected) in [("identity", true), ("", true), ("gzip", false), ("identity, gzip", false)] {
-            assert_eq!(is_identity(&response(CONTENT_ENCODING, value).headers), expected, "{value:?}");
-        }
-        assert!(is_identity(&HeaderMap::new()));
     }
 }

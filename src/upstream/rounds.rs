@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::breaker::Breaker;
+use super::breaker::{AfterFailure, Breaker, FailureScope, Opening};
 use super::error::UpstreamError;
 use super::remote::Remote;
 use super::response::UpstreamResponse;
 use super::send::RequestAttempt;
 use super::{Effort, Upstream, UpstreamRequest};
+use crate::oci::RepoName;
 
 /// Rounds over all URLs, at most.
 const MAX_ROUNDS: u32 = 4;
@@ -50,6 +51,7 @@ impl Upstream {
                 request: &request,
                 method,
                 range,
+                head_failed: round > 0,
                 hops,
                 deadline,
                 upstream_responded: &upstream_responded,
@@ -61,7 +63,7 @@ impl Upstream {
                 }
                 Err(error) => error,
             };
-            remote.record_failure(&error, upstream_responded.load(Ordering::Relaxed));
+            remote.record_failure(&error, &request.repository, upstream_responded.load(Ordering::Relaxed));
             match pause_after(&error, request.effort, round, deadline.saturating_duration_since(Instant::now())) {
                 None => return Err(error),
                 Some(pause) => {
@@ -100,7 +102,7 @@ impl Remote {
 
     /// Records a failure for the circuit breaker. `upstream_responded`: the upstream itself responded, and another host
     /// that it redirected to failed.
-    fn record_failure(self: &Arc<Self>, error: &UpstreamError, upstream_responded: bool) {
+    fn record_failure(self: &Arc<Self>, error: &UpstreamError, repository: &RepoName, upstream_responded: bool) {
         if upstream_responded {
             return self.record_success();
         }
@@ -114,16 +116,25 @@ impl Remote {
         if !counts {
             return;
         }
+        let scope =
+            if error.is_connection_failure() { FailureScope::Connection } else { FailureScope::Repository(repository) };
         let mut breaker = self.breaker.lock();
-        if let Some(opening) = breaker.failed(Instant::now(), matches!(error, UpstreamError::Timeout { .. })) {
-            self.metrics.upstream_available(&self.name, false);
-            tracing::warn!(
-                upstream = %self.name,
-                %error,
-                "upstream failed repeatedly; sending only probes until it responds",
-            );
-            self.start_probing(opening);
+        match breaker.failed(Instant::now(), scope, matches!(error, UpstreamError::Timeout { .. })) {
+            AfterFailure::Nothing => {}
+            AfterFailure::Check => self.start_check(error.clone()),
+            AfterFailure::Probe(opening) => self.report_outage(&breaker, opening, error),
         }
+    }
+
+    /// Reports that the circuit has opened because of `error`, and starts to probe. The caller holds the breaker's lock.
+    pub(super) fn report_outage(self: &Arc<Self>, _open: &Breaker, opening: Opening, error: &UpstreamError) {
+        self.metrics.upstream_available(&self.name, false);
+        tracing::warn!(
+            upstream = %self.name,
+            %error,
+            "upstream failed repeatedly; sending only probes until it responds",
+        );
+        self.start_probing(opening);
     }
 
     /// Reports that the circuit has closed. The caller holds the breaker's lock, so that the gauge always shows the

@@ -44,6 +44,8 @@ pub(super) struct RequestAttempt<'a> {
     pub(super) request: &'a UpstreamRequest,
     pub(super) method: &'a Method,
     pub(super) range: Option<(u64, u64)>,
+    /// Whether an earlier round has sent the HEAD of a blob in vain, so that this one sends the GET at once.
+    pub(super) head_failed: bool,
     pub(super) hops: &'a Hops,
     pub(super) deadline: Instant,
     /// Set if the upstream itself responded to the last request. Responses of storage and token servers do not count.
@@ -71,10 +73,18 @@ impl Remote {
             let now = Instant::now();
             let share = attempt.deadline.saturating_duration_since(now) / urls_left;
             match self.try_url(connection, base, RequestAttempt { deadline: now + share, ..attempt }).await {
-                Err(error) if error.is_worth_another_url() && Instant::now() < attempt.deadline => {
-                    failure = Some(error)
+                Err(error) => {
+                    let is_last = !error.is_worth_another_url() || Instant::now() >= attempt.deadline;
+                    let error = match failure.take() {
+                        Some(earlier) => UpstreamError::combined_with(earlier, error),
+                        None => error,
+                    };
+                    if is_last {
+                        return Err(error);
+                    }
+                    failure = Some(error);
                 }
-                answer => return answer,
+                answered => return answered,
             }
         }
         Err(failure.unwrap_or_else(|| UpstreamError::timeout(&self.name, "no time left for a request")))
@@ -88,19 +98,35 @@ impl Remote {
     ) -> Result<UpstreamResponse, UpstreamError> {
         let request = attempt.request;
         let url = self.request_url(base, request)?;
-        let last = self.follow(connection, url.clone(), attempt).await?;
-        let head_refused = request.kind == Kind::Blob
-            && request.method == Method::HEAD
-            && last.other_host
-            && matches!(last.response.status().as_u16(), 400 | 403 | 405 | 501);
-        if head_refused {
+        if request.kind != Kind::Blob || request.method != Method::HEAD {
+            return self.ask_url(connection, url, attempt).await;
+        }
+        if attempt.head_failed {
             return self.head_by_get(connection, url, attempt).await;
         }
+        match self.ask_url(connection, url.clone(), attempt).await {
+            Ok(response) if response.content_length().is_some() => Ok(response),
+            // The blob is there. The GET is for its length.
+            Ok(response) => Ok(self.head_by_get(connection, url, attempt).await.unwrap_or(response)),
+            Err(error) if error.may_concern_head_only() && Instant::now() < attempt.deadline => {
+                self.head_by_get(connection, url, attempt).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask_url(
+        &self,
+        connection: &Connection,
+        url: Url,
+        attempt: RequestAttempt<'_>,
+    ) -> Result<UpstreamResponse, UpstreamError> {
+        let last = self.follow(connection, url, attempt).await?;
         self.evaluate(attempt, last).await
     }
 
-    /// Replaces HEAD by a GET of one byte, for storage services whose signed URLs are valid for GET only. The response
-    /// contains the length.
+    /// Replaces HEAD by a GET of one byte, because some registries refuse HEAD, and the signed URLs of some storage services
+    /// are valid for GET only. The response contains the length, if the upstream sends it.
     async fn head_by_get(
         &self,
         connection: &Connection,
@@ -111,17 +137,17 @@ impl Remote {
         let last = self.follow(connection, url, attempt).await?;
         let headers = last.response.headers();
         let length = match last.response.status() {
-            // The length of an encoded body is not the length of the content.
-            _ if !response::is_identity(headers) => return self.evaluate(attempt, last).await,
             StatusCode::OK => response::content_length(headers),
             // 416: the content is empty.
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => response::content_range_total(headers),
             _ => return self.evaluate(attempt, last).await,
         };
-        let length = length.ok_or_else(|| UpstreamError::bad(&self.name, "a blob without its length"))?;
         let mut headers = headers.clone();
         headers.remove(CONTENT_RANGE);
-        headers.insert(CONTENT_LENGTH, length.into());
+        headers.remove(CONTENT_LENGTH);
+        if let Some(length) = length {
+            headers.insert(CONTENT_LENGTH, length.into());
+        }
         self.discard(last.response, attempt.deadline).await;
         Ok(UpstreamResponse { status: StatusCode::OK, headers, body: self.body(attempt.request.kind, None) })
     }
@@ -257,9 +283,6 @@ impl Remote {
             _ => false,
         };
         if expected {
-            if status != StatusCode::NOT_MODIFIED && !response::is_identity(headers) {
-                return Err(UpstreamError::bad(&upstream, "an encoded body (Content-Encoding)"));
-            }
             let headers = headers.clone();
             let has_body = *attempt.method != Method::HEAD && status != StatusCode::NOT_MODIFIED;
             return Ok(UpstreamResponse {
@@ -270,8 +293,10 @@ impl Remote {
         }
         let retry_after = retry_after::from_headers(headers);
         let body = self.discard(response, attempt.deadline).await;
-        // If a storage service rejects a signed URL, its 403 is a failure, not a denial.
-        let decides = !(other_host && attempt.request.kind == Kind::Blob);
+        // If a storage service rejects a signed URL, its 403 is a failure, not a denial. registry.k8s.io redirects manifests to
+        // another registry, which may deny them.
+        let is_registry = || attempt.request.kind != Kind::Blob && body.as_deref().is_some_and(has_registry_errors);
+        let decides = !other_host || is_registry();
         Err(match status {
             StatusCode::NOT_FOUND => UpstreamError::NotFound { upstream },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if decides => UpstreamError::Denied { upstream, status },
@@ -350,6 +375,12 @@ impl Remote {
 fn redirect(response: &reqwest::Response) -> Option<&HeaderValue> {
     let redirects = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
     redirects.then(|| response.headers().get(LOCATION)).flatten()
+}
+
+/// Whether a body has the form of a registry's error (distribution-spec, "Error Codes").
+fn has_registry_errors(body: &[u8]) -> bool {
+    let parsed: Result<serde_json::Value, _> = serde_json::from_slice(body);
+    parsed.is_ok_and(|body| body.get("errors").is_some_and(serde_json::Value::is_array))
 }
 
 /// Whether a status may mean that the token has expired. For an expired token ECR sends 403, and public ECR 400, without a

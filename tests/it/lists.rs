@@ -148,13 +148,13 @@ async fn restart_without_index(mut server: TestServer, data: &std::path::Path) -
 }
 
 #[tokio::test]
-async fn a_mirrored_list_falls_back_to_the_cache_in_an_outage() {
+async fn the_last_list_is_served_in_an_outage() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[5]);
     for tag in ["a", "b", "c", "d"] {
         upstream.add_image("org/app", tag, &image);
     }
-    let server = TestServer::mirror_of(&upstream).await;
+    let mut server = TestServer::mirror_of(&upstream).await;
     let list = "/v2/docker.io/org/app/tags/list";
     assert_eq!(pages(&server, &format!("{list}?n=3"), "tags").await.concat(), ["a", "b", "c", "d"]);
     assert_eq!(server.get(list).await.json()["name"], "docker.io/org/app");
@@ -172,14 +172,40 @@ async fn a_mirrored_list_falls_back_to_the_cache_in_an_outage() {
     let limited = Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "0");
     for trouble in [Reply::error(500, "UNKNOWN"), limited, Reply::normal().body("no list")] {
         upstream.always("GET", "/v2/org/app/tags/list", trouble);
-        assert_eq!(server.get(list).await.json()["tags"], json!(["b", "d"]));
+        let answer = server.get(list).await;
+        assert_eq!(answer.json()["tags"], json!(["a", "b", "c", "d"]), "the last list");
+        assert!(answer.header("warning").starts_with("299"));
         upstream.end_scripts();
     }
     upstream.go_down().await;
-    assert_eq!(server.get(list).await.json()["tags"], json!(["b", "d"]));
-    assert_eq!(pages(&server, &format!("{list}?n=1"), "tags").await, [["b"], ["d"]]);
+    server.restart().await;
+    assert_eq!(server.get(list).await.json()["tags"], json!(["a", "b", "c", "d"]));
+    assert_eq!(pages(&server, &format!("{list}?n=3"), "tags").await, [vec!["a", "b", "c"], vec!["d"]]);
     let unknown = server.get("/v2/docker.io/org/other/tags/list").await;
     assert_eq!(unknown.status, 503, "{}", unknown.text());
+}
+
+#[tokio::test]
+async fn without_a_last_list_an_outage_lists_the_cached_tags_or_fails() {
+    let upstream = Upstream::start().await;
+    let image = Image::new(1, &[5]);
+    for tag in ["a", "b", "c", "d"] {
+        upstream.add_image("org/app", tag, &image);
+        upstream.add_image("org/by-digest", tag, &image);
+    }
+    let server = TestServer::mirror_of(&upstream).await;
+    for path in ["app/manifests/b", "app/manifests/d", &format!("by-digest/manifests/{}", image.digest())] {
+        assert_eq!(server.get(&format!("/v2/docker.io/org/{path}")).await.status, 200);
+    }
+    upstream.go_down().await;
+    let list = "/v2/docker.io/org/app/tags/list";
+    let answer = server.get(list).await;
+    assert_eq!(answer.json()["tags"], json!(["b", "d"]));
+    assert!(answer.header("warning").starts_with("299"));
+    assert_eq!(pages(&server, &format!("{list}?n=1"), "tags").await, [["b"], ["d"]]);
+    // No tag is cached, and an empty list would say that there is none.
+    let answer = server.get("/v2/docker.io/org/by-digest/tags/list").await;
+    assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"));
 }
 
 #[tokio::test]

@@ -148,8 +148,8 @@ async fn an_expired_list_is_revalidated_or_served_stale() {
     upstream.go_down().await;
     assert_eq!(list(&server, &path(&subject)).await, (sorted(&found), true));
     let unknown = Content::new(OCI_INDEX, "never requested before");
-    let answer = server.get(&path(&unknown)).await;
-    assert_eq!((answer.status, answer.error_code().as_str()), (503, "UNAVAILABLE"), "an outage is not an empty list");
+    // Docker 29 would give up the pull of a cached image at an error.
+    assert_eq!(list(&server, &path(&unknown)).await, (vec![], true), "nothing is known, and the response says so");
     upstream.end_scripts();
     upstream.come_back().await;
     server.until_available("docker.io").await;

@@ -33,7 +33,7 @@ async fn a_cached_tag_is_served_stale_in_every_failure() {
         ("a redirect to nowhere", Reply::redirect("http://")),
         ("a loop", Reply::status(508)),
     ] {
-        upstream.always("HEAD", TAG, reply);
+        upstream.always("*", TAG, reply);
         assert_stale(&server.get(TAG).await, &image, what);
         upstream.end_scripts();
         server.until_available("docker.io").await;
@@ -44,6 +44,7 @@ async fn a_cached_tag_is_served_stale_in_every_failure() {
     let path = format!("/v2/{REPO}/manifests/{}", moved.digest());
     for trouble in [Reply::error(500, "UNKNOWN"), Reply::normal().flip(3), Reply::normal().cut_after(5)] {
         upstream.script("HEAD", TAG, [elsewhere.clone()]);
+        upstream.always("GET", TAG, Reply::error(500, "UNKNOWN"));
         upstream.always("GET", &path, trouble);
         assert_stale(&server.get(TAG).await, &image, "moved");
         upstream.end_scripts();
@@ -66,7 +67,7 @@ async fn a_silent_upstream_does_not_delay_a_cached_tag() {
     let mut server = mirror(&upstream, ALWAYS_REVALIDATE).await;
     server.restart_with(LONG_DEADLINES).await;
     server.get(TAG).await;
-    upstream.always("HEAD", TAG, Reply::never());
+    upstream.always("*", TAG, Reply::never());
     // Every other deadline is two minutes or longer.
     let answer = timeout(Duration::from_secs(60), server.get(TAG)).await.expect("a response without the upstream");
     assert_stale(&answer, &image, "silence");

@@ -84,7 +84,8 @@ impl ColdBlob {
         let source: Arc<dyn BlobSource> = Arc::new(UpstreamSource::new(&upstream, repo, &engine.proofs));
         let requester = Requester {
             source: source.clone(),
-            proven: member.is_some(),
+            proven: member.is_some_and(|member| member.proven),
+            listed: member.is_some(),
             new_repository: member.is_none() && !engine.context.store.repository_exists(repo).await?,
             size: member.and_then(|member| member.size),
         };

@@ -24,8 +24,8 @@ impl PullRequest<'_> {
     /// within `answer_within`.
     pub async fn blob(&self, repo: &RepoId, digest: &Digest, request: BlobRequest) -> Result<Content, PullError> {
         let context = &self.engine.context;
-        let member = context.may_read(repo, digest).await?;
-        if member.is_some()
+        let member = context.membership(repo, digest).await?;
+        if member.is_some_and(|member| member.proven)
             && let Some(blob) = context.store.blob(digest).await?
         {
             return Ok(Content::of_blob(&blob, request.select(blob.len())?, CacheResult::Hit));
@@ -36,14 +36,17 @@ impl PullRequest<'_> {
         let upstream = self.upstream(repo)?;
         // Boxed, so that the rare case does not make the future of every request larger.
         let cold = async { ColdBlob::new(self.engine, upstream, repo, digest, member, request).await?.run().await };
-        Box::pin(cold.instrument(self.trace.span())).await
+        match Box::pin(cold.instrument(self.trace.span())).await {
+            Err(error) => Err(context.or_known_absence(repo, Reference::Digest(digest.clone()), error).await),
+            content => content,
+        }
     }
 
     /// Returns the length of a blob of a mirrored repository, in bytes; `None` if its upstream does not send one.
     pub async fn blob_length(&self, repo: &RepoId, digest: &Digest) -> Result<Option<u64>, PullError> {
         let context = &self.engine.context;
-        let member = context.may_read(repo, digest).await?;
-        if member.is_some()
+        let member = context.membership(repo, digest).await?;
+        if member.is_some_and(|member| member.proven)
             && let Some(blob) = context.store.blob(digest).await?
         {
             return Ok(Some(blob.len()));
@@ -62,8 +65,8 @@ impl PullRequest<'_> {
         match Box::pin(proof).await {
             Ok(proof) => Ok(proof.size.or(known)),
             // The GET that follows asks the upstream again.
-            Err(error) if error.is_inconclusive() => known.map(Some).ok_or(error),
-            Err(error) => Err(error),
+            Err(error) if error.is_inconclusive() && known.is_some() => Ok(known),
+            Err(error) => Err(context.or_known_absence(repo, Reference::Digest(digest.clone()), error).await),
         }
     }
 }

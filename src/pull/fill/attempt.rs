@@ -46,6 +46,8 @@ impl<'a> Attempt<'a> {
         let transfer = source.open(FetchRequest::complete(digest), context.deadline()).await?;
         let total = match announced_length(transfer.sent) {
             Some(total) => Some(total),
+            // The length that a HEAD gave is a hint. If it was wrong, the next attempt does without it.
+            None if generation > 0 => None,
             None => source.length(digest, context.deadline()).await,
         };
         let is_doubtful = self.is_doubtful(&transfer, total);

@@ -12,7 +12,7 @@ use tracing::Span;
 use tracing::field::Empty;
 
 use super::super::slots::Slots;
-use super::super::source::BlobSource;
+use super::super::source::{BlobSource, SourceId};
 use super::job::Fill;
 use super::progress::{Progress, Publisher};
 use crate::oci::Digest;
@@ -35,6 +35,9 @@ pub(in crate::pull) struct Requester {
     pub(in crate::pull) source: Arc<dyn BlobSource>,
     /// The repository may read this digest from any source.
     pub(in crate::pull) proven: bool,
+    /// A manifest that was served in this repository refers to the digest. That is enough to share a fill for a repository of
+    /// the same upstream with the same credentials.
+    pub(in crate::pull) listed: bool,
     /// The repository has no stored content.
     pub(in crate::pull) new_repository: bool,
     /// The blob's length in bytes, if a manifest or an earlier answer gave it.
@@ -42,6 +45,13 @@ pub(in crate::pull) struct Requester {
 }
 
 impl Requester {
+    /// Whether the requester may read what a fill from `source` brings.
+    fn may_follow(&self, source: &SourceId) -> bool {
+        let own = self.source.id();
+        let shares = self.listed && source.repo.scope == own.repo.scope && source.credential == own.credential;
+        self.proven || shares || source == own
+    }
+
     /// Records that the upstream confirmed that the repository has the blob.
     pub(in crate::pull) fn set_proven(&mut self, proof: Member) {
         self.proven = true;
@@ -77,7 +87,7 @@ impl Registry {
         let mut running = self.running.lock();
         // A failed fill stays in the map until its task ends. No new request shares its failure.
         if let Some(fill) = running.get(digest).filter(|fill| !fill.has_failed()) {
-            if !requester.proven && fill.source != *requester.source.id() {
+            if !requester.may_follow(&fill.source) {
                 return Entered::NeedsProof;
             }
             fill.joined.fetch_add(1, Ordering::Relaxed);

@@ -15,6 +15,7 @@ use super::attempt::{Attempt, Verified};
 use super::job::Job;
 use super::progress::{Extent, Publisher};
 use super::registry::{Following, Registry};
+use crate::oci::Reference;
 use crate::telemetry::InFlight;
 
 /// Maximum wait for a slot. After it the fill fails, because the running fills must be stuck.
@@ -59,7 +60,7 @@ impl Run {
                 Ok(filled) => self.log_success(&filled, started),
                 Err(error) => {
                     self.log_failure(&error, started);
-                    self.job.context.memory.remember_failure(&self.job.fill.source, &self.job.fill.digest, &error);
+                    self.remember(&error).await;
                     self.job.publisher.failed(error);
                 }
             }
@@ -69,12 +70,27 @@ impl Run {
         .await;
     }
 
+    async fn remember(&self, error: &PullError) {
+        let Job { context, fill, .. } = &self.job;
+        match error {
+            PullError::NotFound => {
+                context.remember_absent(&fill.source.repo, Reference::Digest(fill.digest.clone())).await;
+            }
+            error => context.memory.remember_failure(&fill.source, &fill.digest, error),
+        }
+    }
+
     async fn fill(&self, slot: &mut Option<Slot>) -> Result<Filled, PullError> {
         let abandon = self.job.fill.abandon.clone();
         let fetched = abandon.run_until_cancelled(self.fetch(slot)).await;
         match fetched.unwrap_or(Err(PullError::Abandoned))? {
             // Cancelling has no effect from now on: followers with all bytes may leave, and the blob is committed.
-            Some(verified) => Ok(Filled::Stored(verified.commit(&self.job).await?)),
+            Some(verified) => {
+                let length = verified.commit(&self.job).await?;
+                let Job { context, fill, .. } = &self.job;
+                context.notes.forget_absent(&fill.source.repo, Reference::Digest(fill.digest.clone())).await;
+                Ok(Filled::Stored(length))
+            }
             None => Ok(Filled::Found),
         }
     }
@@ -84,7 +100,7 @@ impl Run {
         let Job { context, fill, publisher, .. } = &self.job;
         // Another fill may have stored the blob after the requester checked the store.
         if let Some(blob) = context.store.blob(&fill.digest).await?
-            && context.may_read(&fill.source.repo, &fill.digest).await?.is_some()
+            && context.membership(&fill.source.repo, &fill.digest).await?.is_some_and(|member| member.proven)
         {
             publisher.readable(Extent::found(blob));
             return Ok(None);

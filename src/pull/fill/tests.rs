@@ -45,7 +45,7 @@ impl Fixture {
 
     fn join(&self, digest: &Digest, source: &Arc<ScriptedSource>) -> Following {
         let source: Arc<dyn BlobSource> = source.clone();
-        let requester = Requester { source, proven: false, new_repository: false, size: None };
+        let requester = Requester { source, proven: false, listed: false, new_repository: false, size: None };
         match self.fills.join(digest, &requester) {
             Joined::Led(following) | Joined::Followed(following) => following,
             Joined::NeedsProof => panic!("the fill has another source"),

@@ -24,7 +24,7 @@ impl Layout {
 
     /// Creates the folders, including the 256 of each algorithm, so that a commit creates none.
     pub(in crate::store) fn create(&self) -> Result<(), StoreError> {
-        for folder in ["blobs", "repositories", "uploads", "spool", "quarantine"] {
+        for folder in ["blobs", "repositories", "uploads", "spool", "quarantine", "notes"] {
             let path = self.root.join(folder);
             fs::create_dir_all(&path).at("create", &path)?;
         }

@@ -41,6 +41,25 @@ impl Local {
         Ok(None)
     }
 
+    /// As the contract says. Looks at the links of every repository of the scope, so it is for rare requests.
+    pub(super) fn find_proven(
+        &self,
+        scope: &Scope,
+        digest: &Digest,
+        may_share: &dyn Fn(&RepoName) -> bool,
+    ) -> Result<Option<RepoId>, StoreError> {
+        let mut found = None;
+        self.layout.walk_repositories(scope, &mut |repo| {
+            let is_proven = self.layout.read_member(&repo, digest)?.is_some_and(|member| member.proven)
+                || self.layout.manifest_media_type(&repo, digest)?.is_some();
+            if is_proven && may_share(&repo.name) {
+                found = Some(repo);
+            }
+            Ok(found.is_none())
+        })?;
+        Ok(found)
+    }
+
     /// Calls `each` for the repositories of a scope, in no particular order, until it returns false. Whether all were visited.
     pub(in crate::store) fn walk_repositories(
         &self,

@@ -78,7 +78,7 @@ impl Local {
         if !durable {
             // The upstream need not have a layer that is fetched from elsewhere. It is asked when a client wants it.
             for child in manifest.children.iter().filter(|child| !child.optional) {
-                self.write_member(repo, &child.digest, Member { size: Some(child.size) })?;
+                self.write_member(repo, &child.digest, Member { size: Some(child.size), proven: false })?;
             }
         }
         self.link_referrer(repo, &digest, &manifest)?;

@@ -26,6 +26,7 @@ mod name_cache;
 mod name_files;
 mod name_text;
 mod names;
+mod notes;
 mod open;
 mod open_files;
 mod pending_links;

@@ -23,12 +23,17 @@ impl TagRecord {
 }
 
 impl Member {
+    /// Links of older versions have no line `proof`. They count as proven.
     pub(super) fn to_text(self) -> String {
-        self.size.map(|size| format!("size {size}\n")).unwrap_or_default()
+        let size = self.size.map(|size| format!("size {size}\n")).unwrap_or_default();
+        if self.proven { size } else { format!("proof none\n{size}") }
     }
 
     pub(super) fn from_text(text: &str) -> Self {
-        Self { size: field(text, "size").and_then(|size| size.parse().ok()) }
+        Self {
+            size: field(text, "size").and_then(|size| size.parse().ok()),
+            proven: field(text, "proof").is_none_or(|proof| proof != "none"),
+        }
     }
 }
 
@@ -53,6 +58,15 @@ fn field<'a>(text: &'a str, key: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
     use crate::oci::{Algorithm, Digest};
+
+    #[test]
+    fn a_link_keeps_its_size_and_whether_it_is_proven() {
+        for (size, proven) in [(None, true), (None, false), (Some(7), true), (Some(7), false)] {
+            let member = Member { size, proven };
+            assert_eq!(Member::from_text(&member.to_text()), member);
+        }
+        assert_eq!(Member::from_text("size 7\n"), Member { size: Some(7), proven: true }, "an older link");
+    }
 
     #[test]
     fn a_tag_record_survives_its_text_and_an_incomplete_one_does_not_parse() {

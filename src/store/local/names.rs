@@ -17,7 +17,7 @@ use super::locks::RepoLocks;
 use super::name_cache::NameCache;
 use super::name_files::Name;
 use crate::events::StoreEvent;
-use crate::oci::{Digest, RepoId, RepoName, Tag};
+use crate::oci::{Digest, RepoId, RepoName, Scope, Tag};
 use crate::store::error::{At, StoreError, optional};
 use crate::store::fs;
 use crate::store::index::Change;
@@ -238,6 +238,16 @@ impl Names for LocalNames {
         let digest = digest.clone();
         self.0.run(move |local| local.find_pushed(&digest, &*may_read)).await
     }
+
+    async fn find_proven(
+        &self,
+        scope: &Scope,
+        digest: &Digest,
+        may_share: MayRead,
+    ) -> Result<Option<RepoId>, StoreError> {
+        let (scope, digest) = (scope.clone(), digest.clone());
+        self.0.run(move |local| local.find_proven(&scope, &digest, &*may_share)).await
+    }
 }
 
 // === on the blocking pool ===
@@ -266,7 +276,7 @@ impl Local {
         });
         written.at("write", temporary.path())?;
         let folder = path.parent().unwrap_or(self.layout.root());
-        let is_new = !durable && fs::metadata(path).is_err();
+        let is_new = !durable && optional(fs::metadata(path)).at("stat", path)?.is_none();
         let renamed = match fs::rename(temporary.path(), path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 create_folders(folder, durable).at("create", folder)?;

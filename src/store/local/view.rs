@@ -40,7 +40,7 @@ impl View {
 
     /// Whether a digest may be read in the repository without asking an upstream.
     pub fn may_read(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
-        let is_member = self.layout.read_member(repo, digest)?.is_some();
+        let is_member = self.layout.read_member(repo, digest)?.is_some_and(|member| member.proven);
         Ok(is_member || self.layout.manifest_media_type(repo, digest)?.is_some())
     }
 

@@ -135,10 +135,15 @@ async fn storage_refusal_is_a_failure_not_a_denial() {
         let fixture = Fixture::new(&[&server]);
         let error = fixture.get(blob()).await.unwrap_err();
         assert!(matches!(error, UpstreamError::Status { .. }) && error.is_upstream_failure(), "{error}");
-        // A manifest is redirected to another registry, whose refusal counts.
         let error = fixture.get(manifest()).await.unwrap_err();
-        assert!(matches!(error, UpstreamError::Denied { .. }), "{error}");
+        assert!(matches!(error, UpstreamError::Status { .. }), "{error}");
     }
+    // registry.k8s.io redirects manifests to another registry, whose refusal counts.
+    let registry = Server::start(|_| Reply::new(403).body(r#"{"errors":[{"code":"DENIED"}]}"#)).await;
+    let target = registry.at("/v2/elsewhere/manifests/latest");
+    let server = Server::start(move |_| Reply::redirect(target.clone())).await;
+    let error = Fixture::new(&[&server]).get(manifest()).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Denied { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -32,12 +32,40 @@ async fn second_url_is_used_when_the_first_fails() {
 }
 
 #[tokio::test]
-async fn answer_about_the_content_is_final() {
-    for status in [404, 403, 429] {
+async fn what_one_url_has_is_served() {
+    for status in [404, 403, 401, 405, 400] {
         let first = Server::start(move |_| Reply::new(status)).await;
         let second = Server::start(|_| Reply::ok("content")).await;
-        assert!(Fixture::new(&[&first, &second]).get(blob()).await.is_err(), "{status}");
-        assert!(second.seen().is_empty(), "{status}");
+        let fixture = Fixture::new(&[&first, &second]);
+        assert_eq!(fixture.get(blob()).await.unwrap(), "content", "{status}");
+        fixture.assert_requests_counted_at(&[&first, &second]);
+    }
+    let first = Server::start(|_| Reply::new(429)).await;
+    let second = Server::start(|_| Reply::ok("content")).await;
+    assert!(Fixture::new(&[&first, &second]).get(blob()).await.is_err(), "a rate limit is for all URLs");
+    assert!(second.seen().is_empty());
+}
+
+#[tokio::test]
+async fn an_absence_at_one_url_is_confirmed_by_the_others() {
+    type Check = fn(&UpstreamError) -> bool;
+    let contradicted: Check = |error| matches!(error, UpstreamError::Contradicted { .. });
+    let table: [(u16, u16, Check); 6] = [
+        (404, 404, UpstreamError::is_not_found),
+        (404, 500, contradicted),
+        (404, 403, contradicted),
+        // The first URL cannot be asked, and the second one answers.
+        (500, 404, UpstreamError::is_not_found),
+        (403, 403, |error| matches!(error, UpstreamError::Denied { .. })),
+        (404, 429, |error| matches!(error, UpstreamError::RateLimited { .. })),
+    ];
+    for (first, second, check) in table {
+        let one = Server::start(move |_| Reply::new(first)).await;
+        let other = Server::start(move |_| Reply::new(second)).await;
+        let fixture = Fixture::new(&[&one, &other]);
+        let error = fixture.get(blob()).await.unwrap_err();
+        assert!(check(&error), "{first}, {second}: {error}");
+        fixture.assert_requests_counted_at(&[&one, &other]);
     }
 }
 
