@@ -118,8 +118,14 @@ impl Engine {
             }
             Err(error) => error,
         };
+        let reference = Reference::Tag(tag.clone());
         if error.is_not_found() {
-            context.remember_absent(repo, Reference::Tag(tag.clone())).await;
+            context.remember_absent(repo, reference).await;
+            return Err(error);
+        }
+        // An absence that is still remembered is newer than the last confirmation of the cached tag.
+        let error = context.or_known_absence(repo, reference, error).await;
+        if error.is_not_found() {
             return Err(error);
         }
         match stale.filter(|_| may_serve_stale(upstream, repo, &error)) {
@@ -127,13 +133,10 @@ impl Engine {
                 tracing::warn!(%repo, %tag, digest = %stale.manifest.digest, %error, "serving a stale tag");
                 Ok(stale)
             }
-            None => match context.or_known_absence(repo, Reference::Tag(tag.clone()), error).await {
-                PullError::NotFound => Err(PullError::NotFound),
-                error => {
-                    tracing::warn!(%repo, %tag, %error, "cannot resolve a tag");
-                    Err(error)
-                }
-            },
+            None => {
+                tracing::warn!(%repo, %tag, %error, "cannot resolve a tag");
+                Err(error)
+            }
         }
     }
 }

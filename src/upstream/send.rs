@@ -105,7 +105,8 @@ impl Remote {
             return self.head_by_get(connection, url, attempt).await;
         }
         match self.ask_url(connection, url.clone(), attempt).await {
-            Ok(response) if response.content_length().is_some() => Ok(response),
+            // Some registries send a length of 0 in every response to HEAD.
+            Ok(response) if response.content_length().is_some_and(|length| length > 0) => Ok(response),
             // The blob is there. The GET is for its length.
             Ok(response) => Ok(self.head_by_get(connection, url, attempt).await.unwrap_or(response)),
             Err(error) if error.may_concern_head_only() && Instant::now() < attempt.deadline => {

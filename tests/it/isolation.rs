@@ -1,4 +1,4 @@
-//! One repository of an upstream misbehaves, and the others are served as without it.
+//! One repository of an upstream, or one upstream, misbehaves, and the others are served as without it.
 
 use std::time::Duration;
 
@@ -37,8 +37,10 @@ fn asked(upstream: &Upstream, repo: &str) -> usize {
     upstream.requests().iter().filter(|seen| seen.path.starts_with(&path)).count()
 }
 
-async fn others_are_served_as_without_it(what: &str, trouble: Reply) {
-    let upstream = Upstream::start().await;
+/// `bad_upstream`: the name of the upstream that misbehaves. `docker.io` also has the images that must be served.
+async fn others_are_served_as_without_it(what: &str, trouble: Reply, bad_upstream: &str) {
+    let (upstream, elsewhere) = (Upstream::start().await, Upstream::start().await);
+    let misbehaving = if bad_upstream == "docker.io" { &upstream } else { &elsewhere };
     let images: Vec<(String, Image)> = (0..4).map(|n| (format!("org/good{n}"), Image::new(n, &[70_000, 10]))).collect();
     for (repo, image) in &images {
         upstream.add_image(repo, "1", image);
@@ -46,18 +48,20 @@ async fn others_are_served_as_without_it(what: &str, trouble: Reply) {
     let bad: Vec<_> = (0..BAD_BLOBS).map(|n| blob(100 + n, 5000)).collect();
     let broken = Image::new(99, &[10]);
     for content in &bad {
-        upstream.add_blob(BAD, content);
+        misbehaving.add_blob(BAD, content);
     }
     for n in 0..BAD_TAGS {
-        upstream.add_image(BAD, &n.to_string(), &broken);
+        misbehaving.add_image(BAD, &n.to_string(), &broken);
     }
-    upstream.always("*", &format!("/v2/{BAD}/*"), trouble);
-    let builder = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
-    let server =
-        builder.config("[upstream.\"docker.io\"]\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"").start().await;
+    misbehaving.always("*", &format!("/v2/{BAD}/*"), trouble);
+    let builder = TestServer::builder().upstream("docker.io", &upstream).upstream("bad.example", &elsewhere);
+    let short = "header_timeout = \"1s\"\nidle_timeout = \"1s\"";
+    let timeouts = format!("[upstream.\"docker.io\"]\n{short}\n[upstream.\"bad.example\"]\n{short}");
+    let server = builder.default_upstream("docker.io").config(&timeouts).start().await;
 
-    let tags = (0..BAD_TAGS).map(|n| format!("/v2/{BAD}/manifests/{n}"));
-    let paths: Vec<_> = tags.chain(bad.iter().map(|content| blob_path(BAD, content))).collect();
+    let bad_repo = format!("{bad_upstream}/{BAD}");
+    let tags = (0..BAD_TAGS).map(|n| format!("/v2/{bad_repo}/manifests/{n}"));
+    let paths: Vec<_> = tags.chain(bad.iter().map(|content| blob_path(&bad_repo, content))).collect();
     let clients: Vec<_> = paths
         .iter()
         .map(|path| {
@@ -72,7 +76,7 @@ async fn others_are_served_as_without_it(what: &str, trouble: Reply) {
         })
         .collect();
     // More failures than a circuit needs to open, if they were of different repositories.
-    until("the bad repository was asked for", async || asked(&upstream, BAD) >= 20).await;
+    until("the bad repository was asked for", async || asked(misbehaving, BAD) >= 20).await;
     for (repo, image) in &images {
         let manifest = server.get(&format!("/v2/{repo}/manifests/1")).await;
         assert_eq!((manifest.status, &manifest.body), (200, &image.manifest.bytes), "{what}: {}", manifest.text());
@@ -93,6 +97,13 @@ async fn others_are_served_as_without_it(what: &str, trouble: Reply) {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_bad_repository_does_not_harm_the_others() {
     for (what, trouble) in troubles() {
-        others_are_served_as_without_it(what, trouble).await;
+        others_are_served_as_without_it(what, trouble, "docker.io").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_upstream_does_not_harm_the_others() {
+    for (what, trouble) in troubles() {
+        others_are_served_as_without_it(what, trouble, "bad.example").await;
     }
 }

@@ -64,6 +64,26 @@ async fn an_absence_is_forgotten_when_the_content_appears_or_after_stale_if_erro
 }
 
 #[tokio::test]
+async fn the_last_word_of_the_upstream_counts_in_an_outage() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    let server = server_of(&upstream, "tag_ttl = \"0s\"").await;
+    assert_eq!(server.get(TAG).await.status, 200);
+    upstream.remove_tag(REPO, "1");
+    assert_eq!(server.get(TAG).await.status, 404);
+    upstream.go_down().await;
+    assert_eq!(server.get(TAG).await.status, 404, "it was removed after it was cached");
+    upstream.come_back().await;
+    server.until_available("docker.io").await;
+    upstream.tag(REPO, "1", image.digest());
+    assert_eq!(server.get(TAG).await.status, 200);
+    upstream.go_down().await;
+    let stale = server.get(TAG).await;
+    assert_eq!((stale.status, &stale.body), (200, &image.manifest.bytes), "and it has come back");
+    assert!(stale.header("warning").starts_with("299"));
+}
+
+#[tokio::test]
 async fn a_repository_without_cached_content_has_no_note() {
     let upstream = upstream_with(&Image::new(1, &[10])).await;
     let server = server_of(&upstream, "").await;

@@ -20,6 +20,7 @@ enum Head {
     Ok,
     OkWithoutDigest,
     OkWithoutLength,
+    OkWithLengthZero,
     /// Another digest, whose manifest is not there: a tag that has moved too early, or a lagging replica.
     OkElsewhere,
     /// 401 with a challenge, whatever token is shown.
@@ -75,10 +76,11 @@ enum Right {
     Trouble,
 }
 
-const HEADS: [Head; 13] = [
+const HEADS: [Head; 14] = [
     Head::Ok,
     Head::OkWithoutDigest,
     Head::OkWithoutLength,
+    Head::OkWithLengthZero,
     Head::OkElsewhere,
     Head::Unauthorized,
     Head::BrokenChallenge,
@@ -96,7 +98,10 @@ const GETS: [Get; 7] =
 impl Head {
     /// The upstream says that the content exists.
     fn exists(self) -> bool {
-        matches!(self, Self::Ok | Self::OkWithoutDigest | Self::OkWithoutLength | Self::OkElsewhere)
+        matches!(
+            self,
+            Self::Ok | Self::OkWithoutDigest | Self::OkWithoutLength | Self::OkWithLengthZero | Self::OkElsewhere
+        )
     }
 
     fn reply(self, upstream: &Upstream, storage: &Upstream, other: &str) -> Reply {
@@ -105,6 +110,7 @@ impl Head {
             Self::Ok => Reply::normal(),
             Self::OkWithoutDigest => Reply::normal().without_digest(),
             Self::OkWithoutLength => Reply::normal().chunked(),
+            Self::OkWithLengthZero => Reply::normal().header("Content-Length", "0"),
             Self::OkElsewhere => Reply::normal().header("Docker-Content-Digest", other),
             Self::Unauthorized => {
                 let challenge = format!("Bearer realm=\"{}\",service=\"s\"", upstream.url("/token"));
@@ -160,7 +166,9 @@ fn right(head: Head, get: Get, object: Object, cache: Cache) -> (Right, &'static
         (_, Cache::Elsewhere) if head.exists() => (Right::Content, "the HEAD proves that this repository has it"),
         (_, Cache::Elsewhere) => get.decides(),
         (Object::Tag, Cache::Stale) => match (head, get.decides()) {
-            (Head::Ok | Head::OkWithoutLength, _) => (Right::Content, "the HEAD confirms the cached manifest"),
+            (Head::Ok | Head::OkWithoutLength | Head::OkWithLengthZero, _) => {
+                (Right::Content, "the HEAD confirms the cached manifest")
+            }
             (_, (Right::Content, why)) => (Right::Content, why),
             (head, (Right::Absent, _)) if head.exists() => (Right::Stale, "the upstream contradicts itself"),
             (_, (Right::Absent, why)) => (Right::Absent, why),

@@ -54,16 +54,16 @@ impl PullRequest<'_> {
         if context.memory.is_absent(repo, &Reference::Digest(digest.clone())) {
             return Err(PullError::NotFound);
         }
+        // A manifest that was served may give the length. The client knows it from there, and the header of a HEAD may be wrong.
+        let known = member.and_then(|member| member.size);
         if let Some(length) = context.memory.length(repo, digest) {
-            return Ok(Some(length));
+            return Ok(Some(known.unwrap_or(length)));
         }
         let upstream = self.upstream(repo)?;
-        // A manifest that was served may give the length.
-        let known = member.and_then(|member| member.size);
         let deadline = if known.is_some() { context.deadline_with_stale() } else { context.deadline() };
         let proof = self.engine.proofs.prove(&upstream, repo, digest, deadline).instrument(self.trace.span());
         match Box::pin(proof).await {
-            Ok(proof) => Ok(proof.size.or(known)),
+            Ok(proof) => Ok(known.or(proof.size)),
             // The GET that follows asks the upstream again.
             Err(error) if error.is_inconclusive() && known.is_some() => Ok(known),
             Err(error) => Err(context.or_known_absence(repo, Reference::Digest(digest.clone()), error).await),
