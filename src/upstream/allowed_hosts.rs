@@ -33,9 +33,11 @@ pub(super) struct AllowedHosts {
 
 /// A host with a private address that an upstream may not redirect to.
 #[derive(Debug, thiserror::Error)]
-#[error("it redirects to the private address of {host}; if that is intended, set private_redirects")]
-pub(super) struct ForbiddenAddress {
-    host: String,
+pub(super) enum ForbiddenAddress {
+    #[error("it redirects to the private address of {host}; if that is intended, set private_redirects")]
+    Private { host: String },
+    #[error("it redirects to {host}, which is a metadata service of a cloud")]
+    Metadata { host: String },
 }
 
 // === impl Origin ===
@@ -44,6 +46,14 @@ impl Origin {
     /// The origin of a URL.
     pub(super) fn of(url: &Url) -> Self {
         Self(url.origin().ascii_serialization())
+    }
+}
+
+// === impl ForbiddenAddress ===
+
+impl ForbiddenAddress {
+    fn of(host: String, is_metadata: bool) -> Self {
+        if is_metadata { Self::Metadata { host } } else { Self::Private { host } }
     }
 }
 
@@ -97,7 +107,9 @@ impl AllowedHosts {
     pub(super) fn check_address(&self, url: &Url) -> Result<(), ForbiddenAddress> {
         let own = url.host_str().is_some_and(|host| self.own_names.contains(host));
         match literal(url) {
-            Some(address) if !own && !self.may_reach(address) => Err(ForbiddenAddress { host: address.to_string() }),
+            Some(address) if !own && !self.may_reach(address) => {
+                Err(ForbiddenAddress::of(address.to_string(), is_metadata(address)))
+            }
             _ => Ok(()),
         }
     }
@@ -110,18 +122,20 @@ impl AllowedHosts {
             }
             return Ok(addresses);
         }
+        let metadata = addresses.iter().copied().any(is_metadata);
         let before = addresses.len();
         addresses.retain(|address| self.may_reach(*address));
         if addresses.is_empty() && before > 0 {
-            return Err(ForbiddenAddress { host: name.to_owned() });
+            return Err(ForbiddenAddress::of(name.to_owned(), metadata));
         }
         Ok(addresses)
     }
 
-    /// An upstream with a private address may redirect to others, but not to metadata services of clouds.
+    /// An upstream with a private address may redirect to others, and one with `private_redirects` may so too. A metadata
+    /// service of a cloud is never meant: whoever reaches it obtains the credentials of this machine.
     fn may_reach(&self, address: IpAddr) -> bool {
-        let neighbours = self.on_private_address.load(Ordering::Relaxed) && !is_metadata(address);
-        self.private_redirects || neighbours || !is_private(address)
+        let neighbours = self.on_private_address.load(Ordering::Relaxed) && !is_shared(address);
+        !is_metadata(address) && (self.private_redirects || neighbours || !is_private(address))
     }
 }
 
@@ -147,46 +161,88 @@ fn lowercase(name: &str) -> String {
     name.to_ascii_lowercase()
 }
 
-/// Whether the address may be a metadata service of a cloud: link-local and some others.
-fn is_metadata(address: IpAddr) -> bool {
-    match address.to_canonical() {
+/// Whether the address is a metadata service of a cloud, in any notation.
+pub(super) fn is_metadata(address: IpAddr) -> bool {
+    /// Amazon (also for containers), Azure, Google, OpenStack, Oracle and others use link-local addresses. The rest: Alibaba,
+    /// Oracle Classic, and the wire server of Azure, which is a public address.
+    const OTHERS: [Ipv4Addr; 3] =
+        [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
+    match address {
+        IpAddr::V4(address) => address.is_link_local() || OTHERS.contains(&address),
+        IpAddr::V6(address) => {
+            let of_a_cloud = match address.segments() {
+                // Amazon, Google, Oracle, Scaleway.
+                [0xfd00, 0xec2, ..]
+                | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254]
+                | [0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe]
+                | [0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42] => true,
+                _ => address.is_unicast_link_local(),
+            };
+            of_a_cloud || embedded_v4(address).into_iter().any(|address| is_metadata(address.into()))
+        }
+    }
+}
+
+/// Whether the address is in the space that carriers and clouds share with their customers (RFC 6598), or in that of protocol
+/// assignments (RFC 6890). Services of a cloud may be there, also beside the known metadata services.
+fn is_shared(address: IpAddr) -> bool {
+    match address {
         IpAddr::V4(address) => {
             let [a, b, c, _] = address.octets();
-            address.is_link_local() || (a == 100 && (64..128).contains(&b)) || (a, b, c) == (192, 0, 0)
+            (a == 100 && (64..128).contains(&b)) || (a, b, c) == (192, 0, 0)
         }
-        IpAddr::V6(address) => address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0xec2],
+        IpAddr::V6(address) => embedded_v4(address).into_iter().any(|address| is_shared(address.into())),
     }
 }
 
 /// Whether the address is not a public Internet address.
 pub(super) fn is_private(address: IpAddr) -> bool {
-    match address {
+    let is_private = match address {
         IpAddr::V4(address) => is_private_v4(address),
-        IpAddr::V6(address) => is_private_v6(address),
-    }
+        IpAddr::V6(address) => {
+            address.is_unspecified()
+                || address.is_unique_local()
+                || address.is_unicast_link_local()
+                || address.is_multicast()
+                || embedded_v4(address).into_iter().any(is_private_v4)
+        }
+    };
+    is_private || is_shared(address) || is_metadata(address)
 }
 
 fn is_private_v4(address: Ipv4Addr) -> bool {
-    let [a, b, c, _] = address.octets();
     address.is_private()
         || address.is_loopback()
         || address.is_link_local()
         || address.is_broadcast()
         || address.is_multicast()
-        || a == 0
-        // Shared address space (RFC 6598) and IETF protocol assignments. Some clouds have metadata services there.
-        || (a == 100 && (64..128).contains(&b))
-        || (a, b, c) == (192, 0, 0)
+        || address.octets()[0] == 0
 }
 
-fn is_private_v6(address: Ipv6Addr) -> bool {
-    let segments = address.segments();
-    let low = || Ipv4Addr::from(((u32::from(segments[6])) << 16) | u32::from(segments[7]));
-    match segments {
-        // Addresses that contain an IPv4 address: mapped, compatible (including :: and ::1), NAT64, 6to4.
-        [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => is_private_v4(low()),
-        [0x2002, high, low, ..] => is_private_v4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low))),
-        _ => address.is_unique_local() || address.is_unicast_link_local() || address.is_multicast(),
+/// The IPv4 addresses that packets to this address may reach through a translator or tunnel, or by the rules of sockets.
+fn embedded_v4(address: Ipv6Addr) -> Vec<Ipv4Addr> {
+    let pair = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
+    match address.segments() {
+        // Mapped and compatible (including :: and ::1, RFC 4291), translated (RFC 2765), NAT64 (RFC 6052).
+        [0, 0, 0, 0, 0, 0xffff | 0, a, b] | [0, 0, 0, 0, 0xffff, 0, a, b] | [0x64, 0xff9b, 0, 0, 0, 0, a, b] => {
+            vec![pair(a, b)]
+        }
+        // NAT64 of one network, whose prefix may have 48, 56, 64 or 96 bits (RFC 8215; RFC 6052, section 2.2).
+        [0x64, 0xff9b, 1, a, b, c, d, e] => {
+            let of_48 = pair(a, (b << 8) | (c >> 8));
+            let of_56 = pair((a << 8) | (b & 0xff), c);
+            let of_64 = pair((b << 8) | (c >> 8), (c << 8) | (d >> 8));
+            // With a wrong length, zeros of the prefix or suffix are read as the address.
+            let is_possible = |address: &Ipv4Addr| address.octets()[0] != 0;
+            [of_48, of_56, of_64, pair(d, e)].into_iter().filter(is_possible).collect()
+        }
+        // 6to4 (RFC 3056).
+        [0x2002, a, b, ..] => vec![pair(a, b)],
+        // Teredo (RFC 4380): the server, and the client with all bits inverted.
+        [0x2001, 0, a, b, _, _, c, d] => vec![pair(a, b), pair(!c, !d)],
+        // ISATAP (RFC 5214).
+        [.., 0 | 0x200, 0x5efe, a, b] => vec![pair(a, b)],
+        _ => Vec::new(),
     }
 }
 
@@ -261,13 +317,96 @@ mod tests {
             "::ffff:10.0.0.1",
             "64:ff9b::a9fe:a9fe",
             "2002:7f00:1::",
+            "168.63.129.16",
+            "2002:a83f:8110::1",
+            "64:ff9b:1::10.0.0.1",
+            "64:ff9b:1:a00:0:100::",
+            "::ffff:0:10.0.0.1",
+            "2001:0:a00:1::",
+            "2001:db8::5efe:10.0.0.1",
         ];
-        let public = ["8.8.8.8", "100.63.0.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"];
+        let public = [
+            "8.8.8.8",
+            "100.63.0.1",
+            "172.32.0.1",
+            "2606:4700::1111",
+            "::ffff:8.8.8.8",
+            "64:ff9b::808:808",
+            "64:ff9b:1::808:808",
+            "64:ff9b:1:808:8:800::",
+            "2002:808:808::1",
+            "168.63.129.17",
+        ];
         for address in private {
             assert!(is_private(address.parse().unwrap()), "{address}");
         }
         for address in public {
             assert!(!is_private(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn metadata_services_are_recognised_in_every_notation() {
+        let services = [
+            "169.254.169.254",
+            "169.254.170.2",
+            "169.254.170.23",
+            "169.254.0.23",
+            "100.100.100.200",
+            "192.0.0.192",
+            "168.63.129.16",
+            "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:42::42",
+            "fe80::a9fe:a9fe",
+        ];
+        for service in services {
+            assert!(is_metadata(service.parse().unwrap()), "{service}");
+        }
+        for v4 in ["169.254.169.254", "169.254.170.2", "100.100.100.200", "192.0.0.192", "168.63.129.16"] {
+            let [a, b, c, d] = v4.parse::<Ipv4Addr>().unwrap().octets();
+            let hex = |high: u8, low: u8| format!("{high:02x}{low:02x}");
+            for notation in [
+                format!("::ffff:{v4}"),
+                format!("::{v4}"),
+                format!("::ffff:0:{v4}"),
+                format!("64:ff9b::{v4}"),
+                format!("64:ff9b:1::{v4}"),
+                format!("64:ff9b:1:77:77:77:{v4}"),
+                format!("64:ff9b:1:{}:{}:{}::", hex(a, b), hex(0, c), hex(d, 0)),
+                format!("64:ff9b:1:{}:{}:{}::", hex(7, a), hex(0, b), hex(c, d)),
+                format!("64:ff9b:1:7777:{}:{}:{}:0", hex(0, a), hex(b, c), hex(d, 0)),
+                format!("2002:{}:{}::1", hex(a, b), hex(c, d)),
+                format!("2001:0:808:808:0:0:{}:{}", hex(!a, !b), hex(!c, !d)),
+                format!("2001:db8::200:5efe:{v4}"),
+            ] {
+                assert!(is_metadata(notation.parse().unwrap()), "{notation}");
+            }
+        }
+        for other in ["169.253.1.1", "100.100.100.201", "10.0.0.1", "127.0.0.1", "::1", "fd00::1", "64:ff9b::a00:1"] {
+            assert!(!is_metadata(other.parse().unwrap()), "{other}");
+        }
+    }
+
+    #[test]
+    fn metadata_services_are_refused_whatever_the_settings() {
+        let mut config = UpstreamConfig::new("r.example", vec![url("http://10.0.0.1:5000")]);
+        for private_redirects in [false, true] {
+            config.private_redirects = private_redirects;
+            let trust = AllowedHosts::new(&config);
+            for to in
+                ["169.254.169.254", "[::ffff:169.254.169.254]", "[64:ff9b:1::a9fe:a9fe]", "168.63.129.16", "0xA9FEA9FE"]
+            {
+                let to = url(&format!("http://{to}/latest"));
+                assert!(
+                    trust.check_redirect(&config.urls[0], &to).is_err() && trust.check_address(&to).is_err(),
+                    "{to}"
+                );
+            }
+            assert!(trust.admit("metadata.example", vec!["fd00:ec2::254".parse().unwrap()]).is_err());
+            assert!(trust.check_redirect(&config.urls[0], &url("http://10.0.0.2/x")).is_ok());
         }
     }
 
