@@ -202,7 +202,7 @@ fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Limits `server.max_connections` to what the file descriptors suffice for. Further connections wait to be accepted.
+/// Limits `server.max_connections` to what the file descriptors suffice for.
 fn limit_connections(descriptors: u64, mut settings: ServerConfig) -> ServerConfig {
     let max = usize::try_from(descriptors / MAX_DESCRIPTORS_OF_TRANSFER).unwrap_or(usize::MAX).max(1);
     if settings.max_connections > max {

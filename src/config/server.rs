@@ -14,7 +14,7 @@ pub struct ServerConfig {
     pub names: Vec<String>,
     /// Domains below which each upstream has a host name: `docker-io.<domain>` is docker.io.
     pub host_routes: Vec<String>,
-    /// Largest number of open connections. Further connections wait to be accepted.
+    /// Largest number of open connections. The longest unused one gives way to a new one.
     pub max_connections: usize,
     /// Time limit for the headers of a request to arrive.
     pub head_timeout: Duration,

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE,
-};
+use http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::body::{Counter, FilePart, Multipart, streamed};
@@ -43,12 +41,14 @@ pub(super) async fn get(
             mirrored_length(app, call, &access, &digest).await?
         };
         let mut response = Response::new(Body::empty());
-        if let Some(length) = length {
+        if call.has_already(&etag) {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+        } else if let Some(length) = length {
             response.headers_mut().insert(CONTENT_LENGTH, length.into());
         }
         response
     } else {
-        let unchanged = matches(call.header(IF_NONE_MATCH), &etag);
+        let unchanged = call.has_already(&etag);
         // `If-None-Match` takes precedence over `Range` (RFC 9110, section 13.2.2).
         let ranges = if unchanged { None } else { requested_ranges(call, &etag) };
         let requested = BlobRequest { ranges, needs_length: call.needs_length() };
@@ -140,14 +140,6 @@ fn requested_ranges(call: &Call<'_>, etag: &[u8]) -> Option<RangeSet> {
         return None;
     }
     RangeSet::parse(call.header(RANGE)?)
-}
-
-/// Whether an `If-None-Match` names this entity tag, by weak comparison (RFC 9110, section 13.1.2).
-pub(super) fn matches(condition: Option<&str>, etag: &[u8]) -> bool {
-    condition.is_some_and(|condition| {
-        let mut tags = condition.split(',').map(str::trim);
-        tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == etag)
-    })
 }
 
 async fn local_blob(app: &App, repo: &RepoId, digest: &Digest) -> Result<FileRange, ApiError> {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use axum::response::Response;
-use http::header::HOST;
+use http::header::{HOST, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{HeaderName, Method, Version};
 
@@ -51,6 +51,14 @@ impl<'a> Call<'a> {
         self.parts.headers.get(name)?.to_str().ok()
     }
 
+    /// Whether the client has the content of this entity tag: an `If-None-Match` names it, by weak comparison (RFC 9110,
+    /// section 13.1.2). Several lines of it are one list.
+    pub(super) fn has_already(&self, etag: &[u8]) -> bool {
+        let lines = self.parts.headers.get_all(IF_NONE_MATCH).into_iter();
+        let mut tags = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim);
+        tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == etag)
+    }
+
     /// Whether the request has passed the server of this name in `Via`.
     pub(super) fn has_passed(&self, via: &str) -> bool {
         self.hops.contains(via)
@@ -73,10 +81,11 @@ impl<'a> Call<'a> {
 
     /// What the request says about the repository that it means.
     pub(super) fn requested(&self) -> RequestedRepo<'_> {
+        // The host of an absolute target, or `:authority`, takes precedence (RFC 9112, section 3.2.2).
         let authority = self.parts.uri.authority().map(|authority| authority.as_str());
         RequestedRepo {
             ns: self.query.get("ns"),
-            host: self.header(HOST).or(authority),
+            host: authority.or_else(|| self.header(HOST)),
             prefix: self.route.prefix.as_deref(),
             name: &self.route.name,
         }

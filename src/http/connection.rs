@@ -18,6 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::places::Activity;
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadlines {
     /// For the headers of a request.
@@ -29,10 +31,11 @@ pub(super) struct Deadlines {
 }
 
 /// How many requests of a connection have started and ended. Written by the service, read by the socket.
-#[derive(Debug, Default)]
 pub(super) struct Requests {
     started: AtomicU64,
     ended: AtomicU64,
+    /// What newcomers look at.
+    activity: Arc<Activity>,
     /// Woken when a request ends: the next deadline starts then, and hyper does not read again by itself.
     reader: AtomicWaker,
 }
@@ -74,8 +77,14 @@ enum Reading {
 // === impl Requests ===
 
 impl Requests {
+    pub(super) fn new(activity: Arc<Activity>) -> Self {
+        Self { started: AtomicU64::new(0), ended: AtomicU64::new(0), activity, reader: AtomicWaker::new() }
+    }
+
     pub(super) fn begin(self: &Arc<Self>) -> RequestGuard {
         self.started.fetch_add(1, Ordering::AcqRel);
+        // If the connection has given way, it ends without the response of this request.
+        let _ = self.activity.begin();
         RequestGuard(self.clone())
     }
 
@@ -104,6 +113,7 @@ impl Requests {
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, Ordering::AcqRel);
+        self.0.activity.end();
         self.0.reader.wake();
     }
 }

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
 use super::fields::{insert, received_range};
+use super::host::HostError;
 use crate::access::{AccessError, SwitchedOff, Unauthenticated};
 use crate::oci::{Digest, DigestError, ErrorCode, ManifestError, NameError, ReferenceError, RouteError};
 use crate::pull::PullError;
@@ -36,6 +37,8 @@ const STORAGE_FAILED: &str = "the registry's storage failed";
 pub enum ApiError {
     #[error(transparent)]
     Route(#[from] RouteError),
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error("the method is not supported by this endpoint")]
     Method { allowed: &'static str },
     #[error(transparent)]
@@ -44,6 +47,8 @@ pub enum ApiError {
     NameTaken(String, String),
     #[error("the request has passed this server before; its upstreams lead back to it")]
     Loop,
+    #[error("every connection of this registry has a request in progress; try again later")]
+    Crowded,
     #[error(transparent)]
     Digest(#[from] DigestError),
     #[error("the content has digest {found}, not {expected}")]
@@ -95,11 +100,13 @@ impl ApiError {
         use {ErrorCode as Code, StatusCode as Status};
         match self {
             Self::Route(RouteError::Malformed) => (Status::BAD_REQUEST, Code::NameInvalid),
+            Self::Host(_) => (Status::BAD_REQUEST, Code::Unsupported),
             Self::Route(RouteError::Unknown) => (Status::NOT_FOUND, Code::Unsupported),
             Self::Method { .. } => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
             Self::Access(error) => access_status(error),
             Self::NameTaken(..) => (Status::FORBIDDEN, Code::Denied),
             Self::Loop => (Status::LOOP_DETECTED, Code::Unavailable),
+            Self::Crowded => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
             Self::Digest(_) | Self::DigestMismatch { .. } => (Status::BAD_REQUEST, Code::DigestInvalid),
             Self::Reference(ReferenceError::Digest(_)) => (Status::BAD_REQUEST, Code::DigestInvalid),
             Self::Reference(ReferenceError::Tag(_)) => (Status::BAD_REQUEST, Code::ManifestInvalid),
@@ -161,6 +168,8 @@ impl ApiError {
             Self::Access(AccessError::PushRefused(_)) | Self::NameTaken(..) => {
                 tracing::info!(request_id, status = status_code, error = %self, "refused a push");
             }
+            // The accept loop has warned, once for many of them.
+            Self::Crowded => tracing::debug!(request_id, status = status_code, error = %self, "refused a request"),
             // Logged above debug so that the id that a client reports can be found.
             _ if status.is_server_error() => {
                 tracing::info!(request_id, status = status_code, error = %self, "answered with an error");
@@ -197,7 +206,7 @@ impl ApiError {
             Self::Pull { error: PullError::Range { length }, .. } => {
                 insert(headers, CONTENT_RANGE, format!("bytes */{length}"));
             }
-            Self::Pull { error: PullError::Busy { .. } | PullError::Abandoned, .. } => {
+            Self::Crowded | Self::Pull { error: PullError::Busy { .. } | PullError::Abandoned, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
             _ if self.store_error().is_some_and(StoreError::lacks_descriptors) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, IF_NONE_MATCH, LOCATION, WARNING};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, WARNING};
 use http::{HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
@@ -113,7 +113,7 @@ async fn mirrored(
 }
 
 fn respond(call: &Call<'_>, manifest: &StoredManifest) -> Response {
-    let unchanged = super::blobs::matches(call.header(IF_NONE_MATCH), &manifest.quoted_digest);
+    let unchanged = call.has_already(&manifest.quoted_digest);
     let mut response = if unchanged {
         StatusCode::NOT_MODIFIED.into_response()
     } else {

@@ -12,8 +12,10 @@ mod catalog;
 mod connection;
 mod error;
 mod fields;
+mod host;
 mod manifests;
 mod outcome;
+mod places;
 mod plain;
 mod protocols;
 mod query;
@@ -52,6 +54,8 @@ use outcome::Outcome;
 
 /// Where the distribution API is, unless a mirror URL has a path.
 const REGISTRY: &str = "/v2/";
+/// What orchestrators ask for. Reserved places answer nothing else.
+const HEALTH_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 /// The methods of an endpoint that is only read.
 const READS: &str = "GET, HEAD";
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -77,6 +81,8 @@ pub struct Site {
     app: Arc<App>,
     /// The paths beside `/v2/`.
     router: Router,
+    /// Only health checks are answered, and the rest with 503.
+    is_crowded: bool,
 }
 
 impl Site {
@@ -91,11 +97,19 @@ impl Site {
             .method_not_allowed_fallback(wrong_method)
             .fallback(registry)
             .with_state(app.clone());
-        Self { app, router }
+        Self { app, router, is_crowded: false }
+    }
+
+    /// The site for a connection that came while every usual place had a request in progress.
+    fn crowded(&self) -> Self {
+        Self { is_crowded: true, ..self.clone() }
     }
 
     /// Answers one request of a peer.
     pub async fn answer(&self, peer: &Peer, mut request: Request<Body>) -> Response {
+        if self.is_crowded && !HEALTH_PATHS.contains(&request.uri().path()) {
+            return refuse(&request, ApiError::Crowded);
+        }
         // Nearly all requests take this way, which costs less than a router.
         if request.uri().path().starts_with(REGISTRY) {
             return dispatch(&self.app, peer, request).await;
@@ -230,6 +244,13 @@ fn allowed_methods(endpoint: &Endpoint) -> &'static str {
 async fn wrong_method(method: Method, headers: HeaderMap) -> Response {
     let trace = RequestTrace::new("other", method, &headers);
     ApiError::Method { allowed: READS }.into_response(&trace)
+}
+
+/// Answers a request that no endpoint is to see.
+fn refuse<B>(request: &Request<B>, error: ApiError) -> Response {
+    let trace = RequestTrace::new("other", request.method().clone(), request.headers());
+    let response = error.into_response(&trace);
+    if request.method() == Method::HEAD { without_body(response) } else { response }
 }
 
 /// Removes the body of a response to HEAD and keeps its length in the header (RFC 9110, section 9.3.2). hyper does this for

@@ -9,20 +9,21 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
-use http::Request;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
 use super::body::Guarded;
 use super::connection::{Deadlines, Requests, TimedReads, TimedWrites};
+use super::places::Place;
 use super::streams::{PacedBody, Streams};
 use super::tls::{Certificates, Handshake, Protocol};
-use super::{Site, plain};
+use super::{Site, host, plain, refuse};
 use crate::access::Peer;
 use crate::tasks::Tasks;
 
@@ -34,9 +35,14 @@ const MAX_STREAMS: u32 = 100;
 /// its streams.
 const WINDOW_BYTES: u32 = 1 << 20;
 
+/// The last response of an HTTP/1 connection says so. HTTP/2 has no such header.
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
 /// Serves connections.
 pub(super) struct Connections {
     site: Site,
+    /// For the reserved places.
+    crowded_site: Site,
     deadlines: Deadlines,
     certificates: Option<Certificates>,
     tasks: Tasks,
@@ -46,56 +52,57 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) fn new(site: Site, deadlines: Deadlines, certificates: Option<Certificates>, tasks: Tasks) -> Self {
-        Self { site, deadlines, certificates, tasks }
+        Self { crowded_site: site.crowded(), site, deadlines, certificates, tasks }
     }
 
-    /// Serves one connection to its end. Once `draining` is cancelled, it ends after the requests in progress.
-    pub(super) async fn serve(&self, stream: TcpStream, draining: CancellationToken) {
+    /// Serves one connection to its end. Once its place is ending, it ends after the requests in progress.
+    pub(super) async fn serve(&self, stream: TcpStream, place: Place) {
         // Without TCP_NODELAY a small response may wait 40 ms.
         let _ = stream.set_nodelay(true);
         let (progress, peer) = (self.deadlines.progress, Peer::at(stream.peer_addr().ok()));
         let Some(certificates) = &self.certificates else {
-            let left = plain::serve(stream, &peer, self.deadlines, &self.site, &draining).await;
+            let left = plain::serve(stream, &peer, self.deadlines, self.site_at(&place), &place).await;
             let Some((stream, ahead)) = left else { return };
             let stream = TimedWrites::with_ahead(stream, ahead, progress);
             // Boxed, so that each connection does not allocate the largest future.
-            return Box::pin(self.http1(stream, peer, draining.cancelled())).await;
+            return Box::pin(self.http1(stream, peer, &place)).await;
         };
-        Box::pin(self.encrypted(stream, peer, certificates, draining)).await;
+        Box::pin(self.encrypted(stream, peer, certificates, &place)).await;
     }
 
-    async fn encrypted(
-        &self,
-        stream: TcpStream,
-        mut peer: Peer,
-        certificates: &Certificates,
-        draining: CancellationToken,
-    ) {
+    async fn encrypted(&self, stream: TcpStream, mut peer: Peer, certificates: &Certificates, place: &Place) {
         let progress = self.deadlines.progress;
         let handshake = certificates.accept(stream, |stream| TimedWrites::new(stream, progress));
-        let Handshake { protocol, stream, certificate } =
-            match tokio::time::timeout(self.deadlines.headers, handshake).await {
-                Ok(Ok(handshake)) => handshake,
-                Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
-                Err(_) => return tracing::debug!("a TLS handshake took too long"),
-            };
+        let handshake = tokio::select! {
+            handshake = tokio::time::timeout(self.deadlines.headers, handshake) => handshake,
+            () = place.activity().given_way() => return,
+        };
+        let Handshake { protocol, stream, certificate } = match handshake {
+            Ok(Ok(handshake)) => handshake,
+            Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => return tracing::debug!("a TLS handshake took too long"),
+        };
         peer.certificate = certificate;
         match protocol {
-            Protocol::Http1 => self.http1(stream, peer, draining.cancelled()).await,
-            Protocol::Http2 => self.http2(stream, peer, draining.cancelled()).await,
+            Protocol::Http1 => self.http1(stream, peer, place).await,
+            Protocol::Http2 => self.http2(stream, peer, place).await,
         }
     }
 
-    async fn http1(&self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, draining: impl Future<Output = ()>) {
-        let (requests, peer) = (Arc::new(Requests::default()), Arc::new(peer));
+    async fn http1(&self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, place: &Place) {
+        let (requests, peer) = (Arc::new(Requests::new(place.activity().clone())), Arc::new(peer));
         let io = TokioIo::new(TimedReads::new(stream, self.deadlines, requests.clone()));
-        let service = service_fn(move |request| self.answer(&peer, request, &requests));
+        let service = service_fn(|request| self.answer(&peer, request, &requests, place));
         let mut builder = http1::Builder::new();
         builder.max_buf_size(MAX_BUFFER_BYTES).timer(TokioTimer::new()).header_read_timeout(None);
+        // A client that ends its side after the request still reads the response.
+        builder.half_close(true);
         let mut connection = pin!(builder.serve_connection(io, service));
         let ended = tokio::select! {
+            biased;
             ended = &mut connection => ended,
-            () = draining => {
+            () = place.activity().given_way() => return,
+            () = place.activity().ending().cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -103,17 +110,12 @@ impl Connections {
         log(ended);
     }
 
-    async fn http2(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        peer: Peer,
-        draining: impl Future<Output = ()>,
-    ) {
-        let (requests, streams) = (Arc::new(Requests::default()), Streams::new(self.deadlines.progress, &self.tasks));
-        let peer = Arc::new(peer);
+    async fn http2(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, place: &Place) {
+        let requests = Arc::new(Requests::new(place.activity().clone()));
+        let (streams, peer) = (Streams::new(self.deadlines.progress, &self.tasks), Arc::new(peer));
         let service = service_fn(|request| {
             let turns = streams.begin();
-            let answer = self.answer(&peer, request, &requests);
+            let answer = self.answer(&peer, request, &requests, place);
             async move { answer.await.map(|response| response.map(|body| Body::new(PacedBody::new(body, turns)))) }
         });
         let mut builder = http2::Builder::new(streams.clone());
@@ -122,8 +124,10 @@ impl Connections {
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let unused = requests.unused_for(self.deadlines.headers, self.deadlines.idle);
         let ended = tokio::select! {
+            biased;
             ended = &mut connection => ended,
-            () = draining => {
+            () = place.activity().given_way() => return,
+            () = place.activity().ending().cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -141,13 +145,35 @@ impl Connections {
         peer: &Arc<Peer>,
         request: Request<Incoming>,
         requests: &Arc<Requests>,
+        place: &Place,
     ) -> Pin<Box<dyn Future<Output = Result<Response, std::convert::Infallible>> + Send>> {
         let guard = requests.begin();
-        let (site, peer) = (self.site.clone(), peer.clone());
+        let is_reserved = place.is_reserved();
+        if is_reserved {
+            place.activity().ending().cancel();
+        }
+        if let Err(error) = host::check(&request) {
+            let mut response = refuse(&request, error.into());
+            // A proxy in between may have read the request in another way, and also what follows it.
+            if request.version() <= Version::HTTP_11 {
+                response.headers_mut().insert(CONNECTION, CLOSE);
+            }
+            return Box::pin(async move { Ok(response.map(|body| Guarded::wrap(body, guard))) });
+        }
+        let (site, peer) = (self.site_at(place).clone(), peer.clone());
         Box::pin(async move {
-            let response = site.answer(&peer, request.map(Body::new)).await;
+            let is_http1 = request.version() <= Version::HTTP_11;
+            let mut response = site.answer(&peer, request.map(Body::new)).await;
+            if is_reserved && is_http1 {
+                response.headers_mut().insert(CONNECTION, CLOSE);
+            }
             Ok(response.map(|body| Guarded::wrap(body, guard)))
         })
+    }
+
+    /// What a connection at this place may ask for.
+    fn site_at(&self, place: &Place) -> &Site {
+        if place.is_reserved() { &self.crowded_site } else { &self.site }
     }
 }
 

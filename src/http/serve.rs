@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Site;
 use super::connection::Deadlines;
+use super::places::{Place, Places};
 use super::protocols::Connections;
 use super::tls::Certificates;
 use crate::config::{ListenAddr, ServerConfig};
@@ -102,10 +102,10 @@ impl Server {
     pub async fn run(self, listeners: Listeners, stop: impl Future<Output = ()>) {
         let server = Arc::new(self);
         let accepting = Tasks::new();
-        let slots = Arc::new(Semaphore::new(server.config.max_connections));
+        let places = Arc::new(Places::new(server.config.max_connections));
         for socket in listeners.sockets {
-            let (server, slots) = (server.clone(), slots.clone());
-            accepting.spawn(async move { server.accept(socket, slots).await });
+            let (server, places) = (server.clone(), places.clone());
+            accepting.spawn(async move { server.accept(socket, places).await });
         }
         stop.await;
         // The listeners close with their tasks. New clients are refused and can go to another server.
@@ -117,11 +117,11 @@ impl Server {
         }
     }
 
-    async fn accept(self: &Arc<Self>, socket: TcpListener, slots: Arc<Semaphore>) {
+    async fn accept(self: &Arc<Self>, socket: TcpListener, places: Arc<Places>) {
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
             match socket.accept().await {
-                Ok((stream, _peer)) => self.connect(stream, slot),
+                // A token of its own: a shared one would be a point of contention, and this one also ends the connection alone.
+                Ok((stream, _peer)) => self.connect(stream, places.take(self.draining.child_token()).await),
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
                     tracing::error!(%error, "cannot accept connections");
@@ -131,12 +131,11 @@ impl Server {
         }
     }
 
-    fn connect(self: &Arc<Self>, stream: TcpStream, slot: OwnedSemaphorePermit) {
+    fn connect(self: &Arc<Self>, stream: TcpStream, place: Place) {
         let (server, open) = (self.clone(), self.open.token());
         self.tasks.spawn(async move {
-            let _held = (slot, open);
-            // A token of its own: a shared one would be a point of contention.
-            server.connections.serve(stream, server.draining.child_token()).await;
+            let _open = open;
+            server.connections.serve(stream, place).await;
         });
     }
 }

@@ -115,15 +115,3 @@ async fn a_client_that_stops_reading_is_disconnected() {
         .await;
     drop(conn);
 }
-
-#[tokio::test]
-async fn connections_are_limited_to_the_configured_number() {
-    let server = TestServer::builder().config("[server]\nmax_connections = 2").start().await;
-    let held = [TcpStream::connect(server.addr()).await.unwrap(), TcpStream::connect(server.addr()).await.unwrap()];
-    let (client, url) = (server.client().clone(), server.url("/v2/"));
-    let waiting = tokio::spawn(async move { client.get(&url).await.status });
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(!waiting.is_finished());
-    drop(held);
-    assert_eq!(timeout(TEST_TIMEOUT, waiting).await.expect("the connection is served in its turn").unwrap(), 200);
-}

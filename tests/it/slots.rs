@@ -1,5 +1,10 @@
 //! Limits on concurrent fills: waiting, order, and responses to waiting clients.
 
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
 use crate::scene::{KIB, MIB, blob, blob_path, settle, until};
 use crate::support::{Conn, Content, Ended, Gate, Image, Reply, TestServer, Upstream};
 
@@ -163,14 +168,22 @@ async fn a_waiting_fill_ends_with_its_last_follower() {
     let app = image(&server, &upstream, APP, 10, &[2 * MIB, 2 * MIB], &gate).await;
     let running = pull(&server, APP, &app.layers[0]);
     until_counts(&server, (1.0, 0.0)).await;
-    let waiting = [pull(&server, APP, &app.layers[1]), pull(&server, APP, &app.layers[1])];
+    let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", blob_path(APP, &app.layers[1]));
+    let ask = async || {
+        let mut client = TcpStream::connect(server.addr()).await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        // It leaves with a reset. A client that only ends its side may wait for the response.
+        socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        client
+    };
+    let [first, second] = [ask().await, ask().await];
     until_counts(&server, (1.0, 1.0)).await;
     let blobs = [("handler", "blob")];
     until("three ask", async || server.metric("registry_http_in_flight_requests", &blobs).await == 3.0).await;
-    waiting[0].abort();
+    drop(first);
     until("two ask", async || server.metric("registry_http_in_flight_requests", &blobs).await == 2.0).await;
     assert_eq!(counts(&server).await, (1.0, 1.0));
-    waiting[1].abort();
+    drop(second);
     until_counts(&server, (1.0, 0.0)).await;
     gate.open();
     running.await.unwrap();

@@ -20,12 +20,14 @@ impl MovingDeadline {
         Self { until, timer: Box::pin(sleep_until(until)) }
     }
 
-    /// Moves the deadline to `time` from now.
-    pub(super) fn set(&mut self, time: Duration) {
-        self.until = Instant::now() + time;
+    /// Moves the deadline to `time` from now, which it returns.
+    pub(super) fn set(&mut self, time: Duration) -> Instant {
+        let now = Instant::now();
+        self.until = now + time;
         if self.timer.deadline() > self.until {
             self.timer.as_mut().reset(self.until);
         }
+        now
     }
 }
 

@@ -14,10 +14,10 @@ use bytes::{Bytes, BytesMut};
 use http::Method;
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
-use tokio_util::sync::CancellationToken;
 
 use super::Site;
 use super::connection::Deadlines;
+use super::places::{Activity, Place};
 use crate::access::Peer;
 use request::{NotPlain, PlainRequest};
 use socket::Socket;
@@ -32,16 +32,21 @@ pub(super) async fn serve(
     peer: &Peer,
     deadlines: Deadlines,
     site: &Site,
-    draining: &CancellationToken,
+    place: &Place,
 ) -> Option<(TcpStream, Bytes)> {
+    let activity = place.activity();
     let mut socket = Socket::new(stream, deadlines.headers, deadlines.progress);
     let mut scratch = BytesMut::with_capacity(RESPONSE_HEADERS_BYTES);
     loop {
-        let PlainRequest { request, is_last } = match next(&mut socket, deadlines, draining).await {
+        let PlainRequest { request, is_last } = match next(&mut socket, deadlines, activity).await {
             Ok(Some(plain)) => plain,
+            Ok(None) if activity.gave_way() => return None,
             Ok(None) => break,
             Err(NotPlain) => return Some(socket.into_parts()),
         };
+        if !activity.begin() {
+            return None;
+        }
         // Pipelined requests take turns with those of other connections.
         consume_budget().await;
         let is_head = request.method() == Method::HEAD;
@@ -50,7 +55,7 @@ pub(super) async fn serve(
             response = site.answer(peer, request) => response,
             () = socket.left() => return None,
         };
-        let is_last = is_last || draining.is_cancelled();
+        let is_last = is_last || place.is_reserved() || activity.ending().is_cancelled();
         if let Err(error) = response::send(&mut socket, &mut scratch, response, is_head, is_last).await {
             tracing::debug!(%error, "a response ended early");
             return None;
@@ -58,17 +63,17 @@ pub(super) async fn serve(
         if is_last {
             break;
         }
-        socket.set_deadline(deadlines.idle);
+        activity.rest(socket.set_deadline(deadlines.idle));
     }
     socket.end().await;
     None
 }
 
-/// The next request; `None` at the end of the connection, or when the server drains.
+/// The next request; `None` at the end of the connection, or when it is to end.
 async fn next(
     socket: &mut Socket,
     deadlines: Deadlines,
-    draining: &CancellationToken,
+    activity: &Activity,
 ) -> Result<Option<PlainRequest>, NotPlain> {
     let mut started = false;
     loop {
@@ -83,7 +88,7 @@ async fn next(
         let read = tokio::select! {
             biased;
             read = socket.read_more() => read,
-            () = draining.cancelled() => return Ok(None),
+            () = activity.ending().cancelled() => return Ok(None),
         };
         match read {
             Ok(0) if started => return Err(NotPlain),

@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+
+use super::super::host;
 
 /// Bytes of headers that are parsed here. hyper accepts more.
 pub(super) const MAX_HEADERS_BYTES: usize = 16 << 10;
@@ -74,17 +76,22 @@ fn assemble(
     fields: &[(Range<usize>, Range<usize>)],
 ) -> Option<PlainRequest> {
     let mut headers = HeaderMap::with_capacity(fields.len());
-    let mut is_last = false;
+    let (mut is_last, mut hosts) = (false, 0);
     for (name, value) in fields {
         let name = HeaderName::from_bytes(&head[name.clone()]).ok()?;
         let value = HeaderValue::from_maybe_shared(head.slice(value.clone())).ok()?;
         match name {
             CONTENT_LENGTH | TRANSFER_ENCODING | UPGRADE | EXPECT => return None,
+            HOST if host::is_valid(value.as_bytes()) => hosts += 1,
+            HOST => return None,
             CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"close") => is_last = true,
             CONNECTION if !value.as_bytes().eq_ignore_ascii_case(b"keep-alive") => return None,
             _ => {}
         }
         headers.append(name, value);
+    }
+    if hosts != 1 {
+        return None;
     }
     let mut request = Request::new(Body::empty());
     *request.method_mut() = method;
@@ -105,7 +112,7 @@ mod tests {
 
     #[test]
     fn pipelined_reads_are_taken_in_order() {
-        let two = "GET /v2/a/blobs/x?ns=b HTTP/1.1\r\nHost: h\r\nRANGE:  bytes=0-1 \r\n\r\nHEAD / HTTP/1.1\r\nConnection: Close\r\n\r\n";
+        let two = "GET /v2/a/blobs/x?ns=b HTTP/1.1\r\nHost: h\r\nRANGE:  bytes=0-1 \r\n\r\nHEAD / HTTP/1.1\r\nHost: h\r\nConnection: Close\r\n\r\n";
         let mut read = BytesMut::from(two);
         let first = PlainRequest::take(&mut read).unwrap().unwrap();
         assert_eq!((first.request.method(), first.is_last), (&Method::GET, false));
@@ -129,21 +136,24 @@ mod tests {
 
     #[test]
     fn other_requests_are_left_unread() {
-        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(MAX_HEADERS_BYTES));
-        let endless = format!("GET / HTTP/1.1\r\nx: {}", "a".repeat(MAX_HEADERS_BYTES));
-        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(MAX_FIELDS + 1));
+        let long = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(MAX_HEADERS_BYTES));
+        let endless = format!("GET / HTTP/1.1\r\nHost: h\r\nx: {}", "a".repeat(MAX_HEADERS_BYTES));
+        let many = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "x: y\r\n".repeat(MAX_FIELDS + 1));
         for text in [
-            "POST /v2/a/blobs/uploads/ HTTP/1.1\r\n\r\n",
-            "GET /v2/ HTTP/1.1\r\nContent-Length: 0\r\n\r\nrest",
-            "GET /v2/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            "GET /v2/ HTTP/1.1\r\nExpect: 100-continue\r\n\r\n",
-            "GET /v2/ HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
-            "GET /v2/ HTTP/1.1\r\nConnection: keep-alive, close\r\n\r\n",
-            "GET /v2/ HTTP/1.0\r\n\r\n",
-            "GET http://host/v2/ HTTP/1.1\r\n\r\n",
-            "GET * HTTP/1.1\r\n\r\n",
-            "GET / HTTP/1.1\r\nna me: x\r\n\r\n",
-            "GET / HTTP/1.1\r\nx: a\r\n folded\r\n\r\n",
+            "POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: h\r\n\r\n",
+            "GET /v2/ HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\nrest",
+            "GET /v2/ HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "GET /v2/ HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n\r\n",
+            "GET /v2/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+            "GET /v2/ HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, close\r\n\r\n",
+            "GET /v2/ HTTP/1.0\r\nHost: h\r\n\r\n",
+            "GET http://host/v2/ HTTP/1.1\r\nHost: h\r\n\r\n",
+            "GET * HTTP/1.1\r\nHost: h\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: h\r\nna me: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: h\r\nx: a\r\n folded\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             "\u{16}\u{3}\u{1}",
             &long,

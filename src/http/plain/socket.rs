@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::io::{self, IoSlice};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
@@ -39,9 +39,9 @@ impl Socket {
         (self.stream, self.read.freeze())
     }
 
-    /// Sets the deadline of reads to `time` from now.
-    pub(super) fn set_deadline(&mut self, time: Duration) {
-        self.deadline.set(time);
+    /// Sets the deadline of reads to `time` from now, which it returns.
+    pub(super) fn set_deadline(&mut self, time: Duration) -> Instant {
+        self.deadline.set(time).into_std()
     }
 
     /// Reads more bytes. Returns their number; 0 at the end of the stream.
@@ -57,14 +57,18 @@ impl Socket {
         }
     }
 
-    /// Resolves when the client has left. Requests that it sends in the meantime are kept, up to the length of one request's
-    /// headers. A client that sends another request and then ends its side may still read responses, so it has not left.
+    /// Resolves when the connection has failed. Requests that the client sends in the meantime are kept, up to the length of
+    /// one request's headers. A client that ends its side may still read the response, so it has not left.
     pub(super) async fn left(&mut self) {
         while self.read.len() < MAX_HEADERS_BYTES {
             self.read.reserve(READ_BUFFER_BYTES);
             match self.stream.read_buf(&mut self.read).await {
-                Ok(0) if !self.read.is_empty() => break,
-                Ok(0) | Err(_) => return,
+                Ok(0) => {
+                    // A client that has left completely resets the connection when it gets bytes.
+                    let _ = self.stream.ready(Interest::ERROR).await;
+                    return;
+                }
+                Err(_) => return,
                 Ok(_) => {}
             }
         }
