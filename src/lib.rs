@@ -11,6 +11,7 @@ pub mod file;
 pub mod housekeeping;
 pub mod http;
 pub mod oci;
+pub mod printable;
 pub mod pull;
 pub mod resolve;
 pub mod server;

@@ -3,6 +3,10 @@
 //! The rules are, in this order: the `ns` query, an upstream's name before `/v2`, a host of `[server] host_routes`, an
 //! upstream's name after `/v2`, a local repository, the default upstream. A host that is not configured is never
 //! contacted, whatever a client sends.
+//!
+//! `ns` is an upstream or one of our own names. Names under `[local] namespaces` are local for docker.io too, because clients
+//! send it if an image's name has no registry, and for every registry that is not configured. A server without upstreams
+//! ignores `ns`.
 
 #[cfg(test)]
 mod tests;
@@ -13,6 +17,7 @@ use std::sync::Arc;
 
 use crate::config::{self, Config, ListenAddr, LocalConfig};
 use crate::oci::{NameError, RepoId, RepoName, Scope, UpstreamName};
+use crate::printable::Printable;
 
 /// The port that a host has implicitly with HTTPS.
 const HTTPS_PORT_SUFFIX: &str = ":443";
@@ -68,8 +73,15 @@ pub enum Rule {
 /// Why a request names no repository.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
-    #[error("no upstream is configured for {0}")]
+    #[error("no upstream is configured for {}", Printable(.0))]
     UnknownRegistry(String),
+    /// `ns` names a registry that is not configured, and there is a local repository of that name.
+    #[error(
+        "no upstream is configured for {ns}, but there is a local repository of this name; if {ns} is a name of this \
+         registry, add it to server.names",
+        ns = Printable(.ns)
+    )]
+    NotOurName { ns: String },
     #[error(transparent)]
     Name(#[from] NameError),
 }
@@ -117,7 +129,7 @@ impl Routes {
         let lower = lowercase(host);
         let host = &*lower;
         let known = |host: &str| self.upstreams.get(host).or_else(|| self.upstreams.get(config::canonical_name(host)));
-        known(host).or_else(|| known(host.strip_suffix(HTTPS_PORT_SUFFIX)?))
+        known(host).or_else(|| known(without_https_port(host)))
     }
 
     /// The upstream of a host below one of the `host_routes`, such as `docker-io.cache.example:5000`. `None` for other
@@ -153,20 +165,10 @@ impl Routes {
         asked: RequestedRepo<'_>,
         is_local: impl Fn(&RepoName) -> bool,
     ) -> Result<Target, ResolveError> {
-        let target = |repo, rule| Ok(Target { repo, rule });
-        if let Some(ns) = asked.ns {
-            if let Some(upstream) = self.upstream(ns) {
-                let name = self.without_upstream(asked.name, upstream);
-                return target(mirrored(upstream, name)?, Rule::Namespace);
-            }
-            if let Some(upstream) = self.host_route(ns)? {
-                return target(mirrored(upstream, asked.name)?, Rule::Namespace);
-            }
-            if self.is_own(ns, asked.host) {
-                return target(RepoId::local(asked.name.parse()?), Rule::OwnNamespace);
-            }
-            return Err(ResolveError::UnknownRegistry(ns.to_owned()));
+        if let Some(ns) = self.counted(asked.ns) {
+            return self.resolve_namespace(ns, asked, is_local);
         }
+        let target = |repo, rule| Ok(Target { repo, rule });
         if let Some(prefix) = asked.prefix {
             let upstream = self.upstream(prefix).ok_or_else(|| ResolveError::UnknownRegistry(prefix.to_owned()))?;
             return target(mirrored(upstream, asked.name)?, Rule::Path);
@@ -198,18 +200,61 @@ impl Routes {
         }
     }
 
+    /// `ns`, unless there is no upstream at all: then it is ignored, as `registry:2` does.
+    fn counted<'a>(&self, ns: Option<&'a str>) -> Option<&'a str> {
+        ns.filter(|_| !self.upstreams.is_empty())
+    }
+
+    /// The repository that a read request with `ns` means.
+    fn resolve_namespace(
+        &self,
+        ns: &str,
+        asked: RequestedRepo<'_>,
+        is_local: impl Fn(&RepoName) -> bool,
+    ) -> Result<Target, ResolveError> {
+        let target = |repo, rule| Ok(Target { repo, rule });
+        if let Some(upstream) = self.upstream(ns) {
+            let name = self.without_upstream(asked.name, upstream);
+            // Docker's clients name docker.io for every image without a registry, also for what was pushed here.
+            return match name.parse() {
+                Ok(local) if &**upstream == config::DOCKER_IO && self.local.matches(name) => {
+                    target(RepoId::local(local), Rule::Local)
+                }
+                _ => target(mirrored(upstream, name)?, Rule::Namespace),
+            };
+        }
+        if let Some(upstream) = self.host_route(ns)? {
+            return target(mirrored(upstream, asked.name)?, Rule::Namespace);
+        }
+        let name: RepoName = match asked.name.parse() {
+            Err(_) if !self.is_own(ns, asked.host) => return Err(ResolveError::UnknownRegistry(ns.to_owned())),
+            name => name?,
+        };
+        if self.is_own(ns, asked.host) {
+            return target(RepoId::local(name), Rule::OwnNamespace);
+        }
+        let is_docker_io = config::canonical_name(without_https_port(&lowercase(ns))) == config::DOCKER_IO;
+        match is_local(&name) {
+            _ if self.local.matches(name.as_str()) => target(RepoId::local(name), Rule::Local),
+            true if is_docker_io => target(RepoId::local(name), Rule::Local),
+            true => Err(ResolveError::NotOurName { ns: ns.to_owned() }),
+            false => Err(ResolveError::UnknownRegistry(ns.to_owned())),
+        }
+    }
+
     /// The local repository that a write request means. The caller checks whether the default upstream has a cached
     /// repository of that name: see [`Routes::default_repository`].
     ///
     /// # Errors
     /// If the name belongs to an upstream, is outside of the configured namespaces, or is not valid.
     pub fn resolve_push(&self, asked: RequestedRepo<'_>) -> Result<RepoId, PushRefused> {
-        for host in [asked.ns, asked.host].into_iter().flatten() {
+        let ns = self.counted(asked.ns);
+        for host in [ns, asked.host].into_iter().flatten() {
             if let Some(upstream) = self.host_route(host)? {
                 return Err(PushRefused::Mirrored(upstream.clone()));
             }
         }
-        if let Some(ns) = asked.ns.filter(|ns| !self.is_own(ns, asked.host)) {
+        if let Some(ns) = ns.filter(|ns| !self.is_own(ns, asked.host)) {
             let upstream = self.upstream(ns).ok_or_else(|| ResolveError::UnknownRegistry(ns.to_owned()))?;
             return Err(PushRefused::Mirrored(upstream.clone()));
         }
@@ -242,12 +287,12 @@ impl Routes {
     }
 
     /// Whether `ns` is one of the server's own names: configured, the request's `Host`, the address it listens on, or a
-    /// loopback name.
+    /// loopback name. Ports do not count: k3d pulls `k3d-reg:59813` from `http://k3d-reg:5000`.
     pub fn is_own(&self, ns: &str, host: Option<&str>) -> bool {
         let ns = ns.to_ascii_lowercase();
         let bare = without_port(&ns);
-        host.is_some_and(|host| host.eq_ignore_ascii_case(&ns))
-            || self.own.iter().any(|name| *name == ns || *name == bare)
+        host.is_some_and(|host| without_port(host).eq_ignore_ascii_case(bare))
+            || self.own.iter().any(|name| without_port(name) == bare)
             || self.listen.to_string() == ns
             || bare == "localhost"
             || bare.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
@@ -273,6 +318,10 @@ fn mirrored(upstream: &UpstreamName, name: &str) -> Result<RepoId, NameError> {
 
 fn lowercase(host: &str) -> Cow<'_, str> {
     if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() }
+}
+
+fn without_https_port(host: &str) -> &str {
+    host.strip_suffix(HTTPS_PORT_SUFFIX).unwrap_or(host)
 }
 
 fn looks_like_host(component: &str) -> bool {

@@ -17,7 +17,7 @@ use crate::events::Events;
 use crate::housekeeping::{self, IndexRecovery};
 use crate::http::serve::{Listeners, Server};
 use crate::http::tls::{Certificates, TlsError};
-use crate::http::{App, Site};
+use crate::http::{App, ForeignNames, Site};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
 use crate::store::{Class, OpenError, Store, StoreSettings};
@@ -101,6 +101,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         metrics,
         via,
         progress_timeout: config.server.progress_timeout,
+        foreign_names: ForeignNames::default(),
     };
     let stop = CancellationToken::new();
     if let Some(certificates) = &certificates {

@@ -61,6 +61,7 @@ impl Hot {
             metrics,
             via: "bench".to_owned(),
             progress_timeout: config.server.progress_timeout,
+            foreign_names: Default::default(),
         };
         Self {
             site: Site::new(Arc::new(app)),

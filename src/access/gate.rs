@@ -240,7 +240,7 @@ mod tests {
         let of_upstream = gate("").push(&anonymous, requested("ghcr.io/a/b")).map(drop);
         assert!(matches!(of_upstream, Err(AccessError::PushRefused(PushRefused::Mirrored(_)))));
         let unknown = RequestedRepo { ns: Some("registry.example"), ..requested("a") };
-        let unknown = gate("").pull(&anonymous, unknown, is_local).map(drop);
+        let unknown = gate("").pull(&anonymous, unknown, |_| false).map(drop);
         assert!(matches!(unknown, Err(AccessError::Resolve(ResolveError::UnknownRegistry(_)))));
     }
 

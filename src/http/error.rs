@@ -248,7 +248,9 @@ fn access_status(error: &AccessError) -> (StatusCode, ErrorCode) {
             SwitchedOff::Push | SwitchedOff::Delete | SwitchedOff::ReadOnly | SwitchedOff::Mirrored,
         ) => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
         AccessError::Resolve(error) | AccessError::PushRefused(PushRefused::Resolve(error)) => match error {
-            ResolveError::UnknownRegistry(_) => (Status::NOT_FOUND, Code::NameUnknown),
+            ResolveError::UnknownRegistry(_) | ResolveError::NotOurName { .. } => {
+                (Status::NOT_FOUND, Code::NameUnknown)
+            }
             ResolveError::Name(NameError::Length | NameError::Grammar) => (Status::BAD_REQUEST, Code::NameInvalid),
         },
         AccessError::PushRefused(_) => (Status::FORBIDDEN, Code::Denied),

@@ -26,6 +26,7 @@ mod tags;
 pub mod tls;
 mod uploads;
 
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,12 +40,15 @@ use futures_util::FutureExt;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, Entry};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body::Body as _;
+use parking_lot::Mutex;
 use tower_service::Service;
 use tracing::{Instrument, Span};
 
-use crate::access::{Caller, Gate, Peer};
+use crate::access::{AccessError, Caller, Gate, Peer};
 use crate::oci::{Endpoint, Route, RouteError, STALE_WARNING};
+use crate::printable::Printable;
 use crate::pull::Puller;
+use crate::resolve::ResolveError;
 use crate::store::Store;
 use crate::telemetry::{InFlight, Metrics, REQUEST_ID, RequestTrace};
 use body::Guarded;
@@ -73,7 +77,12 @@ pub struct App {
     pub via: String,
     /// How long the body of an upload may make no progress.
     pub progress_timeout: Duration,
+    pub foreign_names: ForeignNames,
 }
+
+/// The values of `ns` that a warning has been logged about, because they may be names of this server.
+#[derive(Default)]
+pub struct ForeignNames(Mutex<HashSet<String>>);
 
 /// Everything that is answered on the listening port. Clones share it.
 #[derive(Clone)]
@@ -138,7 +147,10 @@ async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Respon
         tracing::error!(handler, method = %trace.method(), request_id = trace.id(), "a handler panicked");
         Err(ApiError::Panic)
     });
-    let mut response = answer.unwrap_or_else(|error| error.into_response(&trace));
+    let mut response = answer.unwrap_or_else(|error| {
+        app.foreign_names.look_at(&error);
+        error.into_response(&trace)
+    });
     let headers = response.headers_mut();
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     if let Some(id) = trace.sent_id() {
@@ -151,6 +163,20 @@ async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Respon
     let code = response.status();
     let ended = Ended { app: app.clone(), handler, method, code, started, _in_flight: in_flight, _span: span };
     response.map(|body| Guarded::wrap(body, ended))
+}
+
+impl ForeignNames {
+    /// At most this many are warned about. Clients send what they like.
+    const MAX_NAMES: usize = 20;
+
+    /// Warns once for each `ns` that hides a local repository.
+    fn look_at(&self, error: &ApiError) {
+        let ApiError::Access(AccessError::Resolve(error @ ResolveError::NotOurName { ns })) = error else { return };
+        let mut warned = self.0.lock();
+        if warned.len() < Self::MAX_NAMES && warned.insert(Printable(ns).to_string()) {
+            tracing::warn!(%error, "a client named a registry that is not configured");
+        }
+    }
 }
 
 /// Counts a request when its response has been sent or abandoned.

@@ -1,8 +1,9 @@
 //! Routes: which endpoint of the distribution API a path names (distribution-spec, "Endpoints").
 //!
-//! The path is parsed without percent-decoding. A router that decodes `%2F` would allow a slash inside a name, and a
-//! router with wildcards has none in the middle of a path. Names stay text here, because their first component may be
-//! the host of an upstream.
+//! Of percent-encoded characters only those are decoded that mean the same with and without the encoding (RFC 3986, section
+//! 2.3), and the colon of a digest. A router that decodes `%2F` would allow a slash inside a name, and a router with
+//! wildcards has none in the middle of a path. Names stay text here, because their first component may be the host of an
+//! upstream.
 
 /// Components of a usual path, for the capacity of a list.
 const USUAL_COMPONENTS: usize = 8;
@@ -44,8 +45,8 @@ pub enum Endpoint {
 /// Why a path names no endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
-    /// The path contains a percent sign, or an empty, `.` or `..` component.
-    #[error("the path has a percent-encoded character, an empty component or a '.' or '..' component")]
+    /// The path contains an encoded character that may mean something else, or an empty, `.` or `..` component.
+    #[error("the path has a percent-encoded special character, an empty component or a '.' or '..' component")]
     Malformed,
     #[error("the path is not an endpoint of the registry API, which is below /v2/")]
     Unknown,
@@ -54,6 +55,13 @@ pub enum RouteError {
 impl Route {
     /// Parses the path of a request target, without its query and not percent-decoded.
     pub fn parse(path: &str) -> Result<Self, RouteError> {
+        match path.contains('%') {
+            false => Self::parse_decoded(path),
+            true => Self::parse_decoded(&decode(path).ok_or(RouteError::Malformed)?),
+        }
+    }
+
+    fn parse_decoded(path: &str) -> Result<Self, RouteError> {
         let path = path.strip_prefix('/').filter(|path| !path.is_empty()).ok_or(RouteError::Unknown)?;
         let (path, trailing_slash) = match path.strip_suffix('/') {
             Some(path) => (path, true),
@@ -61,7 +69,7 @@ impl Route {
         };
         let mut parts = Vec::with_capacity(USUAL_COMPONENTS);
         parts.extend(path.split('/'));
-        if path.contains('%') || parts.iter().any(|part| matches!(*part, "" | "." | "..")) {
+        if parts.iter().any(|part| matches!(*part, "" | "." | "..")) {
             return Err(RouteError::Malformed);
         }
         let (prefix, rest) = match parts.as_slice() {
@@ -70,7 +78,8 @@ impl Route {
             _ => return Err(RouteError::Unknown),
         };
         let (name, endpoint) = match rest {
-            [] => (rest, Endpoint::Base),
+            // Docker asks for `/v2/` below the URL of a mirror, which may have a path.
+            [] | [_, "v2"] => (&rest[..0], Endpoint::Base),
             ["_catalog"] if !trailing_slash => (&rest[..0], Endpoint::Catalog),
             [name @ .., "blobs", "uploads"] => (name, Endpoint::Uploads),
             _ if trailing_slash => return Err(RouteError::Unknown),
@@ -86,6 +95,23 @@ impl Route {
         }
         Ok(Self { prefix, name: name.join("/"), endpoint })
     }
+}
+
+/// Decodes each encoded character once; `None` if one may mean something else than the character itself.
+fn decode(path: &str) -> Option<String> {
+    let mut parts = path.split('%');
+    let mut decoded = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2)?;
+        let is_hex = code.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let byte = u8::from_str_radix(code, 16).ok().filter(|_| is_hex)?;
+        if !byte.is_ascii_alphanumeric() && !b"-._~:".contains(&byte) {
+            return None;
+        }
+        decoded.push(byte.into());
+        decoded.push_str(rest);
+    }
+    Some(decoded)
 }
 
 impl Endpoint {
@@ -136,7 +162,36 @@ mod tests {
         assert_eq!((prefix.as_deref(), name.as_str()), (Some("docker.io"), "library/alpine"));
         let (prefix, name, _) = parsed("/v2/docker.io/v2/library/alpine/manifests/3");
         assert_eq!((prefix, name.as_str()), (None, "docker.io/v2/library/alpine"));
-        assert_eq!(parsed("/docker.io/v2/"), (Some("docker.io".into()), String::new(), Endpoint::Base));
+    }
+
+    #[test]
+    fn a_ping_of_a_mirror_url_with_a_path_is_a_ping() {
+        for path in ["/docker.io/v2/", "/docker.io/v2"] {
+            assert_eq!(parsed(path), (Some("docker.io".into()), String::new(), Endpoint::Base), "{path}");
+        }
+        for path in ["/v2/docker.io/v2/", "/v2/docker.io/v2", "/v2/localhost:5000/v2/", "/v2/quay%2eio/v2/"] {
+            assert_eq!(parsed(path), (None, String::new(), Endpoint::Base), "{path}");
+        }
+        assert_eq!(parsed("/v2/a/v2/tags/list").1, "a/v2");
+        for path in ["/v2/a/b/v2/", "/v2/docker.io/v2/x", "/x/y/v2/"] {
+            assert_eq!(Route::parse(path), Err(RouteError::Unknown), "{path}");
+        }
+    }
+
+    #[test]
+    fn unreserved_characters_and_colons_may_be_encoded() {
+        for (path, endpoint) in [
+            ("/v2/library/alpine/manifests/sha256%3A00", Endpoint::Manifest("sha256:00".into())),
+            ("/v2/library/alpine/blobs/sha256%3a00", Endpoint::Blob("sha256:00".into())),
+            ("/v2/librar%79/%61lpine/manifests/v1%2E0%2d%5Frc", Endpoint::Manifest("v1.0-_rc".into())),
+            ("/%76%32/library/alpine/tags/l%69st", Endpoint::Tags),
+            ("/v2/library/alpine/referrers/sha256%3A00", Endpoint::Referrers("sha256:00".into())),
+        ] {
+            assert_eq!(parsed(path), (None, "library/alpine".to_owned(), endpoint), "{path}");
+        }
+        assert_eq!(parsed("/v2/localhost%3A5000/a/tags/list").1, "localhost:5000/a");
+        // Once only.
+        assert_eq!(Route::parse("/v2/a/manifests/sha256%253A00"), Err(RouteError::Malformed));
     }
 
     #[test]
@@ -155,6 +210,19 @@ mod tests {
             "/v2/../etc/manifests/x",
             "/v2/a/./b/tags/list",
             "/v2/a/manifests/..",
+            "/v2/a%2fb/manifests/x",
+            "/v2/%2e%2e/etc/manifests/x",
+            "/v2/a/%2E/tags/list",
+            "/v2/a/manifests/.%2e",
+            "/v2/a/manifests/v%001",
+            "/v2/a/manifests/v%5c1",
+            "/v2/a/manifests/v%201",
+            "/v2/a/manifests/v%2B1",
+            "/v2/a/manifests/%c3%bc",
+            "/v2/a/manifests/v%",
+            "/v2/a/manifests/v%3",
+            "/v2/a/manifests/v%+3",
+            "/v2/a/manifests/v%zz",
             "//v2/",
         ] {
             assert_eq!(Route::parse(path), Err(RouteError::Malformed), "{path}");

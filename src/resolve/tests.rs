@@ -21,6 +21,7 @@ fn resolved(routes: &Routes, ns: &str, prefix: &str, name: &str) -> String {
     match routes.resolve(asked, |name| ["team/app", "my.host/app", "alpine"].contains(&name.as_str())) {
         Ok(target) => format!("{:?} {}:{}", target.rule, target.repo.scope.as_str(), target.repo.name),
         Err(ResolveError::UnknownRegistry(_)) => "UnknownRegistry".to_owned(),
+        Err(ResolveError::NotOurName { ns }) => format!("NotOurName {ns}"),
         Err(error) => format!("{error:?}"),
     }
 }
@@ -47,9 +48,16 @@ fn rules_apply_in_order() {
         ("10.0.0.9:5000", "", "x", "OwnNamespace local:x"),
         ("GHCR.io", "", "team/app", "Namespace ghcr.io:team/app"),
         ("ghcr.io:443", "", "team/app", "Namespace ghcr.io:team/app"),
-        ("ghcr.io:5000", "", "team/app", "UnknownRegistry"),
-        ("evil.example", "", "team/app", "UnknownRegistry"),
-        ("10.0.0.9:5001", "", "team/app", "UnknownRegistry"),
+        // A local repository of this name exists.
+        ("ghcr.io:5000", "", "team/app", "NotOurName ghcr.io:5000"),
+        ("evil.example", "", "team/app", "NotOurName evil.example"),
+        ("evil.example", "", "team/other", "UnknownRegistry"),
+        // Our own names, whatever the port.
+        ("10.0.0.9:5001", "", "team/app", "OwnNamespace local:team/app"),
+        ("10.0.0.9", "", "team/app", "OwnNamespace local:team/app"),
+        ("CACHE.example:12345", "", "team/app", "OwnNamespace local:team/app"),
+        ("10.0.0.90:5000", "", "team/other", "UnknownRegistry"),
+        ("x.cache.example:5000", "", "team/other", "UnknownRegistry"),
         ("", "", "library/alpine", "Default docker.io:library/alpine"),
         // 2: the path
         ("", "", "ghcr.io/org/app", "Path ghcr.io:org/app"),
@@ -155,6 +163,68 @@ fn namespaces_are_local_and_so_is_everything_without_default() {
     let without = routes("default_upstream = \"none\"");
     assert_eq!(resolved(&without, "", "", "other/new"), "NoDefault local:other/new");
     assert_eq!(resolved(&without, "docker.io", "", "alpine"), "Namespace docker.io:library/alpine");
+}
+
+#[test]
+fn namespaces_are_local_for_docker_io_and_for_unknown_registries() {
+    let routes = routes("[local]\nnamespaces = [\"team/**\", \"rancher/*\"]");
+    for (ns, name, expected) in [
+        ("docker.io", "team/app", "Local local:team/app"),
+        ("docker.io", "team/new", "Local local:team/new"),
+        ("registry-1.docker.io", "team/app", "Local local:team/app"),
+        ("docker.io", "docker.io/team/app", "Local local:team/app"),
+        // What was pushed elsewhere must not shadow a public image for a whole cluster.
+        ("docker.io", "alpine", "Namespace docker.io:library/alpine"),
+        ("docker.io", "my.host/app", "Namespace docker.io:my.host/app"),
+        ("docker.io", "rancher/a/b", "Namespace docker.io:rancher/a/b"),
+        // Another upstream has names of its own.
+        ("ghcr.io", "team/app", "Namespace ghcr.io:team/app"),
+        ("registry.example", "team/app", "Local local:team/app"),
+        ("registry.example:5000", "rancher/pause", "Local local:rancher/pause"),
+        ("registry.example", "other/app", "UnknownRegistry"),
+        ("registry.example", "alpine", "NotOurName registry.example"),
+        ("registry.example", "UPPER", "UnknownRegistry"),
+    ] {
+        assert_eq!(resolved(&routes, ns, "", name), expected, "{ns} {name}");
+    }
+}
+
+#[test]
+fn docker_io_without_an_upstream_means_local_repositories() {
+    let other =
+        "builtin_upstreams = false\ndefault_upstream = \"none\"\n[upstream.\"a.example\"]\nurl = \"http://a.example\"";
+    let other = routes(other);
+    for (ns, name, expected) in [
+        ("docker.io", "team/app", "Local local:team/app"),
+        ("index.docker.io", "team/app", "Local local:team/app"),
+        ("docker.io:443", "alpine", "Local local:alpine"),
+        ("docker.io", "team/other", "UnknownRegistry"),
+        ("quay.io", "team/app", "NotOurName quay.io"),
+        ("a.example", "team/app", "Namespace a.example:team/app"),
+    ] {
+        assert_eq!(resolved(&other, ns, "", name), expected, "{ns} {name}");
+    }
+}
+
+#[test]
+fn a_server_without_upstreams_ignores_ns() {
+    let alone = routes("builtin_upstreams = false\ndefault_upstream = \"none\"");
+    for ns in ["docker.io", "registry.k8s.io", "registry.example:5000", "", "no host"] {
+        assert_eq!(resolved(&alone, ns, "", "team/app"), "Local local:team/app", "{ns}");
+        assert_eq!(resolved(&alone, ns, "", "team/other"), "NoDefault local:team/other", "{ns}");
+        let push = RequestedRepo { ns: Some(ns), name: "team/app", ..RequestedRepo::default() };
+        assert!(alone.resolve_push(push).is_ok(), "{ns}");
+    }
+}
+
+#[test]
+fn text_of_a_client_is_short_and_printable_in_errors() {
+    let ns = format!("\u{1b}[2J\n{}", "a".repeat(60_000));
+    for error in [ResolveError::UnknownRegistry(ns.clone()), ResolveError::NotOurName { ns: ns.clone() }] {
+        let shown = error.to_string();
+        assert!(shown.len() < 1500 && !shown.contains(char::is_control), "{shown}");
+    }
+    assert!(ResolveError::NotOurName { ns }.to_string().ends_with("add it to server.names"));
 }
 
 #[test]

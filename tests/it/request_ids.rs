@@ -94,7 +94,9 @@ async fn the_log_line_of_an_error_has_its_id() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn text_of_a_client_adds_no_lines_to_the_log() {
-    let process = tokio::task::spawn_blocking(|| ServerProcess::start(Settings::new())).await.unwrap();
+    // A server without upstreams would ignore `ns`.
+    let settings = Settings::new().upstream_url("quay.io", "http://127.0.0.1:1");
+    let process = tokio::task::spawn_blocking(|| ServerProcess::start(settings)).await.unwrap();
     let url = process.url("/v2/team/app/blobs/uploads/?ns=%0aFORGED%20line%0d%1b%5b31mred%c2%9b");
     assert_eq!(Client::new().send("POST", &url, &[], "").await.status, 404);
     until("the refusal is logged", async || process.log().contains("FORGED")).await;

@@ -1,0 +1,72 @@
+//! Text of others, made safe for a log, a terminal or a header: on one line, without characters that control a terminal or
+//! reorder what is read, and not too long.
+
+use std::fmt::{self, Display, Write};
+
+/// Bytes of a name or value that are shown. Valid names are shorter.
+const MAX_SHOWN_BYTES: usize = 512;
+
+/// Text of a client, an upstream or an image, to be shown. Its `Display` escapes as [`escape`] does, and shortens.
+#[derive(Clone, Copy, Debug)]
+pub struct Printable<'a>(pub &'a str);
+
+impl Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = prefix(self.0, MAX_SHOWN_BYTES);
+        escape(f, shown)?;
+        let left_out = self.0.len() - shown.len();
+        if left_out > 0 { write!(f, "… ({left_out} more bytes)") } else { Ok(()) }
+    }
+}
+
+/// Whether a character must not be shown as it is: C0 and C1 controls, line and paragraph separators, and marks that change
+/// the direction of the text around them.
+pub fn is_unprintable(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+        || c.is_control()
+}
+
+/// Writes text with each [unprintable](is_unprintable) character as an escape of Rust, such as `\n` or `\u{1b}`.
+pub fn escape(out: &mut impl Write, text: &str) -> fmt::Result {
+    for part in text.split_inclusive(is_unprintable) {
+        let mut plain = part.chars();
+        match plain.next_back() {
+            Some(last) if is_unprintable(last) => write!(out, "{}{}", plain.as_str(), last.escape_default())?,
+            _ => out.write_str(part)?,
+        }
+    }
+    Ok(())
+}
+
+/// The longest prefix of at most `max` bytes that ends at a character's end.
+pub fn prefix(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_controls_a_terminal_or_reorders_text_is_escaped() {
+        for (text, shown) in [
+            ("team/app:v1", "team/app:v1"),
+            ("ümlaut 日本", "ümlaut 日本"),
+            ("a\nb\r\tc", r"a\nb\r\tc"),
+            ("\u{1b}[31mred\u{7}", r"\u{1b}[31mred\u{7}"),
+            ("del\u{7f}", r"del\u{7f}"),
+            ("c1\u{9b}2J\u{85}", r"c1\u{9b}2J\u{85}"),
+            ("a\u{2028}b\u{2029}c", r"a\u{2028}b\u{2029}c"),
+            ("\u{202e}gpj.exe\u{2066}x\u{2069}\u{200f}", r"\u{202e}gpj.exe\u{2066}x\u{2069}\u{200f}"),
+        ] {
+            assert_eq!(Printable(text).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn long_text_is_shortened() {
+        let text = "ü".repeat(1000);
+        let shown = Printable(&text).to_string();
+        assert!(shown.starts_with("üü") && shown.ends_with("… (1488 more bytes)") && shown.len() < 600, "{shown}");
+    }
+}
