@@ -102,6 +102,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         via,
         progress_timeout: config.server.progress_timeout,
         foreign_names: ForeignNames::default(),
+        response_headers: config.server.response_headers.clone(),
     };
     let stop = CancellationToken::new();
     if let Some(certificates) = &certificates {

@@ -62,6 +62,7 @@ impl Hot {
             via: "bench".to_owned(),
             progress_timeout: config.server.progress_timeout,
             foreign_names: Default::default(),
+            response_headers: Vec::new(),
         };
         Self {
             site: Site::new(Arc::new(app)),

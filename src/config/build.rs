@@ -50,7 +50,7 @@ pub(super) fn config(
     }
     upstreams.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(Config {
-        server: server(layer.server, layer.server_tls)?,
+        server: ServerConfig { response_headers: layer.response_headers, ..server(layer.server, layer.server_tls)? },
         storage: StorageConfig {
             path: value(layer.storage.path, storage.path),
             read_only: value(layer.storage.read_only, storage.read_only),
@@ -86,6 +86,7 @@ fn server(keys: ServerKeys, tls_keys: ServerTlsKeys) -> Result<ServerConfig, Con
         progress_timeout: positive(keys.progress_timeout, default.progress_timeout),
         drain_timeout: value(keys.drain_timeout, default.drain_timeout),
         tls: tls(tls_keys)?,
+        response_headers: default.response_headers,
     })
 }
 

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
+
 use super::error::SourceLocation;
 use super::units::Size;
 use super::upstream_url::UpstreamUrl;
@@ -237,6 +239,8 @@ pub(super) struct Layer {
     pub(super) log: LogKeys,
     /// The upstreams by name, each with the place where it is first mentioned. The names are valid.
     pub(super) upstreams: BTreeMap<String, Located<UpstreamKeys>>,
+    /// `http.headers` of `registry:2`, which alone has it.
+    pub(super) response_headers: Vec<(HeaderName, HeaderValue)>,
     /// Credential rules by upstream, in the order of the file. Only files have them.
     pub(super) repository_credentials: BTreeMap<String, Vec<Located<RepositoryCredentialKeys>>>,
 }
@@ -309,6 +313,7 @@ impl Layer {
             delete: self.delete.over(lower.delete),
             scrub: self.scrub.over(lower.scrub),
             log: self.log.over(lower.log),
+            response_headers: [self.response_headers, lower.response_headers].concat(),
             upstreams: lower.upstreams,
             repository_credentials: if self.repository_credentials.is_empty() {
                 lower.repository_credentials

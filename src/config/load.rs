@@ -58,7 +58,7 @@ impl Config {
         let file = path.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let theirs = options.registry_config.as_deref().map(registry_file::read).transpose()?;
         let mut theirs = theirs.unwrap_or_default();
-        theirs.extend(registry_env::variables(&variables));
+        registry_env::override_by_variables(&mut theirs, &variables)?;
         let (registry, ignored) = registry_env::read(&theirs)?;
         let flags = flags(options)?;
         let layers = [&file, &registry, &flags].into_iter().flat_map(|layer| layer.upstreams.keys().cloned());

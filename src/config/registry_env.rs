@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, DATE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderName, HeaderValue};
 use url::{Position, Url};
 
 use super::env::is_service_link;
@@ -14,7 +16,7 @@ use super::layer::{Layer, Located};
 use super::upstream::{BUILTIN_UPSTREAMS, DOCKER_IO, canonical_name};
 use super::upstream_url::{UpstreamUrl, check_name};
 use super::value::RawValue;
-use super::{ConfigError, IgnoredSettings};
+use super::{ConfigError, IgnoredSettings, registry_file};
 
 /// Prefix of all variables of `registry:2`.
 pub(super) const PREFIX: &str = "REGISTRY_";
@@ -26,6 +28,11 @@ const FORMATTER: &str = "REGISTRY_LOG_FORMATTER";
 const DATA: &str = "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY";
 const DELETE: &str = "REGISTRY_STORAGE_DELETE_ENABLED";
 const READ_ONLY: &str = "REGISTRY_STORAGE_MAINTENANCE_READONLY_ENABLED";
+/// Prefix of the headers of every response.
+const HEADERS: &str = "REGISTRY_HTTP_HEADERS_";
+/// Headers that frame a response. Another value would break it.
+const OWN_HEADERS: [HeaderName; 7] =
+    [CONNECTION, CONTENT_LENGTH, CONTENT_ENCODING, DATE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 /// Prefix of the settings about authentication of clients.
 const AUTH: &str = "REGISTRY_AUTH_";
 const REMOTE_URL: &str = "REGISTRY_PROXY_REMOTEURL";
@@ -51,7 +58,12 @@ pub(super) fn read(settings: &BTreeMap<String, RegistrySetting>) -> Result<(Laye
         layer.root.default_upstream = Some(Located { value: name.clone(), location: location.clone() });
         layer.upstream(name, location).url = Some(Located::from_text(url, location)?);
     }
-    for (variable, RegistrySetting { text, location }) in settings {
+    for (variable, setting) in settings {
+        let RegistrySetting { text, location } = setting;
+        if let Some(name) = variable.strip_prefix(HEADERS) {
+            layer.response_headers.push(header(name, setting)?);
+            continue;
+        }
         match (variable.as_str(), &remote) {
             (LISTEN, _) => layer.server.listen = Some(Located::from_text(text, location)?),
             (CERTIFICATE, _) => layer.server_tls.cert = Some(Located::from_text(text, location)?),
@@ -92,15 +104,42 @@ fn yes_or_no(text: &str) -> &str {
     }
 }
 
-/// The variables of `registry:2`. An empty variable counts as not set.
-pub(super) fn variables(all: &BTreeMap<String, String>) -> BTreeMap<String, RegistrySetting> {
-    let is_registry_setting = |(name, text): &(&String, &String)| {
-        name.starts_with(PREFIX) && !text.is_empty() && !is_service_link(name, text)
-    };
-    let given = |(name, text): (&String, &String)| {
-        (name.clone(), RegistrySetting { text: text.clone(), location: SourceLocation::Variable(name.clone()) })
-    };
-    all.iter().filter(is_registry_setting).map(given).collect()
+/// Reads the variables of `registry:2`, whose values are YAML. A variable replaces the setting of that name, with everything
+/// below it. An empty variable counts as not set.
+///
+/// # Errors
+/// If a quoted value is not valid YAML.
+pub(super) fn override_by_variables(
+    settings: &mut BTreeMap<String, RegistrySetting>,
+    all: &BTreeMap<String, String>,
+) -> Result<(), ConfigError> {
+    for (variable, text) in all {
+        let Some(name) = variable.strip_prefix(PREFIX).filter(|_| !text.is_empty() && !is_service_link(variable, text))
+        else {
+            continue;
+        };
+        let replaced = variable.to_ascii_uppercase();
+        settings.retain(|name, _| {
+            name.strip_prefix(&replaced).is_none_or(|rest| !rest.is_empty() && !rest.starts_with('_'))
+        });
+        settings.extend(registry_file::of_variable(name, text)?);
+    }
+    Ok(())
+}
+
+/// Reads one value of a header of `http.headers`. `name` may end in the number of the value.
+fn header(name: &str, setting: &RegistrySetting) -> Result<(HeaderName, HeaderValue), ConfigError> {
+    let wrong = |message: String| ConfigError::new(&setting.location, "", message);
+    let is_number = |end: &str| !end.is_empty() && end.bytes().all(|byte| byte.is_ascii_digit());
+    let name = name.rsplit_once('_').filter(|(_, end)| is_number(end)).map_or(name, |(name, _)| name);
+    let parsed =
+        HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong(format!("{name:?} is not the name of a header")))?;
+    if OWN_HEADERS.contains(&parsed) {
+        return Err(wrong(format!("the server sets the header {parsed} itself; remove it")));
+    }
+    let value = HeaderValue::try_from(&setting.text);
+    let value = value.map_err(|_| wrong("the value has a character that a header cannot have".to_owned()))?;
+    Ok((parsed, value))
 }
 
 /// The upstream's name and URL for a remote URL: `docker.io` for all names of Docker Hub, otherwise the host and port.
@@ -130,7 +169,9 @@ mod tests {
 
     fn read_all(variables: &[(&str, &str)]) -> Result<(Layer, Vec<String>), String> {
         let all = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
-        let (layer, ignored) = read(&super::variables(&all)).map_err(|error| error.to_string())?;
+        let mut settings = BTreeMap::new();
+        override_by_variables(&mut settings, &all).map_err(|error| error.to_string())?;
+        let (layer, ignored) = read(&settings).map_err(|error| error.to_string())?;
         Ok((layer, [ignored.auth, ignored.others].concat()))
     }
 
@@ -177,6 +218,68 @@ mod tests {
     }
 
     #[test]
+    fn values_of_variables_are_yaml() {
+        for (written, meant) in [
+            ("\"hunter2\"", "hunter2"),
+            ("'hunter2'", "hunter2"),
+            ("  \"hun ter\" ", "hun ter"),
+            ("\"a\\tb\"", "a\tb"),
+            ("'it''s'", "it's"),
+            ("0123", "0123"),
+            ("yes", "yes"),
+            ("a#b", "a#b"),
+            ("a: b", "a: b"),
+            ("*secret", "*secret"),
+            ("!secret", "!secret"),
+            ("@secret", "@secret"),
+            ("{secret", "{secret"),
+            ("%a\"b", "%a\"b"),
+        ] {
+            let (mut layer, _) = read_all(&[
+                ("REGISTRY_PROXY_REMOTEURL", "\"https://ghcr.io\""),
+                ("REGISTRY_PROXY_USERNAME", "'ann'"),
+                ("REGISTRY_PROXY_PASSWORD", written),
+            ])
+            .unwrap();
+            let keys = layer.upstreams.remove("ghcr.io").unwrap().value;
+            assert_eq!(keys.credentials.username.unwrap().value, "ann");
+            assert_eq!(keys.credentials.password.unwrap().value.expose(), meant, "{written}");
+        }
+        let (layer, ignored) = read_all(&[
+            ("REGISTRY_HTTP_ADDR", "\"127.0.0.1:5001\""),
+            ("REGISTRY_HTTP_TLS_CLIENTCAS", "[/a.pem]"),
+            ("REGISTRY_STORAGE_DELETE", "{enabled: true}"),
+            ("REGISTRY_LOG_FORMATTER", "'json'"),
+        ])
+        .unwrap();
+        assert_eq!(layer.server.listen.unwrap().value.to_string(), "127.0.0.1:5001");
+        assert_eq!(layer.server_tls.client_ca.unwrap().value.to_str(), Some("/a.pem"));
+        assert!(layer.delete.enabled.unwrap().value && layer.log.format.is_some() && ignored.is_empty());
+    }
+
+    #[test]
+    fn http_headers_are_read_from_variables() {
+        let (layer, ignored) = read_all(&[
+            ("REGISTRY_HTTP_HEADERS_Access-Control-Allow-Origin", "[http://ui.example, 'http://b.example']"),
+            ("REGISTRY_HTTP_HEADERS_ACCESS-CONTROL-ALLOW-METHODS", "['HEAD, GET, OPTIONS']"),
+            ("REGISTRY_HTTP_HEADERS_Access-Control-Allow-Credentials", "[true]"),
+            ("REGISTRY_HTTP_HEADERS_X-Frame-Options", "DENY"),
+        ])
+        .unwrap();
+        let headers = layer.response_headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+        let mut headers: Vec<_> = headers.collect();
+        headers.sort();
+        let expected = [
+            "access-control-allow-credentials: true",
+            "access-control-allow-methods: HEAD, GET, OPTIONS",
+            "access-control-allow-origin: http://b.example",
+            "access-control-allow-origin: http://ui.example",
+            "x-frame-options: DENY",
+        ];
+        assert_eq!((headers.as_slice(), ignored.len()), (&expected.map(str::to_owned)[..], 0));
+    }
+
+    #[test]
     fn errors_name_the_variable() {
         let cases = [
             (
@@ -189,6 +292,18 @@ mod tests {
                 "perhaps",
                 r#"REGISTRY_STORAGE_DELETE_ENABLED: "perhaps" is not true or false"#,
             ),
+            ("REGISTRY_HTTP_HEADERS_A B", "x", r#"REGISTRY_HTTP_HEADERS_A B: "A B" is not the name of a header"#),
+            (
+                "REGISTRY_HTTP_HEADERS_X-A",
+                r#"["a\nb"]"#,
+                "REGISTRY_HTTP_HEADERS_X-A: the value has a character that a header cannot have",
+            ),
+            (
+                "REGISTRY_HTTP_HEADERS_Content-Length",
+                "[5]",
+                "REGISTRY_HTTP_HEADERS_Content-Length: the server sets the header content-length itself; remove it",
+            ),
+            ("REGISTRY_PROXY_PASSWORD", "\"hunter2", "REGISTRY_PROXY_PASSWORD: is not valid YAML, at line 1 column 1"),
         ];
         for (variable, text, message) in cases {
             assert_eq!(read_all(&[(variable, text)]).err().as_deref(), Some(message));

@@ -1,5 +1,5 @@
-//! Reads the YAML configuration file of `registry:2`, which its image is started with: `serve
-//! /etc/docker/registry/config.yml`.
+//! Reads the YAML of `registry:2`: the configuration file that its image is started with (`serve
+//! /etc/docker/registry/config.yml`), and the values of its variables.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,8 +33,33 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, RegistrySetting>, Con
         return Err(wrong("is not a configuration file of registry:2".to_owned()));
     }
     let mut settings = BTreeMap::new();
-    flatten(&document, &mut Vec::new(), &origin, &mut settings);
+    let place = |path: &[String]| SourceLocation::Key { origin: origin.clone(), key: path.join(".") };
+    flatten(&document, &mut Vec::new(), &place, &mut settings);
     settings.remove(VERSION);
+    Ok(settings)
+}
+
+/// Returns the settings in one variable, by the names of the variables that would set each of them. `name` is without the
+/// prefix. A list has one setting for each entry.
+///
+/// # Errors
+/// If a quoted value is not valid YAML. The text of the value, which may be a password, is not in the error.
+pub(super) fn of_variable(name: &str, text: &str) -> Result<BTreeMap<String, RegistrySetting>, ConfigError> {
+    let variable = SourceLocation::Variable(format!("{PREFIX}{name}"));
+    let place = |_: &[String]| variable.clone();
+    let written = text.trim();
+    let value = match parse(text) {
+        Err(cause) if written.starts_with(['"', '\'']) => return Err(ConfigError::new(&variable, "", cause)),
+        // A password such as `*secret` or `a: b` is meant as it is written. `registry:2` would not start.
+        Err(_) => Value::String(text.to_owned()),
+        Ok(Value::Object(_)) if !written.starts_with('{') && !written.contains('\n') => Value::String(text.to_owned()),
+        Ok(Value::Null) if !["", "~", "null"].contains(&written.to_ascii_lowercase().as_str()) => {
+            Value::String(text.to_owned())
+        }
+        Ok(value) => value,
+    };
+    let mut settings = BTreeMap::new();
+    flatten(&value, &mut vec![name.to_owned()], &place, &mut settings);
     Ok(settings)
 }
 
@@ -57,22 +82,27 @@ fn without_snippet(error: serde_saphyr::Error) -> String {
     }
 }
 
-fn flatten(value: &Value, path: &mut Vec<String>, origin: &Arc<str>, settings: &mut BTreeMap<String, RegistrySetting>) {
+fn flatten(
+    value: &Value,
+    path: &mut Vec<String>,
+    place: &dyn Fn(&[String]) -> SourceLocation,
+    settings: &mut BTreeMap<String, RegistrySetting>,
+) {
     let text = match value {
         Value::Null => return,
         Value::Object(entries) => {
-            return entries.iter().for_each(|(key, value)| within(key, value, path, origin, settings));
+            return entries.iter().for_each(|(key, value)| within(key, value, path, place, settings));
         }
         Value::Array(items) => {
             let numbered = items.iter().enumerate();
-            return numbered.for_each(|(at, value)| within(&at.to_string(), value, path, origin, settings));
+            return numbered.for_each(|(at, value)| within(&at.to_string(), value, path, place, settings));
         }
         Value::String(text) if text.is_empty() => return,
         Value::String(text) => text.clone(),
         // Does not occur after [`ScalarsAsText`].
         Value::Bool(_) | Value::Number(_) => value.to_string(),
     };
-    let location = SourceLocation::Key { origin: origin.clone(), key: path.join(".") };
+    let location = place(path);
     let variable = format!("{PREFIX}{}", path.join("_").to_ascii_uppercase());
     settings.insert(variable, RegistrySetting { text, location });
 }
@@ -81,11 +111,11 @@ fn within(
     key: &str,
     value: &Value,
     path: &mut Vec<String>,
-    origin: &Arc<str>,
+    place: &dyn Fn(&[String]) -> SourceLocation,
     settings: &mut BTreeMap<String, RegistrySetting>,
 ) {
     path.push(key.to_owned());
-    flatten(value, path, origin, settings);
+    flatten(value, path, place, settings);
     path.pop();
 }
 

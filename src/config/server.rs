@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
+
 use super::ListenAddr;
 
 /// `[server]`
@@ -26,6 +28,8 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     /// TLS. `None`: plain HTTP.
     pub tls: Option<TlsConfig>,
+    /// Headers of every response, in addition to its own: `http.headers` of `registry:2`.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// `[server.tls]`: PEM files, read again when they change.
@@ -51,6 +55,7 @@ impl Default for ServerConfig {
             progress_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(20),
             tls: None,
+            response_headers: Vec::new(),
         }
     }
 }

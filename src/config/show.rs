@@ -34,6 +34,11 @@ impl Config {
         document.key("progress_timeout", format_duration(self.server.progress_timeout));
         document.key("drain_timeout", format_duration(self.server.drain_timeout));
 
+        for (name, value) in &self.server.response_headers {
+            // No key of this file sets it.
+            document.line(format_args!("# in every response, from registry:2: {name}: {value:?}"));
+        }
+
         if let Some(tls) = &self.server.tls {
             document.table("server.tls");
             document.key("cert", tls.cert.display().to_string());

@@ -35,9 +35,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use futures_util::FutureExt;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, Entry};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, Entry};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body::Body as _;
 use parking_lot::Mutex;
@@ -78,6 +78,8 @@ pub struct App {
     /// How long the body of an upload may make no progress.
     pub progress_timeout: Duration,
     pub foreign_names: ForeignNames,
+    /// Added to every response that does not have them.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// The values of `ns` that a warning has been logged about, because they may be names of this server.
@@ -100,6 +102,7 @@ impl Site {
             dispatch(&app, &peer, request).await
         };
         let router = Router::new()
+            .route("/", any(alive))
             .route("/metrics", get(admin::metrics))
             .route("/healthz", get(admin::healthz))
             .route("/readyz", get(admin::readyz))
@@ -117,15 +120,37 @@ impl Site {
     /// Answers one request of a peer.
     pub async fn answer(&self, peer: &Peer, mut request: Request<Body>) -> Response {
         if self.is_crowded && !HEALTH_PATHS.contains(&request.uri().path()) {
-            return refuse(&request, ApiError::Crowded);
+            return self.refuse(&request, ApiError::Crowded);
         }
         // Nearly all requests take this way, which costs less than a router.
-        if request.uri().path().starts_with(REGISTRY) {
-            return dispatch(&self.app, peer, request).await;
+        let response = if request.uri().path().starts_with(REGISTRY) {
+            dispatch(&self.app, peer, request).await
+        } else {
+            request.extensions_mut().insert(peer.clone());
+            // Boxed, so that the rare case does not make the future of every request larger.
+            Box::pin(self.router.clone().call(request)).await.unwrap_or_else(|never| match never {})
+        };
+        self.with_headers(response)
+    }
+
+    /// Answers a request that no endpoint is to see.
+    fn refuse<B>(&self, request: &Request<B>, error: ApiError) -> Response {
+        let trace = RequestTrace::new("other", request.method().clone(), request.headers());
+        let response = self.with_headers(error.into_response(&trace));
+        if request.method() == Method::HEAD { without_body(response) } else { response }
+    }
+
+    /// Adds the configured headers. A header that the response has stays as it is.
+    fn with_headers(&self, mut response: Response) -> Response {
+        let configured = &self.app.response_headers;
+        if !configured.is_empty() {
+            let headers = response.headers_mut();
+            let missing: Vec<_> = configured.iter().filter(|(name, _)| !headers.contains_key(name)).collect();
+            for (name, value) in missing {
+                headers.append(name, value.clone());
+            }
         }
-        request.extensions_mut().insert(peer.clone());
-        // Boxed, so that the rare case does not make the future of every request larger.
-        Box::pin(self.router.clone().call(request)).await.unwrap_or_else(|never| match never {})
+        response
     }
 }
 
@@ -251,6 +276,10 @@ async fn answer_rare(app: &Arc<App>, call: &Call<'_>, body: Body) -> Result<Resp
             uploads::status(app, call.may_push(app).await?, id).await
         }
         (&Method::DELETE, Endpoint::Upload(id)) => uploads::cancel(app, call.may_push(app).await?, id).await,
+        // Browsers ask before a request to another site (CORS). The configured headers are the answer, as in `registry:2`.
+        (&Method::OPTIONS, endpoint) => {
+            Ok([(ALLOW, HeaderValue::from_static(allowed_methods(endpoint)))].into_response())
+        }
         (_, endpoint) => Err(ApiError::Method { allowed: allowed_methods(endpoint) }),
     }
 }
@@ -272,11 +301,9 @@ async fn wrong_method(method: Method, headers: HeaderMap) -> Response {
     ApiError::Method { allowed: READS }.into_response(&trace)
 }
 
-/// Answers a request that no endpoint is to see.
-fn refuse<B>(request: &Request<B>, error: ApiError) -> Response {
-    let trace = RequestTrace::new("other", request.method().clone(), request.headers());
-    let response = error.into_response(&trace);
-    if request.method() == Method::HEAD { without_body(response) } else { response }
+/// What `registry:2` answers at its root, to any method. Load balancers ask for it.
+async fn alive() -> impl IntoResponse {
+    [(CACHE_CONTROL, HeaderValue::from_static("no-cache"))]
 }
 
 /// Removes the body of a response to HEAD and keeps its length in the header (RFC 9110, section 9.3.2). hyper does this for

@@ -23,7 +23,7 @@ use super::connection::{Deadlines, Requests, TimedReads, TimedWrites};
 use super::places::Place;
 use super::streams::{PacedBody, Streams};
 use super::tls::{Certificates, Handshake, Protocol};
-use super::{Site, host, plain, refuse};
+use super::{Site, host, plain};
 use crate::access::Peer;
 use crate::tasks::Tasks;
 
@@ -153,7 +153,7 @@ impl Connections {
             place.activity().ending().cancel();
         }
         if let Err(error) = host::check(&request) {
-            let mut response = refuse(&request, error.into());
+            let mut response = self.site_at(place).refuse(&request, error.into());
             // A proxy in between may have read the request in another way, and also what follows it.
             if request.version() <= Version::HTTP_11 {
                 response.headers_mut().insert(CONNECTION, CLOSE);

@@ -56,6 +56,7 @@ mod readers;
 mod referrers;
 mod refreshing;
 mod registries;
+mod registry_2;
 mod remembered_answers;
 mod replays;
 mod request_ids;

@@ -57,9 +57,12 @@ fn registry_2_file_is_read_below_its_variables() {
     assert!(config.deletes_enabled());
     assert_eq!(config.log.format, LogFormat::Json);
     let file = path.display();
-    let ignored = ["http.headers.X-Content-Type-Options.0", "log.fields.service", "log.level"];
+    let headers = config.server.response_headers.iter();
+    let headers: Vec<_> = headers.map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    assert_eq!(headers, [("x-content-type-options", "nosniff")]);
+    let ignored = ["log.fields.service", "log.level"];
     let mut ignored: Vec<String> = ignored.iter().map(|key| format!("{file}: {key}")).collect();
-    ignored.insert(1, "REGISTRY_HTTP_SECRET".to_owned());
+    ignored.insert(0, "REGISTRY_HTTP_SECRET".to_owned());
     ignored.push(format!("{file}: storage.cache.blobdescriptor"));
     assert_eq!(config.ignored_settings.others, ignored);
 
@@ -70,6 +73,15 @@ fn registry_2_file_is_read_below_its_variables() {
         ),
         ("proxy: {remoteurl: docker.io}", r#": proxy.remoteurl: "docker.io" has no scheme; write "https://docker.io""#),
         ("- a", ": is not a configuration file of registry:2"),
+        ("http: {headers: {'X A': [b]}}", r#": http.headers.X A.0: "X A" is not the name of a header"#),
+        (
+            "http: {headers: {X-A: [b, \"c\\rd\"]}}",
+            ": http.headers.X-A.1: the value has a character that a header cannot have",
+        ),
+        (
+            "http: {headers: {Transfer-Encoding: [chunked]}}",
+            ": http.headers.Transfer-Encoding.0: the server sets the header transfer-encoding itself; remove it",
+        ),
     ] {
         assert_eq!(load_file(text, &[]), Err(format!("{file}{expected}")));
     }
@@ -78,6 +90,31 @@ fn registry_2_file_is_read_below_its_variables() {
     fs::remove_file(&path).unwrap();
     let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
     assert!(load(options, &[]).unwrap_err().contains("cannot be read"));
+}
+
+#[test]
+fn a_variable_replaces_the_setting_of_the_file_with_all_below_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yml");
+    let text = "http:\n  headers:\n    X-A: [one, two]\n    X-B: [three]\n    X-A-More: [four]\nlog: {level: info}\n";
+    fs::write(&path, text).unwrap();
+    let options = || LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+    for (variable, value, expected) in [
+        ("REGISTRY_HTTP_HEADERS_X-A", "[five]", "x-a-more: four, x-a: five, x-b: three"),
+        ("REGISTRY_HTTP_HEADERS_x-a", "'five'", "x-a-more: four, x-a: five, x-b: three"),
+        ("REGISTRY_HTTP_HEADERS_X-A_1", "six", "x-a-more: four, x-a: one, x-a: six, x-b: three"),
+        ("REGISTRY_HTTP_HEADERS", "{X-C: [seven]}", "x-c: seven"),
+        ("REGISTRY_HTTP_HEADERS", "", "x-a-more: four, x-a: one, x-a: two, x-b: three"),
+    ] {
+        let config = load(options(), &[(variable, value)]).unwrap();
+        let headers = config.server.response_headers.iter();
+        let mut headers: Vec<_> = headers.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        headers.sort();
+        assert_eq!(headers.join(", "), expected, "{variable}={value}");
+        let shown = config.to_toml();
+        assert!(expected.split(", ").all(|header| shown.contains(header.split_once(": ").unwrap().0)), "{shown}");
+        assert_eq!(Config::from_toml(&shown, "shown").err(), None, "what check prints is a configuration file");
+    }
 }
 
 #[test]
