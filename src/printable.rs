@@ -38,9 +38,44 @@ pub fn escape(out: &mut impl Write, text: &str) -> fmt::Result {
     Ok(())
 }
 
-/// The longest prefix of at most `max` bytes that ends at a character's end.
+/// The text with each [unprintable](is_unprintable) character but line ends and tabs escaped, for output of several lines.
+pub fn lines(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for line in text.split_inclusive(['\n', '\t']) {
+        let end = line.strip_suffix(['\n', '\t']).map_or(line.len(), str::len);
+        // Writing to a string does not fail.
+        let _ = escape(&mut escaped, &line[..end]);
+        escaped.push_str(&line[end..]);
+    }
+    escaped
+}
+
+/// JSON with each [unprintable](is_unprintable) character but line ends as an escape of JSON. JSON itself allows most of them
+/// inside of strings, and has none elsewhere.
+pub fn json(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_unprintable(c) && c != '\n' {
+            // All of them have four digits at most.
+            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
+/// The longest prefix that has at most `max` bytes when it is escaped.
 pub fn prefix(text: &str, max: usize) -> &str {
-    &text[..text.floor_char_boundary(max)]
+    /// No escape is longer than `\u{2028}`.
+    const ESCAPE_BYTES: usize = 8;
+    let mut shown = 0;
+    let is_too_much = |(_, c): &(usize, char)| {
+        shown += if is_unprintable(*c) { ESCAPE_BYTES } else { c.len_utf8() };
+        shown > max
+    };
+    let end = text.char_indices().find(is_too_much).map_or(text.len(), |(end, _)| end);
+    &text[..end]
 }
 
 #[cfg(test)]
@@ -64,9 +99,25 @@ mod tests {
     }
 
     #[test]
+    fn escaped_json_is_the_same_json() {
+        let value = serde_json::json!({ "a\u{9b}": ["\u{1b}[2J\n", "\u{202e}x\u{2028}\u{7f}\u{feff}ü"], "b": 1 });
+        for text in [value.to_string(), format!("{value:#}")] {
+            let escaped = json(&text);
+            assert!(!escaped.chars().any(|c| is_unprintable(c) && c != '\n'), "{escaped}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn lines_stay_lines() {
+        assert_eq!(lines("a\tb\n\u{1b}[2Jc\r\n\u{85}"), "a\tb\n\\u{1b}[2Jc\\r\n\\u{85}");
+    }
+
+    #[test]
     fn long_text_is_shortened() {
         let text = "ü".repeat(1000);
         let shown = Printable(&text).to_string();
         assert!(shown.starts_with("üü") && shown.ends_with("… (1488 more bytes)") && shown.len() < 600, "{shown}");
+        assert!(Printable(&"\u{1b}".repeat(1000)).to_string().len() < 600);
     }
 }

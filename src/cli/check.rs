@@ -5,7 +5,9 @@ use std::io::{self, Write};
 
 use super::CliError;
 use super::options::ServerOptions;
+use super::output::print;
 use crate::http::tls::Certificates;
+use crate::printable;
 use crate::server::StartError;
 
 pub fn run(options: ServerOptions) -> Result<(), CliError> {
@@ -13,10 +15,10 @@ pub fn run(options: ServerOptions) -> Result<(), CliError> {
     if let Some(files) = &config.server.tls {
         Certificates::load(files).map_err(StartError::Tls)?;
     }
-    io::stdout().write_all(config.to_toml().as_bytes()).map_err(CliError::Output)?;
+    print(&config.to_toml())?;
     let mut stderr = io::stderr();
     for warning in config.warnings() {
-        writeln!(stderr, "warning: {warning}").map_err(CliError::Output)?;
+        writeln!(stderr, "warning: {}", printable::lines(&warning)).map_err(CliError::Output)?;
     }
     Ok(())
 }

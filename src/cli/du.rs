@@ -8,11 +8,12 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::options::ConfigOptions;
-use super::output::{Output, ProgressLine, bytes, print};
+use super::output::{Output, ProgressLine, bytes, print, print_json};
 use super::session::Session;
 use super::{CliError, runtime};
 use crate::config::Config;
 use crate::control::usage::usage;
+use crate::printable::Printable;
 use crate::store::{Amount, RepositoryUsage, ScopeUsage, StoredAmount, TotalUsage, UsageEvent};
 
 #[derive(Args, Debug)]
@@ -43,13 +44,13 @@ impl Du {
         let mut report = report.lock();
         report.progress.clear();
         let Some(total) = report.total.take() else { return Err(CliError::Unfinished) };
-        print(&match self.output {
-            Output::Text => report.text(&total),
-            Output::Json => format!(
-                "{:#}\n",
+        match self.output {
+            Output::Text => print(&report.text(&total)),
+            Output::Json => print_json(&format!(
+                "{:#}",
                 json!({ "total": total, "scopes": report.scopes, "repositories": report.repositories })
-            ),
-        })
+            )),
+        }
     }
 }
 
@@ -109,13 +110,13 @@ impl Report {
         }
         for scope in &self.scopes {
             let all = if scope.repositories == 1 { "repository" } else { "repositories" };
-            let name = format!("{} ({} {all})", scope.scope, scope.repositories);
+            let name = format!("{} ({} {all})", Printable(&scope.scope), scope.repositories);
             row(text, &scope.content, scope.manifests, scope.tags, &name)?;
             let mut repositories: Vec<_> = self.repositories.iter().filter(|it| it.scope == scope.scope).collect();
             // The largest first. They arrive in the order of their names.
             repositories.sort_by_key(|it| std::cmp::Reverse(it.content.own_bytes + it.content.shared_bytes));
             for it in repositories {
-                row(text, &it.content, it.manifests, it.tags, &format!("  {}", it.repository))?;
+                row(text, &it.content, it.manifests, it.tags, &format!("  {}", Printable(&it.repository)))?;
             }
         }
         if !self.scopes.is_empty() {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::options::ConfigOptions;
-use super::output::{Output, ProgressLine, bytes, print};
+use super::output::{Output, ProgressLine, bytes, print, print_json};
 use super::session::Session;
 use super::{CliError, runtime};
 use crate::config::Config;
@@ -36,10 +36,10 @@ impl Gc {
         let progress = Arc::new(Mutex::new(ProgressLine::new(self.output)));
         let summary = runtime::block_on(collect(&config, self.dry_run, progress.clone()))??;
         progress.lock().clear();
-        print(&match self.output {
-            Output::Json => format!("{}\n", json!(GcEvent::Done(summary))),
-            Output::Text => text(&summary, self.dry_run),
-        })?;
+        match self.output {
+            Output::Json => print_json(&json!(GcEvent::Done(summary)).to_string()),
+            Output::Text => print(&text(&summary, self.dry_run)),
+        }?;
         if summary.complete { Ok(()) } else { Err(CliError::Unfinished) }
     }
 }

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
+use crate::printable::Printable;
 use crate::server::StartError;
 use crate::store::{OpenError, StoreError};
 use crate::telemetry::logs::LogError;
@@ -66,7 +67,7 @@ pub enum CliError {
     Log(#[from] LogError),
     #[error(transparent)]
     Start(#[from] StartError),
-    #[error("{image}: {error}")]
+    #[error("{}: {}", Printable(.image), Printable(.error))]
     Image { image: String, error: String },
     #[error("there is no data folder {}; name it with --data or storage.path", .0.display())]
     NoFolder(PathBuf),

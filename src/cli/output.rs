@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use super::CliError;
+use crate::printable::{self, Printable};
 
 /// A progress line is redrawn at most this often.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
@@ -17,9 +18,15 @@ pub enum Output {
     Json,
 }
 
-/// Writes to the standard output.
+/// Writes text to the standard output. Names and values of others in it, which may contain line ends, must be
+/// [`Printable`](crate::printable::Printable).
 pub fn print(text: &str) -> Result<(), CliError> {
-    io::stdout().write_all(text.as_bytes()).map_err(CliError::Output)
+    io::stdout().write_all(printable::lines(text).as_bytes()).map_err(CliError::Output)
+}
+
+/// Writes JSON and a line end to the standard output.
+pub fn print_json(json: &str) -> Result<(), CliError> {
+    io::stdout().write_all((printable::json(json) + "\n").as_bytes()).map_err(CliError::Output)
 }
 
 /// A number of bytes as text, in decimal units.
@@ -49,7 +56,7 @@ impl ProgressLine {
         if self.on_terminal && self.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW_INTERVAL) {
             self.drawn = Some(Instant::now());
             // If the terminal is gone, only progress is lost.
-            let _ = write!(io::stderr(), "\r\x1b[K{}", text());
+            let _ = write!(io::stderr(), "\r\x1b[K{}", Printable(&text()));
         }
     }
 

@@ -9,11 +9,12 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::options::ConfigOptions;
-use super::output::{Output, ProgressLine, bar, bytes, print};
+use super::output::{Output, ProgressLine, bar, bytes, print, print_json};
 use super::session::Session;
 use super::{CliError, runtime};
 use crate::config::Config;
 use crate::control::scrub::{ScrubEvent, ScrubRequest, ScrubSummary, scrub};
+use crate::printable::Printable;
 use crate::store::{Class, Finding, Problem};
 
 /// The exit code if content or a name is corrupt or missing.
@@ -95,7 +96,7 @@ impl Printer {
             self.summary = Some(*summary);
         }
         let printed = match (self.output, &event) {
-            (Output::Json, event) => print(&format!("{}\n", json!(event))),
+            (Output::Json, event) => print_json(&json!(event).to_string()),
             (Output::Text, ScrubEvent::Progress(at)) => {
                 self.progress.draw(|| {
                     let (names, blobs, read) = (at.names, at.blobs, bytes(at.bytes));
@@ -131,14 +132,14 @@ fn finding_text(finding: &Finding) -> String {
         Problem::Dangling => "was deleted, but a tag points to it",
     };
     let what = match (&finding.tag, &finding.digest) {
-        (Some(tag), Some(digest)) => format!("{digest} ({tag})"),
-        (Some(tag), None) => format!("tag {tag}"),
-        (None, digest) => digest.clone().unwrap_or_default(),
+        (Some(tag), Some(digest)) => format!("{} ({})", Printable(digest), Printable(tag)),
+        (Some(tag), None) => format!("tag {}", Printable(tag)),
+        (None, digest) => digest.as_deref().map(|digest| Printable(digest).to_string()).unwrap_or_default(),
     };
     let class = finding.class.as_str();
     let mut text = format!("{class} {what} {problem}");
     if !finding.repositories.is_empty() {
-        let _ = write!(text, "; in {}", finding.repositories.join(", "));
+        let _ = write!(text, "; in {}", Printable(&finding.repositories.join(", ")));
     }
     if finding.quarantined {
         text.push_str("; moved to quarantine/");

@@ -10,6 +10,9 @@ use crate::oci::media_type;
 /// Header fields of a response with content. Their memory is allocated once.
 pub(super) const FIELDS: usize = 12;
 
+/// Longest value of a header that may repeat what a client has sent.
+const MAX_VALUE_BYTES: usize = 4 << 10;
+
 /// Sets the digest of the content and its entity tag. `quoted` is the digest in double quotes.
 pub(super) fn insert_digest(headers: &mut HeaderMap, quoted: &Bytes) {
     let bare = quoted.slice(1..quoted.len() - 1);
@@ -39,9 +42,12 @@ pub(super) fn received_range(length: u64) -> String {
     format!("0-{}", length.saturating_sub(1))
 }
 
-/// Sets a header to text that the program has made. Text that a header cannot have is left out.
+/// Sets a header to text that the program has made. Text that a header cannot have is left out, and so is text of a client
+/// that is far too long for one.
 pub(super) fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
-    if let Ok(value) = HeaderValue::try_from(value) {
+    if value.len() <= MAX_VALUE_BYTES
+        && let Ok(value) = HeaderValue::try_from(value)
+    {
         headers.insert(name, value);
     }
 }

@@ -3,12 +3,10 @@
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::fmt::FormatFields;
-use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::util::TryInitError;
 use tracing_subscriber::{fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
+use super::log_fields::{JsonLines, OneLine};
 use super::writer::{FlushGuard, LineWriter};
 use crate::config::LogFormat;
 
@@ -42,36 +40,12 @@ pub fn init(format: LogFormat) -> Result<FlushGuard, LogError> {
             let layer = fmt::layer().with_ansi(wants_colours()).fmt_fields(OneLine).with_writer(writer);
             registry.with(layer).try_init()
         }
-        LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(writer)).try_init(),
+        LogFormat::Json => {
+            let layer = fmt::layer().json().flatten_event(true).with_writer(JsonLines(writer));
+            registry.with(layer).try_init()
+        }
     };
     installed.map(|()| flush).map_err(LogError::AlreadySetUp)
-}
-
-/// Formats the fields and the message of a line, and escapes control characters: a line break or an escape sequence in the
-/// text of a client or an upstream does not reach the log. JSON does that by itself.
-struct OneLine;
-
-impl<'w> FormatFields<'w> for OneLine {
-    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> std::fmt::Result {
-        // Without colours, because their escape sequences are control characters.
-        DefaultFields::new().format_fields(Writer::new(&mut Escaped(&mut writer)), fields)
-    }
-}
-
-/// Writes text with its control characters escaped.
-struct Escaped<'a, 'w>(&'a mut Writer<'w>);
-
-impl std::fmt::Write for Escaped<'_, '_> {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        for part in text.split_inclusive(char::is_control) {
-            let mut plain = part.chars();
-            match plain.next_back() {
-                Some(last) if last.is_control() => write!(self.0, "{}{}", plain.as_str(), last.escape_default())?,
-                _ => self.0.write_str(part)?,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Whether lines are coloured: on a terminal, unless `NO_COLOR` is set.

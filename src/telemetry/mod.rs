@@ -1,6 +1,7 @@
 //! Metrics and logs of the process.
 
 mod families;
+mod log_fields;
 pub mod logs;
 mod metrics;
 mod observer;

@@ -71,6 +71,7 @@ mod sessions;
 mod sha512;
 mod shared_content;
 mod slots;
+mod strangers;
 mod support;
 mod tls;
 mod upstream_answers;

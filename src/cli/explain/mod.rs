@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::client::Client;
 use super::options::ConfigOptions;
-use super::output::{Output, print};
+use super::output::{Output, print, print_json};
 use super::{CliError, runtime};
 use crate::config::Config;
 use crate::control::explain::{ExplainRequest, ExplainSources, Explanation, explain};
@@ -37,10 +37,10 @@ impl Explain {
     pub(super) fn run(self) -> Result<(), CliError> {
         let config = self.options.load()?;
         let explanation = runtime::block_on(ask(&config, &self.image))??;
-        print(&match self.output {
-            Output::Text => text::render(&explanation),
-            Output::Json => format!("{:#}\n", serde_json::json!(explanation)),
-        })
+        match self.output {
+            Output::Text => print(&text::render(&explanation)),
+            Output::Json => print_json(&format!("{:#}", serde_json::json!(explanation))),
+        }
     }
 }
 

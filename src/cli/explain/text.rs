@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::cli::output::bytes;
 use crate::control::explain::{ContentNode, Explanation, RequestKind};
+use crate::printable::Printable;
 use crate::upstream::BreakerState;
 
 /// Maximum number of requests in the list. The line above the list has the number of all requests.
@@ -17,8 +18,8 @@ pub(super) fn render(explained: &Explanation) -> String {
 }
 
 fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
-    writeln!(text, "image       {}", explained.image)?;
-    writeln!(text, "rule        {}", explained.rule)?;
+    writeln!(text, "image       {}", Printable(&explained.image))?;
+    writeln!(text, "rule        {}", Printable(&explained.rule))?;
     if explained.scope == "local" {
         writeln!(text, "scope       local: content that is pushed to this server")?;
     } else {
@@ -30,8 +31,8 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
         writeln!(
             text,
             "scope       mirrored from {} ({credentials}), as {}",
-            explained.urls.join(", "),
-            explained.repository
+            Printable(&explained.urls.join(", ")),
+            Printable(&explained.repository)
         )?;
     }
     match explained.breaker {
@@ -48,7 +49,7 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
         Some(BreakerState::Closed { .. }) | None => {}
     }
     let missing = if explained.data_exists { "" } else { " (does not exist)" };
-    writeln!(text, "data        {}{missing}", explained.data)?;
+    writeln!(text, "data        {}{missing}", Printable(&explained.data))?;
     match &explained.tag {
         Some(tag) => {
             let state = if explained.scope == "local" {
@@ -58,7 +59,7 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
             } else {
                 "due for confirmation, last confirmed"
             };
-            writeln!(text, "tag         {} ({state} {} s ago)", tag.digest, tag.confirmed_seconds_ago)?;
+            writeln!(text, "tag         {} ({state} {} s ago)", Printable(&tag.digest), tag.confirmed_seconds_ago)?;
         }
         None if explained.manifest.is_none() && matches!(explained.kind, RequestKind::Image | RequestKind::Blob) => {
             writeln!(text, "cached      nothing")?;
@@ -74,7 +75,10 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
     }
     if matches!(explained.kind, RequestKind::Tags | RequestKind::Referrers) {
         // Only a running server caches lists, so they are always shown as requests.
-        return explained.upstream_requests.iter().try_for_each(|request| writeln!(text, "the list    {request}"));
+        return explained
+            .upstream_requests
+            .iter()
+            .try_for_each(|request| writeln!(text, "the list    {}", Printable(request)));
     }
     match explained.upstream_requests.as_slice() {
         [] => writeln!(text, "a pull      needs no request to the upstream"),
@@ -84,7 +88,7 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
             let plural = if requests.len() == 1 { "request" } else { "requests" };
             writeln!(text, "a pull      of everything asks the upstream{first} ({} {plural}):", requests.len())?;
             for request in requests.iter().take(MAX_LISTED_REQUESTS) {
-                writeln!(text, "            {request}")?;
+                writeln!(text, "            {}", Printable(request))?;
             }
             Ok(())
         }
@@ -94,6 +98,12 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
 fn node(text: &mut String, this: &ContentNode, depth: usize) -> std::fmt::Result {
     let stored = if this.stored { "yes" } else { "no" };
     let indent = "  ".repeat(depth);
-    writeln!(text, "            {stored:<7} {:<11} {indent}{} {}", bytes(this.size), this.digest, this.media_type)?;
+    writeln!(
+        text,
+        "            {stored:<7} {:<11} {indent}{} {}",
+        bytes(this.size),
+        Printable(&this.digest),
+        Printable(&this.media_type)
+    )?;
     this.children.iter().try_for_each(|child| node(text, child, depth + 1))
 }
