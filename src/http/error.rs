@@ -40,7 +40,7 @@ pub enum ApiError {
     #[error(transparent)]
     Host(#[from] HostError),
     #[error("the method is not supported by this endpoint")]
-    Method { allowed: &'static str },
+    Method { allowed: String },
     #[error(transparent)]
     Access(#[from] AccessError),
     #[error("{0} exists in the mirrored registry {1}; push to another name")]
@@ -221,7 +221,7 @@ impl ApiError {
                 }
             }
             Self::Method { allowed } => {
-                headers.insert(ALLOW, HeaderValue::from_static(allowed));
+                insert(headers, ALLOW, allowed.clone());
             }
             Self::OutOfOrder { length, location } => {
                 insert(headers, LOCATION, location.clone());
@@ -347,7 +347,7 @@ mod tests {
         let trace = RequestTrace::new("blob", http::Method::GET, &headers);
         let missing = ApiError::MissingReferences(vec!["sha256:x".to_owned()]);
         assert_eq!(missing.detail(&trace), json!({ "request_id": "abc", "missing": ["sha256:x"] }));
-        let response = ApiError::Method { allowed: "GET, HEAD" }.into_response(&trace);
+        let response = ApiError::Method { allowed: "GET, HEAD".to_owned() }.into_response(&trace);
         assert_eq!(response.headers()[REQUEST_ID], "abc");
     }
 }

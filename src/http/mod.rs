@@ -1,7 +1,7 @@
 //! The registry over HTTP: parse, authenticate, resolve, authorize, act, respond.
 //!
-//! [`Site`] answers requests. One function takes every path under `/v2` (see [`crate::oci::Route`] for why no router does),
-//! asks the gate ([`crate::access`]) and calls the handler of the endpoint with the permission that the gate has given.
+//! [`Site`] answers requests. `dispatch` takes every path under `/v2` (see [`crate::oci::Route`] for why no router does), asks
+//! the gate ([`crate::access`]) and calls the handler of the operation with the permission that the gate has given.
 //! `serve` and the modules below it are about connections: their number, deadlines and bounds.
 
 mod admin;
@@ -10,10 +10,12 @@ mod body;
 mod call;
 mod catalog;
 mod connection;
+mod dispatch;
 mod error;
 mod fields;
 mod host;
 mod manifests;
+mod operation;
 mod outcome;
 mod places;
 mod plain;
@@ -27,32 +29,29 @@ pub mod tls;
 mod uploads;
 
 use std::collections::HashSet;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use futures_util::FutureExt;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, Entry};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, Entry};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use http_body::Body as _;
 use parking_lot::Mutex;
 use tower_service::Service;
-use tracing::{Instrument, Span};
 
-use crate::access::{AccessError, Caller, Gate, Peer};
-use crate::oci::{Endpoint, Route, RouteError, STALE_WARNING};
+use crate::access::{AccessError, Gate, Peer};
+use crate::oci::STALE_WARNING;
 use crate::printable::Printable;
 use crate::pull::Puller;
 use crate::resolve::ResolveError;
 use crate::store::Store;
-use crate::telemetry::{InFlight, Metrics, REQUEST_ID, RequestTrace};
-use body::Guarded;
+use crate::telemetry::{Metrics, RequestTrace};
 use call::Call;
+use dispatch::dispatch;
 use error::ApiError;
 use outcome::Outcome;
 
@@ -60,7 +59,7 @@ use outcome::Outcome;
 const REGISTRY: &str = "/v2/";
 /// What orchestrators ask for. Reserved places answer nothing else.
 const HEALTH_PATHS: [&str; 2] = ["/healthz", "/readyz"];
-/// The methods of an endpoint that is only read.
+/// The methods of the paths beside `/v2/`.
 const READS: &str = "GET, HEAD";
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -154,42 +153,6 @@ impl Site {
     }
 }
 
-/// Answers one request. A panic costs that request and nothing else.
-async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>) -> Response {
-    let route = Route::parse(request.uri().path());
-    let handler = route.as_ref().map_or("other", |route| route.endpoint.handler());
-    let in_flight = app.metrics.http_started(handler);
-    let trace = RequestTrace::new(handler, request.method().clone(), request.headers());
-    // A hit opens no span of its own: only a subscriber that wants everything makes it do so. That case is in a box, so that
-    // it does not make the future of every request larger.
-    let answered = if RequestTrace::is_wanted_for_hits() {
-        let answering = AssertUnwindSafe(answer(app, peer, &trace, route, request)).catch_unwind();
-        Box::pin(answering.instrument(trace.span())).await
-    } else {
-        AssertUnwindSafe(answer(app, peer, &trace, route, request)).catch_unwind().await
-    };
-    let answer = answered.unwrap_or_else(|_| {
-        tracing::error!(handler, method = %trace.method(), request_id = trace.id(), "a handler panicked");
-        Err(ApiError::Panic)
-    });
-    let mut response = answer.unwrap_or_else(|error| {
-        app.foreign_names.look_at(&error);
-        error.into_response(&trace)
-    });
-    let headers = response.headers_mut();
-    headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    if let Some(id) = trace.sent_id() {
-        headers.insert(REQUEST_ID, id.clone());
-    }
-    if *trace.method() == Method::HEAD {
-        response = without_body(response);
-    }
-    let (method, started, span) = trace.into_parts();
-    let code = response.status();
-    let ended = Ended { app: app.clone(), handler, method, code, started, _in_flight: in_flight, _span: span };
-    response.map(|body| Guarded::wrap(body, ended))
-}
-
 impl ForeignNames {
     /// At most this many are warned about. Clients send what they like.
     const MAX_NAMES: usize = 20;
@@ -204,101 +167,10 @@ impl ForeignNames {
     }
 }
 
-/// Counts a request when its response has been sent or abandoned.
-struct Ended {
-    app: Arc<App>,
-    handler: &'static str,
-    method: Method,
-    code: StatusCode,
-    started: Instant,
-    _in_flight: InFlight,
-    /// The span of the request, if it has one, lasts to the end of the response.
-    _span: Option<Box<Span>>,
-}
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let seconds = self.started.elapsed().as_secs_f64();
-        self.app.metrics.http_finished(self.handler, &self.method, self.code, seconds);
-    }
-}
-
-async fn answer(
-    app: &Arc<App>,
-    peer: &Peer,
-    trace: &RequestTrace,
-    route: Result<Route, RouteError>,
-    request: Request<Body>,
-) -> Result<Response, ApiError> {
-    let (parts, body) = request.into_parts();
-    let route = route?;
-    let principal = app.gate.authenticate(Caller::new(peer, &parts.headers))?;
-    let call = Call::new(parts, route, principal, trace);
-    // Whatever it asks for: our upstreams lead back to us, so a request to them would wait for itself.
-    if call.has_passed(&app.via) {
-        return Err(ApiError::Loop);
-    }
-    match (call.method(), &call.route.endpoint) {
-        (&Method::GET | &Method::HEAD, Endpoint::Base) => Ok(base()),
-        // The hit path: the miss engine opens the span of the request when there is a miss.
-        (&Method::GET | &Method::HEAD, Endpoint::Manifest(reference)) => {
-            manifests::get(app, &call, call.may_pull(app)?, reference).await
-        }
-        (&Method::GET | &Method::HEAD, Endpoint::Blob(digest)) => {
-            blobs::get(app, &call, call.may_pull(app)?, digest).await
-        }
-        // Boxed, so that the rare cases do not make the future of every request larger.
-        _ => Box::pin(answer_rare(app, &call, body)).instrument(trace.span()).await,
-    }
-}
-
-/// Everything but reads of manifests and blobs.
-async fn answer_rare(app: &Arc<App>, call: &Call<'_>, body: Body) -> Result<Response, ApiError> {
-    match (call.method(), &call.route.endpoint) {
-        (&Method::GET | &Method::HEAD, Endpoint::Catalog) => {
-            catalog::list(app, call, app.gate.catalog(&call.principal)?).await
-        }
-        (&Method::GET | &Method::HEAD, Endpoint::Tags) => tags::list(app, call, call.may_pull(app)?).await,
-        (&Method::GET | &Method::HEAD, Endpoint::Referrers(subject)) => {
-            referrers::list(app, call, call.may_pull(app)?, subject).await
-        }
-        (&Method::PUT, Endpoint::Manifest(reference)) => {
-            manifests::put(app, call, call.may_push(app).await?, reference, body).await
-        }
-        (&Method::DELETE, Endpoint::Manifest(reference)) => {
-            manifests::delete(app, call.may_delete(app)?, reference).await
-        }
-        (&Method::DELETE, Endpoint::Blob(digest)) => blobs::delete(app, call.may_delete(app)?, digest).await,
-        (&Method::POST, Endpoint::Uploads) => uploads::start(app, call, call.may_push(app).await?, body).await,
-        (&Method::PATCH, Endpoint::Upload(id)) => uploads::append(app, call, call.may_push(app).await?, id, body).await,
-        (&Method::PUT, Endpoint::Upload(id)) => uploads::finish(app, call, call.may_push(app).await?, id, body).await,
-        (&Method::GET | &Method::HEAD, Endpoint::Upload(id)) => {
-            uploads::status(app, call.may_push(app).await?, id).await
-        }
-        (&Method::DELETE, Endpoint::Upload(id)) => uploads::cancel(app, call.may_push(app).await?, id).await,
-        // Browsers ask before a request to another site (CORS). The configured headers are the answer, as in `registry:2`.
-        (&Method::OPTIONS, endpoint) => {
-            Ok([(ALLOW, HeaderValue::from_static(allowed_methods(endpoint)))].into_response())
-        }
-        (_, endpoint) => Err(ApiError::Method { allowed: allowed_methods(endpoint) }),
-    }
-}
-
-/// The methods that [`answer_rare`] and [`answer`] handle, as the value of an `Allow` header (RFC 9110, section 10.2.1).
-fn allowed_methods(endpoint: &Endpoint) -> &'static str {
-    match endpoint {
-        Endpoint::Base | Endpoint::Catalog | Endpoint::Tags | Endpoint::Referrers(_) => READS,
-        Endpoint::Manifest(_) => "GET, HEAD, PUT, DELETE",
-        Endpoint::Blob(_) => "GET, HEAD, DELETE",
-        Endpoint::Uploads => "POST",
-        Endpoint::Upload(_) => "GET, HEAD, PATCH, PUT, DELETE",
-    }
-}
-
 /// Answers a request to a path beside `/v2/` whose method it does not have.
 async fn wrong_method(method: Method, headers: HeaderMap) -> Response {
     let trace = RequestTrace::new("other", method, &headers);
-    ApiError::Method { allowed: READS }.into_response(&trace)
+    ApiError::Method { allowed: READS.to_owned() }.into_response(&trace)
 }
 
 /// What `registry:2` answers at its root, to any method. Load balancers ask for it.
@@ -316,9 +188,4 @@ fn without_body(response: Response) -> Response {
         length.insert(exact.into());
     }
     Response::from_parts(parts, Body::empty())
-}
-
-/// end-1 of the distribution-spec: the API exists, and no caller is challenged.
-fn base() -> Response {
-    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], "{}").into_response()
 }
