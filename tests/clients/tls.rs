@@ -85,3 +85,17 @@ async fn curl_speaks_http2_and_http1() {
         assert_eq!(run(&find("curl", "curl"), &[&args[..], &[version, "--cacert", &ca, &url]].concat(), &[]), expected);
     }
 }
+
+#[tokio::test]
+async fn curl_shows_the_error_of_a_refused_large_push() {
+    let (authority, hub) = (Authority::new(), Registry::start());
+    let roadstead = encrypted(&authority, &hub);
+    let (ca, body) = (authority.write("ca.pem", &authority.ca), authority.write("body", &"x".repeat(30_000_000)));
+    for (method, path) in [("PUT", "docker.io/a/manifests/v1"), ("POST", "docker.io/a/blobs/uploads/")] {
+        let url = format!("https://{}/v2/{path}", roadstead.host());
+        let args = ["--silent", "--show-error", "--http2", "--cacert", &ca, "--header", "Expect:", "--request", method];
+        let body = format!("@{body}");
+        let answer = run(&find("curl", "curl"), &[&args[..], &["--data-binary", &body, &url]].concat(), &[]);
+        assert!(answer.contains("DENIED"), "{answer}");
+    }
+}
