@@ -128,14 +128,15 @@ async fn program_runs_once_and_again_after_a_denial() {
     let password = Arc::new(Mutex::new("one"));
     let server = with_password(&password, 403).await;
     let program = Program::new("one\n");
-    let fixture = fixture(&server, program.source(Some("AWS"), Duration::from_secs(3)));
+    let fixture = fixture(&server, program.source(Some("AWS"), Duration::from_secs(20)));
     let all = join_all((0..16).map(|_| fixture.get(blob()))).await;
     assert!(all.into_iter().all(|body| body.unwrap() == "content"));
     assert_eq!(program.runs(), 1);
 
     *password.lock() = "two";
     program.says("two\n");
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    // A tenth of its lifetime: before, a refused password does not make the program run again.
+    tokio::time::sleep(Duration::from_millis(2100)).await;
     let all = join_all((0..16).map(|_| fixture.get(blob()))).await;
     assert!(all.into_iter().all(|body| body.unwrap() == "content"), "ECR says 403 to an expired password");
     assert!(program.runs() <= 3, "{}", program.runs());
@@ -161,10 +162,10 @@ async fn credentials_outlive_a_failing_program() {
         r#"{"Username":"AWS","Secret":"one"}"#,
         r#"if [ -e "$folder/broken" ]; then cat "$folder/says"; cat "$folder/says" >&2; exit 7; fi; cat "$folder/says""#,
     );
-    let fixture = fixture(&server, program.source(None, Duration::from_secs(2)));
+    let fixture = fixture(&server, program.source(None, Duration::from_secs(6)));
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
     fs::write(program.path("broken"), "").unwrap();
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    tokio::time::sleep(Duration::from_millis(3100)).await;
     assert_eq!(
         fixture.get(blob()).await.unwrap(),
         "content",
@@ -173,7 +174,7 @@ async fn credentials_outlive_a_failing_program() {
     while program.runs() < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    tokio::time::sleep(Duration::from_millis(3000)).await;
     let error = fixture.get(blob()).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Credentials { .. }) && error.is_upstream_failure(), "{error}");
     let text = format!("{error} {error:?}");
@@ -198,11 +199,12 @@ async fn token_server_gets_the_newer_password() {
     })
     .await;
     let program = Program::new("one");
-    let fixture = fixture(&server, program.source(Some("oauth2accesstoken"), Duration::from_secs(3)));
+    let fixture = fixture(&server, program.source(Some("oauth2accesstoken"), Duration::from_secs(20)));
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
     *password.lock() = "two";
     program.says("two");
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    // A tenth of its lifetime: before, a refused password does not make the program run again.
+    tokio::time::sleep(Duration::from_millis(2100)).await;
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
 }
 
