@@ -68,7 +68,7 @@ pub enum Rule {
 /// Why a request names no repository.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
-    #[error("no upstream is configured for {0}")]
+    #[error("no upstream is configured for {}", if .0.is_empty() { "an empty host; write a registry's host into ns" } else { .0 })]
     UnknownRegistry(String),
     #[error(transparent)]
     Name(#[from] NameError),
