@@ -154,7 +154,7 @@ fn push(keys: PushKeys) -> PushConfig {
 }
 
 fn delete(keys: DeleteKeys) -> DeleteConfig {
-    DeleteConfig { enabled: keys.enabled.map(|enabled| enabled.value) }
+    DeleteConfig { enabled: value(keys.enabled, DeleteConfig::default().enabled) }
 }
 
 fn scrub(keys: ScrubKeys) -> ScrubConfig {

@@ -111,11 +111,6 @@ impl Config {
     pub fn upstream(&self, name: &str) -> Option<&UpstreamConfig> {
         self.upstreams.iter().find(|upstream| upstream.name == name)
     }
-
-    /// Whether clients may delete: as configured, by default only if the server listens on a loopback address.
-    pub fn deletes_enabled(&self) -> bool {
-        self.delete.enabled.unwrap_or_else(|| self.server.listen.is_loopback())
-    }
 }
 
 impl Default for Config {

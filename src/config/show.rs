@@ -75,7 +75,7 @@ impl Config {
         document.key("enabled", self.push.enabled);
 
         document.table("delete");
-        document.key("enabled", self.deletes_enabled());
+        document.key("enabled", self.delete.enabled);
 
         document.table("scrub");
         document.key("interval", format_duration(self.scrub.interval));

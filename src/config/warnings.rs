@@ -69,16 +69,12 @@ impl Config {
                 _ => "push to the local namespaces",
             });
         }
-        if self.deletes_enabled() && !read_only {
+        if self.delete.enabled && !read_only {
             may.push("delete what was pushed");
         }
-        let deletes_off = match self.delete.enabled {
-            None if !read_only => "; deletes are off until delete.enabled = true",
-            _ => "",
-        };
         let listen = &self.server.listen;
         Some(format!(
-            "listening on {listen} without authentication: every client that can connect may {}{deletes_off}; set \
+            "listening on {listen} without authentication: every client that can connect may {}; set \
              server.tls.client_ca to require client certificates",
             may.join(" and ")
         ))
@@ -123,8 +119,8 @@ mod tests {
                 OPEN.to_owned(),
                 "listening on :5000 without authentication: every client that can connect may pull every image that is \
                  stored here or at an upstream and push any image, even under names of the default upstream that are \
-                 not cached yet (set [local] namespaces to prevent that); deletes are off until delete.enabled = true; \
-                 set server.tls.client_ca to require client certificates",
+                 not cached yet (set [local] namespaces to prevent that); set server.tls.client_ca to require client \
+                 certificates",
             ),
             (
                 format!("{OPEN}[delete]\nenabled = true\n[local]\nnamespaces = [\"team/**\"]"),
@@ -165,10 +161,10 @@ mod tests {
     }
 
     #[test]
-    fn deletes_are_on_by_default_only_on_loopback() {
-        let enabled = |text: &str| Config::from_toml(text, "test").unwrap().deletes_enabled();
-        assert!(enabled(""));
-        assert!(!enabled(OPEN));
+    fn deletes_are_off_unless_switched_on() {
+        let enabled = |text: &str| Config::from_toml(text, "test").unwrap().delete.enabled;
+        assert!(!enabled("") && !enabled(OPEN) && !enabled("[server]\nlisten = \"127.0.0.1:5000\""));
+        assert!(enabled("[delete]\nenabled = true"));
         assert!(enabled(&format!("{OPEN}[delete]\nenabled = true")));
         assert!(!enabled("[delete]\nenabled = false"));
     }

@@ -54,7 +54,7 @@ fn registry_2_file_is_read_below_its_variables() {
         panic!("one login: {:?}", hub.credentials);
     };
     assert_eq!((username.as_str(), password.expose()), ("bob", "hunter2"));
-    assert!(config.deletes_enabled());
+    assert!(config.delete.enabled);
     assert_eq!(config.log.format, LogFormat::Json);
     let file = path.display();
     let ignored = ["http.headers.X-Content-Type-Options.0", "log.fields.service", "log.level"];
@@ -107,7 +107,7 @@ fn registry_2_password_is_read_as_written() {
         let config = load(options, &[]).unwrap();
         let expected = CredentialConfig::new(CredentialSource::password("ann", meant));
         assert_eq!(config.upstream("ghcr.io").unwrap().credentials, [expected], "{written}");
-        assert_eq!(config.delete.enabled, Some(true));
+        assert!(config.delete.enabled);
     }
 }
 
@@ -159,7 +159,7 @@ fn registry_2_readonly_mode_disables_pushes_and_deletes() {
         fs::write(&path, text).unwrap();
         let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
         let config = load(options, &[]).unwrap();
-        assert_eq!((config.push.enabled, config.deletes_enabled()), (writable, writable));
+        assert_eq!((config.push.enabled, config.delete.enabled), (writable, writable));
         assert_eq!(config.ignored_settings.others, [""; 0]);
     }
 }
