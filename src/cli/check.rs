@@ -7,13 +7,15 @@ use super::CliError;
 use super::options::ServerOptions;
 use crate::http::tls::Certificates;
 use crate::server::StartError;
+use crate::store::disk_bytes;
 
 pub fn run(options: ServerOptions) -> Result<(), CliError> {
     let config = options.load()?;
     if let Some(files) = &config.server.tls {
         Certificates::load(files).map_err(StartError::Tls)?;
     }
-    io::stdout().write_all(config.to_toml().as_bytes()).map_err(CliError::Output)?;
+    let disk_bytes = disk_bytes(&config.storage.path);
+    io::stdout().write_all(config.to_toml(disk_bytes).as_bytes()).map_err(CliError::Output)?;
     let mut stderr = io::stderr();
     for warning in config.warnings() {
         writeln!(stderr, "warning: {warning}").map_err(CliError::Output)?;

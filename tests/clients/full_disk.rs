@@ -99,7 +99,7 @@ async fn a_full_disk_refuses_pushes_serves_manifests_and_recovers() {
 
     std::fs::remove_file(filler).unwrap();
     assert_eq!(entry_count(&server.data_dir().join("spool")), 0);
-    assert_eq!(client.get(&server.url("/readyz")).await.status, 200);
+    until("the server is ready", async || client.get(&server.url("/readyz")).await.status == 200).await;
     client.push_image(&server.url(""), "team/app", "v1", &image).await;
     upstream.forget();
     for _ in 0..2 {
@@ -113,7 +113,8 @@ async fn cached_content_is_evicted_for_a_push_above_min_free() {
     let upstream = Upstream::start().await;
     let disk = small_disk();
     let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io");
-    let server = ServerProcess::start_in(disk.path(), settings.config("[cache]\nmin_free = \"4MiB\""));
+    let server =
+        ServerProcess::start_in(disk.path(), settings.config("[cache]\nmax_size = \"1GiB\"\nmin_free = \"4MiB\""));
     let (client, base) = (Client::new(), server.url(""));
     for seed in 0..30 {
         let cached = blob(seed, MIB);

@@ -71,6 +71,6 @@ async fn removed_folders_are_created_again() {
     // Without the lock file the disk counts as unmounted, and nothing is created.
     std::fs::remove_dir_all(data.join("spool")).unwrap();
     std::fs::remove_file(data.join("lock")).unwrap();
-    assert_eq!(server.get("/readyz").await.status, 503);
+    until("the server is not ready", async || server.get("/readyz").await.status == 503).await;
     assert!(!data.join("spool").exists());
 }

@@ -69,5 +69,6 @@ mod shared_content;
 mod slots;
 mod support;
 mod tls;
+mod unwritable;
 mod upstream_answers;
 mod usage;

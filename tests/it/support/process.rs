@@ -16,8 +16,8 @@ pub struct ServerProcess {
     folder: TempDir,
     settings: Settings,
     environment: Vec<(String, String)>,
-    /// The limit of open descriptors, sockets included.
-    descriptors: Option<u32>,
+    /// A limit as an option of prlimit, such as `--nofile=100:100`.
+    limit: Option<String>,
 }
 
 impl ServerProcess {
@@ -38,16 +38,21 @@ impl ServerProcess {
 
     /// The same with a limit of open descriptors that it cannot raise.
     pub fn start_limited(settings: Settings, descriptors: u32) -> Self {
-        Self::start_as(&std::env::temp_dir(), settings, &[], Some(descriptors))
+        Self::start_as(&std::env::temp_dir(), settings, &[], Some(format!("--nofile={descriptors}:{descriptors}")))
     }
 
-    fn start_as(parent: &Path, settings: Settings, environment: &[(&str, &str)], descriptors: Option<u32>) -> Self {
+    /// The same with a limit of the size of each file in bytes.
+    pub fn start_with_small_files(settings: Settings, bytes: u64) -> Self {
+        Self::start_as(&std::env::temp_dir(), settings, &[], Some(format!("--fsize={bytes}:{bytes}")))
+    }
+
+    fn start_as(parent: &Path, settings: Settings, environment: &[(&str, &str)], limit: Option<String>) -> Self {
         let folder = tempfile::tempdir_in(parent).expect("a temporary folder");
         let port = free_port();
         let settings = settings.listen(&format!("127.0.0.1:{port}"));
         let settings = settings.data_dir(&folder.path().join("data"));
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut process = Self { daemon: None, port, folder, settings, environment, descriptors };
+        let mut process = Self { daemon: None, port, folder, settings, environment, limit };
         process.configure("");
         process.begin();
         process
@@ -58,8 +63,7 @@ impl ServerProcess {
         let config = self.folder.path().join("roadstead.toml");
         let config = config.to_str().expect("a plain path");
         let command = [env!("CARGO_BIN_EXE_roadstead"), "serve", "--config", config];
-        let limit = self.descriptors.map(|most| format!("--nofile={most}:{most}"));
-        let limited = limit.as_ref().map(|limit| ["prlimit", limit, "--"]);
+        let limited = self.limit.as_ref().map(|limit| ["prlimit", limit, "--"]);
         let command: Vec<&str> = limited.into_iter().flatten().chain(command).collect();
         let (program, args) = (Path::new(command[0]), &command[1..]);
         let environment: Vec<_> =
