@@ -21,7 +21,7 @@ use crate::http::tls::{Certificates, TlsError};
 use crate::http::{App, Site};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
-use crate::store::{Bounds, Class, DiskState, OpenError, Store, StoreSettings};
+use crate::store::{Bounds, Class, DiskState, OpenError, Store, StoreSettings, disk_bytes};
 use crate::tasks::Tasks;
 use crate::telemetry::{DiskReading, Metrics, StorageReading};
 use crate::upstream::{Upstream, UpstreamSetupError};
@@ -122,7 +122,9 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     // The default is to end the process. With a handler, the write that exceeds the limit fails instead.
     let file_size_limit = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
     let _file_size_limit = signal(file_size_limit).map_err(StartError::Signals)?;
-    for warning in config.warnings() {
+    let path = config.storage.path.clone();
+    let disk_bytes = tokio::task::spawn_blocking(move || disk_bytes(&path)).await.map_err(|_| StartError::Task)?;
+    for warning in config.warnings(disk_bytes) {
         tracing::warn!("{warning}");
     }
     let (data, upstreams) = (config.storage.path.display().to_string(), config.upstreams.len());

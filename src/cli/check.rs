@@ -17,7 +17,7 @@ pub fn run(options: ServerOptions) -> Result<(), CliError> {
     let disk_bytes = disk_bytes(&config.storage.path);
     io::stdout().write_all(config.to_toml(disk_bytes).as_bytes()).map_err(CliError::Output)?;
     let mut stderr = io::stderr();
-    for warning in config.warnings() {
+    for warning in config.warnings(disk_bytes) {
         writeln!(stderr, "warning: {warning}").map_err(CliError::Output)?;
     }
     Ok(())

@@ -18,6 +18,7 @@ mod env;
 mod error;
 mod file;
 mod gc;
+mod ineffective;
 mod layer;
 mod listen;
 mod load;

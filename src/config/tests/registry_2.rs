@@ -140,7 +140,7 @@ fn ignored_registry_2_logins_give_their_own_warning() {
     let path = folder.path().join("config.yml");
     fs::write(&path, "auth: {htpasswd: {realm: x, path: /etc/htpasswd}}\nlog: {level: info}").unwrap();
     let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
-    let warnings = load(options, &[("REGISTRY_AUTH_TOKEN_REALM", "https://x")]).unwrap().warnings();
+    let warnings = load(options, &[("REGISTRY_AUTH_TOKEN_REALM", "https://x")]).unwrap().warnings(None);
     for named in ["auth.htpasswd.realm", "auth.htpasswd.path", "REGISTRY_AUTH_TOKEN_REALM"] {
         assert!(warnings[0].starts_with("clients do not log in here") && warnings[0].contains(named), "{warnings:?}");
     }
