@@ -70,10 +70,13 @@ pub enum Rule {
     NoDefault,
 }
 
+/// Stands for the host of an empty `ns` in an error.
+const NO_HOST: &str = "an empty host; write a registry's host into ns";
+
 /// Why a request names no repository.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
-    #[error("no upstream is configured for {}", Printable(.0))]
+    #[error("no upstream is configured for {}", Printable(if .0.is_empty() { NO_HOST } else { .0 }))]
     UnknownRegistry(String),
     /// `ns` names a registry that is not configured, and there is a local repository of that name.
     #[error(

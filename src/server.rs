@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,10 +21,13 @@ use crate::http::tls::{Certificates, TlsError};
 use crate::http::{App, ForeignNames, Site};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
-use crate::store::{Class, OpenError, Store, StoreSettings};
+use crate::store::{Bounds, Class, DiskState, OpenError, Store, StoreSettings, disk_bytes};
 use crate::tasks::Tasks;
-use crate::telemetry::{Metrics, StorageReading};
+use crate::telemetry::{DiskReading, Metrics, StorageReading};
 use crate::upstream::{Upstream, UpstreamSetupError};
+
+/// Permissions of a data folder for users who are neither its owner nor in its group.
+const OTHERS_MODE: u32 = 0o007;
 
 /// File descriptors that one transfer takes at most: the client's socket, a file, the upstream's socket.
 const MAX_DESCRIPTORS_OF_TRANSFER: u64 = 3;
@@ -68,7 +72,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let names: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     let metrics = Arc::new(Metrics::new(&names));
-    metrics.storage_capacity(config.cache.max_size);
     let store = open_store(&config, &metrics).await?;
     let via = format!("roadstead-{}", store.instance().simple());
     let tasks = Tasks::new();
@@ -118,7 +121,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 pub async fn run(config: Config) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
-    for warning in config.warnings() {
+    // The default is to end the process. With a handler, the write that exceeds the limit fails instead.
+    let file_size_limit = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    let _file_size_limit = signal(file_size_limit).map_err(StartError::Signals)?;
+    let path = config.storage.path.clone();
+    let disk_bytes = tokio::task::spawn_blocking(move || disk_bytes(&path)).await.map_err(|_| StartError::Task)?;
+    for warning in config.warnings(disk_bytes) {
         tracing::warn!("{warning}");
     }
     let (data, upstreams) = (config.storage.path.display().to_string(), config.upstreams.len());
@@ -162,15 +170,16 @@ impl Running {
 async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, StartError> {
     let observer = metrics.clone();
     let events = Events::new(vec![Box::new(move |event| observer.observe(event))]);
-    let (path, read_only) = (config.storage.path.clone(), config.storage.read_only);
-    let settings = StoreSettings {
-        bounds: housekeeping::bounds(&config.cache),
-        pins: housekeeping::pin_rule(&config.cache),
-        events,
-    };
+    let (path, read_only, cache) = (config.storage.path.clone(), config.storage.read_only, config.cache.clone());
     let open = move || match read_only {
-        true => Store::open_read_only(&path, settings.events),
-        false => Store::open_with(&path, settings),
+        true => Store::open_read_only(&path, events),
+        false => {
+            let (bounds, pins) = (housekeeping::bounds(&cache, &path), housekeeping::pin_rule(&cache));
+            let store = Store::open_with(&path, StoreSettings { bounds, pins, events })?;
+            report_bounds(&store);
+            warn_if_readable(&path);
+            Ok(store)
+        }
     };
     let opened = tokio::task::spawn_blocking(open).await.map_err(|_| StartError::Task)?;
     let store = opened.map_err(|error| StartError::Store { path: config.storage.path.clone(), error })?;
@@ -181,9 +190,52 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, St
             cached_bytes: store.bytes(Class::Cached),
             pushed_bytes: store.bytes(Class::Pushed),
             index_ready: store.can_evict(),
+            max_size: store.bounds().max_size,
+            min_free: store.bounds().min_free,
+            disk: store.disk().map(|disk| DiskReading { free_bytes: disk.free_bytes, free_inodes: disk.free_inodes }),
         })
     });
     Ok(store)
+}
+
+/// Logs the bounds in force, and warns if the disk has less room than they ask for. Blocks.
+fn report_bounds(store: &Store) {
+    let Bounds { max_size, min_free } = store.bounds();
+    let Some(disk) = store.disk() else {
+        tracing::info!(max_size, min_free, "bounds of the cache; the file system does not report its size");
+        return;
+    };
+    let DiskState { bytes, free_bytes, inodes, free_inodes } = disk;
+    tracing::info!(max_size, min_free, bytes, free_bytes, inodes, free_inodes, "bounds of the cache, and its disk");
+    if free_bytes < min_free {
+        tracing::warn!(
+            free_bytes,
+            min_free,
+            "the disk has less free space than cache.min_free: cached content is evicted, and until there is more, pulled \
+             content is not stored and pushes are refused; free disk space or lower cache.min_free"
+        );
+    }
+    if inodes > 0 && free_inodes < disk.kept_free_inodes() {
+        let kept_free = disk.kept_free_inodes();
+        tracing::warn!(
+            free_inodes,
+            kept_free,
+            "the disk has too few free inodes: cached content is evicted, and until there are more, pulled content is not \
+             stored and pushes are refused; remove files or use a file system with more inodes"
+        );
+    }
+}
+
+/// Warns if other users of the machine can read the data folder. Its mode is the operator's: a volume may need it.
+fn warn_if_readable(folder: &Path) {
+    let mode = std::fs::metadata(folder).map(|metadata| metadata.permissions().mode()).unwrap_or_default();
+    if mode & OTHERS_MODE != 0 {
+        let (path, mode) = (folder.display(), format!("{:o}", mode & 0o7777));
+        tracing::warn!(
+            %path, mode,
+            "every user of this machine can look into the data folder, and into private images in it; run `chmod o= PATH`"
+        );
+    }
 }
 
 async fn certificates(files: Option<TlsConfig>) -> Result<Option<Certificates>, StartError> {

@@ -125,7 +125,7 @@ impl Gate {
             routes: Routes::new(config),
             read_only: config.storage.read_only,
             push: config.push.enabled,
-            delete: config.deletes_enabled(),
+            delete: config.delete.enabled,
         }
     }
 

@@ -9,15 +9,17 @@ use super::output::print;
 use crate::http::tls::Certificates;
 use crate::printable;
 use crate::server::StartError;
+use crate::store::disk_bytes;
 
 pub fn run(options: ServerOptions) -> Result<(), CliError> {
     let config = options.load()?;
     if let Some(files) = &config.server.tls {
         Certificates::load(files).map_err(StartError::Tls)?;
     }
-    print(&config.to_toml())?;
+    let disk_bytes = disk_bytes(&config.storage.path);
+    print(&config.to_toml(disk_bytes))?;
     let mut stderr = io::stderr();
-    for warning in config.warnings() {
+    for warning in config.warnings(disk_bytes) {
         writeln!(stderr, "warning: {}", printable::lines(&warning)).map_err(CliError::Output)?;
     }
     Ok(())

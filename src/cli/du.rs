@@ -14,7 +14,7 @@ use super::{CliError, runtime};
 use crate::config::Config;
 use crate::control::usage::usage;
 use crate::printable::Printable;
-use crate::store::{Amount, RepositoryUsage, ScopeUsage, StoredAmount, TotalUsage, UsageEvent};
+use crate::store::{Amount, DiskUsage, RepositoryUsage, ScopeUsage, StoredAmount, TotalUsage, UsageEvent};
 
 #[derive(Args, Debug)]
 pub struct Du {
@@ -33,6 +33,7 @@ struct Report {
     repositories: Vec<RepositoryUsage>,
     scopes: Vec<ScopeUsage>,
     total: Option<TotalUsage>,
+    disk: Option<DiskUsage>,
 }
 
 // === impl Du ===
@@ -43,12 +44,13 @@ impl Du {
         let report = runtime::block_on(gather(&config, self.output))??;
         let mut report = report.lock();
         report.progress.clear();
+        report.bound(&config);
         let Some(total) = report.total.take() else { return Err(CliError::Unfinished) };
         match self.output {
             Output::Text => print(&report.text(&total)),
             Output::Json => print_json(&format!(
                 "{:#}",
-                json!({ "total": total, "scopes": report.scopes, "repositories": report.repositories })
+                json!({ "total": total, "disk": report.disk, "scopes": report.scopes, "repositories": report.repositories })
             )),
         }
     }
@@ -60,6 +62,7 @@ async fn gather(config: &Config, output: Output) -> Result<Arc<Mutex<Report>>, C
         repositories: Vec::new(),
         scopes: Vec::new(),
         total: None,
+        disk: None,
     }));
     match Session::open(config).await? {
         Session::Server(mut server) => {
@@ -88,12 +91,22 @@ async fn gather(config: &Config, output: Output) -> Result<Arc<Mutex<Report>>, C
 impl Report {
     fn take(&mut self, event: UsageEvent) {
         match event {
+            UsageEvent::Disk(disk) => self.disk = Some(disk),
             UsageEvent::Progress { repositories, blobs } => {
                 self.progress.draw(|| format!("{repositories} repositories, {blobs} blobs"));
             }
             UsageEvent::Repository(repository) => self.repositories.push(repository),
             UsageEvent::Scope(scope) => self.scopes.push(scope),
             UsageEvent::Total(total) => self.total = Some(total),
+        }
+    }
+
+    /// Adds the bounds that a server with this configuration would have, if none runs.
+    fn bound(&mut self, config: &Config) {
+        if let Some(disk) = &mut self.disk {
+            let bytes = Some(disk.bytes);
+            disk.max_size.get_or_insert_with(|| config.cache.max_size_on(bytes));
+            disk.min_free.get_or_insert_with(|| config.cache.min_free_on(bytes));
         }
     }
 
@@ -130,8 +143,21 @@ impl Report {
         sum(text, "spool", total.spool, "file", "")?;
         sum(text, "quarantine", total.quarantine, "file", "")?;
         sum(text, "index", total.index, "file", "")?;
-        writeln!(text, "{:>11}  total", bytes(total.bytes))
+        writeln!(text, "{:>11}  total", bytes(total.bytes))?;
+        self.disk.as_ref().map_or(Ok(()), |disk| write_disk(text, disk))
     }
+}
+
+fn write_disk(text: &mut String, disk: &DiskUsage) -> fmt::Result {
+    let DiskUsage { bytes: all, free_bytes, inodes, free_inodes, min_free_inodes, .. } = *disk;
+    writeln!(text)?;
+    writeln!(text, "{:>11}  cache.max_size", bytes(disk.max_size.unwrap_or_default()))?;
+    writeln!(text, "{:>11}  cache.min_free", bytes(disk.min_free.unwrap_or_default()))?;
+    writeln!(text, "{:>11}  free on the disk, of {}", bytes(free_bytes), bytes(all))?;
+    if inodes == 0 {
+        return Ok(());
+    }
+    writeln!(text, "{free_inodes:>11}  free inodes, of {inodes}; {min_free_inodes} stay free")
 }
 
 fn row(text: &mut String, content: &StoredAmount, manifests: u64, tags: u64, name: &str) -> fmt::Result {

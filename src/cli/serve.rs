@@ -1,11 +1,19 @@
 //! `roadstead serve`: runs the registry.
 
+use rustix::fs::Mode;
+use rustix::process::umask;
+
 use super::options::ServerOptions;
 use super::{CliError, runtime};
 use crate::server;
 use crate::telemetry::logs;
 
+/// Takes no permission from the user of the server, and all from others. A mode that lacks the owner's write permission
+/// would mark cached content as pushed.
+const UMASK: Mode = Mode::from_raw_mode(0o077);
+
 pub fn run(options: ServerOptions) -> Result<(), CliError> {
+    umask(UMASK);
     let config = options.load()?;
     let _flush = logs::init(config.log.format)?;
     Ok(runtime::block_on(server::run(config))??)

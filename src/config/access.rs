@@ -29,9 +29,9 @@ pub struct PushConfig {
 /// `[delete]`
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DeleteConfig {
-    /// Whether clients may delete pushed content. `None`: only if the server listens on a loopback address; see
-    /// [`super::Config::deletes_enabled`].
-    pub enabled: Option<bool>,
+    /// Whether clients may delete pushed content. Off unless it is switched on, also on a loopback address: a reverse proxy on
+    /// the same machine makes that public.
+    pub enabled: bool,
 }
 
 // === impl LocalConfig ===

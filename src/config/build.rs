@@ -122,8 +122,8 @@ fn tls(keys: ServerTlsKeys) -> Result<Option<TlsConfig>, ConfigError> {
 fn cache(keys: CacheKeys) -> CacheConfig {
     let default = CacheConfig::default();
     CacheConfig {
-        max_size: keys.max_size.map_or(default.max_size, |size| size.value.0.0),
-        min_free: keys.min_free.map_or(default.min_free, |size| size.value.0),
+        max_size: keys.max_size.map(|size| size.value.0.0),
+        min_free: keys.min_free.map(|size| size.value.0),
         pin: keys.pin.map_or(default.pin, |pins| pins.value.0),
         tag_ttl: value(keys.tag_ttl, default.tag_ttl),
         stale_while_revalidate: value(keys.stale_while_revalidate, default.stale_while_revalidate),
@@ -155,7 +155,7 @@ fn push(keys: PushKeys) -> PushConfig {
 }
 
 fn delete(keys: DeleteKeys) -> DeleteConfig {
-    DeleteConfig { enabled: keys.enabled.map(|enabled| enabled.value) }
+    DeleteConfig { enabled: value(keys.enabled, DeleteConfig::default().enabled) }
 }
 
 fn scrub(keys: ScrubKeys) -> ScrubConfig {

@@ -18,6 +18,7 @@ mod env;
 mod error;
 mod file;
 mod gc;
+mod ineffective;
 mod layer;
 mod listen;
 mod load;
@@ -110,11 +111,6 @@ impl Config {
     /// The upstream of this name; aliases are not resolved.
     pub fn upstream(&self, name: &str) -> Option<&UpstreamConfig> {
         self.upstreams.iter().find(|upstream| upstream.name == name)
-    }
-
-    /// Whether clients may delete: as configured, by default only if the server listens on a loopback address.
-    pub fn deletes_enabled(&self) -> bool {
-        self.delete.enabled.unwrap_or_else(|| self.server.listen.is_loopback())
     }
 }
 

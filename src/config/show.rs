@@ -4,6 +4,7 @@ use std::fmt::{Display, Write};
 use std::path::PathBuf;
 
 use toml::Value;
+use url::Url;
 
 use super::units::{format_duration, format_size};
 use super::{Config, CredentialConfig, CredentialSource, Secret, UpstreamConfig};
@@ -15,8 +16,9 @@ struct TomlWriter(String);
 // === impl Config ===
 
 impl Config {
-    /// The configuration as TOML, in the order of `config/roadstead.toml`. Keys without a value are left out.
-    pub fn to_toml(&self) -> String {
+    /// The configuration as TOML, in the order of `config/roadstead.toml`. Keys without a value are left out. Sizes that
+    /// depend on the size of the data folder's file system, `disk_bytes`, are comments.
+    pub fn to_toml(&self, disk_bytes: Option<u64>) -> String {
         let mut document = TomlWriter::default();
         document.key("builtin_upstreams", self.builtin_upstreams);
         document.key("default_upstream", self.default_upstream.as_deref().unwrap_or("none"));
@@ -53,8 +55,9 @@ impl Config {
         document.key("read_only", self.storage.read_only);
 
         document.table("cache");
-        document.key("max_size", format_size(self.cache.max_size));
-        document.key("min_free", format_size(self.cache.min_free));
+        let (max_size, min_free) = (self.cache.max_size_on(disk_bytes), self.cache.min_free_on(disk_bytes));
+        document.key_or_default("max_size", self.cache.max_size.is_some(), format_size(max_size));
+        document.key_or_default("min_free", self.cache.min_free.is_some(), format_size(min_free));
         let pins = self.cache.pin.iter().map(|pin| pin.as_str().to_owned());
         document.key("pin", pins.collect::<Vec<_>>());
         document.key("tag_ttl", format_duration(self.cache.tag_ttl));
@@ -80,7 +83,7 @@ impl Config {
         document.key("enabled", self.push.enabled);
 
         document.table("delete");
-        document.key("enabled", self.deletes_enabled());
+        document.key("enabled", self.delete.enabled);
 
         document.table("scrub");
         document.key("interval", format_duration(self.scrub.interval));
@@ -105,11 +108,25 @@ impl TomlWriter {
         self.line(format_args!("{name} = {}", value.into()));
     }
 
+    /// A key that is configured, or a comment with the default that is in force.
+    fn key_or_default(&mut self, name: &str, configured: bool, value: impl Into<Value>) {
+        match configured {
+            true => self.key(name, value),
+            false => self.line(format_args!("# {name} = {} (the default on this file system)", value.into())),
+        }
+    }
+
     fn upstream(&mut self, upstream: &UpstreamConfig, docker_config: Option<&PathBuf>) {
         self.table(format_args!("upstream.\"{}\"", upstream.name));
         match upstream.urls.as_slice() {
             [url] => self.key("url", url.to_string()),
             urls => self.key("url", urls.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        }
+        if upstream.urls.len() > 1 && !upstream.credentials.is_empty() {
+            upstream
+                .urls
+                .iter()
+                .for_each(|url| self.line(format_args!("# {url} gets {}", credentials_for(upstream, url))));
         }
         let (of_all, of_some): (Vec<_>, Vec<_>) =
             upstream.credentials.iter().partition(|rule| rule.repository.is_none());
@@ -175,6 +192,22 @@ impl TomlWriter {
     }
 }
 
+/// Which credentials requests to one of several URLs have.
+fn credentials_for(upstream: &UpstreamConfig, url: &Url) -> String {
+    let for_url = |rule: &&CredentialConfig| !rule.source.is_certain() || upstream.credentials_are_for(url);
+    let host = url.host_str().unwrap_or_default();
+    let text = |rule: &CredentialConfig| {
+        let repositories =
+            rule.repository.as_ref().map(|pattern| format!(" for {}", pattern.as_str())).unwrap_or_default();
+        match rule.source.is_certain() {
+            true => format!("the {:?}{repositories}", rule.source),
+            false => format!("the {:?} for {host}{repositories}", rule.source),
+        }
+    };
+    let texts: Vec<String> = upstream.credentials.iter().filter(for_url).map(text).collect();
+    if texts.is_empty() { "no credentials".to_owned() } else { texts.join(", ") }
+}
+
 fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -229,18 +262,56 @@ mod tests {
             max_fills = 3
         "#;
         let config = Config::from_toml(text, "test").unwrap();
-        let shown = config.to_toml();
+        let shown = config.to_toml(None);
         assert_eq!(Config::from_toml(&shown, "shown"), Ok(config), "{shown}");
+    }
+
+    #[test]
+    fn each_of_several_urls_is_shown_with_its_credentials() {
+        let text = r#"
+            docker_config = "/dev/null"
+            [upstream."docker.io"]
+            url = ["https://mirror.example.com", "https://registry-1.docker.io"]
+            username = "ann"
+            password = "hunter2"
+            [[upstream."docker.io".credentials]]
+            repository = "org/**"
+            username = "bob"
+            password = "hunter2"
+            [upstream."quay.io"]
+            url = ["https://quay.io", "https://mirror.example.com/quay"]
+        "#;
+        let shown = Config::from_toml(text, "test").unwrap().to_toml(None);
+        for line in [
+            "# https://mirror.example.com/ gets no credentials",
+            "# https://registry-1.docker.io/ gets the password of bob for org/**, the password of ann",
+            "# https://mirror.example.com/quay gets the logins in /dev/null for mirror.example.com",
+        ] {
+            assert!(shown.lines().any(|found| found == line), "{line} is not in\n{shown}");
+        }
+        assert!(!shown.contains("hunter2"));
+    }
+
+    #[test]
+    fn default_sizes_are_shown_as_they_are_on_this_file_system() {
+        let shown = Config::default().to_toml(Some(1 << 30));
+        for line in [
+            "# max_size = \"819MiB\" (the default on this file system)",
+            "# min_free = \"102MiB\" (the default on this file system)",
+        ] {
+            assert!(shown.lines().any(|found| found == line), "{line} is not in\n{shown}");
+        }
+        assert_eq!(Config::from_toml(&shown, "shown"), Ok(Config::default()));
     }
 
     #[test]
     fn secrets_are_not_shown() {
         let text = "[upstream.\"docker.io\"]\nusername = \"ann\"\npassword = \"hunter2\"";
-        let shown = Config::from_toml(text, "test").unwrap().to_toml();
+        let shown = Config::from_toml(text, "test").unwrap().to_toml(None);
         assert!(shown.contains("username = \"ann\"\npassword = \"***\"\n"), "{shown}");
         assert!(!shown.contains("hunter2"));
         let text = "[upstream.\"docker.io\"]\nusername = \"ann\"\nexec = [\"echo\", \"hunter2\"]";
-        let shown = Config::from_toml(text, "test").unwrap().to_toml();
+        let shown = Config::from_toml(text, "test").unwrap().to_toml(None);
         assert!(shown.contains("exec = [\"echo\", \"***\"]\n") && !shown.contains("hunter2"), "{shown}");
     }
 }

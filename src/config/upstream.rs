@@ -107,6 +107,22 @@ impl UpstreamConfig {
         self.credentials.iter().any(|rule| rule.source.is_certain())
     }
 
+    /// Whether the passwords and programs of the credential rules are for this URL. If the upstream has URLs on its own domain,
+    /// the others are mirrors of other people, and get none. Docker's file has credentials by host, so each URL gets its own.
+    pub fn credentials_are_for(&self, url: &Url) -> bool {
+        self.is_own(url) || !self.urls.iter().any(|url| self.is_own(url))
+    }
+
+    /// Whether a URL is on the host, or on the registrable domain, of the upstream's name.
+    fn is_own(&self, url: &Url) -> bool {
+        let (Some(host), port) = (url.host_str(), url.port_or_known_default()) else { return false };
+        let (name, name_port) =
+            self.name.split_once(':').map_or((self.name.as_str(), None), |(host, port)| (host, Some(port)));
+        let same_host = host == name
+            && name_port.is_none_or(|name_port| port.map(|port| port.to_string()).as_deref() == Some(name_port));
+        same_host || in_one_domain(host, name)
+    }
+
     /// Whether requests for this repository use credentials. `None`: depends on the current content of Docker's file.
     pub fn has_credentials_for(&self, repository: &str) -> Option<bool> {
         match self.credentials.iter().find(|rule| rule.is_for(repository)) {
@@ -134,6 +150,12 @@ impl OnDenied {
     }
 }
 
+/// Whether two host names have one registrable domain (public suffix list). An IP address has none.
+pub(super) fn in_one_domain(one: &str, other: &str) -> bool {
+    let is_name = |host: &str| host.parse::<std::net::IpAddr>().is_err() && !host.starts_with('[');
+    is_name(one) && is_name(other) && psl::domain_str(one).is_some_and(|domain| psl::domain_str(other) == Some(domain))
+}
+
 /// [`BUILTIN_UPSTREAMS`] with defaults.
 pub fn builtin_upstreams() -> Vec<UpstreamConfig> {
     let parsed = |(name, url): (&str, &str)| Some(UpstreamConfig::new(name, vec![Url::parse(url).ok()?]));
@@ -154,5 +176,28 @@ mod tests {
         let names: Vec<_> = builtin_upstreams().into_iter().map(|upstream| upstream.name).collect();
         assert_eq!(names, BUILTIN_UPSTREAMS.map(|(name, _)| name));
         assert!(names.is_sorted());
+    }
+
+    #[test]
+    fn credentials_are_for_the_urls_on_the_domain_of_the_upstream() {
+        let mirror = "https://mirror.example.com/";
+        let cases: [(&str, &[&str], &[bool]); 7] = [
+            ("docker.io", &[mirror, "https://registry-1.docker.io/"], &[false, true]),
+            ("docker.io", &[mirror], &[true]),
+            ("docker.io", &[mirror, "https://other.example.org/"], &[true, true]),
+            (
+                "registry.corp.example",
+                &["https://corp.example/", "https://eu.corp.example/", mirror],
+                &[true, true, false],
+            ),
+            ("127.0.0.1:5001", &["http://127.0.0.1:5001/", "http://127.0.0.1:5002/"], &[true, false]),
+            ("r.example:5000", &["http://r.example:5000/", "http://10.0.0.1:5000/"], &[true, false]),
+            ("10.0.0.1:443", &["https://10.0.0.1/", "https://10.0.0.2/"], &[true, false]),
+        ];
+        for (name, urls, expected) in cases {
+            let upstream = UpstreamConfig::new(name, urls.iter().map(|url| url.parse().unwrap()).collect());
+            let found: Vec<bool> = upstream.urls.iter().map(|url| upstream.credentials_are_for(url)).collect();
+            assert_eq!(found, expected, "{name} {urls:?}");
+        }
     }
 }

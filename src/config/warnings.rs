@@ -1,10 +1,10 @@
-//! Warnings about settings that are valid but risky or without effect. They are logged at the start and printed by
-//! `roadstead check`.
+//! Warnings about settings that are valid but risky, and about those without effect (`ineffective`). They are logged at the
+//! start and printed by `roadstead check`.
 
 use std::time::Duration;
 
 use super::units::format_duration;
-use super::{Config, IgnoredSettings, Pin, UpstreamConfig};
+use super::{Config, IgnoredSettings, UpstreamConfig};
 
 /// containerd gives up on a registry that has not sent response headers after this time.
 const CONTAINERD_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -12,8 +12,9 @@ const CONTAINERD_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 // === impl Config ===
 
 impl Config {
-    /// One line each, the most severe first. Each names the setting, the risk and the remedy.
-    pub fn warnings(&self) -> Vec<String> {
+    /// One line each, the most severe first. Each names the setting, the risk and the remedy. `disk_bytes`: the size of the data
+    /// folder's file system, if it is known.
+    pub fn warnings(&self, disk_bytes: Option<u64>) -> Vec<String> {
         let mut warnings: Vec<String> = self.unauthenticated_access().into_iter().collect();
         warnings.extend(self.upstreams.iter().filter_map(unencrypted_password));
         warnings.extend(self.upstreams.iter().filter_map(unverified_certificate));
@@ -23,11 +24,7 @@ impl Config {
                 "cache.answer_within is {within}: containerd gives up after 30s without an answer; set it below 30s"
             ));
         }
-        if self.cache.tag_ttl.is_zero() && !self.cache.stale_while_revalidate.is_zero() {
-            let what = "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every pull waits for the upstream; set tag_ttl";
-            warnings.push(what.to_owned());
-        }
-        warnings.extend(self.cache.pin.iter().filter_map(|pin| self.useless_pin(pin)));
+        warnings.extend(self.ineffective_settings(disk_bytes));
         let IgnoredSettings { auth, others } = &self.ignored_settings;
         if !auth.is_empty() {
             let what = "clients do not log in here, so these settings of registry:2 have no effect: ";
@@ -40,13 +37,6 @@ impl Config {
             warnings.push(format!("these settings of registry:2 have no effect here: {}", others.join(", ")));
         }
         warnings
-    }
-
-    fn useless_pin(&self, pin: &Pin) -> Option<String> {
-        let may_match = self.upstreams.iter().any(|upstream| pin.may_match_upstream(upstream.name.as_str()));
-        let pattern = pin.as_str();
-        (!may_match)
-            .then(|| format!("cache.pin \"{pattern}\" matches no configured upstream and pins nothing; check the host"))
     }
 
     /// Warns about what unauthenticated clients on the network may do.
@@ -69,16 +59,12 @@ impl Config {
                 _ => "push to the local namespaces",
             });
         }
-        if self.deletes_enabled() && !read_only {
+        if self.delete.enabled && !read_only {
             may.push("delete what was pushed");
         }
-        let deletes_off = match self.delete.enabled {
-            None if !read_only => "; deletes are off until delete.enabled = true",
-            _ => "",
-        };
         let listen = &self.server.listen;
         Some(format!(
-            "listening on {listen} without authentication: every client that can connect may {}{deletes_off}; set \
+            "listening on {listen} without authentication: every client that can connect may {}; set \
              server.tls.client_ca to require client certificates",
             may.join(" and ")
         ))
@@ -113,7 +99,7 @@ mod tests {
 
     #[test]
     fn defaults_give_no_warning() {
-        assert_eq!(Config::default().warnings(), [""; 0]);
+        assert_eq!(Config::default().warnings(None), [""; 0]);
     }
 
     #[test]
@@ -123,8 +109,8 @@ mod tests {
                 OPEN.to_owned(),
                 "listening on :5000 without authentication: every client that can connect may pull every image that is \
                  stored here or at an upstream and push any image, even under names of the default upstream that are \
-                 not cached yet (set [local] namespaces to prevent that); deletes are off until delete.enabled = true; \
-                 set server.tls.client_ca to require client certificates",
+                 not cached yet (set [local] namespaces to prevent that); set server.tls.client_ca to require client \
+                 certificates",
             ),
             (
                 format!("{OPEN}[delete]\nenabled = true\n[local]\nnamespaces = [\"team/**\"]"),
@@ -142,10 +128,6 @@ mod tests {
                 "cache.answer_within is 45s: containerd gives up after 30s without an answer; set it below 30s",
             ),
             (
-                "[cache]\ntag_ttl = \"0s\"\nstale_while_revalidate = \"1m\"".to_owned(),
-                "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every pull waits for the upstream; set tag_ttl",
-            ),
-            (
                 "[upstream.\"a.b\"]\nurl = \"http://a.b\"\nusername = \"ann\"\npassword = \"x\"".to_owned(),
                 "upstream.\"a.b\" has credentials and the URL http://a.b/: they are sent unencrypted; use an https URL",
             ),
@@ -154,21 +136,17 @@ mod tests {
                 "upstream.\"a.b\" has insecure_skip_verify: any host on the network path can read its passwords and change \
                  its tags; use ca_file instead",
             ),
-            (
-                "[cache]\npin = [\"docker.io/library/*\", \"qay.io/a/b:*\"]".to_owned(),
-                "cache.pin \"qay.io/a/b:*\" matches no configured upstream and pins nothing; check the host",
-            ),
         ];
         for (text, warning) in cases {
-            assert_eq!(Config::from_toml(&text, "test").unwrap().warnings(), [warning], "{text}");
+            assert_eq!(Config::from_toml(&text, "test").unwrap().warnings(None), [warning], "{text}");
         }
     }
 
     #[test]
-    fn deletes_are_on_by_default_only_on_loopback() {
-        let enabled = |text: &str| Config::from_toml(text, "test").unwrap().deletes_enabled();
-        assert!(enabled(""));
-        assert!(!enabled(OPEN));
+    fn deletes_are_off_unless_switched_on() {
+        let enabled = |text: &str| Config::from_toml(text, "test").unwrap().delete.enabled;
+        assert!(!enabled("") && !enabled(OPEN) && !enabled("[server]\nlisten = \"127.0.0.1:5000\""));
+        assert!(enabled("[delete]\nenabled = true"));
         assert!(enabled(&format!("{OPEN}[delete]\nenabled = true")));
         assert!(!enabled("[delete]\nenabled = false"));
     }

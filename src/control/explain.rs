@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::Control;
 use super::explain_query::{ExplainQuery, QueryTarget};
 use crate::config::Config;
+use crate::housekeeping::bounds;
 use crate::oci::{Digest, Manifest, Reference, RepoId, Scope, Tag};
 use crate::pull::TagFreshness;
 use crate::resolve::{Routes, Rule, Target};
-use crate::store::{StoreError, TagRecord, View};
+use crate::store::{Bounds, StoreError, TagRecord, View};
 use crate::upstream::BreakerState;
 
 /// Maximum depth of indexes within indexes.
@@ -38,6 +39,8 @@ pub struct Explanation {
     /// Path of the data folder.
     pub data: String,
     pub data_exists: bool,
+    /// The bounds of the cache. `None` for a read-only folder, where nothing is cached.
+    pub bounds: Option<ExplainedBounds>,
     /// The rule that selected the repository, as text.
     pub rule: String,
     /// `local`, or the name of the upstream.
@@ -55,6 +58,15 @@ pub struct Explanation {
     pub manifest: Option<ContentNode>,
     /// The requests to the upstream that a complete pull would cause now, such as `GET manifests/v1`.
     pub upstream_requests: Vec<String>,
+}
+
+/// The bounds of the cache, in bytes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ExplainedBounds {
+    /// What cached content may take.
+    pub max_size: u64,
+    /// What stays free on the disk.
+    pub min_free: u64,
 }
 
 /// The kind of the requested content. An explanation does not contain lists, because only a running server caches mirrored
@@ -120,6 +132,14 @@ impl ExplainSources<'_> {
         }
     }
 
+    /// Returns the bounds in force, or those that a server would have.
+    fn bounds(&self) -> Option<ExplainedBounds> {
+        let Config { storage, cache, .. } = self.config;
+        let in_force = self.server.map(|server| server.store.bounds());
+        let Bounds { max_size, min_free } = in_force.unwrap_or_else(|| bounds(cache, &storage.path));
+        (!storage.read_only).then_some(ExplainedBounds { max_size, min_free })
+    }
+
     /// Returns the age limits of a repository's tags. Only a running server knows whether few pulls are left at its upstream.
     fn freshness(&self, repo: &RepoId) -> TagFreshness {
         let in_force = self.server.and_then(|server| server.puller.tag_freshness(repo.scope.as_str()));
@@ -159,6 +179,7 @@ fn gather(sources: &ExplainSources<'_>, target: Target, asked_for: &QueryTarget)
         image: asked_for.full_name(&repo),
         data: config.storage.path.display().to_string(),
         data_exists: config.storage.path.is_dir(),
+        bounds: sources.bounds(),
         rule: describe(rule).to_owned(),
         scope: repo.scope.as_str().to_owned(),
         repository: repo.name.to_string(),

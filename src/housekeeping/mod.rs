@@ -7,11 +7,12 @@ mod collector;
 mod recovery;
 mod scrub;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{CacheConfig, Config, Pin};
-use crate::store::{Bounds, PinRule, Store, StoreError};
+use crate::store::{Bounds, PinRule, Store, StoreError, disk_bytes};
 use crate::tasks::{Tasks, every};
 use crate::telemetry::Metrics;
 
@@ -28,14 +29,17 @@ const INDEX_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 const CONTENT_SYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// How often the server checks whether responses can be stored again.
 const ROOM_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the data folder is checked again while it cannot be written.
+const WRITE_RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often push sessions are checked for their age.
 const UPLOAD_EXPIRY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Maximum time without writes of a push session. Clients give up within an hour.
 const MAX_UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Returns the configured bounds of the cache.
-pub fn bounds(cache: &CacheConfig) -> Bounds {
-    Bounds { max_size: cache.max_size, min_free: cache.min_free }
+/// Returns the bounds of the cache for a data folder, which may not exist yet. Blocks.
+pub fn bounds(cache: &CacheConfig, folder: &Path) -> Bounds {
+    let disk_bytes = disk_bytes(folder);
+    Bounds { max_size: cache.max_size_on(disk_bytes), min_free: cache.min_free_on(disk_bytes) }
 }
 
 /// Returns the rule for the pinned images; `None` if the configuration pins none.
@@ -67,6 +71,8 @@ pub fn start(store: &Store, config: &Config, metrics: &Arc<Metrics>, tasks: &Tas
     tasks.spawn(async move { every(UPLOAD_EXPIRY_INTERVAL, "expire uploads", || expire_uploads(&uploads)).await });
     tasks.spawn(async move { every(INDEX_FLUSH_INTERVAL, "flush index", || index.flush_index()).await });
     tasks.spawn(async move { every(CONTENT_SYNC_INTERVAL, "sync content", || content.sync_committed()).await });
+    let checking = store.clone();
+    tasks.spawn(async move { every(WRITE_RECHECK_INTERVAL, "check storage", || checking.recheck_writable()).await });
     let metrics = metrics.clone();
     tasks.spawn(async move { every(ROOM_CHECK_INTERVAL, "check room", || report_room(&metrics)).await });
 }

@@ -1,5 +1,5 @@
 //! Recovery of the index in the background: reconciles it with the files if needed, and restores the order of last use.
-//! Nothing is evicted before.
+//! Nothing is evicted before. It is repeated if the index fails while the server runs, as on a disk that was full for a while.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -18,11 +19,20 @@ const MIN_RETRY_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_REST_FACTOR: u32 = 20;
 /// How often the thread checks for a request to stop.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the server checks whether the index has failed.
+const FAILURE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The recovery of a store's index, on a thread of the blocking pool.
+/// The recovery of a store's index. Its walks run on a thread of the blocking pool.
 pub struct IndexRecovery {
-    stop: Arc<AtomicBool>,
-    walk: JoinHandle<()>,
+    stop: Arc<Stop>,
+    recovery: JoinHandle<()>,
+}
+
+/// A request to stop, for the walk and for the task that starts it.
+#[derive(Default)]
+struct Stop {
+    walk: AtomicBool,
+    task: CancellationToken,
 }
 
 // === impl IndexRecovery ===
@@ -34,25 +44,40 @@ impl IndexRecovery {
             metrics.index_rebuilt();
             tracing::warn!(reason, "the index is corrupt; it was moved aside and is rebuilt from the files");
         }
-        let stop = Arc::new(AtomicBool::new(false));
-        let walk = tokio::task::spawn_blocking({
-            let (store, stop) = (store.clone(), stop.clone());
-            move || recover(&store, &stop)
-        });
-        Self { stop, walk }
+        let stop = Arc::new(Stop::default());
+        let recovery = tokio::spawn(recover_always(store.clone(), stop.clone()));
+        Self { stop, recovery }
     }
 
     /// Ends the recovery, complete or not. The next start continues it.
     pub async fn stop(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.walk.await;
+        self.stop.walk.store(true, Ordering::Relaxed);
+        self.stop.task.cancel();
+        let _ = self.recovery.await;
+    }
+}
+
+/// Recovers the index now and whenever it has failed.
+async fn recover_always(store: Store, stop: Arc<Stop>) {
+    if store.is_read_only() {
+        return;
+    }
+    let mut due = true;
+    while !stop.task.is_cancelled() {
+        let started = Instant::now();
+        if due {
+            let (store, stop) = (store.clone(), stop.clone());
+            let _ = tokio::task::spawn_blocking(move || recover(&store, &stop.walk)).await;
+        }
+        let pause = (started.elapsed() * RETRY_REST_FACTOR).max(FAILURE_CHECK_INTERVAL);
+        if stop.task.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return;
+        }
+        due = store.needs_reconcile();
     }
 }
 
 fn recover(store: &Store, stop: &AtomicBool) {
-    if store.is_read_only() {
-        return;
-    }
     while store.needs_reconcile() {
         let started = Instant::now();
         store.reconcile(stop);

@@ -28,6 +28,9 @@ pub(super) async fn healthz() -> &'static str {
 struct Readiness {
     ready: bool,
     storage: Storage,
+    /// Why it cannot be written, with the remedy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    obstacle: Option<String>,
     /// Lists and sums come from the folders until then.
     index_rebuilding: bool,
     /// The disk has no room for an index: as above, and nothing is evicted. It is opened when there is room.
@@ -49,11 +52,12 @@ enum Storage {
 
 /// The server is ready if it can write its storage, or is not meant to. A failed upstream does not make it unready.
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
-    let storage = storage(&app.store).await;
+    let (storage, obstacle) = storage(&app.store).await;
     let ready = matches!(storage, Storage::Writable | Storage::ReadOnly);
     let readiness = Readiness {
         ready,
         storage,
+        obstacle,
         index_rebuilding: storage != Storage::ReadOnly && app.store.needs_reconcile(),
         index_without_room: app.store.lacks_index(),
         bypassing: app.metrics.is_bypassing(),
@@ -65,16 +69,17 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     (status, [(CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-async fn storage(store: &Store) -> Storage {
+/// The state of the storage, and the obstacle if it cannot be written. The store logs when that changes.
+async fn storage(store: &Store) -> (Storage, Option<String>) {
     if store.is_read_only() {
-        return Storage::ReadOnly;
+        return (Storage::ReadOnly, None);
     }
     match tokio::time::timeout(WRITE_TIMEOUT, store.check_writable()).await {
-        Ok(Ok(())) => Storage::Writable,
-        Ok(Err(error)) => {
-            tracing::error!(%error, "not ready: the storage cannot be written");
-            Storage::CannotBeWritten
-        }
-        Err(_) => Storage::DoesNotAnswer,
+        Ok(Ok(())) => (Storage::Writable, None),
+        Ok(Err(error)) => (
+            Storage::CannotBeWritten,
+            Some(error.obstacle().map_or_else(|| error.to_string(), |text| text.to_string())),
+        ),
+        Err(_) => (Storage::DoesNotAnswer, None),
     }
 }

@@ -17,7 +17,7 @@ use crate::access::{AccessError, SwitchedOff, Unauthenticated};
 use crate::oci::{Digest, DigestError, ErrorCode, ManifestError, NameError, ReferenceError, RouteError};
 use crate::pull::PullError;
 use crate::resolve::{PushRefused, ResolveError};
-use crate::store::{StoreError, UploadError};
+use crate::store::{Obstacle, StoreError, UploadError};
 use crate::telemetry::{ContentKind, REQUEST_ID, RequestTrace};
 use crate::upstream::UpstreamError;
 
@@ -296,7 +296,9 @@ fn store_status(error: &StoreError) -> (StatusCode, ErrorCode) {
     match error {
         StoreError::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
         StoreError::ReadOnly => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
-        error if error.is_full() => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable),
+        error if error.is_full() || error.obstacle() == Some(Obstacle::ReadOnlyDisk) => {
+            (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable)
+        }
         error if error.lacks_descriptors() => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
     }
@@ -305,10 +307,8 @@ fn store_status(error: &StoreError) -> (StatusCode, ErrorCode) {
 fn store_message(error: &StoreError) -> String {
     match error {
         StoreError::DigestMismatch { .. } => error.to_string(),
-        StoreError::ReadOnly => "the registry is read-only".to_owned(),
-        error if error.is_full() => "the registry's disk is full".to_owned(),
         error if error.lacks_descriptors() => "the registry has too many files open".to_owned(),
-        _ => STORAGE_FAILED.to_owned(),
+        error => error.obstacle().map_or_else(|| STORAGE_FAILED.to_owned(), |obstacle| obstacle.to_string()),
     }
 }
 

@@ -152,7 +152,7 @@ impl TagConfirmation<'_> {
         let known = self.known.as_ref().map(|(digest, _)| digest.clone());
         match context.store.compare_and_set_tag(self.repo, self.tag, known, record, rewrite).await {
             // The next request asks the upstream again.
-            Err(error) if error.is_full() => Ok(()),
+            Err(error) if error.obstacle().is_some() => Ok(()),
             outcome => Ok(outcome.map(drop)?),
         }
     }

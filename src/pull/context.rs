@@ -100,9 +100,10 @@ impl Context {
     }
 
     /// Counts content that is served but not stored. Logs a warning for the first one in five minutes.
-    pub(super) fn note_no_room(&self, error: &StoreError) {
+    pub(super) fn note_not_stored(&self, error: &StoreError) {
         if self.metrics.no_room() {
-            tracing::warn!(%error, "pulled content is served but not stored; free disk space or raise cache.max_size");
+            let obstacle = error.obstacle().map(|obstacle| obstacle.to_string()).unwrap_or_default();
+            tracing::warn!(%error, obstacle, "pulled content is served but not stored");
         }
     }
 }

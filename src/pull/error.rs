@@ -51,9 +51,14 @@ impl PullError {
         matches!(self, Self::NotFound)
     }
 
-    /// Whether there is no room to store the content. It can be served without being stored.
+    /// Whether there is no room to store the content.
     pub(super) fn is_full(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_full())
+    }
+
+    /// Whether the disk did not take what was written.
+    pub(super) fn is_of_writing(&self) -> bool {
+        matches!(self, Self::Store(error @ StoreError::Io { .. }) if error.obstacle().is_some())
     }
 
     /// Whether the local disk or store failed, and not the upstream.

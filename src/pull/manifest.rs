@@ -131,7 +131,7 @@ impl Engine {
         answer
     }
 
-    /// Stores a manifest, if there is room. Without room the manifest is served as well. The flag is true if it was stored.
+    /// Stores a manifest, if the store can take it. Otherwise the manifest is served as well. The flag is true if it was stored.
     pub(super) async fn store_manifest(
         &self,
         repo: &RepoId,
@@ -142,8 +142,8 @@ impl Engine {
         match self.context.store.put_manifest(repo, new, Vec::new()).await {
             Ok(manifest) => Ok((manifest, true)),
             Err(StoreError::ReadOnly) => Ok((Arc::new(unstored), false)),
-            Err(error) if error.is_full() => {
-                self.context.note_no_room(&error);
+            Err(error) if error.obstacle().is_some() => {
+                self.context.note_not_stored(&error);
                 tracing::debug!(%repo, digest = %unstored.digest, %error, "cannot store a manifest");
                 Ok((Arc::new(unstored), false))
             }

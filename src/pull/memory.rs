@@ -15,6 +15,9 @@ use crate::upstream::UpstreamError;
 
 /// How long requests share the failure of a fill.
 const FAILURE_TTL: Duration = Duration::from_secs(1);
+/// How long a blob passes by whose fill failed in the middle, because the disk did not take all of it. Another fill would break
+/// off the next client at the same place.
+const UNSTORABLE_TTL: Duration = Duration::from_secs(60);
 /// How long the length of a blob that is not stored is kept.
 const LENGTH_TTL: Duration = Duration::from_secs(10 * 60);
 /// Maximum number of entries of each cache, except that of referrers.
@@ -27,6 +30,8 @@ pub(super) struct Memory {
     /// Content for which an upstream answered 404 within `negative_ttl`.
     absent: Cache<(RepoId, Reference), ()>,
     failures: Cache<(SourceId, Digest), PullError>,
+    /// Blobs that the disk did not take completely.
+    unstorable: Cache<(SourceId, Digest), PullError>,
     /// In bytes.
     lengths: Cache<(RepoId, Digest), u64>,
     referrers: Cache<(RepoId, Digest), ListedReferrers>,
@@ -48,6 +53,7 @@ impl Memory {
             negative_ttl: config.negative_ttl,
             absent: cache(config.negative_ttl),
             failures: cache(FAILURE_TTL),
+            unstorable: cache(UNSTORABLE_TTL),
             lengths: cache(LENGTH_TTL),
             referrers: Cache::builder()
                 .max_capacity(MAX_REFERRERS_BYTES)
@@ -69,7 +75,15 @@ impl Memory {
 
     /// Returns the failure of the last fill from this source.
     pub(super) fn failure(&self, source: &SourceId, digest: &Digest) -> Option<PullError> {
-        self.failures.get(&(source.clone(), digest.clone()))
+        let key = (source.clone(), digest.clone());
+        self.failures.get(&key).or_else(|| self.unstorable.get(&key))
+    }
+
+    /// Remembers that the disk did not take all of a blob of which a part was stored.
+    pub(super) fn remember_unstorable(&self, source: &SourceId, digest: &Digest, error: &PullError) {
+        if error.is_of_writing() {
+            self.unstorable.insert((source.clone(), digest.clone()), error.clone());
+        }
     }
 
     pub(super) fn remember_failure(&self, source: &SourceId, digest: &Digest, error: &PullError) {

@@ -16,7 +16,7 @@ use super::context::Context;
 use super::error::PullError;
 use super::flight::Flights;
 use crate::oci::{Digest, Reference, RepoId, RepoName};
-use crate::store::{Member, StoreError};
+use crate::store::Member;
 use crate::tasks::Tasks;
 use crate::upstream::{Kind, Upstream};
 
@@ -98,7 +98,7 @@ async fn proof_by_shared_right(
         return Ok(None);
     }
     match store.link_blob(repo, digest, listed.size).await {
-        Err(error) if !error.is_full() && !matches!(error, StoreError::ReadOnly) => Err(error.into()),
+        Err(error) if error.obstacle().is_none() => Err(error.into()),
         _ => Ok(Some(Member { proven: true, ..listed })),
     }
 }
@@ -129,7 +129,7 @@ async fn ask_for_proof(
     }
     match context.store.link_blob(repo, digest, proof.size).await {
         // The next request asks for a proof again.
-        Err(error) if error.is_full() || matches!(error, StoreError::ReadOnly) => Ok(proof),
+        Err(error) if error.obstacle().is_some() => Ok(proof),
         recorded => Ok(recorded.map(|()| proof)?),
     }
 }

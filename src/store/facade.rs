@@ -10,10 +10,11 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::cache::{EVICTOR_THREAD, lower_priority};
+use super::cache::{Bounds, EVICTOR_THREAD, lower_priority};
 use super::content::Content;
 use super::error::StoreError;
 use super::file_range::FileRange;
+use super::fs::DiskState;
 use super::index::IndexCondition;
 use super::local::{Local, LocalContent, LocalNames, LocalUploads, OpenError, View};
 use super::names::{MayRead, Names, NewManifest};
@@ -98,9 +99,30 @@ impl Store {
         self.parts.local.is_read_only()
     }
 
-    /// Whether a file can be written.
+    /// Whether a file can be written: tries it, unless that was tried less than a second ago and no write has failed since.
     pub async fn check_writable(&self) -> Result<(), StoreError> {
-        self.parts.local.run(|local| local.check_writable()).await
+        self.parts.local.check_writable().await
+    }
+
+    /// Checks again whether a file can be written if the last check or a later write failed.
+    pub async fn recheck_writable(&self) -> Result<(), StoreError> {
+        self.parts.local.recheck_writable().await;
+        Ok(())
+    }
+
+    /// Why the last check could not write a file. `None`: it could, or there was none.
+    pub fn write_failure(&self) -> Option<StoreError> {
+        self.parts.local.write_failure()
+    }
+
+    /// The bounds of the cache that are in force.
+    pub fn bounds(&self) -> Bounds {
+        self.parts.local.cache().space().bounds()
+    }
+
+    /// The state of the disk; `None` where it cannot be asked. Blocks.
+    pub fn disk(&self) -> Option<DiskState> {
+        self.parts.local.cache().space().disk()
     }
 
     /// The changes of the store.
@@ -323,10 +345,13 @@ impl Store {
         local.index().is_ready() && local.cache().is_order_complete()
     }
 
-    /// Restores the order of last use of an earlier run. Blocks for as long as that takes. Nothing is evicted before.
+    /// Restores the order of last use of an earlier run, unless that was done before. Blocks for as long as that takes. Nothing
+    /// is evicted before.
     pub fn restore_recency(&self) {
         let local = &self.parts.local;
-        local.cache().restore_uses(local.index());
+        if !local.cache().is_order_complete() {
+            local.cache().restore_uses(local.index());
+        }
     }
 
     /// Puts noted uses in order, and evicts what the bounds ask for. If a reservation had to wait for room, evicts some more.

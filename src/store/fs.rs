@@ -2,26 +2,45 @@
 //!
 //! The tests of the store make each operation fail in turn (`faults`), and the test `layers::file_access` finds code that
 //! does not come through here. Exceptions: sled works on the files of `index/` itself; reads and metadata of a file that is
-//! already open change nothing (`file_range`, `local::growing_file`, `upkeep::scrub::read`); `flock` locks the open lock file
-//! (`local::folder`); and `statvfs` asks how much room the disk has (`cache::space`).
+//! already open change nothing (`file_range`, `local::growing_file`, `upkeep::scrub::read`); and `flock` locks the open lock file
+//! (`local::folder`).
 
 use std::fs as system;
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::error::optional;
 #[cfg(test)]
-use super::faults::{pass, pass_write};
+use super::faults::{alter, pass, pass_change, pass_write};
 pub(in crate::store) use std::fs::{DirEntry, File, Metadata, Permissions, ReadDir};
+
+/// Modes of new files and folders: for the user of the server alone. The umask can take bits away; `main` sets one that takes
+/// none of these.
+const FILE_MODE: u32 = 0o600;
+const FOLDER_MODE: u32 = 0o700;
 
 /// Where a test can make an operation fail.
 #[cfg(not(test))]
 #[inline(always)]
 fn pass() -> io::Result<()> {
     Ok(())
+}
+
+/// As [`pass`], for an operation that changes the file system.
+#[cfg(not(test))]
+#[inline(always)]
+fn pass_change() -> io::Result<()> {
+    Ok(())
+}
+
+/// Where a test can report another state of the disk.
+#[cfg(not(test))]
+#[inline(always)]
+fn alter(disk: DiskState) -> DiskState {
+    disk
 }
 
 #[cfg(not(test))]
@@ -34,8 +53,8 @@ fn pass_write(bytes: &[u8], write: impl FnOnce(&[u8]) -> io::Result<()>) -> io::
 
 /// A new file to read and write; an existing one of that name is an error.
 pub(in crate::store) fn create_new(path: &Path) -> io::Result<File> {
-    pass()?;
-    File::options().create_new(true).read(true).write(true).open(path)
+    pass_change()?;
+    File::options().create_new(true).read(true).write(true).mode(FILE_MODE).open(path)
 }
 
 /// An existing file, to read.
@@ -48,14 +67,14 @@ pub(in crate::store) fn open(path: &Path) -> io::Result<File> {
 
 /// An existing file, to read and write.
 pub(in crate::store) fn open_to_write(path: &Path) -> io::Result<File> {
-    pass()?;
+    pass_change()?;
     File::options().read(true).write(true).open(path)
 }
 
 /// The lock file of a data folder: created if it does not exist, opened to read and write, and not truncated.
 pub(in crate::store) fn open_lock_file(path: &Path) -> io::Result<File> {
-    pass()?;
-    File::options().create(true).truncate(false).read(true).write(true).open(path)
+    pass_change()?;
+    File::options().create(true).truncate(false).read(true).write(true).mode(FILE_MODE).open(path)
 }
 
 /// An existing file, to read past the page cache (`O_DIRECT`). `EINVAL` where the file system does not support that.
@@ -73,18 +92,18 @@ pub(in crate::store) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> 
 }
 
 pub(in crate::store) fn set_len(file: &File, length: u64) -> io::Result<()> {
-    pass()?;
+    pass_change()?;
     file.set_len(length)
 }
 
 pub(in crate::store) fn set_permissions(file: &File, permissions: Permissions) -> io::Result<()> {
-    pass()?;
+    pass_change()?;
     file.set_permissions(permissions)
 }
 
 /// Reserves the blocks of the first `bytes` bytes without changing the file's length.
 pub(in crate::store) fn fallocate(file: &File, bytes: u64) -> io::Result<()> {
-    pass()?;
+    pass_change()?;
     Ok(rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes)?)
 }
 
@@ -118,8 +137,8 @@ pub(in crate::store) fn is_still_at(path: &Path, file: &File) -> io::Result<bool
 }
 
 pub(in crate::store) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-    pass()?;
-    let mut file = File::create(path)?;
+    pass_change()?;
+    let mut file = File::options().create(true).truncate(true).write(true).mode(FILE_MODE).open(path)?;
     write_all(&mut file, bytes.as_ref())
 }
 
@@ -139,12 +158,12 @@ pub(in crate::store) fn metadata(path: &Path) -> io::Result<Metadata> {
 }
 
 pub(in crate::store) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    pass()?;
+    pass_change()?;
     system::rename(from, to)
 }
 
 pub(in crate::store) fn remove_file(path: &Path) -> io::Result<()> {
-    pass()?;
+    pass_change()?;
     system::remove_file(path)
 }
 
@@ -156,21 +175,54 @@ pub(in crate::store) fn read_dir(path: &Path) -> io::Result<ReadDir> {
 }
 
 pub(in crate::store) fn create_dir(path: &Path) -> io::Result<()> {
-    pass()?;
-    system::create_dir(path)
+    pass_change()?;
+    system::DirBuilder::new().mode(FOLDER_MODE).create(path)
 }
 
 pub(in crate::store) fn create_dir_all(path: &Path) -> io::Result<()> {
-    pass()?;
-    system::create_dir_all(path)
+    pass_change()?;
+    system::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path)
 }
 
 pub(in crate::store) fn remove_dir(path: &Path) -> io::Result<()> {
-    pass()?;
+    pass_change()?;
     system::remove_dir(path)
 }
 
 pub(in crate::store) fn remove_dir_all(path: &Path) -> io::Result<()> {
-    pass()?;
+    pass_change()?;
     system::remove_dir_all(path)
+}
+
+// === the disk ===
+
+/// What a file system reports about its room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskState {
+    /// Its size in bytes. 0: it does not say.
+    pub bytes: u64,
+    /// Bytes that are free for this process.
+    pub free_bytes: u64,
+    /// All its inodes. 0: it does not count them.
+    pub inodes: u64,
+    /// Inodes that are free for this process.
+    pub free_inodes: u64,
+}
+
+/// The state of the file system that holds `path`.
+pub(in crate::store) fn disk_state(path: &Path) -> io::Result<DiskState> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(alter(DiskState {
+        bytes: found.f_blocks.saturating_mul(found.f_frsize),
+        free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+        inodes: found.f_files,
+        free_inodes: found.f_favail,
+    }))
+}
+
+/// As [`disk_state`], for a path that may not exist yet: asks the nearest folder above it that does.
+pub(in crate::store) fn future_disk_state(path: &Path) -> io::Result<DiskState> {
+    let existing = path.ancestors().find(|folder| exists(folder));
+    // A relative path without an existing folder is below the working folder.
+    disk_state(existing.unwrap_or(Path::new(".")))
 }

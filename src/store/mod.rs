@@ -34,12 +34,15 @@ mod spool;
 mod upkeep;
 mod uploads;
 
+use std::path::Path;
+
 pub use cache::{Bounds, EvictionOrder, NAME_BYTES, PinRule};
 pub use clock::Time;
 pub use content::Content;
-pub use error::StoreError;
+pub use error::{Lack, Obstacle, StoreError};
 pub use facade::{Store, WeakStore};
 pub use file_range::{FileRange, READ_BYTES};
+pub use fs::DiskState;
 pub use local::{LockError, OpenError, View};
 pub use names::{MayRead, Names, NewManifest};
 pub use pump::pump;
@@ -47,10 +50,17 @@ pub use records::{Class, LastUse, Member, Page, StoredManifest, TagRecord};
 pub use settings::StoreSettings;
 pub use spool::{Spool, SpoolFile};
 pub use upkeep::{
-    Amount, CollectRules, Collected, Finding, Problem, RepositoryUsage, ScopeUsage, ScrubPart, ScrubPlace, ScrubWatch,
-    StoredAmount, Swept, TotalUsage, UsageEvent,
+    Amount, CollectRules, Collected, DiskUsage, Finding, Problem, RepositoryUsage, ScopeUsage, ScrubPart, ScrubPlace,
+    ScrubWatch, StoredAmount, Swept, TotalUsage, UsageEvent,
 };
 pub use uploads::{Upload, UploadError, UploadSession, Uploads};
+
+/// The size in bytes of the file system that holds `path`, or that will hold it when it is created. `None` if that cannot be
+/// told. Blocks.
+pub fn disk_bytes(path: &Path) -> Option<u64> {
+    let disk = fs::future_disk_state(path).ok()?;
+    Some(disk.bytes).filter(|bytes| *bytes > 0)
+}
 
 /// Runs `operation` on the blocking pool. It runs to its end even if the caller stops waiting.
 async fn blocking<T: Send + 'static>(operation: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {

@@ -132,8 +132,6 @@ families! {
     /// 1 while requests are sent to an upstream, 0 while its circuit is open after failures.
     upstream_available: IntGaugeVec = "roadstead_upstream_available" ["upstream"];
 
-    /// Bytes that cached content may take (cache.max_size).
-    storage_capacity: IntGauge = "roadstead_storage_capacity_bytes" [];
     /// Blobs and manifests that were evicted.
     evictions: IntCounterVec = "roadstead_evictions_total" ["reason"];
     /// Bytes of evicted content.
@@ -148,7 +146,8 @@ families! {
     scrub_damaged: IntCounterVec = "roadstead_scrub_damaged_total" ["class"];
     /// Time at which the background scrub last completed, in seconds since 1970; 0 before the first time.
     scrub_completed: IntGauge = "roadstead_scrub_completed_timestamp_seconds" [];
-    /// Responses that were not stored because there was no room within the bounds of the cache or on the disk.
+    /// Responses that were not stored because there was no room within the bounds of the cache or on the disk, or because the
+    /// disk could not be written.
     no_room: IntCounter = "roadstead_no_room_total" [];
 }
 
@@ -157,6 +156,14 @@ families! {
     StorageFamilies:
     /// Bytes of content on disk. Only the cached class is ever evicted.
     storage_bytes: IntGaugeVec = "roadstead_storage_bytes" ["class"];
+    /// Bytes that cached content may take (cache.max_size).
+    storage_capacity: IntGauge = "roadstead_storage_capacity_bytes" [];
+    /// Bytes of the file system that stay free (cache.min_free).
+    storage_min_free: IntGauge = "roadstead_storage_min_free_bytes" [];
+    /// Free bytes of the file system of the data folder. -1: it cannot be asked.
+    storage_free: IntGauge = "roadstead_storage_free_bytes" [];
+    /// Free inodes of the file system of the data folder. -1: it cannot be asked.
+    storage_free_inodes: IntGauge = "roadstead_storage_free_inodes" [];
     /// 1 when the index agrees with the files and the order of last use is complete. Nothing is evicted before.
     index_ready: IntGauge = "roadstead_index_ready" [];
 }

@@ -167,11 +167,6 @@ impl Metrics {
         self.storage.set_source(Box::new(read));
     }
 
-    /// Records how many bytes cached content may take.
-    pub fn storage_capacity(&self, bytes: u64) {
-        self.families.storage_capacity.set(gauge(bytes));
-    }
-
     /// Counts an index that was found corrupt and is rebuilt.
     pub fn index_rebuilt(&self) {
         self.families.index_rebuilds.inc();

@@ -16,5 +16,5 @@ mod writer;
 pub use metrics::{InFlight, Metrics};
 pub use outcome::{CacheResult, ContentKind, StorageClass};
 pub use request::{REQUEST_ID, RequestTrace};
-pub use storage::StorageReading;
+pub use storage::{DiskReading, StorageReading};
 pub use writer::FlushGuard;

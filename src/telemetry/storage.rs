@@ -18,6 +18,19 @@ pub struct StorageReading {
     pub pushed_bytes: u64,
     /// Whether the index agrees with the files and the order of last use is complete.
     pub index_ready: bool,
+    /// Bytes that cached content may take.
+    pub max_size: u64,
+    /// Bytes of the file system that stay free.
+    pub min_free: u64,
+    /// `None` if the file system cannot be asked.
+    pub disk: Option<DiskReading>,
+}
+
+/// What the file system reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskReading {
+    pub free_bytes: u64,
+    pub free_inodes: u64,
 }
 
 /// Reads the store. Returns `None` after the store is closed.
@@ -48,19 +61,37 @@ impl StorageCollector {
         let classes = [(StorageClass::Cached, reading.cached_bytes), (StorageClass::Pushed, reading.pushed_bytes)];
         for (class, bytes) in classes {
             let gauge = self.families.storage_bytes.with_label_values(&[class.as_str()]);
-            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            gauge.set(value(bytes));
         }
+        self.families.storage_capacity.set(value(reading.max_size));
+        self.families.storage_min_free.set(value(reading.min_free));
+        let disk = reading.disk;
+        self.families.storage_free.set(disk.map_or(-1, |disk| value(disk.free_bytes)));
+        self.families.storage_free_inodes.set(disk.map_or(-1, |disk| value(disk.free_inodes)));
         self.families.index_ready.set(reading.index_ready.into());
     }
 }
 
 impl Collector for StorageCollector {
     fn desc(&self) -> Vec<&Desc> {
-        self.families.storage_bytes.desc().into_iter().chain(self.families.index_ready.desc()).collect()
+        let StorageFamilies {
+            storage_bytes,
+            storage_capacity,
+            storage_min_free,
+            storage_free,
+            storage_free_inodes,
+            index_ready,
+        } = &self.families;
+        let gauges = [storage_capacity, storage_min_free, storage_free, storage_free_inodes, index_ready];
+        storage_bytes.desc().into_iter().chain(gauges.into_iter().flat_map(|gauge| gauge.desc())).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.read();
         self.families.collectors().iter().flat_map(|family| family.collect()).collect()
     }
+}
+
+fn value(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -1,12 +1,11 @@
 //! Errors of requests to upstreams, and their texts for clients.
 //!
 //! The `Display` text of [`UpstreamError`] is also the text that a client reads: it names the upstream, the cause and,
-//! if there is one, the remedy. The text for an untrusted certificate is at [`UpstreamError::Certificate`].
+//! if there is one, the remedy. The texts for connections and untrusted certificates are in `cause`.
 //! `http::error` decides the status, the code and the headers of the response, and replaces the text of
 //! [`UpstreamError::Credentials`], whose cause may name local files and programs.
 
 use std::error::Error;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use http::StatusCode;
 use http::header::{HeaderMap, WWW_AUTHENTICATE};
 
 use super::allowed_hosts::ForbiddenAddress;
+use super::cause;
 
 /// What a request waited for if it timed out before a connection was made.
 const CONNECTING: &str = "connecting";
@@ -61,9 +61,7 @@ pub enum UpstreamError {
     Connect { upstream: Arc<str>, cause: Arc<str> },
 
     /// The upstream's certificate is not trusted. No request was sent.
-    #[error(
-        "the certificate of {upstream} is not trusted: {cause}; if its authority is private, set upstream.\"{upstream}\".ca_file"
-    )]
+    #[error("the certificate of {upstream} is not trusted: {cause}")]
     Certificate { upstream: Arc<str>, cause: Arc<str> },
 
     /// The circuit breaker is open. No request was sent; the next probe is sent after `retry_after`.
@@ -204,7 +202,7 @@ impl UpstreamError {
 
     /// A [`Self::Interrupted`], with the error's causes as text.
     pub(super) fn interrupted(upstream: &Arc<str>, error: reqwest::Error) -> Self {
-        Self::Interrupted { upstream: upstream.clone(), cause: chain(error) }
+        Self::Interrupted { upstream: upstream.clone(), cause: cause::plain(error).into() }
     }
 
     /// The error of a request that received no response headers.
@@ -215,11 +213,12 @@ impl UpstreamError {
         if error.is_connect() && error.is_timeout() {
             return Self::timeout(upstream, CONNECTING);
         }
-        if has_bad_certificate(&error) {
-            return Self::Certificate { upstream: upstream.clone(), cause: chain(error) };
+        if let Some(refused) = cause::refused_certificate(&error) {
+            let cause = cause::certificate_text(refused, upstream);
+            return Self::Certificate { upstream: upstream.clone(), cause: cause.into() };
         }
         if error.is_connect() {
-            return Self::Connect { upstream: upstream.clone(), cause: chain(error) };
+            return Self::Connect { upstream: upstream.clone(), cause: cause::plain(error).into() };
         }
         Self::interrupted(upstream, error)
     }
@@ -229,26 +228,6 @@ impl UpstreamError {
 /// or that it is part of a loop (508).
 pub(super) fn is_outage(status: StatusCode) -> bool {
     status.is_server_error() && !matches!(status.as_u16(), 501 | 505 | 508)
-}
-
-/// Whether rustls rejected the certificate. Its error is wrapped in `io::Error`s.
-fn has_bad_certificate(error: &reqwest::Error) -> bool {
-    let mut next: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        if matches!(innermost(error).downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
-            return true;
-        }
-        next = error.source();
-    }
-    false
-}
-
-/// Unwraps nested `io::Error`s, which do not return their content as their source.
-fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
-    while let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        error = inner;
-    }
-    error
 }
 
 /// The first error of type `E` among an error and its sources.
@@ -261,23 +240,4 @@ fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
         next = error.source();
     }
     None
-}
-
-/// The causes of an error as text. reqwest's own text is left out: it only says that a request failed, and contains the
-/// URL.
-fn chain(error: reqwest::Error) -> Arc<str> {
-    let error = error.without_url();
-    let mut text = String::new();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    if text.is_empty() { error.to_string().into() } else { text.into() }
 }

@@ -16,6 +16,7 @@
 mod allowed_hosts;
 mod auth;
 mod breaker;
+mod cause;
 mod challenge;
 mod client;
 mod credentials;
@@ -23,6 +24,7 @@ mod error;
 mod hops;
 mod identity;
 mod limits;
+mod listed_certificate;
 mod pem;
 mod probe;
 mod remote;

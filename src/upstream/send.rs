@@ -74,6 +74,10 @@ impl Remote {
             let share = attempt.deadline.saturating_duration_since(now) / urls_left;
             match self.try_url(connection, base, RequestAttempt { deadline: now + share, ..attempt }).await {
                 Err(error) => {
+                    // What a mirror says without credentials does not count if another URL can be asked with some.
+                    if urls_left > 1 && self.is_anonymous_refusal(base, attempt.request, &error) {
+                        continue;
+                    }
                     let is_last = !error.is_worth_another_url() || Instant::now() >= attempt.deadline;
                     let error = match failure.take() {
                         Some(earlier) => UpstreamError::combined_with(earlier, error),
@@ -88,6 +92,12 @@ impl Remote {
             }
         }
         Err(failure.unwrap_or_else(|| UpstreamError::timeout(&self.name, "no time left for a request")))
+    }
+
+    /// Whether a URL that gets no credentials refused a request for which another URL gets some. It need not know the content.
+    fn is_anonymous_refusal(&self, base: &Url, request: &UpstreamRequest, error: &UpstreamError) -> bool {
+        matches!(error, UpstreamError::Denied { .. } | UpstreamError::NotFound { .. })
+            && self.keyring.is_anonymous_at(base, request.repository.as_str())
     }
 
     async fn try_url(

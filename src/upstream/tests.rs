@@ -62,7 +62,7 @@ impl Fixture {
     }
 
     async fn send(&self, request: UpstreamRequest) -> Result<UpstreamResponse, UpstreamError> {
-        self.upstream.send(request, Instant::now() + Duration::from_secs(5)).await
+        self.upstream.send(request, Instant::now() + Duration::from_secs(20)).await
     }
 
     /// The body of a GET.

@@ -13,13 +13,14 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::error::UpstreamSetupError;
 use super::identity::Identity;
+use super::listed_certificate::ListedCertificates;
 use super::pem::read_chain;
 use crate::config::UpstreamConfig;
 
 /// The TLS settings of one upstream. Its files are read at the start; the system's certificates are read with the first
 /// request to an upstream.
 pub(super) struct TlsSetup {
-    /// Authorities to trust in addition to those of the system.
+    /// Certificates to trust in addition to those of the system, as authorities and as the upstream's own.
     extra_roots: Vec<CertificateDer<'static>>,
     pub(super) identity: Option<Identity>,
     /// Whether the upstream's certificate is not verified.
@@ -63,8 +64,11 @@ impl TlsSetup {
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
         let builder = if self.skips_verify {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        } else if self.extra_roots.is_empty() {
+            builder.with_root_certificates(roots(&[]))
         } else {
-            builder.with_root_certificates(roots(&self.extra_roots))
+            let verifier = ListedCertificates::new(&self.extra_roots, roots(&self.extra_roots), provider)?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
         };
         let Some(identity) = &self.identity else { return Ok(builder.with_no_client_auth()) };
         let mut config = builder.with_client_cert_resolver(identity.current());

@@ -99,7 +99,7 @@ async fn a_full_disk_refuses_pushes_serves_manifests_and_recovers() {
 
     std::fs::remove_file(filler).unwrap();
     assert_eq!(entry_count(&server.data_dir().join("spool")), 0);
-    assert_eq!(client.get(&server.url("/readyz")).await.status, 200);
+    until("the server is ready", async || client.get(&server.url("/readyz")).await.status == 200).await;
     client.push_image(&server.url(""), "team/app", "v1", &image).await;
     upstream.forget();
     for _ in 0..2 {
@@ -113,7 +113,8 @@ async fn cached_content_is_evicted_for_a_push_above_min_free() {
     let upstream = Upstream::start().await;
     let disk = small_disk();
     let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io");
-    let server = ServerProcess::start_in(disk.path(), settings.config("[cache]\nmin_free = \"4MiB\""));
+    let server =
+        ServerProcess::start_in(disk.path(), settings.config("[cache]\nmax_size = \"1GiB\"\nmin_free = \"4MiB\""));
     let (client, base) = (Client::new(), server.url(""));
     for seed in 0..30 {
         let cached = blob(seed, MIB);
@@ -237,6 +238,68 @@ async fn stored_content_is_served_until_the_index_has_room() {
     }
     assert_eq!(upstream.total(), 1, "the blob is stored");
     assert!(!server.data_dir().join("index.behind").exists());
+}
+
+/// A file system with these options of tmpfs.
+fn disk_with(options: &str) -> Folder {
+    let folder = Folder::new();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder.path()).status();
+    assert!(mounted.is_ok_and(|status| status.success()), "a tmpfs can be mounted: this test runs as root");
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_small_volume_works_without_configuration() {
+    let upstream = Upstream::start().await;
+    for size in ["16m", "64m", "1g"] {
+        let disk = disk_with(&format!("size={size}"));
+        let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io");
+        let server = ServerProcess::start_in(disk.path(), settings);
+        let client = Client::new();
+        client.push_image(&server.url(""), "team/app", "v1", &Image::new(1, &[MIB])).await;
+        let (known, unknown) = (blob(11, MIB), blob(12, MIB));
+        for content in [&known, &unknown] {
+            upstream.add_blob(REPO, content);
+        }
+        upstream.always("GET", &blob_path(REPO, &unknown), Reply::normal().chunked());
+        upstream.always("HEAD", &blob_path(REPO, &unknown), Reply::normal().without("Content-Length"));
+        upstream.forget();
+        for _ in 0..2 {
+            for content in [&known, &unknown] {
+                assert!(read_all(&server, &blob_path(REPO, content)).await == content.bytes, "{size}");
+            }
+        }
+        for content in [&known, &unknown] {
+            assert_eq!(upstream.count("GET", &blob_path(REPO, content)), 1, "{size}: it is stored");
+        }
+        let ready = ready(&server).await;
+        assert_eq!((&ready["ready"], &ready["bypassing"]), (&true.into(), &false.into()), "{size}: {ready}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cached_content_makes_way_on_a_disk_without_inodes() {
+    let upstream = Upstream::start().await;
+    let disk = disk_with("size=256m,nr_inodes=2000");
+    let mut server = mirror_of(&upstream, &disk);
+    let client = Client::new();
+    for seed in 0..200 {
+        let (repo, image) = (format!("library/app{seed}"), Image::new(1000 + 10 * seed, &[100]));
+        upstream.add_image(&repo, "v1", &image);
+        let tag = server.url(&format!("/v2/{repo}/manifests/v1"));
+        assert_eq!(client.get(&tag).await.body, image.manifest.bytes);
+        assert!(read_all(&server, &blob_path(&repo, &image.layers[0])).await == image.layers[0].bytes);
+    }
+    assert_eq!(server.metric("roadstead_no_room_total", &[]).await, 0.0, "everything was stored");
+    for _ in 0..2 {
+        let pushed = Image::new(fastrand::u64(..), &[100]);
+        client.push_image(&server.url(""), "team/app", "v1", &pushed).await;
+        let ready = client.get(&server.url("/readyz")).await;
+        assert_eq!(ready.status, 200, "{}", ready.text());
+        server.stop();
+        server.begin();
+        until("eviction works again", async || server.metric("roadstead_index_ready", &[]).await == 1.0).await;
+    }
 }
 
 async fn ready(server: &ServerProcess) -> serde_json::Value {

@@ -244,3 +244,24 @@ async fn a_stop_cuts_transfers_after_its_deadline() {
     assert_eq!(status.and_then(|status| status.code()), Some(0));
     assert!(was_stopped_cleanly(&process.data_dir()));
 }
+
+#[test]
+fn check_shows_sizes_in_force_and_settings_without_effect() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = format!("[storage]\npath = {:?}\n", folder.path().join("data"));
+    let checked = run(folder.path(), &data, &["check"], &[]);
+    let (out, err) = (String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
+    assert!(checked.status.success() && err.is_empty(), "{err}");
+    for key in ["# max_size = ", "# min_free = "] {
+        let line = out.lines().find(|line| line.starts_with(key)).unwrap_or_default();
+        assert!(line.ends_with("(the default on this file system)"), "{out}");
+    }
+    assert!(!folder.path().join("data").exists(), "the folder is not created");
+    let useless =
+        format!("{data}[cache]\nmin_free = \"9000TiB\"\n[upstream.\"docker.io\"]\nurl = \"https://hub.docker.com\"\n");
+    let checked = run(folder.path(), &useless, &["check"], &[]);
+    let err = String::from_utf8_lossy(&checked.stderr);
+    for part in ["write \"https://registry-1.docker.io\"", "cache.min_free is 9000TiB, but the file system"] {
+        assert!(checked.status.success() && err.contains(part), "{part}: {err}");
+    }
+}

@@ -106,7 +106,7 @@ async fn many_blobs_are_pulled_over_one_connection() {
 
 #[tokio::test]
 async fn a_stalled_stream_is_reset_and_others_continue() {
-    let scene = Scene::start("[server]\nprogress_timeout = \"1s\"").await;
+    let scene = Scene::start("[server]\nprogress_timeout = \"3s\"").await;
     let (large, small) = (blob(1, 4 * MIB), blob(2, MIB));
     let (large_path, small_path) = (scene.push(&large).await, scene.push(&small).await);
     let http2 = scene.http2().await;
@@ -120,7 +120,7 @@ async fn a_stalled_stream_is_reset_and_others_continue() {
     let (mut taken, mut pauses) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
         taken.extend_from_slice(&frame.unwrap().into_data().unwrap());
-        if pauses < 16 && taken.len() > pauses * 64 * KIB {
+        if pauses < 24 && taken.len() > pauses * 64 * KIB {
             tokio::time::sleep(Duration::from_millis(150)).await;
             pauses += 1;
         }

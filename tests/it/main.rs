@@ -74,5 +74,6 @@ mod slots;
 mod strangers;
 mod support;
 mod tls;
+mod unwritable;
 mod upstream_answers;
 mod usage;

@@ -122,7 +122,7 @@ async fn environment_proxies_are_used_except_for_loopback() {
         .upstream_url("tls.test:8443", "https://tls.test:8443")
         .upstream_url("direct.test", "http://direct.test")
         .upstream("here.test", &upstream)
-        .config("[upstream.\"tls.test:8443\"]\ninsecure_skip_verify = true\n[cache]\nanswer_within = \"3s\"");
+        .config("[upstream.\"tls.test:8443\"]\ninsecure_skip_verify = true");
     let variables =
         [("HTTP_PROXY", url.as_str()), ("HTTPS_PROXY", url.as_str()), ("NO_PROXY", "direct.test,.example.com")];
     let folder = tempfile::tempdir().unwrap();

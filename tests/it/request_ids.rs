@@ -79,7 +79,7 @@ async fn the_log_line_of_an_error_has_its_id() {
     let settings = Settings::new()
         .upstream("docker.io", &upstream)
         .default_upstream("docker.io")
-        .config("[cache]\nanswer_within = \"1s\"\n[log]\nformat = \"json\"");
+        .config("[log]\nformat = \"json\"");
     let process = tokio::task::spawn_blocking(|| ServerProcess::start(settings)).await.unwrap();
     let url = process.url("/v2/library/app/manifests/v1");
     let failed = Client::new().get_with(&url, &[(ID, "report-7")]).await;

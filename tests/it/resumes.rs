@@ -54,7 +54,7 @@ async fn a_fill_resumes_as_long_as_it_progresses() {
 async fn a_transfer_below_min_rate_is_restarted() {
     let slow = || Reply::normal().pace(16 * KIB as u64);
     for (min_rate, goes_on) in [("64KiB", true), ("0", false)] {
-        let keys = format!("idle_timeout = \"1s\"\nmin_rate = {min_rate:?}");
+        let keys = format!("idle_timeout = \"3s\"\nmin_rate = {min_rate:?}");
         let scene = Scene::configured(128 * KIB, &format!("[upstream.\"docker.io\"]\n{keys}")).await;
         // At this rate the transfer would take eight seconds, without ever being idle.
         scene.upstream.script("GET", &scene.path(), [slow()]);
@@ -65,7 +65,7 @@ async fn a_transfer_below_min_rate_is_restarted() {
             assert!(scene.fetches() >= 2);
             assert!(scene.server.metric("roadstead_fill_resumes_total", &[]).await >= 1.0);
         } else {
-            tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(4500)).await;
             assert_eq!(scene.fetches(), 1, "a slow transfer above min_rate is not restarted");
         }
     }

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use crate::freshness::{REPO, TAG, mirror, upstream_with};
-use crate::scene::{HELD_BACK_TAIL_BYTES, KIB, MIB, Scene, blob, blob_path, settle};
+use crate::scene::{HELD_BACK_TAIL_BYTES, KIB, MIB, Scene, blob, blob_path, settle, until};
 use crate::support::{Image, Reply, TestServer, Upstream};
 
 /// Failures that a retry overcomes, and the code that each is counted under.
@@ -83,7 +83,11 @@ async fn an_upstream_that_recovers_in_time_is_used() {
     let server = mirror(&upstream, "").await;
     upstream.go_down().await;
     let (answer, ()) = tokio::join!(server.get(TAG), async {
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        let manifests = [("handler", "manifest")];
+        until("the request is in flight", async || {
+            server.metric("registry_http_in_flight_requests", &manifests).await == 1.0
+        })
+        .await;
         upstream.come_back().await;
     });
     assert_eq!((answer.status, &answer.body), (200, &image.manifest.bytes));

@@ -258,3 +258,12 @@ async fn a_path_that_could_mean_two_things_is_refused() {
         assert_eq!((answer.status, answer.text(), answer.header("content-type")), (200, "{}", "application/json"));
     }
 }
+
+#[tokio::test]
+async fn an_empty_registry_in_ns_is_named_in_the_error() {
+    let upstream = Upstream::start().await;
+    let server = TestServer::mirror_of(&upstream).await;
+    let answer = server.get("/v2/org/app/manifests/1?ns=").await;
+    assert_eq!(answer.status, 404);
+    assert!(answer.text().contains("for an empty host; write a registry's host into ns"), "{}", answer.text());
+}

@@ -106,7 +106,7 @@ async fn one_limit_covers_all_upstreams() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_wait_ends_with_headers_or_retry_after() {
     let upstream = Upstream::start().await;
-    let server = server_with(&upstream, 1, "answer_within = \"1s\"").await;
+    let server = server_with(&upstream, 1, "answer_within = \"4s\"").await;
     let gate = Gate::new();
     let app = image(&server, &upstream, APP, 10, &[2 * MIB, MIB, 10 * KIB], &gate).await;
     let mut first = Conn::get(server.addr(), &blob_path(APP, &app.layers[0])).await;
@@ -140,7 +140,7 @@ async fn many_images_complete_through_few_slots() {
     const IMAGES: u64 = 20;
     let upstream = Upstream::start().await;
     // No response would come in time if it started with the bytes.
-    let server = server_with(&upstream, 4, "answer_within = \"1s\"").await;
+    let server = server_with(&upstream, 4, "answer_within = \"4s\"").await;
     let gate = Gate::new();
     let mut pulls = Vec::new();
     for n in 0..IMAGES {
@@ -252,7 +252,7 @@ async fn bypasses_have_their_own_limit() {
 async fn a_bypass_that_waits_too_long_gets_retry_after() {
     let upstream = Upstream::start().await;
     let gate = Gate::new();
-    let server = server_with(&upstream, 1, "max_size = \"1MiB\"\nmax_bypasses = 1\nanswer_within = \"1s\"").await;
+    let server = server_with(&upstream, 1, "max_size = \"1MiB\"\nmax_bypasses = 1\nanswer_within = \"4s\"").await;
     let (slow, other) = (blob(1, 2 * MIB), blob(2, 2 * MIB));
     for content in [&slow, &other] {
         upstream.add_blob(APP, content);

@@ -96,3 +96,32 @@ async fn du_prints_a_table_with_the_largest_first() {
     }
     assert_eq!(output.err, "", "no progress bar without a terminal");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn du_explain_and_metrics_show_the_bounds_in_force() {
+    let builder = TestServer::builder().config("[cache]\nmax_size = \"3GiB\"\nmin_free = \"5MiB\"");
+    let mut server = builder.start().await;
+    let in_force = |bounds: &Value| {
+        assert_eq!((&bounds["max_size"], &bounds["min_free"]), (&json!(3u64 << 30), &json!(5 << 20)), "{bounds}");
+    };
+    let online = roadstead(server.data_dir(), &["du", "--output", "json"]).await.json();
+    in_force(&online["disk"]);
+    let free = online["disk"]["free_bytes"].as_f64().unwrap();
+    assert!(free > 0.0 && online["disk"]["bytes"].as_f64().unwrap() >= free);
+    in_force(&roadstead(server.data_dir(), &["explain", "team/app", "--output", "json"]).await.json()["bounds"]);
+    let metrics = server.metrics().await;
+    assert_eq!(metrics.sum("roadstead_storage_capacity_bytes", &[]), (3u64 << 30) as f64);
+    assert_eq!(metrics.sum("roadstead_storage_min_free_bytes", &[]), (5u64 << 20) as f64);
+    assert!(metrics.sum("roadstead_storage_free_bytes", &[]) > 0.0);
+    assert!(metrics.has("roadstead_storage_free_inodes"));
+    let text = roadstead(server.data_dir(), &["du"]).await.out;
+    for line in ["  3221.2 MB  cache.max_size", "  5242.9 kB  cache.min_free"] {
+        assert!(text.contains(line), "{line:?} is not in\n{text}");
+    }
+
+    // Without a server, the bounds are those that a server with the defaults would have.
+    server.stop_running().await;
+    let disk = roadstead(server.data_dir(), &["du", "--output", "json"]).await.json()["disk"].clone();
+    let (size, max_size) = (disk["bytes"].as_u64().unwrap(), disk["max_size"].as_u64().unwrap());
+    assert!(max_size <= 20 << 30 && max_size <= size / 10 * 8 + 10, "{disk}");
+}

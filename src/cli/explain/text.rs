@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::cli::output::bytes;
-use crate::control::explain::{ContentNode, Explanation, RequestKind};
+use crate::control::explain::{ContentNode, ExplainedBounds, Explanation, RequestKind};
 use crate::printable::Printable;
 use crate::upstream::BreakerState;
 
@@ -50,6 +50,10 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
     }
     let missing = if explained.data_exists { "" } else { " (does not exist)" };
     writeln!(text, "data        {}{missing}", Printable(&explained.data))?;
+    if let Some(ExplainedBounds { max_size, min_free }) = explained.bounds {
+        let (max_size, min_free) = (bytes(max_size), bytes(min_free));
+        writeln!(text, "bounds      {max_size} for cached content, while {min_free} of the disk stay free")?;
+    }
     match &explained.tag {
         Some(tag) => {
             let state = if explained.scope == "local" {

@@ -54,7 +54,7 @@ fn registry_2_file_is_read_below_its_variables() {
         panic!("one login: {:?}", hub.credentials);
     };
     assert_eq!((username.as_str(), password.expose()), ("bob", "hunter2"));
-    assert!(config.deletes_enabled());
+    assert!(config.delete.enabled);
     assert_eq!(config.log.format, LogFormat::Json);
     let file = path.display();
     let headers = config.server.response_headers.iter();
@@ -111,7 +111,7 @@ fn a_variable_replaces_the_setting_of_the_file_with_all_below_it() {
         let mut headers: Vec<_> = headers.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         headers.sort();
         assert_eq!(headers.join(", "), expected, "{variable}={value}");
-        let shown = config.to_toml();
+        let shown = config.to_toml(None);
         assert!(expected.split(", ").all(|header| shown.contains(header.split_once(": ").unwrap().0)), "{shown}");
         assert_eq!(Config::from_toml(&shown, "shown").err(), None, "what check prints is a configuration file");
     }
@@ -144,7 +144,7 @@ fn registry_2_password_is_read_as_written() {
         let config = load(options, &[]).unwrap();
         let expected = CredentialConfig::new(CredentialSource::password("ann", meant));
         assert_eq!(config.upstream("ghcr.io").unwrap().credentials, [expected], "{written}");
-        assert_eq!(config.delete.enabled, Some(true));
+        assert!(config.delete.enabled);
     }
 }
 
@@ -177,7 +177,7 @@ fn ignored_registry_2_logins_give_their_own_warning() {
     let path = folder.path().join("config.yml");
     fs::write(&path, "auth: {htpasswd: {realm: x, path: /etc/htpasswd}}\nlog: {level: info}").unwrap();
     let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
-    let warnings = load(options, &[("REGISTRY_AUTH_TOKEN_REALM", "https://x")]).unwrap().warnings();
+    let warnings = load(options, &[("REGISTRY_AUTH_TOKEN_REALM", "https://x")]).unwrap().warnings(None);
     for named in ["auth.htpasswd.realm", "auth.htpasswd.path", "REGISTRY_AUTH_TOKEN_REALM"] {
         assert!(warnings[0].starts_with("clients do not log in here") && warnings[0].contains(named), "{warnings:?}");
     }
@@ -196,7 +196,7 @@ fn registry_2_readonly_mode_disables_pushes_and_deletes() {
         fs::write(&path, text).unwrap();
         let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
         let config = load(options, &[]).unwrap();
-        assert_eq!((config.push.enabled, config.deletes_enabled()), (writable, writable));
+        assert_eq!((config.push.enabled, config.delete.enabled), (writable, writable));
         assert_eq!(config.ignored_settings.others, [""; 0]);
     }
 }

@@ -105,6 +105,6 @@ fn variables_of_k3d_make_a_mirror_of_docker_hub() {
     let credentials = &config.upstream(DOCKER_IO).unwrap().credentials;
     assert_eq!(*credentials, [CredentialConfig::new(CredentialSource::password("ann", "hunter2"))]);
     assert_eq!(config.storage.path.to_str(), Some("/var/lib/registry"));
-    assert!(config.deletes_enabled());
+    assert!(config.delete.enabled);
     assert_eq!(config.ignored_settings.others, ["REGISTRY_LOG_LEVEL"]);
 }

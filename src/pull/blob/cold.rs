@@ -1,11 +1,11 @@
 //! Handles a request for a blob that is not served from the store at once. It is a state machine.
 //!
 //! ```text
-//! CheckStore     -> Prove | CheckFailures | exit: it is stored
+//! CheckStore     -> Prove | CheckFailures | PastStore: it cannot be read | exit: it is stored
 //! Prove          -> CheckStore | exit: the upstream does not confirm that the repository has it
 //! CheckFailures  -> Join | PastStore | exit: the last fill failed less than a second ago
 //! Join           -> Follow | Prove: a fill with other rights is running
-//! Follow         -> exit | PastStore: no room | CheckStore: cancelled, or failed with other rights
+//! Follow         -> exit | PastStore: it cannot be stored | CheckStore: cancelled, or failed with other rights
 //! PastStore      -> exit
 //! ```
 //!
@@ -43,7 +43,7 @@ enum State {
     CheckStore,
     /// Asks the upstream whether the repository has the blob.
     Prove,
-    /// Checks whether a fill of the blob failed less than a second ago, or the store is read-only or full.
+    /// Checks whether a fill of the blob failed less than a second ago, or the store takes no writes.
     CheckFailures,
     /// Starts a fill or joins the running one.
     Join,
@@ -123,7 +123,13 @@ impl ColdBlob {
             let needs_proof = !engine.fills.is_running(digest) && store.blob(digest).await?.is_some();
             return Ok(if needs_proof { State::Prove } else { State::CheckFailures });
         }
-        let Some(blob) = store.blob(digest).await? else { return Ok(State::CheckFailures) };
+        let blob = match store.blob(digest).await {
+            Ok(Some(blob)) => blob,
+            Ok(None) => return Ok(State::CheckFailures),
+            // The disk cannot read it. The upstream still has it.
+            Err(error) if error.obstacle().is_some() => return Ok(self.pass_by(&error)),
+            Err(error) => return Err(error.into()),
+        };
         let selected = wanted.select(blob.len()).map_err(Exit::OutOfRange)?;
         Err(Exit::ServedFromStore(Content::of_blob(&blob, selected, CacheResult::Revalidated)))
     }
@@ -140,14 +146,21 @@ impl ColdBlob {
         if engine.context.store.is_read_only() {
             return Ok(State::PastStore);
         }
+        // A fill would only find out with a second request to the upstream.
+        if let Some(error) = engine.context.store.write_failure() {
+            return Ok(self.pass_by(&error));
+        }
         match engine.context.memory.failure(source.id(), digest) {
-            Some(PullError::Store(error)) if error.is_full() => {
-                engine.context.note_no_room(&error);
-                Ok(State::PastStore)
-            }
+            Some(PullError::Store(error)) if error.obstacle().is_some() => Ok(self.pass_by(&error)),
             Some(error) => Err(Exit::FailedRecently(error)),
             None => Ok(State::Join),
         }
+    }
+
+    /// Serves the blob without storing it.
+    fn pass_by(&self, error: &StoreError) -> State {
+        self.request.engine.context.note_not_stored(error);
+        State::PastStore
     }
 
     fn join(&mut self) -> State {
@@ -163,10 +176,7 @@ impl ColdBlob {
         let foreign = following.fill().source() != self.request.source.id();
         match self.request.answer_from_fill(following, result).await {
             Ok(content) => Err(Exit::ServedFromFill(content)),
-            Err(PullError::Store(error)) if error.is_full() => {
-                self.request.engine.context.note_no_room(&error);
-                Ok(State::PastStore)
-            }
+            Err(PullError::Store(error)) if error.obstacle().is_some() => Ok(self.pass_by(&error)),
             Err(error) if error.concerns_one_fill(foreign) => {
                 self.last_failure = error;
                 self.start_over()

@@ -78,6 +78,9 @@ impl Run {
             }
             error => context.memory.remember_failure(&fill.source, &fill.digest, error),
         }
+        if fill.received.load(Ordering::Relaxed) > 0 {
+            context.memory.remember_unstorable(&fill.source, &fill.digest, error);
+        }
     }
 
     async fn fill(&self, slot: &mut Option<Slot>) -> Result<Filled, PullError> {

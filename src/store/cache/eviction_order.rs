@@ -275,6 +275,14 @@ impl EvictionOrder {
         victims
     }
 
+    /// Ends the shields of at most `limit` pieces of content, the oldest first.
+    pub fn end_oldest_shields(&mut self, limit: usize) {
+        for _ in 0..limit {
+            let Some((until, place)) = self.shields.pop_front() else { return };
+            self.end_shield(until, place);
+        }
+    }
+
     /// Takes last-use times that have changed since they were saved, at most `limit`. They count as saved from now on.
     pub fn take_unsaved(&mut self, limit: usize) -> Vec<LastUse> {
         let mut taken = Vec::new();
@@ -307,10 +315,14 @@ impl EvictionOrder {
                 break;
             }
             self.shields.pop_front();
-            // The shield may have been prolonged since, or the place may hold other content now.
-            if self.nodes[place as usize].shielded_until == until {
-                self.unshield(place);
-            }
+            self.end_shield(until, place);
+        }
+    }
+
+    /// The shield may have been prolonged since, or the place may hold other content now.
+    fn end_shield(&mut self, until: Time, place: u32) {
+        if self.nodes[place as usize].shielded_until == until {
+            self.unshield(place);
         }
     }
 

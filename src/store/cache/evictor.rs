@@ -73,37 +73,58 @@ pub(in crate::store) fn lower_priority() {
 }
 
 impl Cache {
-    /// Reserves room for `bytes` of cached content, and evicts for it if necessary.
+    /// Reserves room for `bytes` of cached content in `files` new files, and evicts for it if necessary.
     ///
     /// # Errors
     /// [`StoreError::NoRoom`] when not enough can be evicted.
-    pub(in crate::store) fn reserve(&self, bytes: u64, store: &dyn Evict) -> Result<Reservation, StoreError> {
+    pub(in crate::store) fn reserve(
+        &self,
+        bytes: u64,
+        files: u64,
+        store: &dyn Evict,
+    ) -> Result<Reservation, StoreError> {
+        let short = || self.space.short_of(bytes, files);
         for _ in 0..MAX_RESERVE_ATTEMPTS {
-            if let Some(reservation) = self.space.reserve(bytes) {
+            if let Some(reservation) = self.space.reserve(bytes, files) {
                 return Ok(reservation);
             }
             self.evictor.short.store(true, Ordering::Relaxed);
-            if !self.make_room(store, &|| self.space.short_of(bytes))? {
+            if !self.make_room(store, &short)? {
                 break;
             }
         }
-        Err(StoreError::NoRoom { bytes })
+        Err(short().error(bytes))
     }
 
-    /// Makes sure that the disk has room for `bytes` of a push beside `min_free`. Evicts for it, and reserves nothing.
+    /// Makes sure that the disk has room for `bytes` of a push in `files` new files, beside `min_free` and the inodes that
+    /// stay free. Evicts for it, and reserves nothing.
     ///
     /// # Errors
     /// [`StoreError::NoRoom`] when not enough can be evicted.
-    pub(in crate::store) fn require_disk_room(&self, bytes: u64, store: &dyn Evict) -> Result<(), StoreError> {
-        let short = || self.space.disk_short_of(bytes);
-        if short().bytes == 0 || self.make_room(store, &short)? { Ok(()) } else { Err(StoreError::NoRoom { bytes }) }
+    pub(in crate::store) fn require_disk_room(
+        &self,
+        bytes: u64,
+        files: u64,
+        store: &dyn Evict,
+    ) -> Result<(), StoreError> {
+        let short = || self.space.disk_short_of(bytes, files);
+        if short().is_none() || self.make_room(store, &short)? { Ok(()) } else { Err(short().error(bytes)) }
+    }
+
+    /// Makes sure that the disk has inodes for `files` new files, beside those that stay free. Evicts for it.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`] when not enough can be evicted.
+    pub(in crate::store) fn require_inodes(&self, files: u64, store: &dyn Evict) -> Result<(), StoreError> {
+        let short = || self.space.inodes_short_of(files);
+        if short().is_none() || self.make_room(store, &short)? { Ok(()) } else { Err(short().error(0)) }
     }
 
     /// Puts noted uses in order. Whether something is to be evicted in the background.
     pub(in crate::store) fn is_short(&self, store: &dyn Evict) -> Result<bool, StoreError> {
         self.recency.apply_noted();
         store.refresh_pins()?;
-        if self.space.excess() > 0 {
+        if self.space.is_exceeded() {
             self.evictor.short.store(true, Ordering::Relaxed);
         }
         Ok(self.evictor.short.load(Ordering::Relaxed))
@@ -141,7 +162,7 @@ impl Cache {
                 Turn::Nothing => break,
             }
         }
-        Ok(short().bytes == 0)
+        Ok(short().is_none())
     }
 
     /// Evicts the next few victims while anything is `short`.
@@ -150,15 +171,15 @@ impl Cache {
             return Ok(Turn::Nothing);
         }
         let _turn = self.evictor.turn.lock();
-        let Shortage { bytes, of_disk } = short();
-        let reason = if of_disk { EvictionReason::Disk } else { EvictionReason::Size };
-        if bytes == 0 {
+        let shortage = short();
+        let reason = if shortage.of_disk { EvictionReason::Disk } else { EvictionReason::Size };
+        if shortage.is_none() {
             return Ok(Turn::Enough);
         }
-        let victims = self.recency.order().victims(bytes, MAX_TURN_VICTIMS, now());
+        let victims = self.victims(shortage);
         let mut turn = if victims.is_empty() { Turn::Nothing } else { Turn::AllInUse };
         for digest in victims {
-            if short().bytes == 0 {
+            if short().is_none() {
                 return Ok(Turn::Enough);
             }
             let evicted = store.evict(&digest, reason).unwrap_or_else(|error| {
@@ -172,7 +193,20 @@ impl Cache {
                 self.recency.order().touch(&digest, now());
             }
         }
-        Ok(if short().bytes == 0 { Turn::Enough } else { turn })
+        Ok(if short().is_none() { Turn::Enough } else { turn })
+    }
+
+    /// The next content to evict. How many inodes that frees is not known before: a manifest takes its names along.
+    fn victims(&self, shortage: Shortage) -> Vec<Digest> {
+        let mut order = self.recency.order();
+        let bytes = if shortage.inodes > 0 { u64::MAX } else { shortage.bytes };
+        let victims = order.victims(bytes, MAX_TURN_VICTIMS, now());
+        if !victims.is_empty() || shortage.inodes == 0 {
+            return victims;
+        }
+        // Shields end when their bytes are too many. Small content can use up the inodes long before.
+        order.end_oldest_shields(MAX_TURN_VICTIMS);
+        order.victims(bytes, MAX_TURN_VICTIMS, now())
     }
 }
 

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use parking_lot::Mutex;
 
 use crate::oci::RepoId;
+use crate::store::error::{Lack, StoreError};
+use crate::store::fs::{self, DiskState};
 
 /// Bytes that a name file takes on the disk: an inode and usually a block.
 pub const NAME_BYTES: u64 = 4 << 10;
@@ -18,9 +20,18 @@ pub const NAME_BYTES: u64 = 4 << 10;
 pub(in crate::store) const AMPLE_FREE_BYTES: u64 = 1 << 30;
 /// The evictor goes on until a twentieth of the bound is free, but no more than this.
 const MAX_SLACK_BYTES: u64 = 5 << 30;
+/// Inodes that stay free: a tenth of those of the file system, but no more than this.
+const MAX_FREE_INODES: u64 = 10_000;
+/// If inodes were short, the evictor frees this part more of those that stay free.
+const INODE_SLACK_DIVISOR: u64 = 10;
+/// The largest reservation for content of unknown length, and the part of `max_size` that bounds it on a small disk.
+const MAX_UNKNOWN_LENGTH_STEP_BYTES: u64 = 64 << 20;
+const MIN_UNKNOWN_LENGTH_STEP_BYTES: u64 = 1 << 20;
+const UNKNOWN_LENGTH_STEP_DIVISOR: u64 = 16;
 
-/// The bounds of the cache, in bytes.
-#[derive(Clone, Copy, Debug)]
+/// The bounds of the cache, in bytes. Inodes have a bound that follows from the file system: a tenth of them stays free, at
+/// most 10,000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// For cached content, the names of mirrored repositories, and fills.
     pub max_size: u64,
@@ -62,17 +73,32 @@ pub(in crate::store) struct Reservation {
     unallocated: u64,
 }
 
-/// How much has to be evicted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What has to be evicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct Shortage {
     pub(in crate::store) bytes: u64,
+    pub(in crate::store) inodes: u64,
     /// Whether it is the disk that is short, rather than the cache that is too large.
     pub(in crate::store) of_disk: bool,
 }
 
 impl Shortage {
-    fn new(over: u64, lacking: u64) -> Self {
-        Self { bytes: over.max(lacking), of_disk: lacking > over }
+    fn new(over: u64, lacking: u64, inodes: u64) -> Self {
+        Self { bytes: over.max(lacking), inodes, of_disk: lacking > over || (inodes > 0 && over == 0) }
+    }
+
+    pub(in crate::store) fn is_none(self) -> bool {
+        self.bytes == 0 && self.inodes == 0
+    }
+
+    /// The error for `bytes` that cannot be stored because of this shortage.
+    pub(in crate::store) fn error(self, bytes: u64) -> StoreError {
+        let lack = match self {
+            Self { bytes: 0, inodes: 1.., .. } => Lack::Inodes,
+            Self { of_disk: true, .. } => Lack::FreeBytes,
+            Self { .. } => Lack::CacheBytes,
+        };
+        StoreError::NoRoom { bytes, lack }
     }
 }
 
@@ -144,49 +170,76 @@ impl Space {
         cached.saturating_add(self.names().saturating_mul(NAME_BYTES))
     }
 
-    /// Reserves room for `bytes`; `None` if there is not enough.
-    pub(in crate::store) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+    /// Reserves room for `bytes` in `files` new files; `None` if there is not enough.
+    pub(in crate::store) fn reserve(self: &Arc<Self>, bytes: u64, files: u64) -> Option<Reservation> {
         let mut reserved = self.reserved.lock();
-        (self.missing(&reserved, bytes).bytes == 0).then(|| {
+        self.missing(&reserved, bytes, files).is_none().then(|| {
             reserved.bytes += bytes;
             reserved.unallocated += bytes;
             Reservation { space: self.clone(), bytes, unallocated: bytes }
         })
     }
 
-    /// How much has to be evicted for a reservation of `bytes` to fit.
-    pub(in crate::store) fn short_of(&self, bytes: u64) -> Shortage {
-        self.missing(&self.reserved.lock(), bytes)
+    /// What has to be evicted for a reservation of `bytes` in `files` new files to fit.
+    pub(in crate::store) fn short_of(&self, bytes: u64, files: u64) -> Shortage {
+        self.missing(&self.reserved.lock(), bytes, files)
     }
 
-    fn missing(&self, reserved: &Reserved, bytes: u64) -> Shortage {
+    fn missing(&self, reserved: &Reserved, bytes: u64, files: u64) -> Shortage {
         let used = self.kept().saturating_add(reserved.bytes);
         let over = used.saturating_add(bytes).saturating_sub(self.bounds.max_size);
-        Shortage::new(over, self.lacking(bytes.saturating_add(reserved.unallocated)))
+        self.shortage(over, bytes.saturating_add(reserved.unallocated), files)
     }
 
-    /// How much has to be evicted for the disk to have room for `bytes` of a push beside `min_free`.
-    pub(in crate::store) fn disk_short_of(&self, bytes: u64) -> Shortage {
-        Shortage::new(0, self.lacking(bytes))
+    /// What has to be evicted for the disk to have room for `bytes` of a push in `files` new files.
+    pub(in crate::store) fn disk_short_of(&self, bytes: u64, files: u64) -> Shortage {
+        self.shortage(0, bytes, files)
     }
 
-    /// Bytes that the disk lacks to store `bytes` beside `min_free`; 0 where the disk cannot be asked.
-    fn lacking(&self, bytes: u64) -> u64 {
-        match self.free() {
-            Some(free) => self.bounds.min_free.saturating_add(bytes).saturating_sub(free),
-            None => 0,
-        }
+    /// What has to be evicted for the disk to have inodes for `files` new files.
+    pub(in crate::store) fn inodes_short_of(&self, files: u64) -> Shortage {
+        let lacking = self.disk().map_or(0, |disk| self.lacking_inodes(&disk, files));
+        Shortage::new(0, 0, lacking)
+    }
+
+    /// The shortage of a cache that exceeds `max_size` by `over` bytes, on a disk that must take `bytes` in `files` new files.
+    /// Nothing is short where the disk cannot be asked.
+    fn shortage(&self, over: u64, bytes: u64, files: u64) -> Shortage {
+        let Some(disk) = self.disk() else { return Shortage::new(over, 0, 0) };
+        let lacking = self.bounds.min_free.saturating_add(bytes).saturating_sub(disk.free_bytes);
+        Shortage::new(over, lacking, self.lacking_inodes(&disk, files))
+    }
+
+    /// Inodes that the disk lacks for `files` new files beside those that stay free.
+    fn lacking_inodes(&self, disk: &DiskState, files: u64) -> u64 {
+        // A command that only looks at the folder writes little, and evicts nothing.
+        let kept = if self.is_bounded() { disk.kept_free_inodes() } else { 0 };
+        if disk.inodes == 0 { 0 } else { kept.saturating_add(files).saturating_sub(disk.free_inodes) }
     }
 
     /// Bytes of the disk that are free for this process; `None` where the disk cannot be asked.
     pub(in crate::store) fn free(&self) -> Option<u64> {
-        let disk = rustix::fs::statvfs(&self.root).ok()?;
-        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+        Some(self.disk()?.free_bytes)
     }
 
-    /// Bytes by which the cache exceeds its bounds.
-    pub(in crate::store) fn excess(&self) -> u64 {
-        self.used().saturating_sub(self.bounds.max_size).max(self.lacking(0))
+    /// Free inodes of the disk; `None` where it cannot be asked, or does not count inodes.
+    pub(in crate::store) fn free_inodes(&self) -> Option<u64> {
+        self.disk().filter(|disk| disk.inodes > 0).map(|disk| disk.free_inodes)
+    }
+
+    /// The state of the disk; `None` where it cannot be asked, or reports no size.
+    pub(in crate::store) fn disk(&self) -> Option<DiskState> {
+        fs::disk_state(&self.root).ok().filter(|disk| disk.bytes > 0)
+    }
+
+    pub(in crate::store) fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    /// Whether the cache exceeds its bounds.
+    pub(in crate::store) fn is_exceeded(&self) -> bool {
+        let over = self.used().saturating_sub(self.bounds.max_size);
+        !self.shortage(over, 0, 0).is_none()
     }
 
     /// Whether there are bounds: a server has some, a command that only looks at the folder has none.
@@ -199,10 +252,24 @@ impl Space {
         (self.bounds.max_size / 20).min(MAX_SLACK_BYTES)
     }
 
-    /// How much has to be evicted to reach the low mark.
+    /// What is reserved at a time for content of unknown length.
+    pub(in crate::store) fn unknown_length_step(&self) -> u64 {
+        let part = self.bounds.max_size / UNKNOWN_LENGTH_STEP_DIVISOR;
+        part.clamp(MIN_UNKNOWN_LENGTH_STEP_BYTES, MAX_UNKNOWN_LENGTH_STEP_BYTES)
+    }
+
+    /// What has to be evicted to reach the low mark.
     pub(in crate::store) fn above_low_mark(&self) -> Shortage {
         let low = self.bounds.max_size - self.slack();
-        Shortage::new(self.used().saturating_sub(low), self.lacking(0))
+        let slack = self.disk().map_or(0, |disk| disk.kept_free_inodes() / INODE_SLACK_DIVISOR);
+        self.shortage(self.used().saturating_sub(low), 0, slack)
+    }
+}
+
+impl DiskState {
+    /// Inodes that stay free for names and other uses.
+    pub fn kept_free_inodes(&self) -> u64 {
+        (self.inodes / 10).min(MAX_FREE_INODES)
     }
 }
 
@@ -250,6 +317,7 @@ impl Drop for Reservation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::faults::{Plan, follow};
 
     fn space(max_size: u64, min_free: u64) -> Arc<Space> {
         Arc::new(Space::new(Bounds { max_size, min_free }, &std::env::temp_dir()))
@@ -260,12 +328,12 @@ mod tests {
         let space = space(100 << 10, 0);
         space.set_cached(50 << 10);
         space.add_names(&RepoId::local("a".parse().unwrap()), 2);
-        let mut first = space.reserve(30 << 10).unwrap();
+        let mut first = space.reserve(30 << 10, 1).unwrap();
         assert_eq!(space.used(), 88 << 10);
-        assert!(space.reserve(20 << 10).is_none());
-        assert_eq!(space.short_of(20 << 10), Shortage { bytes: 8 << 10, of_disk: false });
-        first.add(space.reserve(12 << 10).unwrap());
-        assert_eq!((first.bytes(), space.used(), space.excess()), (42 << 10, 100 << 10, 0));
+        assert!(space.reserve(20 << 10, 1).is_none());
+        assert_eq!(space.short_of(20 << 10, 1), Shortage { bytes: 8 << 10, ..Shortage::default() });
+        first.add(space.reserve(12 << 10, 1).unwrap());
+        assert_eq!((first.bytes(), space.used(), space.is_exceeded()), (42 << 10, 100 << 10, false));
         assert_eq!(space.above_low_mark().bytes, 5 << 10);
         drop(first);
         assert_eq!((space.used(), space.above_low_mark().bytes), (58 << 10, 0));
@@ -291,17 +359,61 @@ mod tests {
     fn room_is_ample_with_a_gibibyte_beyond_all_reservations() {
         let space = space(u64::MAX, 0);
         let free = space.free().unwrap();
-        let mut most = space.reserve(free.saturating_sub(AMPLE_FREE_BYTES / 2)).unwrap();
-        assert!(!most.is_ample() && !space.reserve(1).unwrap().is_ample());
+        let mut most = space.reserve(free.saturating_sub(AMPLE_FREE_BYTES / 2), 1).unwrap();
+        assert!(!most.is_ample() && !space.reserve(1, 1).unwrap().is_ample());
         most.release();
-        assert_eq!(space.reserve(1).unwrap().is_ample(), free > AMPLE_FREE_BYTES);
+        assert_eq!(space.reserve(1, 1).unwrap().is_ample(), free > AMPLE_FREE_BYTES);
     }
 
     #[test]
     fn min_free_is_left_on_the_disk() {
         let free = space(u64::MAX, 0).free().unwrap();
         let greedy = space(u64::MAX, free.saturating_mul(2));
-        assert!(greedy.reserve(0).is_none() && greedy.short_of(0).of_disk && greedy.excess() > 0);
-        assert!(space(u64::MAX, 0).reserve(1).is_some());
+        assert!(greedy.reserve(0, 0).is_none() && greedy.short_of(0, 0).of_disk && greedy.is_exceeded());
+        assert!(space(u64::MAX, 0).reserve(1, 1).is_some());
+    }
+
+    /// The shortage of `files` new files on a disk with plenty of bytes.
+    fn short_of_inodes(inodes: u64, free_inodes: u64, files: u64) -> Shortage {
+        let plan = Arc::new(Plan::default());
+        follow(&plan);
+        plan.set_disk(move |disk| DiskState { inodes, free_inodes, ..disk });
+        let short = space(1 << 40, 0).short_of(0, files);
+        plan.set_disk(|disk| disk);
+        short
+    }
+
+    #[test]
+    fn a_tenth_of_the_inodes_and_at_most_ten_thousand_stay_free() {
+        let cases = [
+            (4000, 401, 1, 0),
+            (4000, 400, 1, 1),
+            (4000, 0, 3, 403),
+            (50_000_000, 10_000, 0, 0),
+            (50_000_000, 9_000, 0, 1000),
+            (5, 1, 1, 0),
+        ];
+        for (inodes, free, files, lacking) in cases {
+            let expected = Shortage { bytes: 0, inodes: lacking, of_disk: lacking > 0 };
+            assert_eq!(short_of_inodes(inodes, free, files), expected, "{free} of {inodes} for {files}");
+        }
+    }
+
+    #[test]
+    fn a_file_system_without_a_count_of_inodes_or_bytes_is_not_judged() {
+        assert_eq!(short_of_inodes(0, 0, 1000), Shortage::default());
+        let plan = Arc::new(Plan::default());
+        follow(&plan);
+        plan.set_disk(|_| DiskState::default());
+        assert_eq!(space(u64::MAX - 1, 1 << 30).short_of(1 << 40, 5), Shortage::default());
+        plan.set_disk(|disk| disk);
+    }
+
+    #[test]
+    fn content_of_unknown_length_takes_a_part_of_a_small_cache() {
+        for (max_size, step) in [(u64::MAX, 64 << 20), (20 << 30, 64 << 20), (160 << 20, 10 << 20), (2 << 20, 1 << 20)]
+        {
+            assert_eq!(space(max_size, 0).unknown_length_step(), step);
+        }
     }
 }

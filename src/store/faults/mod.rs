@@ -1,20 +1,23 @@
-//! File operations that fail when a test wants them to: the n-th, or all from the n-th on.
+//! File operations that fail when a test wants them to: the n-th, all from the n-th on, or all that change something. And
+//! disks that report the state that a test wants.
 //!
 //! The runtime of a test sets the plan on each of its own threads, so tests that run at the same time are not affected.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use crate::store::fs::DiskState;
+
 mod tests;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Fault {
-    /// EIO.
-    Error,
+    Error(Errno),
     /// ENOSPC; a write has written half of its bytes by then.
     Short,
 }
@@ -29,8 +32,15 @@ pub(in crate::store) struct Failing {
     pub(in crate::store) lasting: bool,
 }
 
-#[derive(Debug, Default)]
-pub(in crate::store) struct Plan(Mutex<State>);
+#[derive(Default)]
+pub(in crate::store) struct Plan {
+    counted: Mutex<State>,
+    /// Every change fails with this.
+    refusal: Mutex<Option<Errno>>,
+    disk: Mutex<Option<Arc<AlterDisk>>>,
+}
+
+type AlterDisk = dyn Fn(DiskState) -> DiskState + Send + Sync;
 
 #[derive(Debug, Default)]
 struct State {
@@ -41,16 +51,26 @@ struct State {
 impl Plan {
     /// Replaces the plan and counts from 0 again; with `None` nothing fails.
     pub(in crate::store) fn set(&self, failing: Option<Failing>) {
-        *self.0.lock() = State { failing, calls: 0 };
+        *self.counted.lock() = State { failing, calls: 0 };
     }
 
     /// Operations since the plan was set.
     pub(in crate::store) fn calls(&self) -> u64 {
-        self.0.lock().calls
+        self.counted.lock().calls
+    }
+
+    /// Lets every operation that changes something fail, as on a file system that became read-only; with `None` none.
+    pub(in crate::store) fn refuse_changes(&self, refusal: Option<Errno>) {
+        *self.refusal.lock() = refusal;
+    }
+
+    /// Replaces what the disk reports about its room.
+    pub(in crate::store) fn set_disk(&self, alter: impl Fn(DiskState) -> DiskState + Send + Sync + 'static) {
+        *self.disk.lock() = Some(Arc::new(alter));
     }
 
     fn next(&self) -> Option<Fault> {
-        let mut state = self.0.lock();
+        let mut state = self.counted.lock();
         let call = state.calls;
         state.calls += 1;
         let failing = state.failing?;
@@ -75,18 +95,40 @@ fn next() -> Option<Fault> {
 pub(in crate::store) fn pass() -> io::Result<()> {
     match next() {
         None => Ok(()),
-        Some(Fault::Error) => Err(Errno::IO.into()),
+        Some(Fault::Error(error)) => Err(error.into()),
         Some(Fault::Short) => Err(Errno::NOSPC.into()),
     }
 }
 
+pub(in crate::store) fn pass_change() -> io::Result<()> {
+    refused()?;
+    pass()
+}
+
 pub(in crate::store) fn pass_write(bytes: &[u8], write: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    refused()?;
     match next() {
         None => write(bytes),
-        Some(Fault::Error) => Err(Errno::IO.into()),
+        Some(Fault::Error(error)) => Err(error.into()),
         Some(Fault::Short) => {
             write(bytes.get(..bytes.len() / 2).unwrap_or_default())?;
             Err(Errno::NOSPC.into())
         }
+    }
+}
+
+pub(in crate::store) fn alter(disk: DiskState) -> DiskState {
+    let alter = PLAN.with_borrow(|plan| plan.as_ref().and_then(|plan| plan.disk.lock().clone()));
+    alter.map_or(disk, |alter| alter(disk))
+}
+
+fn refused() -> io::Result<()> {
+    let refusal = PLAN.with_borrow(|plan| plan.as_ref().and_then(|plan| *plan.refusal.lock()));
+    refusal.map_or(Ok(()), |error| Err(error.into()))
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan").field("counted", &self.counted).finish_non_exhaustive()
     }
 }

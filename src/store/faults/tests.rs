@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -22,6 +23,8 @@ use crate::store::{
     StoreSettings,
 };
 
+mod disk;
+
 const MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const ROOM: Bounds = Bounds { max_size: 400 << 10, min_free: 0 };
 const BLOB: usize = 16 << 10;
@@ -31,6 +34,7 @@ type ExpectedTags = BTreeMap<(RepoId, Tag), Option<Digest>>;
 
 struct Scene {
     folder: TempDir,
+    bounds: Bounds,
     plan: Arc<Plan>,
     runtime: Runtime,
     store: Option<Store>,
@@ -92,6 +96,10 @@ fn mirrored(name: &str) -> RepoId {
 
 impl Scene {
     fn new() -> Self {
+        Self::with_bounds(ROOM)
+    }
+
+    fn with_bounds(bounds: Bounds) -> Self {
         let plan = Arc::new(Plan::default());
         follow(&plan);
         let threads = plan.clone();
@@ -111,7 +119,7 @@ impl Scene {
             counter.fetch_add(is_eviction.into(), Ordering::Relaxed);
         })]);
         let (blobs, tags) = (BTreeMap::new(), BTreeMap::new());
-        let mut scene = Self { folder, plan, runtime, store: None, blobs, tags, number: 0, events, evicted };
+        let mut scene = Self { folder, bounds, plan, runtime, store: None, blobs, tags, number: 0, events, evicted };
         scene.open();
         scene
     }
@@ -121,7 +129,7 @@ impl Scene {
     }
 
     fn open(&mut self) {
-        let settings = StoreSettings { bounds: ROOM, events: self.events.clone(), ..StoreSettings::default() };
+        let settings = StoreSettings { bounds: self.bounds, events: self.events.clone(), ..StoreSettings::default() };
         let store = Store::open_with(self.folder.path(), settings).unwrap();
         if store.needs_reconcile() {
             store.reconcile(&AtomicBool::new(false));
@@ -206,14 +214,14 @@ impl Scene {
     }
 
     fn fails_now(&self) -> Option<Failing> {
-        self.plan.0.lock().failing
+        self.plan.counted.lock().failing
     }
 
     /// Runs without faults, and without counting operations.
     fn aside<T>(&mut self, look: impl FnOnce(&mut Self) -> T) -> T {
-        let before = std::mem::take(&mut *self.plan.0.lock());
+        let before = std::mem::take(&mut *self.plan.counted.lock());
         let seen = look(self);
-        *self.plan.0.lock() = before;
+        *self.plan.counted.lock() = before;
         seen
     }
 }
@@ -221,7 +229,9 @@ impl Scene {
 /// Runs `step` on what `set_up` makes, once for each of its file operations with that operation failing. `step` records what
 /// was acknowledged.
 fn with_every_fault(set_up: impl Fn() -> Scene, step: impl Fn(&mut Scene) -> Result<(), StoreError>) {
-    for (fault, lasting) in [(Fault::Error, false), (Fault::Error, true), (Fault::Short, false), (Fault::Short, true)] {
+    for (fault, lasting) in
+        [(Fault::Error(Errno::IO), false), (Fault::Error(Errno::IO), true), (Fault::Short, false), (Fault::Short, true)]
+    {
         let mut scene = set_up();
         for first in 0.. {
             scene.number += 1;
@@ -438,7 +448,7 @@ fn a_scrub_keeps_names_that_it_cannot_read() {
     let scrub = || scene.run(scene.store().scrub(ScrubPart::Names, true, Findings::default()));
     let mut unreadable = 0;
     for first in 0.. {
-        scene.plan.set(Some(Failing { fault: Fault::Error, first, lasting: false }));
+        scene.plan.set(Some(Failing { fault: Fault::Error(Errno::IO), first, lasting: false }));
         let scrubbed = scrub();
         let calls = scene.plan.calls();
         scene.plan.set(None);

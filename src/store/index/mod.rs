@@ -4,7 +4,7 @@
 //!
 //! sled does not fail cleanly, so every use is checked. Opening and scanning run under `catch_unwind`. A folder of another
 //! version, of another data folder, or with a wrong count of records is corrupt and is set aside. An operation that fails or
-//! panics takes the index out of service until it is rebuilt. All methods block. No sled type leaves this module.
+//! panics takes the index out of service until it is opened again and reconciled with the files. All methods block. No sled type leaves this module.
 
 pub(in crate::store) mod keys;
 
@@ -14,6 +14,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
+
+use parking_lot::RwLock;
 
 use crate::oci::{Digest, RepoId, Scope, Tag};
 use crate::store::clock::Time;
@@ -34,8 +36,10 @@ pub(in crate::store) const BATCH_RECORDS: usize = 100;
 #[derive(Debug)]
 pub(in crate::store) struct Index {
     /// Empty until the index is opened: lists come from the folders until then.
-    db: OnceLock<sled::Db>,
-    /// In which condition it was found when it was opened.
+    db: RwLock<Option<sled::Db>>,
+    /// An operation on the open index has failed. sled takes no more changes, so it has to be opened again.
+    failed: AtomicBool,
+    /// In which condition it was found when it was first opened.
     found: OnceLock<IndexCondition>,
     /// The identity of the data folder.
     folder: [u8; 16],
@@ -96,7 +100,8 @@ impl Index {
     /// index of a read-only folder is never opened.
     pub(in crate::store) fn unopened(folder: [u8; 16]) -> Self {
         Self {
-            db: OnceLock::new(),
+            db: RwLock::new(None),
+            failed: AtomicBool::new(false),
             found: OnceLock::new(),
             folder,
             ready: AtomicBool::new(false),
@@ -144,7 +149,18 @@ impl Index {
 
     /// Whether it has been opened, in service or not.
     pub(in crate::store) fn is_open(&self) -> bool {
-        self.db.get().is_some()
+        self.db.read().is_some()
+    }
+
+    /// Closes an index that has failed, so that it can be opened again. Without effect on one that works.
+    pub(in crate::store) fn close_failed(&self) {
+        if !self.failed.load(Ordering::Acquire) {
+            return;
+        }
+        let failed = self.db.write().take();
+        // Flushes once more, and panics where that fails.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(failed)));
+        self.failed.store(false, Ordering::Release);
     }
 
     fn try_open(&self, path: &Path) -> Result<bool, OpenError> {
@@ -153,7 +169,7 @@ impl Index {
             let config = sled::Config::new().path(path).cache_capacity(SLED_CACHE_BYTES).flush_every_ms(None);
             let db = open_unlocked(&config)?;
             let clean = self.verify(&db)?;
-            let _ = self.db.set(db);
+            *self.db.write() = Some(db);
             Ok(clean)
         };
         catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(OpenError::Panicked))
@@ -248,19 +264,30 @@ impl Index {
         }
     }
 
+    /// Makes the index fail, as a disk does that takes no more writes.
+    #[cfg(test)]
+    pub(in crate::store) fn fail(&self) {
+        self.guarded(|_| Err::<(), _>(sled::Error::Io(io::Error::from(io::ErrorKind::StorageFull))));
+    }
+
     /// Runs an operation. A failure or panic takes the index out of service and does not fail the caller.
     fn guarded<T>(&self, operation: impl FnOnce(&sled::Db) -> Result<T, sled::Error>) -> Option<T> {
-        let db = self.db.get()?;
-        let reason = match catch_unwind(AssertUnwindSafe(|| operation(db))) {
+        let db = self.db.read().clone()?;
+        if self.failed.load(Ordering::Acquire) {
+            return None;
+        }
+        let reason = match catch_unwind(AssertUnwindSafe(|| operation(&db))) {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "sled panicked".to_owned(),
         };
         self.ready.store(false, Ordering::Release);
-        tracing::error!(
-            reason,
-            "the index failed; it is out of service until the next start, lists come from the files"
-        );
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                reason,
+                "the index failed; lists come from the files and nothing is evicted until it has been opened again"
+            );
+        }
         None
     }
 

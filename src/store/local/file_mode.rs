@@ -9,15 +9,16 @@ use std::os::unix::fs::PermissionsExt;
 use crate::store::fs::{self, File, Metadata, Permissions};
 
 const OWNER_WRITE: u32 = 0o200;
-const ALL_WRITE: u32 = 0o222;
+/// The mode of pushed content. What marks it is that the owner may not write.
+const PUSHED_MODE: u32 = 0o400;
 
-/// Removes the write permission, which marks a file as pushed content.
+/// Marks a file as pushed content.
 pub(in crate::store) fn mark_pushed(file: &File) -> io::Result<()> {
     let mode = file.metadata()?.permissions().mode();
     if mode & OWNER_WRITE == 0 {
         return Ok(());
     }
-    fs::set_permissions(file, Permissions::from_mode(mode & !ALL_WRITE))
+    fs::set_permissions(file, Permissions::from_mode(PUSHED_MODE))
 }
 
 /// Gives the owner the write permission back, for a file that is not finished yet.

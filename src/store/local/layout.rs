@@ -69,6 +69,11 @@ impl Layout {
         self.root.join("id")
     }
 
+    /// The format of the folder.
+    pub(in crate::store) fn format(&self) -> PathBuf {
+        self.root.join("format")
+    }
+
     /// The path of the durability record: the time of the last fsync of cached content.
     pub(in crate::store) fn durability_record(&self) -> PathBuf {
         self.root.join("settled")

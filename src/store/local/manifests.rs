@@ -56,12 +56,12 @@ impl Local {
         let NewManifest { digest, media_type, bytes, manifest } = new;
         let length = bytes.len() as u64;
         let room = if durable {
-            self.cache.require_disk_room(length, self)?;
+            self.cache.require_disk_room(length, 1, self)?;
             None
         } else {
             // Itself, its link, its tags, and a link for each child.
             let names = (manifest.children.len() + tags.len() + 2) as u64;
-            Some(self.cache.reserve(length + names * NAME_BYTES, self)?)
+            Some(self.cache.reserve(length + names * NAME_BYTES, names, self)?)
         };
 
         let temporary = Temporary::new(self.layout.temporary());

@@ -14,6 +14,7 @@ mod durability;
 mod evict;
 mod file_mode;
 mod folder;
+mod format;
 mod growing_file;
 mod layout;
 mod lease;
@@ -39,6 +40,7 @@ mod sweep;
 mod tags;
 mod uploads;
 mod view;
+mod write_check;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,13 +50,13 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::cache::Cache;
-use super::error::{At, StoreError};
-use super::fs;
+use super::error::StoreError;
 use super::index::Index;
 use crate::events::{Events, StoreEvent};
 use content::ContentState;
 use folder::FolderFacts;
 use uploads::Sessions;
+use write_check::WriteCheck;
 
 pub use folder::LockError;
 pub use lease::Leases;
@@ -86,6 +88,7 @@ pub(in crate::store) struct Local {
     cache: Cache,
     marks: CollectorMarks,
     leases: Leases,
+    write_check: WriteCheck,
     events: Events,
     /// Work on the blocking pool. It goes on when the request that started it is gone, and the folder stays locked until
     /// all of it has ended.
@@ -140,12 +143,6 @@ impl Local {
         if self.folder.is_read_only() { Err(StoreError::ReadOnly) } else { Ok(()) }
     }
 
-    /// Whether a file can be written.
-    pub(in crate::store) fn check_writable(&self) -> Result<(), StoreError> {
-        let temporary = Temporary::new(self.layout.temporary());
-        self.layout.with_folder(temporary.path(), |path| fs::write(path, b"ok")).at("write", temporary.path())
-    }
-
     /// Writes changes of the index to the disk.
     pub(in crate::store) fn flush_index(&self) {
         self.cache.save_uses(&self.index);
@@ -159,7 +156,8 @@ impl Local {
         operation: impl FnOnce(&Arc<Self>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let local = self.clone();
-        self.operations.spawn_blocking(move || operation(&local)).await.map_err(|_| StoreError::Task)?
+        let done = self.operations.spawn_blocking(move || operation(&local)).await.map_err(|_| StoreError::Task)?;
+        done.inspect_err(|error| self.note_failure(error))
     }
 
     /// Waits for the operations that were started, flushes the index, and marks a clean stop.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio_util::task::TaskTracker;
@@ -13,11 +13,13 @@ use super::content::ContentState;
 use super::durability::Durability;
 use super::file_mode::{is_marked_pushed, mark_pushed};
 use super::folder::{FolderFacts, FolderLock, LockError};
+use super::format;
 use super::layout::Layout;
 use super::lease::Leases;
 use super::marks::CollectorMarks;
 use super::names::NameState;
 use super::uploads::Sessions;
+use super::write_check::WriteCheck;
 use crate::events::Events;
 use crate::oci::{RepoName, Scope};
 use crate::store::cache::Cache;
@@ -37,6 +39,13 @@ pub enum OpenError {
     CaseInsensitive,
     #[error("{0}; to serve a folder that cannot be written, set storage.read_only (ROADSTEAD_STORAGE__READ_ONLY=true)")]
     NotWritable(StoreError),
+    #[error(
+        "the data folder has format {found}, written by roadstead {version}, and this program reads formats up to {known}; start that \
+         version or a later one, or restore a backup"
+    )]
+    NewerFormat { found: u32, version: String, known: u32 },
+    #[error("the file {} does not name a format; restore it from a backup, or remove it if the folder is of this version", .0.display())]
+    UnknownFormat(PathBuf),
     #[error("{0} is on another file system than the data folder; content is committed by rename, so it cannot be")]
     OtherFileSystem(&'static str),
 }
@@ -50,10 +59,15 @@ impl Local {
             LockError::Store(error) if error.is_not_writable() => OpenError::NotWritable(error),
             error => error.into(),
         })?;
+        // Before anything but the lock is written.
+        let lacks_format = format::check(&layout)?;
         // Before anything is written, because it may be what fills the disk.
         empty_spool(&layout)?;
         layout.create()?;
         let keeps_modes = check_file_system(&layout)?;
+        if lacks_format {
+            format::write(&layout)?;
+        }
         let folder = FolderFacts::writable(read_or_create_id(&layout)?, keeps_modes, lock);
         let local = Self::assemble(layout, folder, settings)?;
         if !local.recover_index()? {
@@ -76,6 +90,7 @@ impl Local {
     pub(in crate::store) fn open_read_only(root: &Path, events: Events) -> Result<Arc<Self>, OpenError> {
         let layout = Layout::new(root);
         let lock = FolderLock::shared(&layout.lock())?;
+        format::check(&layout)?;
         let path = layout.id();
         let id = optional(fs::read_to_string(&path)).at("read", &path)?;
         // Without a stored id, one for this process alone is enough to recognize a request that comes back.
@@ -96,6 +111,7 @@ impl Local {
             cache: Cache::new(bounds, pins, layout.root()),
             marks: CollectorMarks::default(),
             leases: Leases::default(),
+            write_check: WriteCheck::default(),
             events,
             operations: TaskTracker::new(),
             layout,

@@ -1,4 +1,4 @@
-//! Recovery of the index: at the start, or later if the disk had no room for it then.
+//! Recovery of the index: at the start, or later if the disk had no room for it then, or the index has failed since.
 //!
 //! A cache that has filled its disk must start. sled does not fail cleanly when a write finds no room, so it is not opened on
 //! such a disk. First, cached content is evicted, the least recently touched first. That order comes from the files, because
@@ -20,6 +20,8 @@ use crate::store::records::Class;
 
 /// The index is not opened with less free space: sled writes half a megabyte at a time.
 const MIN_FREE_BYTES: u64 = 1 << 20;
+/// Nor with fewer free inodes: sled makes some files.
+const MIN_FREE_INODES: u64 = 16;
 /// Free space that is made for an index: this, and the next for each blob, which is several times what its records take.
 const INDEX_ROOM_BYTES: u64 = 4 << 20;
 const INDEX_ROOM_BYTES_PER_BLOB: u64 = 1 << 10;
@@ -31,14 +33,15 @@ const MAX_OPEN_ATTEMPTS: usize = 3;
 type CachedFile = (SystemTime, Digest, u64);
 
 impl Local {
-    /// Opens the index, unless it is open. False if the disk has no room for it.
+    /// Opens the index, unless it is open and works. False if the disk has no room for it.
     pub(in crate::store) fn recover_index(&self) -> Result<bool, StoreError> {
+        self.index.close_failed();
         if self.index.is_open() {
             return Ok(true);
         }
         self.require_writable()?;
         for _ in 0..MAX_OPEN_ATTEMPTS {
-            if self.cache.space().free().is_none_or(|free| free >= MIN_FREE_BYTES) {
+            if !self.is_short_for_index(MIN_FREE_BYTES) {
                 let (path, aside) = (self.layout.index(), self.layout.corrupt_index());
                 let trusted = !fs::exists(&self.layout.index_outdated());
                 match self.index.open(&path, &aside, trusted) {
@@ -60,7 +63,10 @@ impl Local {
 
     fn index_opened(&self, condition: &IndexCondition) {
         let space = self.cache.space();
-        space.set_cached(self.index.bytes(Class::Cached));
+        // If the order of last use is complete, the index is opened again, and the order has the exact sum.
+        if !self.cache.is_order_complete() {
+            space.set_cached(self.index.bytes(Class::Cached));
+        }
         match condition {
             IndexCondition::Clean => space.set_names(self.index.names()),
             IndexCondition::Unclean | IndexCondition::New | IndexCondition::Corrupt(_) => space.count_names_anew(),
@@ -78,6 +84,12 @@ impl Local {
         }
     }
 
+    /// Whether the disk has less than `bytes` or no inodes for an index.
+    fn is_short_for_index(&self, bytes: u64) -> bool {
+        let space = self.cache.space();
+        space.free().is_some_and(|free| free < bytes) || space.free_inodes().is_some_and(|free| free < MIN_FREE_INODES)
+    }
+
     /// Evicts cached content. Whether there may be room for an index now.
     fn make_room_for_index(&self) -> Result<bool, StoreError> {
         // A command that only looks at the folder knows of no pins, and is not expected to remove anything.
@@ -87,7 +99,7 @@ impl Local {
         let _ = fs::remove_dir_all(&self.layout.corrupt_index());
         let (oldest, blobs) = self.oldest_cached_files()?;
         let room = INDEX_ROOM_BYTES + blobs * INDEX_ROOM_BYTES_PER_BLOB;
-        let is_short = || self.cache.space().free().is_some_and(|free| free < room);
+        let is_short = || self.is_short_for_index(room);
         if !is_short() {
             return Ok(true);
         }

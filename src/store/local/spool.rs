@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use super::Local;
 use super::growing_file::{self, GrowingFile};
@@ -23,9 +24,6 @@ use crate::store::spool::SpoolFile;
 
 /// Bytes after which received content is written back. Otherwise the fsync of a push could wait for gigabytes of it.
 const WRITE_BACK_BYTES: u64 = 16 << 20;
-
-/// Room is reserved in steps of this size if the length is unknown.
-const UNKNOWN_LENGTH_STEP_BYTES: u64 = 64 << 20;
 
 /// One temporary file.
 #[derive(Debug)]
@@ -57,8 +55,12 @@ impl LocalSpool {
     /// the disk has ample room.
     pub(super) fn create(local: &Arc<Local>, algorithm: Algorithm, expected: Option<u64>) -> Result<Self, StoreError> {
         local.require_writable()?;
-        let mut room = local.cache.reserve(expected.unwrap_or(UNKNOWN_LENGTH_STEP_BYTES), &**local)?;
         let path = local.layout.temporary();
+        if expected.is_some_and(exceeds_file_size_limit) {
+            return Err(io::Error::from(Errno::FBIG)).at("reserve", &path);
+        }
+        let step = local.cache.space().unknown_length_step();
+        let mut room = local.cache.reserve(expected.unwrap_or(step), 1, &**local)?;
         let file = local.layout.with_folder(&path, |path| GrowingFile::create(path, algorithm)).at("create", &path)?;
         let open = file.file().at("open", &path)?;
         let expected = expected.unwrap_or(0);
@@ -155,7 +157,8 @@ impl SpoolFile for LocalSpool {
         let (file, local, room) = (self.file.clone(), self.local.clone(), self.room.clone());
         let arriving = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         let prepare = move || local.grow_reservation(&room, file.len() + arriving);
-        let length = growing_file::append(self.file.clone(), chunks, prepare).await?;
+        let appended = growing_file::append(self.file.clone(), chunks, prepare).await;
+        let length = appended.inspect_err(|error| self.local.note_failure(error))?;
         self.reserve_rest(length);
         self.write_back(length);
         Ok(length)
@@ -183,11 +186,17 @@ impl Local {
     fn grow_reservation(&self, room: &Mutex<Reservation>, length: u64) -> Result<(), StoreError> {
         let mut room = room.lock();
         if length > room.bytes() {
-            let more = self.cache.reserve(UNKNOWN_LENGTH_STEP_BYTES.max(length - room.bytes()), self)?;
+            let step = self.cache.space().unknown_length_step();
+            let more = self.cache.reserve(step.max(length - room.bytes()), 0, self)?;
             room.add(more);
         }
         Ok(())
     }
+}
+
+/// Whether the process may not write a file of this many bytes (`ulimit -f`).
+fn exceeds_file_size_limit(bytes: u64) -> bool {
+    getrlimit(Resource::Fsize).current.is_some_and(|limit| bytes > limit)
 }
 
 /// Reserves blocks without changing the length. Without effect where the file system does not support that.
@@ -266,9 +275,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         let spool = begin(&store, None);
-        spool.append(vec![Bytes::from(vec![0; UNKNOWN_LENGTH_STEP_BYTES as usize + 1])]).await.unwrap();
+        let step = store.local().cache.space().unknown_length_step();
+        spool.append(vec![Bytes::from(vec![0; step as usize + 1])]).await.unwrap();
         spool.append(vec![Bytes::from_static(b"more")]).await.unwrap();
-        assert_eq!(spool.room.lock().unallocated(), UNKNOWN_LENGTH_STEP_BYTES);
+        assert_eq!(spool.room.lock().unallocated(), step);
     }
 
     #[tokio::test]
@@ -277,7 +287,7 @@ mod tests {
         let bounds = Bounds { max_size: u64::MAX, min_free: 0 };
         let store = Store::open_with(folder.path(), StoreSettings { bounds, ..StoreSettings::default() }).unwrap();
         let space = store.local().cache.space();
-        let _others = space.reserve(space.free().unwrap().saturating_sub(AMPLE_FREE_BYTES / 2)).unwrap();
+        let _others = space.reserve(space.free().unwrap().saturating_sub(AMPLE_FREE_BYTES / 2), 1).unwrap();
         let spool = begin(&store, Some(LENGTH));
         assert!(reserved(&spool) >= LENGTH);
     }

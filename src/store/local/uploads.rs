@@ -23,6 +23,9 @@ use crate::store::uploads::{Upload, UploadError, UploadSession, Uploads};
 /// An empty session expires after one hour. The client can create another.
 const MAX_EMPTY_SESSION_AGE: Duration = Duration::from_secs(60 * 60);
 
+/// Inodes of a session: its folder, its bytes, and its description.
+const SESSION_FILES: u64 = 3;
+
 /// The sessions that this process has used, by id.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
@@ -68,6 +71,7 @@ impl Uploads for LocalUploads {
         self.0
             .run(move |local| {
                 local.require_writable()?;
+                local.cache.require_inodes(SESSION_FILES, &**local)?;
                 let id = Uuid::new_v4();
                 let folder = local.layout.upload(id);
                 local.layout.with_folder(&folder, fs::create_dir).at("create", &folder)?;
@@ -100,7 +104,7 @@ impl Uploads for LocalUploads {
     }
 
     async fn require_room(&self, bytes: u64) -> Result<(), StoreError> {
-        self.0.run(move |local| local.cache.require_disk_room(bytes, &**local)).await
+        self.0.run(move |local| local.cache.require_disk_room(bytes, 0, &**local)).await
     }
 
     async fn expire(&self, age: Duration) -> Result<usize, StoreError> {
@@ -125,8 +129,9 @@ impl UploadSession for LocalUpload {
     async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
         let (busy, local) = (self.session.clone(), self.local.clone());
         let arriving = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        let prepare = move || local.cache.require_disk_room(arriving, &*local).map(|()| busy);
-        growing_file::append(self.session.0.file.clone(), chunks, prepare).await
+        let prepare = move || local.cache.require_disk_room(arriving, 0, &*local).map(|()| busy);
+        let appended = growing_file::append(self.session.0.file.clone(), chunks, prepare).await;
+        appended.inspect_err(|error| self.local.note_failure(error))
     }
 
     async fn finish(self: Box<Self>, repo: &RepoId, digest: &Digest) -> Result<(), StoreError> {

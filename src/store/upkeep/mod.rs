@@ -11,7 +11,7 @@ mod usage;
 pub use collector::{CollectRules, Collected};
 pub use scrub::{Finding, Problem, ScrubPart, ScrubPlace, ScrubWatch};
 pub use sweep::Swept;
-pub use usage::{Amount, RepositoryUsage, ScopeUsage, StoredAmount, TotalUsage, UsageEvent};
+pub use usage::{Amount, DiskUsage, RepositoryUsage, ScopeUsage, StoredAmount, TotalUsage, UsageEvent};
 
 pub(in crate::store) use collector::collect;
 pub(in crate::store) use reconcile::reconcile;

@@ -82,11 +82,33 @@ pub struct TotalUsage {
     pub bytes: u64,
 }
 
+/// The bounds of the cache, and the room on its disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUsage {
+    /// Bytes that cached content may take. `None`: the walk was made without a server, and no bounds are in force.
+    pub max_size: Option<u64>,
+    /// Bytes of the disk that stay free.
+    pub min_free: Option<u64>,
+    /// Size of the disk in bytes.
+    pub bytes: u64,
+    pub free_bytes: u64,
+    /// 0: the file system does not count inodes.
+    pub inodes: u64,
+    pub free_inodes: u64,
+    /// Inodes that stay free.
+    pub min_free_inodes: u64,
+}
+
 /// What a walk reports, in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum UsageEvent {
-    Progress { repositories: u64, blobs: u64 },
+    /// Absent where the disk cannot be asked.
+    Disk(DiskUsage),
+    Progress {
+        repositories: u64,
+        blobs: u64,
+    },
     Repository(RepositoryUsage),
     Scope(ScopeUsage),
     Total(TotalUsage),
@@ -111,8 +133,27 @@ struct Walk {
     names: u64,
 }
 
+fn disk_usage(local: &Local) -> Option<DiskUsage> {
+    let space = local.cache().space();
+    let (disk, bounds) = (space.disk()?, space.is_bounded().then(|| space.bounds()));
+    Some(DiskUsage {
+        max_size: bounds.map(|bounds| bounds.max_size),
+        min_free: bounds.map(|bounds| bounds.min_free),
+        bytes: disk.bytes,
+        free_bytes: disk.free_bytes,
+        inodes: disk.inodes,
+        free_inodes: disk.free_inodes,
+        min_free_inodes: disk.kept_free_inodes(),
+    })
+}
+
 /// Walks names and blobs and calls `report` with what they take. It returns false to stop the walk. Blocks.
 pub(in crate::store) fn usage(local: &Local, report: &mut dyn FnMut(UsageEvent) -> bool) -> Result<(), StoreError> {
+    if let Some(disk) = disk_usage(local)
+        && !report(UsageEvent::Disk(disk))
+    {
+        return Ok(());
+    }
     let mut walk = Walk::default();
     let mut scopes = local.scopes()?;
     // Local first: the content of a local repository is pushed, even if mirrored ones have it as well.

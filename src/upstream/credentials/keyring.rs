@@ -21,6 +21,8 @@ const HELPER_LIFETIME: Duration = Duration::from_secs(10 * 60);
 pub(in crate::upstream) struct Keyring {
     upstream: Arc<str>,
     urls: Vec<Url>,
+    /// Hosts of the URLs that get no passwords, because they are not the upstream's own.
+    withheld: Vec<String>,
     rules: Vec<CredentialRule>,
 }
 
@@ -52,7 +54,9 @@ impl Keyring {
             Ok(CredentialRule { repository: rule.repository.clone(), source })
         };
         let rules = config.credentials.iter().map(rule).collect::<Result<_, _>>()?;
-        Ok(Self { upstream: config.name.as_str().into(), urls: config.urls.clone(), rules })
+        let withheld = config.urls.iter().filter(|url| !config.credentials_are_for(url));
+        let withheld = withheld.map(|url| host(url).to_owned()).collect();
+        Ok(Self { upstream: config.name.as_str().into(), urls: config.urls.clone(), withheld, rules })
     }
 
     /// The rule for a repository.
@@ -77,9 +81,23 @@ impl Keyring {
         deadline: Instant,
     ) -> Result<SourceResult, UpstreamError> {
         let Some(rule) = self.rules.iter().find(|rule| rule.is_for(repository)) else { return Ok(None) };
+        if self.withholds(rule, url) {
+            return Ok(None);
+        }
         let found = timeout_at(deadline, rule.source.get(host(url), repository, deadline)).await;
         let found = found.map_err(|_| UpstreamError::timeout(&self.upstream, "reading the credentials for it"))?;
         found.map_err(|cause| UpstreamError::Credentials { upstream: self.upstream.clone(), cause })
+    }
+
+    /// Whether requests for a repository to this URL have no credentials, although those to another URL have some.
+    pub(in crate::upstream) fn is_anonymous_at(&self, url: &Url, repository: &str) -> bool {
+        let rule = self.rules.iter().find(|rule| rule.is_for(repository));
+        rule.is_some_and(|rule| self.withholds(rule, url))
+    }
+
+    /// Docker's file is searched by host, so what it has for a host is for that host.
+    fn withholds(&self, rule: &CredentialRule, url: &Url) -> bool {
+        !matches!(rule.source, Source::Docker(..)) && self.withheld.iter().any(|withheld| withheld == host(url))
     }
 
     /// Asks the source again after its credentials were refused. Returns whether it has other credentials now.

@@ -293,8 +293,8 @@ async fn slow_token_server_is_given_up() {
     .await;
     let fixture = Fixture::new(&[&server]);
     let started = Instant::now();
-    let error = fixture.upstream.send(blob(), started + Duration::from_millis(150)).await.unwrap_err();
+    let error = fixture.upstream.send(blob(), started + Duration::from_secs(2)).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Timeout { .. }), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(2));
+    assert!(started.elapsed() < Duration::from_secs(50), "the token server answers after a minute");
     fixture.assert_requests_counted_at(&[&server]);
 }

@@ -13,8 +13,11 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::server::{Reply, Seen, Server};
-use super::{Fixture, Kind, UpstreamError, blob, manifest, request};
-use crate::config::{CredentialConfig, CredentialSource, Namespace};
+use super::{Fixture, Kind, UpstreamError, blob, manifest, request, soon, with_password as password_of};
+use crate::config::{CredentialConfig, CredentialSource, Namespace, UpstreamConfig};
+use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
+use crate::upstream::Upstream;
 
 /// A program in its own folder. It prints the file `says` and adds a line to `runs` for each run.
 struct Program {
@@ -128,14 +131,15 @@ async fn program_runs_once_and_again_after_a_denial() {
     let password = Arc::new(Mutex::new("one"));
     let server = with_password(&password, 403).await;
     let program = Program::new("one\n");
-    let fixture = fixture(&server, program.source(Some("AWS"), Duration::from_secs(3)));
+    let fixture = fixture(&server, program.source(Some("AWS"), Duration::from_secs(20)));
     let all = join_all((0..16).map(|_| fixture.get(blob()))).await;
     assert!(all.into_iter().all(|body| body.unwrap() == "content"));
     assert_eq!(program.runs(), 1);
 
     *password.lock() = "two";
     program.says("two\n");
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    // A tenth of its lifetime: before, a refused password does not make the program run again.
+    tokio::time::sleep(Duration::from_millis(2100)).await;
     let all = join_all((0..16).map(|_| fixture.get(blob()))).await;
     assert!(all.into_iter().all(|body| body.unwrap() == "content"), "ECR says 403 to an expired password");
     assert!(program.runs() <= 3, "{}", program.runs());
@@ -161,10 +165,10 @@ async fn credentials_outlive_a_failing_program() {
         r#"{"Username":"AWS","Secret":"one"}"#,
         r#"if [ -e "$folder/broken" ]; then cat "$folder/says"; cat "$folder/says" >&2; exit 7; fi; cat "$folder/says""#,
     );
-    let fixture = fixture(&server, program.source(None, Duration::from_secs(2)));
+    let fixture = fixture(&server, program.source(None, Duration::from_secs(6)));
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
     fs::write(program.path("broken"), "").unwrap();
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    tokio::time::sleep(Duration::from_millis(3100)).await;
     assert_eq!(
         fixture.get(blob()).await.unwrap(),
         "content",
@@ -173,7 +177,7 @@ async fn credentials_outlive_a_failing_program() {
     while program.runs() < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    tokio::time::sleep(Duration::from_millis(3000)).await;
     let error = fixture.get(blob()).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Credentials { .. }) && error.is_upstream_failure(), "{error}");
     let text = format!("{error} {error:?}");
@@ -198,11 +202,12 @@ async fn token_server_gets_the_newer_password() {
     })
     .await;
     let program = Program::new("one");
-    let fixture = fixture(&server, program.source(Some("oauth2accesstoken"), Duration::from_secs(3)));
+    let fixture = fixture(&server, program.source(Some("oauth2accesstoken"), Duration::from_secs(20)));
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
     *password.lock() = "two";
     program.says("two");
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    // A tenth of its lifetime: before, a refused password does not make the program run again.
+    tokio::time::sleep(Duration::from_millis(2100)).await;
     assert_eq!(fixture.get(blob()).await.unwrap(), "content");
 }
 
@@ -289,5 +294,48 @@ async fn upstream_and_errors_contain_no_secret() {
         let error = fixture.get(blob()).await.unwrap_err();
         let text = format!("{error} {error:?} {:?} {source:?}", fixture.upstream);
         assert!(!text.contains(canary), "{text}");
+    }
+}
+
+/// An upstream that is named after the server `own`, with a password, and a mirror before it.
+fn with_mirror(mirror: &Server, own: &Server) -> Upstream {
+    let name = format!("127.0.0.1:{}", own.port());
+    let mut config = UpstreamConfig::new(name.as_str(), vec![mirror.url(), own.url()]);
+    config.credentials = password_of("ann", "hunter2");
+    Upstream::new(&config, "roadstead-test", Arc::new(Metrics::new(&[&name])), Tasks::new()).unwrap()
+}
+
+#[tokio::test]
+async fn a_mirror_gets_no_password_and_its_refusal_does_not_count() {
+    let challenge = |status| Reply::new(status).header("www-authenticate", "Basic realm=\"x\"");
+    for status in [401, 403, 404, 503] {
+        let mirror = Server::start(move |_| challenge(status)).await;
+        let own = Server::start(move |seen| match seen.authorization() {
+            Some(_) => Reply::ok("content"),
+            None => challenge(401),
+        })
+        .await;
+        for request in [blob(), manifest()] {
+            let answer = with_mirror(&mirror, &own).send(request, soon()).await.unwrap();
+            assert_eq!(answer.body.collect(100, soon()).await.unwrap(), "content", "{status}");
+        }
+        assert!(mirror.seen().iter().all(|seen| seen.authorization().is_none()), "{status}");
+        assert!(own.seen().iter().any(|seen| seen.authorization().is_some()), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_mirror_lacks_is_decided_by_the_upstream_itself() {
+    let cases = [(404, 404, "not found"), (404, 503, "an outage"), (401, 404, "not found"), (404, 401, "denied")];
+    for (mirrored, own, expected) in cases {
+        let mirror = Server::start(move |_| Reply::new(mirrored)).await;
+        let own = Server::start(move |_| Reply::new(own).header("retry-after", "600")).await;
+        let error = with_mirror(&mirror, &own).send(blob(), soon()).await.unwrap_err();
+        let found = match error {
+            UpstreamError::NotFound { .. } => "not found",
+            UpstreamError::Denied { .. } => "denied",
+            _ => "an outage",
+        };
+        assert_eq!(found, expected, "{mirrored}: {error}");
     }
 }

@@ -78,9 +78,9 @@ async fn send_returns_by_the_deadline() {
     for (what, wait, least) in [("silence", 60, 1), ("quick failures", 0, 2)] {
         let server = Server::start(move |_| Reply::new(503).after(Duration::from_secs(wait))).await;
         let fixture = Fixture::configured(&[&server], |config| config.header_timeout = Duration::from_secs(60));
-        let deadline = Instant::now() + Duration::from_millis(700);
+        let deadline = Instant::now() + Duration::from_secs(3);
         let asked =
-            tokio::time::timeout_at(deadline + Duration::from_secs(10), fixture.upstream.send(blob(), deadline));
+            tokio::time::timeout_at(deadline + Duration::from_secs(30), fixture.upstream.send(blob(), deadline));
         assert!(asked.await.expect(what).is_err());
         assert!(server.seen().len() >= least, "{what}");
     }
@@ -91,7 +91,7 @@ async fn silent_url_leaves_time_for_the_next_one() {
     let silent = Server::start(|_| Reply::ok("").after(Duration::from_secs(60))).await;
     let well = Server::start(|_| Reply::ok("content")).await;
     let fixture = Fixture::configured(&[&silent, &well], |config| config.header_timeout = Duration::from_secs(60));
-    let response = fixture.upstream.send(blob(), Instant::now() + Duration::from_secs(2)).await;
+    let response = fixture.upstream.send(blob(), Instant::now() + Duration::from_secs(12)).await;
     assert!(response.is_ok(), "{:?}", response.err());
     assert_eq!((silent.seen().len(), well.seen().len()), (1, 1));
 }

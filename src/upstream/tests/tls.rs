@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
 use parking_lot::Mutex;
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::crypto::ring;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, Stream};
@@ -36,7 +38,10 @@ impl TlsServer {
     /// `require_certificate`: only clients with the test's client certificate may connect.
     fn start_with(require_certificate: bool) -> Self {
         let chain = vec![CertificateDer::from_pem_file(file("server.pem")).unwrap()];
-        let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
+        Self::start_as(chain, PrivateKeyDer::from_pem_file(file("server.key")).unwrap(), require_certificate)
+    }
+
+    fn start_as(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>, require_certificate: bool) -> Self {
         let provider = Arc::new(ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
         let config = config.unwrap();
@@ -175,5 +180,115 @@ async fn mismatched_certificate_and_key_are_a_setup_error() {
         let metrics = Arc::new(Metrics::new(&[NAME]));
         let error = Upstream::new(&config, "roadstead-test", metrics, Tasks::new()).err().unwrap().to_string();
         assert!(error.starts_with(&format!("upstream.\"{NAME}\".{told}: /")), "{error}");
+    }
+}
+
+// === self-signed certificates ===
+
+/// A certificate that is its own issuer, as `openssl req -x509` makes it, with changes.
+fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+    let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    change(&mut params);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    (certificate, PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+}
+
+/// Writes certificates as a PEM file.
+fn write_pem(path: &Path, certificates: &[CertificateDer<'_>]) {
+    let pem = certificates.iter().map(|der| {
+        let body = base64::prelude::BASE64_STANDARD.encode(der);
+        format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+    });
+    std::fs::write(path, pem.collect::<String>()).unwrap();
+}
+
+/// The answer of a server that has the certificate `shown`, to an upstream that lists `listed`.
+async fn listing(
+    shown: &(CertificateDer<'static>, PrivateKeyDer<'static>),
+    listed: &[CertificateDer<'static>],
+) -> Result<String, UpstreamError> {
+    let server = TlsServer::start_as(vec![shown.0.clone()], shown.1.clone_key(), false);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca.pem");
+    write_pem(&path, listed);
+    let fixture = Fixture::at(vec![server.url.clone()], |config| config.ca_file = Some(path));
+    fixture.get(manifest()).await
+}
+
+#[tokio::test]
+async fn a_listed_certificate_is_trusted_as_the_upstreams_own() {
+    let other = self_signed(|_| {});
+    let of_authority = Issuer::new(CertificateParams::new([]).unwrap(), KeyPair::generate().unwrap());
+    let issued_key = KeyPair::generate().unwrap();
+    let issued =
+        CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&issued_key, &of_authority).unwrap();
+    let cases = [
+        ("self-signed, of an authority", self_signed(|_| {})),
+        ("self-signed, of no authority", self_signed(|params| params.is_ca = IsCa::ExplicitNoCa)),
+        ("self-signed, without the extension", self_signed(|params| params.is_ca = IsCa::NoCa)),
+        (
+            "self-signed, of an authority for servers",
+            self_signed(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
+        ),
+        (
+            "issued by an unknown authority",
+            (issued.der().clone(), PrivateKeyDer::try_from(issued_key.serialize_der()).unwrap()),
+        ),
+    ];
+    for (what, shown) in cases {
+        assert_eq!(listing(&shown, std::slice::from_ref(&shown.0)).await.unwrap(), "content", "{what}");
+        assert_eq!(
+            listing(&shown, &[other.0.clone(), shown.0.clone()]).await.unwrap(),
+            "content",
+            "{what}, with another"
+        );
+        let error = listing(&shown, std::slice::from_ref(&other.0)).await.unwrap_err();
+        assert!(matches!(error, UpstreamError::Certificate { .. }), "{what}, not listed: {error}");
+        let text = error.to_string();
+        assert!(text.contains("; if it") && text.contains(".ca_file") && !text.contains("CaUsed"), "{what}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_listed_certificate_must_be_valid_and_for_the_host() {
+    let day = |years| rcgen::date_time_ymd(years, 1, 1);
+    let cases = [
+        (
+            "it is for",
+            self_signed(|params| params.subject_alt_names = vec![SanType::DnsName("r.example".try_into().unwrap())]),
+        ),
+        (
+            "it is for",
+            self_signed(|params| params.subject_alt_names = vec![SanType::IpAddress("127.0.0.2".parse().unwrap())]),
+        ),
+        ("it is for no name", self_signed(|params| params.subject_alt_names.clear())),
+        ("it has expired", self_signed(|params| (params.not_before, params.not_after) = (day(2001), day(2002)))),
+        ("it is not valid yet", self_signed(|params| (params.not_before, params.not_after) = (day(2120), day(2121)))),
+    ];
+    for (expected, shown) in cases {
+        let error = listing(&shown, std::slice::from_ref(&shown.0)).await.unwrap_err();
+        assert!(matches!(error, UpstreamError::Certificate { .. }), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_fails_is_explained_without_library_texts() {
+    let plain = super::server::Server::start(|_| super::server::Reply::ok("content")).await;
+    let as_tls = plain.url().as_str().replace("http:", "https:");
+    let cases = [
+        ("http://127.0.0.1:1/".to_owned(), "the connection was refused"),
+        ("http://nowhere.invalid/".to_owned(), "the DNS lookup failed"),
+        (as_tls, "it does not speak TLS; if it speaks plain HTTP, write an http URL"),
+    ];
+    for (url, expected) in cases {
+        let error = Fixture::at(vec![url.parse().unwrap()], |_| {}).get(manifest()).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(expected), "{url}: {text}");
+        for library in ["client error", "tcp connect", "os error", "dns error", "InvalidMessage"] {
+            assert!(!text.contains(library), "{url}: {text}");
+        }
     }
 }

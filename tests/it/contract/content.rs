@@ -261,7 +261,7 @@ async fn content_larger_than_the_cache_is_refused_and_nothing_is_evicted<F: Fact
     fill(&store, &library, &blob).await.unwrap();
     let mut events = store.events().subscribe();
     let refused = store.begin(Algorithm::Sha256, Some(MAX_SIZE + 1)).await;
-    assert!(matches!(refused, Err(StoreError::NoRoom { bytes }) if bytes == MAX_SIZE + 1), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::NoRoom { bytes, .. }) if bytes == MAX_SIZE + 1), "{refused:?}");
     assert!(is_stored(&store, &blob).await);
     assert_eq!(emitted(&mut events), []);
 }

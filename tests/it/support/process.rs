@@ -16,8 +16,8 @@ pub struct ServerProcess {
     folder: TempDir,
     settings: Settings,
     environment: Vec<(String, String)>,
-    /// The limit of open descriptors, sockets included.
-    descriptors: Option<u32>,
+    /// The words of a command that starts the program, such as `prlimit --nofile=100:100 --`.
+    wrapper: Vec<String>,
 }
 
 impl ServerProcess {
@@ -33,21 +33,35 @@ impl ServerProcess {
 
     /// The same with environment variables added.
     pub fn start_with(parent: &Path, settings: Settings, environment: &[(&str, &str)]) -> Self {
-        Self::start_as(parent, settings, environment, None)
+        Self::start_as(parent, settings, environment, &[])
     }
 
     /// The same with a limit of open descriptors that it cannot raise.
     pub fn start_limited(settings: Settings, descriptors: u32) -> Self {
-        Self::start_as(&std::env::temp_dir(), settings, &[], Some(descriptors))
+        let limit = format!("--nofile={descriptors}:{descriptors}");
+        Self::start_as(&std::env::temp_dir(), settings, &[], &["prlimit", &limit, "--"])
     }
 
-    fn start_as(parent: &Path, settings: Settings, environment: &[(&str, &str)], descriptors: Option<u32>) -> Self {
+    /// The same with a limit of the size of each file in bytes.
+    pub fn start_with_small_files(settings: Settings, bytes: u64) -> Self {
+        let limit = format!("--fsize={bytes}:{bytes}");
+        Self::start_as(&std::env::temp_dir(), settings, &[], &["prlimit", &limit, "--"])
+    }
+
+    /// The same with an umask in octal.
+    pub fn start_with_umask(settings: Settings, umask: &str) -> Self {
+        let script = format!("umask {umask}; exec \"$@\"");
+        Self::start_as(&std::env::temp_dir(), settings, &[], &["sh", "-c", &script, "sh"])
+    }
+
+    fn start_as(parent: &Path, settings: Settings, environment: &[(&str, &str)], wrapper: &[&str]) -> Self {
         let folder = tempfile::tempdir_in(parent).expect("a temporary folder");
         let port = free_port();
         let settings = settings.listen(&format!("127.0.0.1:{port}"));
         let settings = settings.data_dir(&folder.path().join("data"));
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut process = Self { daemon: None, port, folder, settings, environment, descriptors };
+        let wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        let mut process = Self { daemon: None, port, folder, settings, environment, wrapper };
         process.configure("");
         process.begin();
         process
@@ -58,9 +72,7 @@ impl ServerProcess {
         let config = self.folder.path().join("roadstead.toml");
         let config = config.to_str().expect("a plain path");
         let command = [env!("CARGO_BIN_EXE_roadstead"), "serve", "--config", config];
-        let limit = self.descriptors.map(|most| format!("--nofile={most}:{most}"));
-        let limited = limit.as_ref().map(|limit| ["prlimit", limit, "--"]);
-        let command: Vec<&str> = limited.into_iter().flatten().chain(command).collect();
+        let command: Vec<&str> = self.wrapper.iter().map(String::as_str).chain(command).collect();
         let (program, args) = (Path::new(command[0]), &command[1..]);
         let environment: Vec<_> =
             self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

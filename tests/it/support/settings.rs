@@ -15,6 +15,7 @@ impl Settings {
         Self::default()
             .config("builtin_upstreams = false\ndefault_upstream = \"none\"")
             .config("[server]\nlisten = \"127.0.0.1:0\"")
+            .config("[delete]\nenabled = true")
     }
 
     /// The scripted upstream under the name that clients use, such as `docker.io`.

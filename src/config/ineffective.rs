@@ -1,0 +1,486 @@
+//! Warnings about settings that do nothing, or not what they seem to do. Each names the setting, why it has no effect, and
+//! what would be right.
+
+use url::Url;
+
+use super::units::{format_duration, format_size};
+use super::upstream::in_one_domain;
+use super::{CacheConfig, Config, CredentialConfig, DOCKER_IO, GcConfig, Namespace, Pin, ScrubConfig, UpstreamConfig};
+
+/// Websites that are taken for registries, and the registry of each.
+const WEBSITES: [(&str, &str); 8] = [
+    ("docker.io", "registry-1.docker.io"),
+    ("www.docker.com", "registry-1.docker.io"),
+    ("hub.docker.com", "registry-1.docker.io"),
+    ("index.docker.io", "registry-1.docker.io"),
+    ("github.com", "ghcr.io"),
+    ("gitlab.com", "registry.gitlab.com"),
+    ("k8s.gcr.io", "registry.k8s.io"),
+    ("gallery.ecr.aws", "public.ecr.aws"),
+];
+
+/// A cache that is smaller than this does not hold one large layer.
+const LARGE_LAYER_BYTES: u64 = 1 << 30;
+
+// === impl Config ===
+
+impl Config {
+    /// One line each. `disk_bytes`: the size of the data folder's file system, if it is known.
+    pub(super) fn ineffective_settings(&self, disk_bytes: Option<u64>) -> Vec<String> {
+        let mut found = Vec::new();
+        for upstream in &self.upstreams {
+            found.extend(self.useless_limits(upstream));
+            found.extend(upstream.urls.iter().filter_map(|url| not_a_registry(upstream, url)));
+            found.extend(repeated_url(upstream));
+            found.extend(useless_tls(upstream));
+            found.extend(useless_token_realms(upstream));
+            found.extend(unreachable_credentials(upstream));
+        }
+        found.extend(self.shared_urls());
+        found.extend(self.cache.pin.iter().filter_map(|pin| self.useless_pin(pin)));
+        found.extend(self.hidden_upstreams());
+        found.extend(useless_times(&self.cache));
+        found.extend(small_cache(&self.cache));
+        found.extend(self.sizes_beyond_the_disk(disk_bytes));
+        found.extend(self.switched_off());
+        found
+    }
+
+    fn useless_limits(&self, upstream: &UpstreamConfig) -> Vec<String> {
+        let (name, within, default) = (&upstream.name, self.cache.answer_within, UpstreamConfig::new("", Vec::new()));
+        let mut found = Vec::new();
+        // A default that is too long is the doing of `answer_within`, and is not reported for each upstream.
+        for (key, limit, default) in [
+            ("header_timeout", upstream.header_timeout, default.header_timeout),
+            ("connect_timeout", upstream.connect_timeout, default.connect_timeout),
+        ] {
+            if limit >= within && limit != default {
+                found.push(format!(
+                    "upstream.\"{name}\".{key} is {}, but a request ends after cache.answer_within ({}), so it has no \
+                     effect; set it lower, such as \"{}\", or raise cache.answer_within",
+                    format_duration(limit),
+                    format_duration(within),
+                    format_duration(default.min(within / 2))
+                ));
+            }
+        }
+        let all = self.cache.max_fills;
+        if upstream.max_fills > all && upstream.max_fills != default.max_fills {
+            found.push(format!(
+                "upstream.\"{name}\".max_fills is {}, but cache.max_fills allows {all} for all upstreams together; raise \
+                 cache.max_fills",
+                upstream.max_fills
+            ));
+        }
+        found
+    }
+
+    /// Two upstreams with one URL share content, and nothing else.
+    fn shared_urls(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (place, one) in self.upstreams.iter().enumerate() {
+            for other in &self.upstreams[place + 1..] {
+                if let Some(url) = one.urls.iter().find(|url| other.urls.iter().any(|own| same_place(url, own))) {
+                    found.push(format!(
+                        "upstream.\"{}\" and upstream.\"{}\" both have the URL {url}: tags are asked for twice, and limits \
+                         and credentials of one do not apply to the other; keep one of them",
+                        one.name, other.name
+                    ));
+                }
+            }
+        }
+        found
+    }
+
+    fn useless_pin(&self, pin: &Pin) -> Option<String> {
+        let pattern = pin.as_str();
+        if !self.upstreams.iter().any(|upstream| pin.may_match_upstream(&upstream.name)) {
+            let what = "matches no configured upstream and pins nothing; check the host";
+            return Some(format!("cache.pin \"{pattern}\" {what}"));
+        }
+        let official = pattern.strip_prefix(DOCKER_IO)?.strip_prefix('/')?;
+        (!official.contains('/') && !official.contains("**")).then(|| {
+            format!(
+                "cache.pin \"{pattern}\" pins nothing: official images of {DOCKER_IO} are below library/; write \
+                 \"{DOCKER_IO}/library/{official}\""
+            )
+        })
+    }
+
+    /// Names that are local, or the server's own, are never asked of an upstream.
+    fn hidden_upstreams(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if let Some(default) = &self.default_upstream {
+            let hides = |pattern: &&Namespace| pattern.matches("library/alpine") || pattern.matches("alpine");
+            if let Some(pattern) = self.local.namespaces.iter().find(hides) {
+                found.push(format!(
+                    "local.namespaces \"{}\" makes names such as library/alpine local, so default_upstream \"{default}\" is \
+                     never asked for them; write a narrower pattern, such as \"team/**\"",
+                    pattern.as_str()
+                ));
+            }
+        }
+        for upstream in &self.upstreams {
+            let name = &upstream.name;
+            if self.server.names.contains(name) {
+                found.push(format!(
+                    "server.names contains \"{name}\", so upstream.\"{name}\" is never asked for that host; remove one of \
+                     the two"
+                ));
+            }
+            let host_in_pattern = |pattern: &&Namespace| {
+                pattern.as_str().strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('/'))
+            };
+            if let Some(pattern) = self.local.namespaces.iter().find(host_in_pattern) {
+                found.push(format!(
+                    "local.namespaces \"{}\" matches no name: one that begins with {name} belongs to that upstream; remove \
+                     the host from the pattern",
+                    pattern.as_str()
+                ));
+            }
+        }
+        found
+    }
+
+    fn sizes_beyond_the_disk(&self, disk_bytes: Option<u64>) -> Option<String> {
+        let disk = disk_bytes?;
+        let (path, size) = (self.storage.path.display(), format_size(disk));
+        if let Some(min_free) = self.cache.min_free.filter(|min_free| *min_free >= disk) {
+            return Some(format!(
+                "cache.min_free is {}, but the file system of {path} has {size}: nothing is cached and every push is \
+                 refused; set it lower, or remove it for the default of a tenth",
+                format_size(min_free)
+            ));
+        }
+        let min_free = self.cache.min_free_on(disk_bytes);
+        let max_size = self.cache.max_size.filter(|max_size| *max_size > disk - min_free.min(disk))?;
+        Some(format!(
+            "cache.max_size is {}, but the file system of {path} has {size}, of which cache.min_free ({}) stays free, so \
+             max_size has no effect; set it lower, or remove it for the default",
+            format_size(max_size),
+            format_size(min_free)
+        ))
+    }
+
+    fn switched_off(&self) -> Vec<String> {
+        let (gc, scrub, mut found) = (GcConfig::default(), ScrubConfig::default(), Vec::new());
+        if self.gc.interval.is_zero() && (GcConfig { interval: gc.interval, ..self.gc.clone() }) != gc {
+            found.push(
+                "gc.interval is 0s, so the other settings of [gc] apply to `roadstead gc` alone; set it, such as \"6h\""
+                    .to_owned(),
+            );
+        }
+        if self.scrub.interval.is_zero() && self.scrub.rate != scrub.rate {
+            found.push("scrub.rate has no effect, because scrub.interval is 0s; set it, such as \"30d\"".to_owned());
+        }
+        if self.storage.read_only && self.delete.enabled {
+            found.push("delete.enabled has no effect, because storage.read_only refuses deletes; remove it".to_owned());
+        }
+        if !self.push.enabled && !self.local.namespaces.is_empty() && self.default_upstream.is_none() {
+            found.push(
+                "local.namespaces has no effect, because pushes are switched off and every name without a host is local; \
+                 remove it"
+                    .to_owned(),
+            );
+        }
+        found
+    }
+}
+
+fn not_a_registry(upstream: &UpstreamConfig, url: &Url) -> Option<String> {
+    let (name, host) = (&upstream.name, url.host_str()?);
+    let (_, right) = WEBSITES.iter().find(|(website, _)| *website == host)?;
+    Some(format!("upstream.\"{name}\".url {url} is not the address of a registry's API; write \"https://{right}\""))
+}
+
+fn repeated_url(upstream: &UpstreamConfig) -> Option<String> {
+    let mut urls = upstream.urls.iter().enumerate();
+    let (_, url) = urls.find(|(place, url)| upstream.urls[..*place].iter().any(|before| same_place(before, url)))?;
+    let name = &upstream.name;
+    Some(format!("upstream.\"{name}\".url has {url} twice; the second one has no effect, remove it"))
+}
+
+fn same_place(one: &Url, other: &Url) -> bool {
+    one.origin() == other.origin() && one.path().trim_end_matches('/') == other.path().trim_end_matches('/')
+}
+
+fn useless_tls(upstream: &UpstreamConfig) -> Vec<String> {
+    let name = &upstream.name;
+    let keys = [
+        ("ca_file", upstream.ca_file.is_some()),
+        ("client_cert", upstream.client_certificate.is_some()),
+        ("insecure_skip_verify", upstream.insecure_skip_verify),
+    ];
+    if upstream.urls.iter().all(|url| url.scheme() == "http") {
+        let set = keys.into_iter().filter(|(_, is_set)| *is_set);
+        let warning = |(key, _)| {
+            format!("upstream.\"{name}\".{key} has no effect, because the URL is http; write an https URL or remove it")
+        };
+        return set.map(warning).collect();
+    }
+    if upstream.insecure_skip_verify && upstream.ca_file.is_some() {
+        return vec![format!(
+            "upstream.\"{name}\".ca_file has no effect, because insecure_skip_verify accepts every certificate; remove \
+             insecure_skip_verify"
+        )];
+    }
+    Vec::new()
+}
+
+fn useless_token_realms(upstream: &UpstreamConfig) -> Vec<String> {
+    let name = &upstream.name;
+    let is_own = |realm: &&String| {
+        let host = realm.split_once(':').map_or(realm.as_str(), |(host, _)| host);
+        upstream.urls.iter().filter_map(Url::host_str).any(|own| own == host || in_one_domain(own, host))
+    };
+    let own = upstream.token_realms.iter().filter(is_own);
+    let warning = |realm| {
+        format!(
+            "upstream.\"{name}\".token_realms \"{realm}\" has no effect, because a token server on the upstream's own domain \
+             receives the credentials anyway; remove it"
+        )
+    };
+    own.map(warning).collect()
+}
+
+/// The first rule for a repository is used, so a rule after a wider one is not.
+fn unreachable_credentials(upstream: &UpstreamConfig) -> Vec<String> {
+    let (name, rules) = (&upstream.name, &upstream.credentials);
+    let mut found = Vec::new();
+    for (place, rule) in rules.iter().enumerate() {
+        let pattern = rule.repository.as_ref().map(Namespace::as_str);
+        let with_host = pattern.and_then(|pattern| pattern.strip_prefix(name.as_str())?.strip_prefix('/'));
+        if let (Some(pattern), Some(right)) = (pattern, with_host) {
+            found.push(format!(
+                "upstream.\"{name}\".credentials \"{pattern}\" matches no repository, because their names have no host; \
+                 write \"{right}\""
+            ));
+        } else if let Some(wider) = rules[..place].iter().find(|before| covers(before, rule)) {
+            let wider = wider.repository.as_ref().map_or("**", Namespace::as_str);
+            let narrower = pattern.map_or("of its own table".to_owned(), |pattern| format!("\"{pattern}\""));
+            found.push(format!(
+                "upstream.\"{name}\".credentials {narrower} is never used, because \"{wider}\" before it matches the same \
+                 repositories; put the narrower pattern first"
+            ));
+        }
+    }
+    found
+}
+
+/// Whether every repository of `rule` belongs to `before`, as far as the patterns show.
+fn covers(before: &CredentialConfig, rule: &CredentialConfig) -> bool {
+    let Some(wide) = before.repository.as_ref() else { return true };
+    if wide.as_str() == "**" {
+        return true;
+    }
+    let Some(narrow) = rule.repository.as_ref() else { return false };
+    let is_literal = !narrow.as_str().contains(['*', '?', '[', '{']);
+    let prefix = wide.as_str().strip_suffix("**").filter(|prefix| !prefix.contains(['*', '?', '[', '{']));
+    wide == narrow
+        || (is_literal && wide.matches(narrow.as_str()))
+        || prefix.is_some_and(|prefix| narrow.as_str().starts_with(prefix))
+}
+
+fn useless_times(cache: &CacheConfig) -> Vec<String> {
+    let mut found = Vec::new();
+    if cache.tag_ttl.is_zero() && !cache.stale_while_revalidate.is_zero() {
+        let what = "cache.stale_while_revalidate has no effect: with tag_ttl = \"0s\" every pull waits for the upstream; set tag_ttl";
+        found.push(what.to_owned());
+    }
+    // Zero switches it off on purpose.
+    if !cache.stale_if_error.is_zero() && cache.stale_if_error <= cache.tag_ttl {
+        found.push(format!(
+            "cache.stale_if_error ({}) is not above cache.tag_ttl ({}), so no tag is served while its upstream fails; set it \
+             higher, such as \"30d\"",
+            format_duration(cache.stale_if_error),
+            format_duration(cache.tag_ttl)
+        ));
+    }
+    found
+}
+
+fn small_cache(cache: &CacheConfig) -> Option<String> {
+    let max_size = cache.max_size.filter(|max_size| *max_size < LARGE_LAYER_BYTES)?;
+    Some(format!(
+        "cache.max_size is {}: a larger layer is never stored, and layers of several hundred megabytes are common; set it \
+         to some GiB",
+        format_size(max_size)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn found(text: &str, disk_bytes: Option<u64>) -> Vec<String> {
+        let config = Config::from_toml(text, "test").unwrap_or_else(|error| panic!("{error}: {text}"));
+        config.ineffective_settings(disk_bytes)
+    }
+
+    /// Each of these settings gives one warning, which names it and has this remedy.
+    #[test]
+    fn settings_that_do_nothing_are_named_with_a_remedy() {
+        let cases = [
+            (
+                "[upstream.\"a.b\"]\nurl = \"https://a.b\"\nheader_timeout = \"30s\"",
+                "header_timeout is 30s",
+                "such as \"8s\"",
+            ),
+            (
+                "[upstream.\"a.b\"]\nurl = \"https://a.b\"\nconnect_timeout = \"1m\"",
+                "connect_timeout is 1m",
+                "such as \"3s\"",
+            ),
+            ("[upstream.\"a.b\"]\nurl = \"https://a.b\"\nmax_fills = 100", "max_fills is 100", "raise cache.max_fills"),
+            (
+                "[upstream.\"docker.io\"]\nurl = \"https://docker.io\"",
+                "https://docker.io/ is not",
+                "write \"https://registry-1.docker.io\"",
+            ),
+            (
+                "[upstream.\"docker.io\"]\nurl = \"https://index.docker.io\"",
+                "https://index.docker.io/ is not",
+                "write \"https://registry-1.docker.io\"",
+            ),
+            (
+                "[upstream.\"docker.io\"]\nurl = \"http://hub.docker.com/\"",
+                "http://hub.docker.com/ is not",
+                "write \"https://registry-1.docker.io\"",
+            ),
+            (
+                "[upstream.\"ghcr.io\"]\nurl = \"https://github.com\"",
+                "https://github.com/ is not",
+                "write \"https://ghcr.io\"",
+            ),
+            (
+                "[upstream.\"a.b\"]\nurl = [\"https://a.b\", \"https://c.d/x\", \"https://c.d/x/\"]",
+                "https://c.d/x/ twice",
+                "remove it",
+            ),
+            ("[upstream.\"a.b\"]\nurl = \"http://a.b\"\nca_file = \"/dev/null\"", "ca_file has no effect", "https URL"),
+            (
+                "[upstream.\"a.b\"]\nurl = \"http://a.b\"\ninsecure_skip_verify = true",
+                "insecure_skip_verify has no effect",
+                "https URL",
+            ),
+            (
+                "[upstream.\"a.b\"]\nurl = \"https://a.b\"\ninsecure_skip_verify = true\nca_file = \"/dev/null\"",
+                "ca_file has no effect",
+                "remove insecure_skip_verify",
+            ),
+            (
+                "[upstream.\"a.example\"]\nurl = \"https://r.a.example\"\ntoken_realms = [\"auth.a.example\"]",
+                "token_realms \"auth.a.example\"",
+                "remove it",
+            ),
+            (
+                "[upstream.\"mirror.example\"]\nurl = \"https://ghcr.io/\"",
+                "\"ghcr.io\" and upstream.\"mirror.example\"",
+                "keep one",
+            ),
+            ("[cache]\npin = [\"qay.io/a/b:*\"]", "cache.pin \"qay.io/a/b:*\"", "check the host"),
+            (
+                "[cache]\npin = [\"docker.io/alpine:3.*\"]",
+                "cache.pin \"docker.io/alpine:3.*\"",
+                "write \"docker.io/library/alpine:3.*\"",
+            ),
+            ("[local]\nnamespaces = [\"**\"]", "local.namespaces \"**\"", "a narrower pattern"),
+            (
+                "[local]\nnamespaces = [\"team/**\", \"library/*\"]",
+                "local.namespaces \"library/*\"",
+                "a narrower pattern",
+            ),
+            ("[local]\nnamespaces = [\"ghcr.io/team/**\"]", "local.namespaces \"ghcr.io/team/**\"", "remove the host"),
+            ("[server]\nnames = [\"quay.io\"]", "server.names contains \"quay.io\"", "remove one"),
+            (
+                "[cache]\ntag_ttl = \"0s\"\nstale_while_revalidate = \"1m\"",
+                "cache.stale_while_revalidate",
+                "set tag_ttl",
+            ),
+            ("[cache]\nstale_if_error = \"30s\"", "cache.stale_if_error (30s)", "such as \"30d\""),
+            ("[cache]\nmax_size = \"200MiB\"", "cache.max_size is 200MiB", "some GiB"),
+            ("[gc]\ninterval = \"0s\"\nuntagged_after = \"90d\"", "gc.interval is 0s", "such as \"6h\""),
+            ("[scrub]\ninterval = \"0s\"\nrate = \"1MiB\"", "scrub.rate has no effect", "such as \"30d\""),
+            ("[storage]\nread_only = true\n[delete]\nenabled = true", "delete.enabled has no effect", "remove it"),
+        ];
+        for (text, named, remedy) in cases {
+            let warnings = found(text, None);
+            assert_eq!(warnings.len(), 1, "{text}: {warnings:#?}");
+            assert!(
+                warnings[0].contains(named) && warnings[0].ends_with(remedy) | warnings[0].contains(remedy),
+                "{warnings:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn settings_that_do_something_are_not_named() {
+        for text in [
+            "",
+            "[upstream.\"docker.io\"]\nurl = [\"https://mirror.example.com\", \"https://registry-1.docker.io\"]",
+            "[upstream.\"a.b\"]\nurl = \"https://a.b\"\nheader_timeout = \"19s\"\nconnect_timeout = \"10s\"\nca_file = \"/dev/null\"",
+            "[cache]\nanswer_within = \"5s\"",
+            "[cache]\npin = [\"docker.io/**\", \"docker.io/library/*\", \"*/team/app\"]\nstale_if_error = \"0s\"",
+            "[local]\nnamespaces = [\"team/**\"]",
+            "[server]\nnames = [\"cache.example.com\"]",
+            "[gc]\ninterval = \"0s\"",
+            "[upstream.\"a.example\"]\nurl = \"https://a.example\"\ntoken_realms = [\"auth.b.example\"]",
+        ] {
+            assert_eq!(found(text, Some(100 * GIB)), [""; 0], "{text}");
+        }
+    }
+
+    #[test]
+    fn a_credential_rule_after_a_wider_one_is_named() {
+        let rules = |patterns: &[&str], own: bool| {
+            let own = if own { "username = \"u\"\npassword = \"p\"\n" } else { "" };
+            let mut text = format!("[upstream.\"docker.io\"]\n{own}");
+            for pattern in patterns {
+                text += "[[upstream.\"docker.io\".credentials]]\n";
+                text += &format!("repository = \"{pattern}\"\nusername = \"u\"\npassword = \"p\"\n");
+            }
+            found(&text, None)
+        };
+        for (patterns, own, named) in [
+            (&["org/**", "org/app"][..], false, Some("\"org/app\" is never used, because \"org/**\"")),
+            (&["org/**", "org/team/*"], false, Some("\"org/team/*\" is never used")),
+            (&["**", "org/app"], false, Some("\"org/app\" is never used, because \"**\"")),
+            (&["org/*", "org/*"], false, Some("\"org/*\" is never used")),
+            (&["org/*", "org/app"], false, Some("\"org/app\" is never used")),
+            (&["**"], true, Some("of its own table is never used")),
+            (&["docker.io/org/**"], false, Some("write \"org/**\"")),
+            (&["org/app", "org/**"], true, None),
+            (&["org/*", "org/a/b"], false, None),
+            (&["org/**", "other/**"], true, None),
+        ] {
+            let warnings = rules(patterns, own);
+            match named {
+                Some(named) => {
+                    assert!(warnings.len() == 1 && warnings[0].contains(named), "{patterns:?}: {warnings:?}")
+                }
+                None => assert_eq!(warnings, [""; 0], "{patterns:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_that_the_file_system_does_not_have_are_named() {
+        let cases = [
+            ("[cache]\nmin_free = \"2GiB\"", GIB, Some("cache.min_free is 2GiB, but")),
+            ("[cache]\nmin_free = \"1GiB\"", GIB, Some("nothing is cached and every push is refused")),
+            ("[cache]\nmax_size = \"100GiB\"", 50 * GIB, Some("cache.max_size is 100GiB, but")),
+            ("[cache]\nmax_size = \"49GiB\"", 50 * GIB, Some("so max_size has no effect")),
+            ("[cache]\nmax_size = \"40GiB\"\nmin_free = \"5GiB\"", 50 * GIB, None),
+            ("", GIB, None),
+        ];
+        for (text, disk, named) in cases {
+            let warnings = found(text, Some(disk));
+            match named {
+                Some(named) => assert!(warnings.len() == 1 && warnings[0].contains(named), "{text}: {warnings:?}"),
+                None => assert_eq!(warnings, [""; 0], "{text}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Trust in the certificates of `ca_file`: as authorities, and as the certificate of the upstream itself.
+//!
+//! `openssl req -x509` makes self-signed certificates that say they are authorities. webpki accepts none of them as a server's
+//! own, whoever trusts it. Go (and with it Docker, containerd and `registry:2`) and OpenSSL do, if exactly that certificate is
+//! among the trusted ones: the name, the validity and the purpose are checked, and no chain is looked for.
+
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_name;
+use rustls::crypto::CryptoProvider;
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+/// Verifies as webpki does, and accepts the listed certificates besides.
+#[derive(Debug)]
+pub(super) struct ListedCertificates {
+    listed: Vec<CertificateDer<'static>>,
+    webpki: Arc<WebPkiServerVerifier>,
+}
+
+// === impl ListedCertificates ===
+
+impl ListedCertificates {
+    /// `roots` contains the listed certificates too.
+    ///
+    /// # Errors
+    /// If there are no roots.
+    pub(super) fn new(
+        listed: &[CertificateDer<'static>],
+        roots: Arc<RootCertStore>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, String> {
+        let webpki = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
+        Ok(Self { listed: listed.to_vec(), webpki: webpki.map_err(|error| error.to_string())? })
+    }
+
+    /// Accepts a listed certificate that webpki refuses only for want of a chain.
+    fn verify_listed(
+        &self,
+        certificate: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+        now: UnixTime,
+        refused: rustls::Error,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if !self.listed.iter().any(|listed| listed.as_ref() == certificate.as_ref()) {
+            return Err(refused);
+        }
+        // Without the certificates that were sent along, the result is about this one. webpki checks its validity first.
+        match self.webpki.verify_server_cert(certificate, &[], name, &[], now) {
+            Ok(verified) => Ok(verified),
+            Err(rustls::Error::InvalidCertificate(error)) if lacks_only_a_chain(&error) => {
+                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the certificate itself is valid now, and only its issuer is in doubt. The signature is wrong if another trusted
+/// certificate has the name of its issuer.
+fn lacks_only_a_chain(error: &CertificateError) -> bool {
+    use CertificateError as Refused;
+    match error {
+        Refused::UnknownIssuer
+        | Refused::BadSignature
+        | Refused::UnsupportedSignatureAlgorithmContext { .. }
+        | Refused::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => true,
+        other => is_authority(other),
+    }
+}
+
+/// Whether the certificate was refused because it is an authority's. rustls has no variant for that.
+pub(super) fn is_authority(error: &CertificateError) -> bool {
+    matches!(error, CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity")
+}
+
+impl ServerCertVerifier for ListedCertificates {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.webpki.verify_server_cert(certificate, intermediates, name, ocsp_response, now);
+        verified.or_else(|refused| self.verify_listed(certificate, name, now, refused))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
