@@ -52,6 +52,9 @@ impl ListedCertificates {
         match self.webpki.verify_server_cert(certificate, &[], name, &[], now) {
             Ok(verified) => Ok(verified),
             Err(rustls::Error::InvalidCertificate(error)) if lacks_only_a_chain(&error) => {
+                if !may_be_a_servers(certificate) {
+                    return Err(CertificateError::InvalidPurpose.into());
+                }
                 verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
                 Ok(ServerCertVerified::assertion())
             }
@@ -71,6 +74,16 @@ fn lacks_only_a_chain(error: &CertificateError) -> bool {
         | Refused::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => true,
         other => is_authority(other),
     }
+}
+
+/// Whether the extended key usages of a certificate, if it has any, include servers. webpki does not come to them in the
+/// certificate of an authority. The encodings of these object identifiers are long enough to occur nowhere else.
+fn may_be_a_servers(certificate: &CertificateDer<'_>) -> bool {
+    const EXTENDED_KEY_USAGE: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x25];
+    const ANY_USAGE: &[u8] = &[0x06, 0x04, 0x55, 0x1d, 0x25, 0x00];
+    const SERVERS: &[u8] = &[0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
+    let contains = |encoded: &[u8]| certificate.windows(encoded.len()).any(|window| window == encoded);
+    !contains(EXTENDED_KEY_USAGE) || contains(ANY_USAGE) || contains(SERVERS)
 }
 
 /// Whether the certificate was refused because it is an authority's. rustls has no variant for that.

@@ -264,6 +264,10 @@ async fn a_listed_certificate_must_be_valid_and_for_the_host() {
             self_signed(|params| params.subject_alt_names = vec![SanType::IpAddress("127.0.0.2".parse().unwrap())]),
         ),
         ("it is for no name", self_signed(|params| params.subject_alt_names.clear())),
+        (
+            "it may not be used by servers",
+            self_signed(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]),
+        ),
         ("it has expired", self_signed(|params| (params.not_before, params.not_after) = (day(2001), day(2002)))),
         ("it is not valid yet", self_signed(|params| (params.not_before, params.not_after) = (day(2120), day(2121)))),
     ];
