@@ -11,6 +11,7 @@ mod call;
 mod catalog;
 mod connection;
 mod dispatch;
+mod drain;
 mod error;
 mod fields;
 mod host;

@@ -3,6 +3,7 @@
 //! Its memory is bounded. HTTP/1: 128 KiB per direction. HTTP/2: the same for each of 100 streams. An abandoned stream keeps
 //! 16 KiB until the connection ends. Its waits are bounded as well (see `connection` and `streams`).
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio::net::TcpStream;
 
 use super::body::Guarded;
 use super::connection::{Deadlines, Requests, TimedReads, TimedWrites};
+use super::drain::{self, Draining};
 use super::places::Place;
 use super::streams::{PacedBody, Streams};
 use super::tls::{Certificates, Handshake, Protocol};
@@ -92,7 +94,8 @@ impl Connections {
     async fn http1(&self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, place: &Place) {
         let (requests, peer) = (Arc::new(Requests::new(place.activity().clone())), Arc::new(peer));
         let io = TokioIo::new(TimedReads::new(stream, self.deadlines, requests.clone()));
-        let service = service_fn(|request| self.answer(&peer, request, &requests, place));
+        let service =
+            service_fn(|request: Request<Incoming>| self.answer(&peer, request.map(Body::new), &requests, place));
         let mut builder = http1::Builder::new();
         builder.max_buf_size(MAX_BUFFER_BYTES).timer(TokioTimer::new()).header_read_timeout(None);
         // A client that ends its side after the request still reads the response.
@@ -115,8 +118,15 @@ impl Connections {
         let (streams, peer) = (Streams::new(self.deadlines.progress, &self.tasks), Arc::new(peer));
         let service = service_fn(|request| {
             let turns = streams.begin();
+            let (request, rest) = drain::keep(request);
             let answer = self.answer(&peer, request, &requests, place);
-            async move { answer.await.map(|response| response.map(|body| Body::new(PacedBody::new(body, turns)))) }
+            async move {
+                let response = answer.await?.map(|body| Body::new(PacedBody::new(body, turns)));
+                Ok::<_, Infallible>(match rest {
+                    Some(rest) => response.map(|body| Body::new(Draining::new(body, rest))),
+                    None => response,
+                })
+            }
         });
         let mut builder = http2::Builder::new(streams.clone());
         builder.timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).max_send_buf_size(MAX_BUFFER_BYTES);
@@ -143,10 +153,10 @@ impl Connections {
     fn answer(
         &self,
         peer: &Arc<Peer>,
-        request: Request<Incoming>,
+        request: Request<Body>,
         requests: &Arc<Requests>,
         place: &Place,
-    ) -> Pin<Box<dyn Future<Output = Result<Response, std::convert::Infallible>> + Send>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>> {
         let guard = requests.begin();
         let is_reserved = place.is_reserved();
         if is_reserved {
@@ -163,7 +173,7 @@ impl Connections {
         let (site, peer) = (self.site_at(place).clone(), peer.clone());
         Box::pin(async move {
             let is_http1 = request.version() <= Version::HTTP_11;
-            let mut response = site.answer(&peer, request.map(Body::new)).await;
+            let mut response = site.answer(&peer, request).await;
             if is_reserved && is_http1 {
                 response.headers_mut().insert(CONNECTION, CLOSE);
             }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::scene::{KIB, MIB, blob, blob_path, until};
@@ -198,4 +200,47 @@ async fn an_idle_connection_is_closed() {
     timeout(TEST_TIMEOUT, unused.connection).await.expect("the connection is closed").unwrap().unwrap();
     let mut mute = tls(scene.server.addr(), &scene.authority.ca, &["h2"]).await.unwrap();
     let _ = timeout(TEST_TIMEOUT, mute.read_to_end(&mut Vec::new())).await.expect("the connection is closed");
+}
+
+/// A push of an unfinished body, and what ends the body: dropping it.
+async fn unfinished_push(scene: &Scene, bytes: usize) -> (http::Response<Incoming>, mpsc::Sender<Bytes>) {
+    let stream = tls(scene.server.addr(), &scene.authority.ca, &["h2"]).await.unwrap();
+    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (mut requests, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let (sender, receiver) = mpsc::channel::<Bytes>(1);
+    let chunks = futures_util::stream::unfold(receiver, async |mut receiver| {
+        let bytes = receiver.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(Frame::data(bytes)), receiver))
+    });
+    let url = scene.url("/v2/team/app/manifests/v1?digest=none");
+    let request = http::Request::put(url).header("content-type", "text/html").body(StreamBody::new(Box::pin(chunks)));
+    let response = tokio::spawn(requests.send_request(request.unwrap()));
+    sender.send(Bytes::from(vec![b'x'; bytes])).await.unwrap();
+    (response.await.unwrap().unwrap(), sender)
+}
+
+#[tokio::test]
+async fn the_response_to_a_refused_body_ends_after_the_body() {
+    let scene = Scene::start("[push]\nenabled = false").await;
+    for bytes in [1, 100 * KIB, 3 * MIB] {
+        let (response, sender) = unfinished_push(&scene, bytes).await;
+        assert_eq!(response.status(), 405);
+        let mut body = response.into_body();
+        let error = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(error.starts_with(b"{\"errors\""), "{error:?}");
+        // More of the body is no error for the client.
+        sender.send(Bytes::from_static(b"more")).await.unwrap();
+        drop(sender);
+        assert!(read_all(body).await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_refused_body_that_does_not_end_is_waited_for_in_vain_only_briefly() {
+    let scene = Scene::start("[push]\nenabled = false").await;
+    let (response, _sender) = unfinished_push(&scene, 100).await;
+    let status = response.status();
+    let body = timeout(2 * TEST_TIMEOUT, read_all(response.into_body())).await.expect("the response ends");
+    assert!(status == 405 && body.is_ok_and(|body| body.starts_with(b"{\"errors\"")));
 }

@@ -1,0 +1,115 @@
+//! The rest of a refused request body over HTTP/2.
+//!
+//! If a response ends before the request, the server resets the stream, and some clients (curl 7.88) then drop the response.
+//! So the end of the response waits until the client has stopped: clients that read an error end their body early. The wait
+//! is bounded in time and bytes.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::Request;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::time::{Sleep, sleep};
+
+/// Bytes that are read and dropped.
+const MAX_DRAINED_BYTES: usize = 16 << 20;
+/// How long the end of a response waits for the end of the request.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A request body. Its handler reads it, and may leave it before the end.
+struct SharedBody(Arc<Mutex<Incoming>>);
+
+/// What a handler has left of a request body.
+pub(super) struct Rest(Arc<Mutex<Incoming>>);
+
+/// A response body that ends after the request body.
+pub(super) struct Draining {
+    body: Body,
+    rest: Rest,
+    /// Set when the response is complete but for its end.
+    waiting: Option<Pin<Box<Sleep>>>,
+    left: usize,
+}
+
+/// The request with a body that remains readable. `None` if it has no body.
+pub(super) fn keep(request: Request<Incoming>) -> (Request<Body>, Option<Rest>) {
+    if request.body().is_end_stream() {
+        return (request.map(Body::new), None);
+    }
+    let (parts, body) = request.into_parts();
+    let shared = Arc::new(Mutex::new(body));
+    (Request::from_parts(parts, Body::new(SharedBody(shared.clone()))), Some(Rest(shared)))
+}
+
+// === impl SharedBody ===
+
+impl HttpBody for SharedBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut *self.0.lock()).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.lock().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.lock().size_hint()
+    }
+}
+
+// === impl Draining ===
+
+impl Draining {
+    pub(super) fn new(body: Body, rest: Rest) -> Self {
+        Self { body, rest, waiting: None, left: MAX_DRAINED_BYTES }
+    }
+
+    /// Ready when the request body has ended, or the wait for it.
+    fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timeout = self.waiting.get_or_insert_with(|| Box::pin(sleep(DRAIN_TIMEOUT)));
+        if timeout.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut rest = self.rest.0.lock();
+        while self.left > 0 {
+            match ready!(Pin::new(&mut *rest).poll_frame(cx)) {
+                Some(Ok(frame)) => self.left = self.left.saturating_sub(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Err(_)) | None => break,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl HttpBody for Draining {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        if this.waiting.is_none()
+            && let Some(frame) = ready!(Pin::new(&mut this.body).poll_frame(cx))
+        {
+            return Poll::Ready(Some(frame));
+        }
+        this.poll_drained(cx).map(|()| None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // Not before the request has ended.
+        false
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
