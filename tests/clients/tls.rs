@@ -10,6 +10,7 @@ use super::registry::Registry;
 use super::{busybox, roadstead_with};
 use crate::support::Authority;
 use crate::support::process::ServerProcess;
+use crate::support::settings::Settings;
 
 fn encrypted(authority: &Authority, hub: &Registry) -> ServerProcess {
     roadstead_with(&[("docker.io", hub)], &authority.config("roadstead"))
@@ -88,8 +89,9 @@ async fn curl_speaks_http2_and_http1() {
 
 #[tokio::test]
 async fn curl_shows_the_error_of_a_refused_large_push() {
-    let (authority, hub) = (Authority::new(), Registry::start());
-    let roadstead = encrypted(&authority, &hub);
+    let authority = Authority::new();
+    let settings = Settings::new().upstream_url("docker.io", "http://127.0.0.1:1");
+    let roadstead = ServerProcess::start(settings.config(&authority.config("roadstead")));
     let (ca, body) = (authority.write("ca.pem", &authority.ca), authority.write("body", &"x".repeat(30_000_000)));
     for (method, path) in [("PUT", "docker.io/a/manifests/v1"), ("POST", "docker.io/a/blobs/uploads/")] {
         let url = format!("https://{}/v2/{path}", roadstead.host());
