@@ -21,7 +21,7 @@ use crate::telemetry::{ContentKind, REQUEST_ID, RequestTrace};
 use crate::upstream::UpstreamError;
 
 /// Missing references that the details of an error name.
-const MAX_NAMED_REFERENCES: usize = 50;
+pub(super) const MAX_NAMED_REFERENCES: usize = 50;
 
 /// Seconds after which a transfer that found no slot may find one.
 const BUSY_RETRY_AFTER: &str = "5";
@@ -56,12 +56,12 @@ pub enum ApiError {
     UnknownRepository,
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    #[error("the media type of a manifest must begin with application/")]
-    ManifestType,
     #[error("the manifest refers to content that this repository does not have: {}", .0.first().map_or("", String::as_str))]
     MissingReferences(Vec<String>),
     #[error("a manifest may have at most {limit} bytes")]
     ManifestTooLarge { limit: u64 },
+    #[error("too many large manifests are pushed at once; try again")]
+    TooManyManifests,
     #[error(transparent)]
     Upload(#[from] UploadError),
     #[error("the chunk does not begin at the end of the upload, which is byte {length}")]
@@ -106,9 +106,10 @@ impl ApiError {
             Self::Unknown(ContentKind::Blob) => (Status::NOT_FOUND, Code::BlobUnknown),
             Self::Unknown(ContentKind::Manifest) => (Status::NOT_FOUND, Code::ManifestUnknown),
             Self::UnknownRepository => (Status::NOT_FOUND, Code::NameUnknown),
-            Self::Manifest(_) | Self::ManifestType => (Status::BAD_REQUEST, Code::ManifestInvalid),
+            Self::Manifest(_) => (Status::BAD_REQUEST, Code::ManifestInvalid),
             Self::MissingReferences(_) => (Status::BAD_REQUEST, Code::ManifestBlobUnknown),
             Self::ManifestTooLarge { .. } => (Status::PAYLOAD_TOO_LARGE, Code::SizeInvalid),
+            Self::TooManyManifests => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
             Self::Upload(UploadError::Unknown) => (Status::NOT_FOUND, Code::BlobUploadUnknown),
             Self::Upload(UploadError::Busy) => (Status::CONFLICT, Code::BlobUploadInvalid),
             Self::OutOfOrder { .. } => (Status::RANGE_NOT_SATISFIABLE, Code::BlobUploadInvalid),
@@ -197,7 +198,7 @@ impl ApiError {
             Self::Pull { error: PullError::Range { length }, .. } => {
                 insert(headers, CONTENT_RANGE, format!("bytes */{length}"));
             }
-            Self::Pull { error: PullError::Busy { .. } | PullError::Abandoned, .. } => {
+            Self::Pull { error: PullError::Busy { .. } | PullError::Abandoned, .. } | Self::TooManyManifests => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
             _ if self.store_error().is_some_and(StoreError::lacks_descriptors) => {
