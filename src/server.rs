@@ -163,6 +163,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, St
     let (path, read_only) = (config.storage.path.clone(), config.storage.read_only);
     let settings = StoreSettings {
         bounds: housekeeping::bounds(&config.cache),
+        uploads: housekeeping::upload_bounds(&config.push, housekeeping::bounds(&config.cache)),
         pins: housekeeping::pin_rule(&config.cache),
         events,
     };

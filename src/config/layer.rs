@@ -159,6 +159,8 @@ section! {
 section! {
     PushKeys {
         enabled: bool,
+        max_unfinished: Positive<usize>,
+        max_unfinished_size: Size,
     }
 }
 

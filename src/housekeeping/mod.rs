@@ -10,8 +10,8 @@ mod scrub;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{CacheConfig, Config, Pin};
-use crate::store::{Bounds, PinRule, Store, StoreError};
+use crate::config::{CacheConfig, Config, Pin, PushConfig};
+use crate::store::{Bounds, PinRule, Store, StoreError, UploadBounds};
 use crate::tasks::{Tasks, every};
 use crate::telemetry::Metrics;
 
@@ -33,9 +33,18 @@ const UPLOAD_EXPIRY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Maximum time without writes of a push session. Clients give up within an hour.
 const MAX_UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Without `push.max_unfinished_size`, unfinished uploads may take one of this many parts of `cache.max_size`.
+const UPLOAD_PART_OF_CACHE: u64 = 10;
+
 /// Returns the configured bounds of the cache.
 pub fn bounds(cache: &CacheConfig) -> Bounds {
     Bounds { max_size: cache.max_size, min_free: cache.min_free }
+}
+
+/// Returns the bounds of unfinished uploads beside a cache with these bounds.
+pub fn upload_bounds(push: &PushConfig, cache: Bounds) -> UploadBounds {
+    let max_bytes = push.max_unfinished_size.unwrap_or(cache.max_size / UPLOAD_PART_OF_CACHE);
+    UploadBounds { max_bytes, max_count: push.max_unfinished }
 }
 
 /// Returns the rule for the pinned images; `None` if the configuration pins none.

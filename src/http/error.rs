@@ -201,7 +201,10 @@ impl ApiError {
             Self::Pull { error: PullError::Busy { .. } | PullError::Abandoned, .. } | Self::TooManyManifests => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
-            _ if self.store_error().is_some_and(StoreError::lacks_descriptors) => {
+            _ if self
+                .store_error()
+                .is_some_and(|error| error.lacks_descriptors() || matches!(error, StoreError::TooManyUploads)) =>
+            {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
             Self::Pull { error: PullError::Upstream(error), .. } => {
@@ -286,6 +289,7 @@ fn store_status(error: &StoreError) -> (StatusCode, ErrorCode) {
     match error {
         StoreError::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
         StoreError::ReadOnly => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+        StoreError::TooManyUploads => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests),
         error if error.is_full() => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable),
         error if error.lacks_descriptors() => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
@@ -294,7 +298,7 @@ fn store_status(error: &StoreError) -> (StatusCode, ErrorCode) {
 
 fn store_message(error: &StoreError) -> String {
     match error {
-        StoreError::DigestMismatch { .. } => error.to_string(),
+        StoreError::DigestMismatch { .. } | StoreError::TooManyUploads => error.to_string(),
         StoreError::ReadOnly => "the registry is read-only".to_owned(),
         error if error.is_full() => "the registry's disk is full".to_owned(),
         error if error.lacks_descriptors() => "the registry has too many files open".to_owned(),

@@ -18,6 +18,7 @@ mod control;
 mod copies;
 mod crash;
 mod credentials;
+mod damage;
 mod deadlines;
 mod deletes;
 mod disk;

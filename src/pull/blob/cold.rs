@@ -123,7 +123,10 @@ impl ColdBlob {
             let needs_proof = !engine.fills.is_running(digest) && store.blob(digest).await?.is_some();
             return Ok(if needs_proof { State::Prove } else { State::CheckFailures });
         }
-        let Some(blob) = store.blob(digest).await? else { return Ok(State::CheckFailures) };
+        let member = Member { size: self.requester.size, proven: true };
+        let Some(blob) = store.blob_of(self.request.repo(), digest, member).await? else {
+            return Ok(State::CheckFailures);
+        };
         let selected = wanted.select(blob.len()).map_err(Exit::OutOfRange)?;
         Err(Exit::ServedFromStore(Content::of_blob(&blob, selected, CacheResult::Revalidated)))
     }

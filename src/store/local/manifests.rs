@@ -128,6 +128,7 @@ impl Local {
             return Ok(false);
         }
         self.remove_manifest(repo, digest, self.subject_of(digest)?.as_ref())?;
+        self.remove_empty_local(repo)?;
         Ok(true)
     }
 

@@ -105,7 +105,7 @@ fn problems_of(local: &Local, repo: &RepoId, name: &Name<'_>) -> Result<Vec<(Pro
     match name {
         Name::Tag(_) => match TagRecord::from_text(&text) {
             None => Ok(vec![(Problem::Name, None)]),
-            Some(record) if is_local && !fs::exists(&local.layout().manifest_link(repo, &record.digest)) => {
+            Some(record) if is_local && !fs::is_file(&local.layout().manifest_link(repo, &record.digest)) => {
                 Ok(vec![(Problem::Dangling, Some(record.digest))])
             }
             Some(_) => Ok(Vec::new()),
@@ -137,8 +137,8 @@ fn unlinked_references(
 /// Whether a repository has what a manifest refers to. An entry of an index may be a blob.
 fn is_linked(local: &Local, repo: &RepoId, child: &Child) -> bool {
     let layout = local.layout();
-    let is_manifest = child.is_manifest && fs::exists(&layout.manifest_link(repo, &child.digest));
-    is_manifest || (child.may_be_blob && fs::exists(&layout.blob_link(repo, &child.digest)))
+    let is_manifest = child.is_manifest && fs::is_file(&layout.manifest_link(repo, &child.digest));
+    is_manifest || (child.may_be_blob && fs::is_file(&layout.blob_link(repo, &child.digest)))
 }
 
 /// Moves the file of a name to `quarantine/`, unless it has been replaced in the meantime. Whether it was moved.
