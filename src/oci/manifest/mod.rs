@@ -3,6 +3,7 @@
 //! Only the fields that the registry acts on are parsed. The manifest's bytes are stored and served unchanged.
 
 mod read;
+mod value;
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! Push sessions in `uploads/<uuid>/`. The file `data` has the received bytes, and `repository` the name of the repository, the
 //! algorithm and the scope.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -290,5 +291,9 @@ fn data_path(folder: &Path) -> PathBuf {
 }
 
 fn remove_folder(path: &Path) -> Result<(), StoreError> {
-    optional(fs::remove_dir_all(path)).at("remove", path).map(drop)
+    let removed = match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path),
+        removed => removed,
+    };
+    optional(removed).at("remove", path).map(drop)
 }
