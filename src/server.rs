@@ -170,12 +170,14 @@ impl Running {
 async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, StartError> {
     let observer = metrics.clone();
     let events = Events::new(vec![Box::new(move |event| observer.observe(event))]);
-    let (path, read_only, cache) = (config.storage.path.clone(), config.storage.read_only, config.cache.clone());
+    let (path, read_only) = (config.storage.path.clone(), config.storage.read_only);
+    let (cache, push) = (config.cache.clone(), config.push.clone());
     let open = move || match read_only {
         true => Store::open_read_only(&path, events),
         false => {
             let (bounds, pins) = (housekeeping::bounds(&cache, &path), housekeeping::pin_rule(&cache));
-            let store = Store::open_with(&path, StoreSettings { bounds, pins, events })?;
+            let uploads = housekeeping::upload_bounds(&push, bounds);
+            let store = Store::open_with(&path, StoreSettings { bounds, uploads, pins, events })?;
             report_bounds(&store);
             warn_if_readable(&path);
             Ok(store)

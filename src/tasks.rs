@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -11,13 +12,22 @@ use tokio_util::task::TaskTracker;
 /// Largest input in bytes that an async worker hashes or parses itself, in about ten microseconds.
 const MAX_INLINE_BYTES: usize = 64 << 10;
 
-/// Runs `work` on `bytes`, inline if they are few, otherwise on the blocking pool. `None` if the pool was stopped or
-/// `work` panicked.
+/// Larger inputs that are worked on at the same time. Each may take several times its size of memory.
+const MAX_LARGE_INPUTS: usize = 4;
+static LARGE_INPUTS: Semaphore = Semaphore::const_new(MAX_LARGE_INPUTS);
+
+/// Runs `work` on `bytes`, inline if they are few, otherwise on the blocking pool, a few at a time. `None` if the pool was
+/// stopped or `work` panicked.
 pub async fn on_bytes<T: Send + 'static>(bytes: Bytes, work: impl FnOnce(&[u8]) -> T + Send + 'static) -> Option<T> {
     if bytes.len() <= MAX_INLINE_BYTES {
         return Some(work(&bytes));
     }
-    tokio::task::spawn_blocking(move || work(&bytes)).await.ok()
+    let turn = LARGE_INPUTS.acquire().await.ok()?;
+    let done = move || {
+        let _turn = turn;
+        work(&bytes)
+    };
+    tokio::task::spawn_blocking(done).await.ok()
 }
 
 /// Runs `work` at once and then every `period`, until the future is dropped. Errors are logged with `task` as the name.

@@ -24,6 +24,10 @@ pub struct Namespace {
 pub struct PushConfig {
     /// Whether clients may push.
     pub enabled: bool,
+    /// Largest number of unfinished uploads that no request writes to.
+    pub max_unfinished: usize,
+    /// Largest size in bytes of all unfinished uploads that no request writes to. `None`: a tenth of `cache.max_size`.
+    pub max_unfinished_size: Option<u64>,
 }
 
 /// `[delete]`
@@ -83,7 +87,7 @@ impl PartialEq for Namespace {
 
 impl Default for PushConfig {
     fn default() -> Self {
-        Self { enabled: true }
+        Self { enabled: true, max_unfinished: 1000, max_unfinished_size: None }
     }
 }
 

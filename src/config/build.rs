@@ -151,7 +151,12 @@ fn local(keys: LocalKeys) -> LocalConfig {
 }
 
 fn push(keys: PushKeys) -> PushConfig {
-    PushConfig { enabled: value(keys.enabled, PushConfig::default().enabled) }
+    let default = PushConfig::default();
+    PushConfig {
+        enabled: value(keys.enabled, default.enabled),
+        max_unfinished: positive(keys.max_unfinished, default.max_unfinished),
+        max_unfinished_size: keys.max_unfinished_size.map(|size| size.value.0),
+    }
 }
 
 fn delete(keys: DeleteKeys) -> DeleteConfig {

@@ -161,6 +161,8 @@ section! {
 section! {
     PushKeys {
         enabled: bool,
+        max_unfinished: Positive<usize>,
+        max_unfinished_size: Size,
     }
 }
 

@@ -81,6 +81,10 @@ impl Config {
 
         document.table("push");
         document.key("enabled", self.push.enabled);
+        document.key("max_unfinished", count(self.push.max_unfinished));
+        if let Some(size) = self.push.max_unfinished_size {
+            document.key("max_unfinished_size", format_size(size));
+        }
 
         document.table("delete");
         document.key("enabled", self.delete.enabled);

@@ -260,8 +260,8 @@ fn manifest_node(
         let length = view.content_length(&child.digest)?;
         children.push(node.unwrap_or(ContentNode {
             digest: child.digest.to_string(),
-            media_type: child.media_type,
-            size: length.unwrap_or(child.size),
+            media_type: child.media_type.to_string(),
+            size: length.or(child.size).unwrap_or(0),
             stored: length.is_some(),
             children: Vec::new(),
         }));

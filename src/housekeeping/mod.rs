@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{CacheConfig, Config, Pin};
-use crate::store::{Bounds, PinRule, Store, StoreError, disk_bytes};
+use crate::config::{CacheConfig, Config, Pin, PushConfig};
+use crate::store::{Bounds, PinRule, Store, StoreError, UploadBounds, disk_bytes};
 use crate::tasks::{Tasks, every};
 use crate::telemetry::Metrics;
 
@@ -36,10 +36,19 @@ const UPLOAD_EXPIRY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Maximum time without writes of a push session. Clients give up within an hour.
 const MAX_UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Without `push.max_unfinished_size`, unfinished uploads may take one of this many parts of `cache.max_size`.
+const UPLOAD_PART_OF_CACHE: u64 = 10;
+
 /// Returns the bounds of the cache for a data folder, which may not exist yet. Blocks.
 pub fn bounds(cache: &CacheConfig, folder: &Path) -> Bounds {
     let disk_bytes = disk_bytes(folder);
     Bounds { max_size: cache.max_size_on(disk_bytes), min_free: cache.min_free_on(disk_bytes) }
+}
+
+/// Returns the bounds of unfinished uploads beside a cache with these bounds.
+pub fn upload_bounds(push: &PushConfig, cache: Bounds) -> UploadBounds {
+    let max_bytes = push.max_unfinished_size.unwrap_or(cache.max_size / UPLOAD_PART_OF_CACHE);
+    UploadBounds { max_bytes, max_count: push.max_unfinished }
 }
 
 /// Returns the rule for the pinned images; `None` if the configuration pins none.

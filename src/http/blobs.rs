@@ -16,7 +16,7 @@ use crate::access::{Authorized, Delete, Pull};
 use crate::oci::{Digest, RangeSet, RepoId, media_type};
 use crate::pull::{BlobRequest, Content, ContentBody, ContentStream};
 use crate::resolve::Rule;
-use crate::store::{FileRange, StoreError};
+use crate::store::{FileRange, Member, StoreError};
 use crate::telemetry::{CacheResult, ContentKind};
 
 /// Content never changes under its digest.
@@ -143,9 +143,15 @@ fn requested_ranges(call: &Call<'_>, etag: &[u8]) -> Option<RangeSet> {
 }
 
 async fn local_blob(app: &App, repo: &RepoId, digest: &Digest) -> Result<FileRange, ApiError> {
-    let linked = app.store.member(repo, digest).await?.is_some() || app.store.has_manifest(repo, digest).await?;
-    let blob = if linked { app.store.blob(digest).await? } else { None };
-    if linked && blob.is_none() {
+    let member = match app.store.member(repo, digest).await? {
+        Some(member) => Some(member),
+        None => app.store.has_manifest(repo, digest).await?.then_some(Member { size: None, proven: true }),
+    };
+    let blob = match member {
+        Some(member) => app.store.blob_of(repo, digest, member).await?,
+        None => None,
+    };
+    if member.is_some() && blob.is_none() {
         tracing::error!(%repo, %digest, "pushed content is missing; push it again");
     }
     blob.ok_or(ApiError::Unknown(ContentKind::Blob))

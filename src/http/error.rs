@@ -22,7 +22,7 @@ use crate::telemetry::{ContentKind, REQUEST_ID, RequestTrace};
 use crate::upstream::UpstreamError;
 
 /// Missing references that the details of an error name.
-const MAX_NAMED_REFERENCES: usize = 50;
+pub(super) const MAX_NAMED_REFERENCES: usize = 50;
 
 /// Seconds after which a transfer that found no slot may find one.
 const BUSY_RETRY_AFTER: &str = "5";
@@ -61,12 +61,12 @@ pub enum ApiError {
     UnknownRepository,
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    #[error("the media type of a manifest must begin with application/")]
-    ManifestType,
     #[error("the manifest refers to content that this repository does not have: {}", .0.first().map_or("", String::as_str))]
     MissingReferences(Vec<String>),
     #[error("a manifest may have at most {limit} bytes")]
     ManifestTooLarge { limit: u64 },
+    #[error("too many large manifests are pushed at once; try again")]
+    TooManyManifests,
     #[error(transparent)]
     Upload(#[from] UploadError),
     #[error("the chunk does not begin at the end of the upload, which is byte {length}")]
@@ -113,9 +113,10 @@ impl ApiError {
             Self::Unknown(ContentKind::Blob) => (Status::NOT_FOUND, Code::BlobUnknown),
             Self::Unknown(ContentKind::Manifest) => (Status::NOT_FOUND, Code::ManifestUnknown),
             Self::UnknownRepository => (Status::NOT_FOUND, Code::NameUnknown),
-            Self::Manifest(_) | Self::ManifestType => (Status::BAD_REQUEST, Code::ManifestInvalid),
+            Self::Manifest(_) => (Status::BAD_REQUEST, Code::ManifestInvalid),
             Self::MissingReferences(_) => (Status::BAD_REQUEST, Code::ManifestBlobUnknown),
             Self::ManifestTooLarge { .. } => (Status::PAYLOAD_TOO_LARGE, Code::SizeInvalid),
+            Self::TooManyManifests => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
             Self::Upload(UploadError::Unknown) => (Status::NOT_FOUND, Code::BlobUploadUnknown),
             Self::Upload(UploadError::Busy) => (Status::CONFLICT, Code::BlobUploadInvalid),
             Self::OutOfOrder { .. } => (Status::RANGE_NOT_SATISFIABLE, Code::BlobUploadInvalid),
@@ -206,10 +207,15 @@ impl ApiError {
             Self::Pull { error: PullError::Range { length }, .. } => {
                 insert(headers, CONTENT_RANGE, format!("bytes */{length}"));
             }
-            Self::Crowded | Self::Pull { error: PullError::Busy { .. } | PullError::Abandoned, .. } => {
+            Self::Crowded
+            | Self::TooManyManifests
+            | Self::Pull { error: PullError::Busy { .. } | PullError::Abandoned, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
-            _ if self.store_error().is_some_and(StoreError::lacks_descriptors) => {
+            _ if self
+                .store_error()
+                .is_some_and(|error| error.lacks_descriptors() || matches!(error, StoreError::TooManyUploads)) =>
+            {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static(BUSY_RETRY_AFTER));
             }
             Self::Pull { error: PullError::Upstream(error), .. } => {
@@ -296,6 +302,7 @@ fn store_status(error: &StoreError) -> (StatusCode, ErrorCode) {
     match error {
         StoreError::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
         StoreError::ReadOnly => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+        StoreError::TooManyUploads => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests),
         error if error.is_full() || error.obstacle() == Some(Obstacle::ReadOnlyDisk) => {
             (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::Unavailable)
         }
@@ -306,7 +313,7 @@ fn store_status(error: &StoreError) -> (StatusCode, ErrorCode) {
 
 fn store_message(error: &StoreError) -> String {
     match error {
-        StoreError::DigestMismatch { .. } => error.to_string(),
+        StoreError::DigestMismatch { .. } | StoreError::TooManyUploads => error.to_string(),
         error if error.lacks_descriptors() => "the registry has too many files open".to_owned(),
         error => error.obstacle().map_or_else(|| STORAGE_FAILED.to_owned(), |obstacle| obstacle.to_string()),
     }

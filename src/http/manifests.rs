@@ -1,5 +1,6 @@
 //! Manifests: GET and HEAD (end-3 of the distribution-spec), PUT (end-7) and DELETE (end-9).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +9,20 @@ use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, WARNING};
 use http::{HeaderName, HeaderValue, StatusCode};
+use http_body::Frame;
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::Counter;
-use super::error::ApiError;
+use super::error::{ApiError, MAX_NAMED_REFERENCES};
 use super::fields::insert;
 use super::fields::{FIELDS, content_type, insert_digest};
 use super::{App, CONTENT_DIGEST, Call, Outcome, STALE};
 use crate::access::{Authorized, Delete, Pull, Push};
-use crate::oci::{Algorithm, Digest, Manifest, Reference, ReferenceError, RepoId, Tag, media_type};
+use crate::oci::{
+    Algorithm, Child, Digest, Manifest, ManifestError, Reference, ReferenceError, RepoId, Tag, media_type,
+};
 use crate::pull::{PullError, Served};
 use crate::resolve::Rule;
 use crate::store::{NewManifest, StoredManifest};
@@ -31,6 +36,15 @@ const FIRST_PUSH_TIMEOUT: Duration = Duration::from_secs(4);
 /// Tags that one push may set (distribution-spec: 414 for too many). Each is a header line of the response, and some clients,
 /// among them hyper and Python, accept at most 100 of those.
 const MAX_TAGS: usize = 64;
+
+/// A manifest of more bytes is received by turns.
+const LARGE_MANIFEST_BYTES: usize = 256 << 10;
+/// Large manifests that are received and checked at the same time.
+const MAX_LARGE_MANIFESTS: usize = 16;
+static LARGE_MANIFESTS: Semaphore = Semaphore::const_new(MAX_LARGE_MANIFESTS);
+/// How long a client waits for its turn, and how long it may take to send the rest.
+const LARGE_MANIFEST_TURN_TIMEOUT: Duration = Duration::from_secs(20);
+const LARGE_MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// GET and HEAD.
 pub(super) async fn get(
@@ -144,23 +158,15 @@ pub(super) async fn put(
     let repo = access.repo();
     let reference: Reference = reference.parse().map_err(ApiError::Reference)?;
     let tags = tags_to_set(call, &reference)?;
-    let bytes = read(app, call, body).await?;
-    let declared = call.header(CONTENT_TYPE).and_then(media_type::essence);
-    // Served with its own type, a page or a script would run in a browser.
-    if declared.as_ref().is_some_and(|declared| !declared.starts_with("application/")) {
-        return Err(ApiError::ManifestType);
-    }
+    let (bytes, _turn) = read(app, call, body).await?;
+    let declared = declared_media_type(call)?;
     let (named, as_declared) = (reference.clone(), declared.clone());
     let (digest, manifest) = on_bytes(bytes.clone(), move |bytes| {
         let algorithm = match &named {
             Reference::Tag(_) => Algorithm::Sha256,
             Reference::Digest(digest) => digest.algorithm(),
         };
-        let manifest = match &as_declared {
-            Some(declared) => Manifest::parse_as(bytes, declared),
-            None => Manifest::parse(bytes),
-        };
-        (Digest::of(algorithm, bytes), manifest)
+        (Digest::of(algorithm, bytes), Manifest::parse_pushed(bytes, as_declared.as_deref()))
     })
     .await
     .ok_or(ApiError::Panic)?;
@@ -193,6 +199,13 @@ pub(super) async fn put(
     Ok(response)
 }
 
+/// The media type in `Content-Type`; `None` if there is no such header. Its rules are those of the `mediaType` field.
+fn declared_media_type(call: &Call<'_>) -> Result<Option<String>, ApiError> {
+    let Some(value) = call.parts.headers.get(CONTENT_TYPE) else { return Ok(None) };
+    let declared = value.to_str().ok().and_then(media_type::of_manifest);
+    declared.map(Some).ok_or(ApiError::Manifest(ManifestError::InvalidMediaType))
+}
+
 /// The tag of the path; for a push by digest, the tags of the query.
 fn tags_to_set(call: &Call<'_>, reference: &Reference) -> Result<Vec<Tag>, ApiError> {
     match reference {
@@ -206,38 +219,71 @@ fn tags_to_set(call: &Call<'_>, reference: &Reference) -> Result<Vec<Tag>, ApiEr
     }
 }
 
-async fn read(app: &App, call: &Call<'_>, mut body: Body) -> Result<Bytes, ApiError> {
+/// Receives the body. A large one waits for a turn, which the result holds: so many of them do not fill the memory at once.
+async fn read(
+    app: &App,
+    call: &Call<'_>,
+    mut body: Body,
+) -> Result<(Bytes, Option<SemaphorePermit<'static>>), ApiError> {
     let limit = Manifest::MAX_PUSHED_LENGTH;
     let too_large = || ApiError::ManifestTooLarge { limit };
     let announced = call.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
-    let mut bytes = BytesMut::new();
-    while let Some(frame) = timeout(app.progress_timeout, body.frame()).await.map_err(|_| ApiError::Body)? {
-        let Ok(data) = frame.map_err(|_| ApiError::Body)?.into_data() else { continue };
-        if (bytes.len() + data.len()) as u64 > limit {
+    let (mut bytes, mut turn) = (BytesMut::new(), None);
+    let mut deadline = None;
+    while let Some(frame) = next_frame(app, &mut body, deadline).await? {
+        let Ok(data) = frame.into_data() else { continue };
+        let length = bytes.len() + data.len();
+        if length as u64 > limit {
             return Err(too_large());
+        }
+        if length > LARGE_MANIFEST_BYTES && turn.is_none() {
+            turn = Some(large_manifest_turn().await?);
+            deadline = Some(Instant::now() + LARGE_MANIFEST_TIMEOUT);
+            // A buffer that grows leaves freed ones of half its size behind.
+            bytes.reserve((announced.unwrap_or(0) as usize).saturating_sub(bytes.len()));
         }
         bytes.extend_from_slice(&data);
     }
-    Ok(bytes.freeze())
+    Ok((bytes.freeze(), turn))
+}
+
+async fn next_frame(app: &App, body: &mut Body, deadline: Option<Instant>) -> Result<Option<Frame<Bytes>>, ApiError> {
+    let progress = Instant::now() + app.progress_timeout;
+    let until = deadline.map_or(progress, |deadline| deadline.min(progress));
+    let frame = timeout_at(until, body.frame()).await.map_err(|_| ApiError::Body)?;
+    frame.transpose().map_err(|_| ApiError::Body)
+}
+
+async fn large_manifest_turn() -> Result<SemaphorePermit<'static>, ApiError> {
+    let turn = timeout(LARGE_MANIFEST_TURN_TIMEOUT, LARGE_MANIFESTS.acquire()).await;
+    turn.ok().and_then(Result::ok).ok_or(ApiError::TooManyManifests)
 }
 
 /// Everything that a manifest refers to must be in its repository, except a subject and layers that are fetched elsewhere.
 async fn require_references(app: &App, repo: &RepoId, manifest: &Manifest) -> Result<(), ApiError> {
     let mut missing = manifest.unsupported.clone();
-    for child in &manifest.children {
-        let present = if child.is_manifest {
-            app.store.manifest(repo, &child.digest).await?.is_some()
-        } else {
-            child.optional || super::blobs::is_stored(app, repo, &child.digest).await?
-        };
-        if !present {
+    let mut checked = HashSet::new();
+    for child in manifest.children.iter().filter(|child| !child.optional) {
+        // Enough to be named in the error. A manifest may refer to tens of thousands of blobs.
+        if missing.len() >= MAX_NAMED_REFERENCES {
+            break;
+        }
+        if checked.insert(&child.digest) && !is_present(app, repo, child).await? {
             missing.push(child.digest.to_string());
         }
     }
     if missing.is_empty() { Ok(()) } else { Err(ApiError::MissingReferences(missing)) }
+}
+
+/// Whether the repository has what a manifest refers to. An entry of an index may be a blob, as in BuildKit's cache.
+async fn is_present(app: &App, repo: &RepoId, child: &Child) -> Result<bool, ApiError> {
+    if child.is_manifest && app.store.manifest(repo, &child.digest).await?.is_some() {
+        return Ok(true);
+    }
+    Ok(child.may_be_blob && super::blobs::is_stored(app, repo, &child.digest).await?)
 }
 
 /// DELETE by digest removes the manifest and its tags; by tag, only the tag.

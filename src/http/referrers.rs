@@ -12,6 +12,7 @@ use super::fields::insert;
 use super::{App, Call, STALE};
 use crate::access::{Authorized, Pull};
 use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, media_type};
+use crate::tasks::on_bytes;
 use crate::telemetry::ContentKind;
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -64,7 +65,9 @@ async fn local(
             continue;
         }
         let Some(manifest) = app.store.manifest(repo, &digest).await? else { continue };
-        let referrer = Referrer::of(&digest, &manifest.media_type, &manifest.bytes);
+        let media_type = manifest.media_type.clone();
+        let referrer = on_bytes(manifest.bytes.clone(), move |bytes| Referrer::of(&digest, &media_type, bytes)).await;
+        let referrer = referrer.ok_or(ApiError::Panic)?;
         if let Some(referrer) = referrer.filter(|referrer| referrer.is_of_type(wanted))
             && !page.push(referrer)
         {

@@ -3,18 +3,20 @@
 //! Docker streams one PATCH without `Content-Range`. containerd sends one PUT. podman mounts first and cancels the sessions
 //! that it does not need. All of these are one session that grows and is finished with its digest.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::stream::{self, Stream};
 use http::header::{CONTENT_RANGE, LOCATION, RANGE};
 use http::{HeaderName, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::error::ApiError;
 use super::fields::insert;
@@ -23,9 +25,13 @@ use super::{App, CONTENT_DIGEST, Call};
 use crate::access::{Authorized, Principal, Push};
 use crate::oci::{Algorithm, Digest, RepoId, RepoName};
 use crate::resolve::RequestedRepo;
-use crate::store::{self, MayRead, StoreError, Upload};
+use crate::store::{self, MayRead, StoreError, Upload, UploadError};
 
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+
+/// How long the last request of a session waits for an earlier one that holds it.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const BUSY_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// POST: opens a session, mounts a blob of another repository, or receives a complete blob.
 pub(super) async fn start(
@@ -45,7 +51,6 @@ pub(super) async fn start(
     let announced = call.query.get("digest-algorithm").map(str::parse::<Algorithm>).transpose()?;
     let algorithm = whole.as_ref().map(Digest::algorithm).or(announced).unwrap_or(Algorithm::Sha256);
     let mut upload = app.store.create_upload(repo, algorithm).await?;
-    app.store.create_local(repo).await?;
     let Some(digest) = whole else {
         upload.keep();
         return Ok(session(StatusCode::ACCEPTED, &repo.name, &upload));
@@ -78,7 +83,7 @@ fn may_read(app: &Arc<App>, principal: &Principal) -> MayRead {
     Box::new(move |name: &RepoName| app.gate.may_pull(&principal, &RepoId::local(name.clone())))
 }
 
-/// PATCH: the next bytes.
+/// PATCH: the next bytes. What arrives before a failure stays.
 pub(super) async fn append(
     app: &Arc<App>,
     call: &Call<'_>,
@@ -88,12 +93,12 @@ pub(super) async fn append(
 ) -> Result<Response, ApiError> {
     let repo = access.repo();
     let upload = app.store.upload(repo, id).await?;
-    check_range(call, &repo.name, &upload, &body)?;
-    let upload = receive(app, upload, body, found_no_room).await?;
+    let upload = receive_chunk(app, call, repo, upload, body).await?;
     Ok(session(StatusCode::ACCEPTED, &repo.name, &upload))
 }
 
-/// PUT: the last bytes, if any, and the digest of all of them.
+/// PUT: the last bytes, if any, and the digest of all of them. After a failure the session is as it was before, so that the
+/// client can send the same request again.
 pub(super) async fn finish(
     app: &Arc<App>,
     call: &Call<'_>,
@@ -104,10 +109,49 @@ pub(super) async fn finish(
     let repo = access.repo();
     let digest = call.query.get("digest").ok_or(ApiError::Parameter { parameter: "digest" })?;
     let digest: Digest = digest.parse()?;
-    let upload = app.store.upload(repo, id).await?;
-    check_range(call, &repo.name, &upload, &body)?;
-    let upload = receive(app, upload, body, found_no_room).await?;
+    let upload = match find_when_free(app, repo, id).await {
+        // An earlier request has finished the session, and its response was lost.
+        Err(UploadError::Unknown) if super::blobs::is_stored(app, repo, &digest).await? => {
+            discard(app, body).await?;
+            return Ok(created(&repo.name, &digest));
+        }
+        found => found?,
+    };
+    if !body.is_end_stream() {
+        upload.begin_last_chunk().await?;
+    }
+    let upload = receive_chunk(app, call, repo, upload, body).await?;
     close(upload, repo, &digest).await
+}
+
+/// Finds a session. The client may have lost the response to a request that still holds it, so this waits for its end.
+async fn find_when_free(app: &App, repo: &RepoId, id: &str) -> Result<Upload, UploadError> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match app.store.upload(repo, id).await {
+            Err(UploadError::Busy) if Instant::now() < deadline => sleep(BUSY_CHECK_INTERVAL).await,
+            found => return found,
+        }
+    }
+}
+
+/// Receives the next bytes of a session.
+async fn receive_chunk(
+    app: &App,
+    call: &Call<'_>,
+    repo: &RepoId,
+    upload: Upload,
+    body: Body,
+) -> Result<Upload, ApiError> {
+    check_range(call, &repo.name, &upload, &body)?;
+    receive(app, upload, body, found_no_room).await
+}
+
+/// Reads a body that is not needed, so that the client reads the response.
+async fn discard(app: &App, body: Body) -> Result<(), ApiError> {
+    let mut frames = pin!(data_frames(body, app.progress_timeout));
+    while frames.next().await.transpose()?.is_some() {}
+    Ok(())
 }
 
 /// GET: how much has been received.

@@ -27,6 +27,12 @@ pub fn essence(value: &str) -> Option<String> {
     (essence.len() <= MAX_MEDIA_TYPE_BYTES && token(kind) && token(subtype)).then(|| essence.to_ascii_lowercase())
 }
 
+/// As [`essence`], for a type that a manifest may be served with: it begins with `application/`. Served with another type,
+/// a page or a script would run in a browser.
+pub fn of_manifest(value: &str) -> Option<String> {
+    essence(value).filter(|essence| essence.starts_with("application/"))
+}
+
 /// Whether a manifest of this type lists other manifests.
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_LIST)

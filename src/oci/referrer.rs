@@ -2,8 +2,9 @@
 //! Referrers").
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Digest, media_type};
@@ -93,6 +94,51 @@ impl Referrer {
     }
 }
 
+#[derive(Deserialize)]
+struct IndexDocument {
+    #[serde(default)]
+    manifests: ListedReferrers,
+}
+
+/// The valid descriptors of a list. One entry at a time becomes objects, and most of an index may be entries that are not
+/// valid.
+#[derive(Default)]
+struct ListedReferrers(Vec<Referrer>);
+
+impl<'de> Deserialize<'de> for ListedReferrers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ReferrerList)
+    }
+}
+
+struct ReferrerList;
+
+impl<'de> Visitor<'de> for ReferrerList {
+    type Value = ListedReferrers;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of descriptors")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ListedReferrers, A::Error> {
+        let mut found = Vec::new();
+        while let Some(entry) = list.next_element::<serde_json::Value>()? {
+            let referrer = Referrer::deserialize(&entry).ok();
+            found.extend(referrer.filter(|referrer| referrer.digest.parse::<Digest>().is_ok()));
+        }
+        Ok(ListedReferrers(found))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ListedReferrers, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(ListedReferrers::default())
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<ListedReferrers, E> {
+        Ok(ListedReferrers::default())
+    }
+}
+
 fn json_length(text: &str) -> usize {
     text.len() + 5 * text.bytes().filter(|byte| byte.is_ascii_control()).count() + text.matches(['"', '\\']).count()
 }
@@ -103,11 +149,12 @@ impl ReferrerIndex {
     ///
     /// `None` if `bytes` is not a JSON object.
     pub fn read(bytes: &[u8]) -> Option<Self> {
-        let document: serde_json::Value = serde_json::from_slice(bytes).ok()?;
-        let listed = document.as_object()?.get("manifests").and_then(|listed| listed.as_array());
-        let descriptors = listed.into_iter().flatten();
-        let referrers = descriptors.filter_map(|descriptor| Referrer::deserialize(descriptor).ok());
-        Some(Self::new(referrers.filter(|referrer| referrer.digest.parse::<Digest>().is_ok()).collect()))
+        // serde also accepts a JSON array for a struct.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return None;
+        }
+        let document: IndexDocument = serde_json::from_slice(bytes).ok()?;
+        Some(Self::new(document.manifests.0))
     }
 
     /// An index of these descriptors.

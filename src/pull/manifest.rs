@@ -17,6 +17,9 @@ use crate::tasks::on_bytes;
 use crate::telemetry::CacheResult;
 use crate::upstream::{Effort, Kind, Upstream, UpstreamResponse};
 
+/// A manifest of more bytes waits for a turn, so that many of them at once do not fill the memory.
+const LARGE_MANIFEST_BYTES: u64 = 256 << 10;
+
 impl PullRequest<'_> {
     /// Returns a manifest of a mirrored repository by digest.
     pub async fn manifest(&self, repo: &RepoId, digest: &Digest) -> Result<Served, PullError> {
@@ -165,6 +168,8 @@ impl Engine {
         }
         let declared = usable_media_type(&response);
         let announced = response.docker_content_digest().and_then(|digest| digest.parse().ok());
+        let is_large = response.content_length().is_none_or(|length| length > LARGE_MANIFEST_BYTES);
+        let _turn = if is_large { Some(upstream.large_document(deadline).await?) } else { None };
         let bytes: Bytes = response.body.collect(Manifest::MAX_LENGTH as usize, deadline).await?;
         let expected: Option<Digest> = requested.cloned().or(announced);
         let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
@@ -188,9 +193,10 @@ impl Engine {
     }
 }
 
-/// Returns the media type of the response, unless it is a general type: Red Hat's registry sends `text/plain` for manifests.
+/// Returns the media type of the response, unless it is a general type or one that a browser would show: Red Hat's registry
+/// sends `text/plain` for manifests.
 fn usable_media_type(response: &UpstreamResponse) -> Option<String> {
-    let essence = media_type::essence(response.content_type()?)?;
-    let says_nothing = matches!(&*essence, "text/plain" | "application/json" | media_type::OCTET_STREAM);
+    let essence = media_type::of_manifest(response.content_type()?)?;
+    let says_nothing = matches!(&*essence, "application/json" | media_type::OCTET_STREAM);
     (!says_nothing).then_some(essence)
 }

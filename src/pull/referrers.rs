@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
@@ -14,6 +15,7 @@ use super::engine::{Engine, PullRequest};
 use super::error::PullError;
 use super::next_link::next_link;
 use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, Tag};
+use crate::tasks::on_bytes;
 use crate::upstream::{Kind, Upstream, UpstreamError};
 
 /// Maximum size of a page of an upstream's list. A longer page is an error.
@@ -88,7 +90,7 @@ impl Engine {
             path = next_link(&response.headers).and_then(next_page);
             let bytes = response.body.collect(MAX_PAGE_BYTES, deadline).await?;
             received += bytes.len();
-            referrers.extend(parse(upstream, &bytes)?.manifests);
+            referrers.extend(parse(upstream, bytes).await?.manifests);
             if received > MAX_LIST_BYTES {
                 tracing::warn!(%repo, %subject, received, "a list of referrers is too long; the rest of it is omitted");
                 break;
@@ -109,7 +111,7 @@ impl Engine {
         let Ok(tag) = subject.referrers_tag().parse::<Tag>() else { return Ok((Vec::new(), false)) };
         let served = timeout_at(deadline, self.serve_tag(upstream, repo, &tag, Span::current)).await;
         match served.unwrap_or_else(|_| Err(self.context.too_late(upstream.name()))) {
-            Ok(served) => Ok((parse(upstream, &served.manifest.bytes)?.manifests, served.stale)),
+            Ok(served) => Ok((parse(upstream, served.manifest.bytes.clone()).await?.manifests, served.stale)),
             Err(PullError::NotFound) => Ok((Vec::new(), false)),
             Err(error) => Err(error),
         }
@@ -130,8 +132,9 @@ fn lacks_referrers_api(error: &PullError) -> bool {
     }
 }
 
-fn parse(upstream: &Upstream, bytes: &[u8]) -> Result<ReferrerIndex, PullError> {
-    ReferrerIndex::read(bytes).ok_or_else(|| PullError::BadDocument {
+async fn parse(upstream: &Upstream, bytes: Bytes) -> Result<ReferrerIndex, PullError> {
+    let read = on_bytes(bytes, ReferrerIndex::read).await.ok_or(PullError::Abandoned)?;
+    read.ok_or_else(|| PullError::BadDocument {
         upstream: upstream.name().clone(),
         reason: "its list of referrers cannot be parsed".to_owned(),
     })

@@ -1,7 +1,7 @@
 //! Times of uses: whole seconds, which is all that eviction needs.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Seconds since 1970.
 pub type Time = u32;
@@ -28,6 +28,11 @@ impl LastNoted {
 /// The present time.
 pub(in crate::store) fn now() -> Time {
     to_time(SystemTime::now())
+}
+
+/// The inverse of [`to_time`].
+pub(in crate::store) fn from_time(time: Time) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(time.into())
 }
 
 /// A time before 1970 becomes 0.

@@ -16,6 +16,10 @@ pub enum StoreError {
     DigestMismatch { digest: crate::oci::Digest, length: u64 },
     #[error("no room for {bytes} bytes: {lack}")]
     NoRoom { bytes: u64, lack: Lack },
+    #[error(
+        "too many unfinished uploads; finish or cancel some, or raise push.max_unfinished or push.max_unfinished_size"
+    )]
+    TooManyUploads,
     #[error("the data folder is read-only (storage.read_only)")]
     ReadOnly,
     #[error("a task of the store panicked or was cancelled")]
@@ -78,7 +82,7 @@ impl StoreError {
                 io::ErrorKind::PermissionDenied => Obstacle::NotPermitted,
                 _ => Obstacle::Failed,
             },
-            Self::DigestMismatch { .. } | Self::Task => return None,
+            Self::DigestMismatch { .. } | Self::TooManyUploads | Self::Task => return None,
         })
     }
 
@@ -88,7 +92,7 @@ impl StoreError {
         match self {
             Self::Io { source, .. } => is_full(source),
             Self::NoRoom { .. } | Self::ReadOnly => true,
-            Self::DigestMismatch { .. } | Self::Task => false,
+            Self::DigestMismatch { .. } | Self::TooManyUploads | Self::Task => false,
         }
     }
 

@@ -153,10 +153,6 @@ impl Store {
         self.parts.names.repository_exists(repo).await
     }
 
-    pub async fn create_local(&self, repo: &RepoId) -> Result<(), StoreError> {
-        self.parts.names.create_local(repo).await
-    }
-
     pub async fn member(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
         match self.parts.names.cached_member(repo, digest) {
             Some(member) => Ok(Some(member)),
@@ -279,6 +275,22 @@ impl Store {
             Some(content) => Ok(Some(content)),
             None => self.parts.content.open(digest).await,
         }
+    }
+
+    /// As [`Store::blob`], for the repository that `member` is a record of. The length is checked against that record, or
+    /// against the manifests while the index cannot tell it: a file may have become shorter while no process ran.
+    pub async fn blob_of(
+        &self,
+        repo: &RepoId,
+        digest: &Digest,
+        member: Member,
+    ) -> Result<Option<FileRange>, StoreError> {
+        let Some(blob) = self.blob(digest).await? else { return Ok(None) };
+        let is_doubtful = match member.size {
+            Some(size) => size != blob.len(),
+            None => !self.parts.local.index().is_ready(),
+        };
+        if is_doubtful { self.parts.content.open_doubtful(repo, digest).await } else { Ok(Some(blob)) }
     }
 
     /// The content of a manifest, whichever repository it is stored for.

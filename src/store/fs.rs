@@ -5,12 +5,13 @@
 //! already open change nothing (`file_range`, `local::growing_file`, `upkeep::scrub::read`); and `flock` locks the open lock file
 //! (`local::folder`).
 
-use std::fs as system;
-use std::io::{self, Write};
+use std::fs::{self as system, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
 
 use super::error::optional;
 #[cfg(test)]
@@ -21,6 +22,8 @@ pub(in crate::store) use std::fs::{DirEntry, File, Metadata, Permissions, ReadDi
 /// none of these.
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
+/// Names, marks and records of the store take less.
+const MAX_SMALL_FILE_BYTES: u64 = 1 << 20;
 
 /// Where a test can make an operation fail.
 #[cfg(not(test))]
@@ -57,18 +60,39 @@ pub(in crate::store) fn create_new(path: &Path) -> io::Result<File> {
     File::options().create_new(true).read(true).write(true).mode(FILE_MODE).open(path)
 }
 
-/// An existing file, to read.
+/// An existing file, to read. Anything but a regular file is an error that [`optional`] takes for a missing file.
 pub(in crate::store) fn open(path: &Path) -> io::Result<File> {
     pass()?;
-    // Does not wait for the other end where the path names a pipe.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    File::options().read(true).custom_flags(flags).open(path)
+    open_regular(File::options().read(true), OFlags::empty(), path)
 }
 
-/// An existing file, to read and write.
+/// An existing file, to read and write. As [`open`] otherwise.
 pub(in crate::store) fn open_to_write(path: &Path) -> io::Result<File> {
     pass_change()?;
-    File::options().read(true).write(true).open(path)
+    open_regular(File::options().read(true).write(true), OFlags::empty(), path)
+}
+
+/// Opens a regular file. Neither follows a link nor waits for the other end of a pipe.
+fn open_regular(options: &mut OpenOptions, flags: OFlags, path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW | flags;
+    let opened = options.custom_flags(flags.bits().cast_signed()).open(path);
+    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
+        // A link; a socket, or a pipe without a reader.
+        Some(Errno::LOOP | Errno::NXIO) => irregular(),
+        _ => error,
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(irregular()) }
+}
+
+/// Something else is in the place of a regular file.
+fn irregular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file")
+}
+
+/// A folder, to sync it.
+pub(in crate::store) fn open_folder(path: &Path) -> io::Result<File> {
+    pass()?;
+    File::open(path)
 }
 
 /// The lock file of a data folder: created if it does not exist, opened to read and write, and not truncated.
@@ -80,7 +104,7 @@ pub(in crate::store) fn open_lock_file(path: &Path) -> io::Result<File> {
 /// An existing file, to read past the page cache (`O_DIRECT`). `EINVAL` where the file system does not support that.
 pub(in crate::store) fn open_direct(path: &Path) -> io::Result<File> {
     pass()?;
-    File::options().read(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(path)
+    open_regular(File::options().read(true), OFlags::DIRECT, path)
 }
 
 pub(in crate::store) fn write_all(file: &mut File, bytes: &[u8]) -> io::Result<()> {
@@ -124,6 +148,11 @@ pub(in crate::store) fn exists(path: &Path) -> bool {
     path.exists()
 }
 
+/// Whether there is a regular file at `path`; also false if that cannot be told.
+pub(in crate::store) fn is_file(path: &Path) -> bool {
+    system::symlink_metadata(path).is_ok_and(|found| found.is_file())
+}
+
 /// Whether there is a folder at `path`; also false if that cannot be told.
 pub(in crate::store) fn is_dir(path: &Path) -> bool {
     path.is_dir()
@@ -138,23 +167,34 @@ pub(in crate::store) fn is_still_at(path: &Path, file: &File) -> io::Result<bool
 
 pub(in crate::store) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
     pass_change()?;
-    let mut file = File::options().create(true).truncate(true).write(true).mode(FILE_MODE).open(path)?;
+    let mut options = File::options();
+    options.create(true).truncate(true).write(true).mode(FILE_MODE);
+    let mut file = open_regular(&mut options, OFlags::empty(), path)?;
     write_all(&mut file, bytes.as_ref())
 }
 
+/// All of a regular file of the store's own, which is small. A larger one is none of these.
 pub(in crate::store) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    pass()?;
-    system::read(path)
+    let mut bytes = Vec::new();
+    open(path)?.take(MAX_SMALL_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_SMALL_FILE_BYTES { Err(io::ErrorKind::InvalidData.into()) } else { Ok(bytes) }
 }
 
+/// As [`read`], as text.
 pub(in crate::store) fn read_to_string(path: &Path) -> io::Result<String> {
-    pass()?;
-    system::read_to_string(path)
+    String::from_utf8(read(path)?).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
+/// Of a regular file; anything else is an error that [`optional`] takes for a missing file.
 pub(in crate::store) fn metadata(path: &Path) -> io::Result<Metadata> {
     pass()?;
-    system::metadata(path)
+    let found = system::symlink_metadata(path)?;
+    if found.is_file() { Ok(found) } else { Err(irregular()) }
+}
+
+pub(in crate::store) fn folder_metadata(path: &Path) -> io::Result<Metadata> {
+    pass()?;
+    system::symlink_metadata(path)
 }
 
 pub(in crate::store) fn rename(from: &Path, to: &Path) -> io::Result<()> {

@@ -47,7 +47,7 @@ pub use local::{LockError, OpenError, View};
 pub use names::{MayRead, Names, NewManifest};
 pub use pump::pump;
 pub use records::{Class, LastUse, Member, Page, StoredManifest, TagRecord};
-pub use settings::StoreSettings;
+pub use settings::{StoreSettings, UploadBounds};
 pub use spool::{Spool, SpoolFile};
 pub use upkeep::{
     Amount, CollectRules, Collected, DiskUsage, Finding, Problem, RepositoryUsage, ScopeUsage, ScrubPart, ScrubPlace,

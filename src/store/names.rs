@@ -47,14 +47,13 @@ pub type MayRead = Box<dyn Fn(&RepoName) -> bool + Send>;
 /// asked. They exist for the hit path.
 #[async_trait]
 pub trait Names: Debug + Send + Sync {
-    /// Whether a local repository of this name exists. Answers from memory: every request without an upstream asks it.
+    /// Whether a local repository of this name exists: it has a manifest, a blob or a tag. A push session is none of these.
+    /// Answers from memory: every request without an upstream asks it.
     fn is_local(&self, name: &RepoName) -> bool;
 
-    /// Whether anything was ever stored in this repository.
+    /// Whether anything is stored in this repository. A mirrored one may be remembered for a while after its last content is
+    /// gone.
     async fn repository_exists(&self, repo: &RepoId) -> Result<bool, StoreError>;
-
-    /// Creates a local repository. Without effect if it exists.
-    async fn create_local(&self, repo: &RepoId) -> Result<(), StoreError>;
 
     fn cached_member(&self, repo: &RepoId, digest: &Digest) -> Option<Member>;
 
@@ -106,7 +105,8 @@ pub trait Names: Debug + Send + Sync {
         rewrite: Duration,
     ) -> Result<bool, StoreError>;
 
-    /// Removes a tag. Whether it existed. Its manifest stays.
+    /// Removes a tag. Whether it existed, which it does here even if its manifest does not belong to the repository. The manifest
+    /// stays.
     async fn delete_tag(&self, repo: &RepoId, tag: &Tag) -> Result<bool, StoreError>;
 
     /// Up to `limit` tags of a repository that sort after `after`, which need not exist. The order is that of their bytes.

@@ -124,7 +124,8 @@ impl UpstreamBody {
             return Err(too_long());
         }
         let too_long = too_long();
-        let mut body = BytesMut::new();
+        // A buffer that grows leaves freed ones of half its size behind.
+        let mut body = BytesMut::with_capacity(announced.map_or(0, |length| length as usize));
         while let Some(bytes) = self.chunk().await? {
             if body.len() + bytes.len() > limit {
                 return Err(too_long);

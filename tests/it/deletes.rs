@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::operator::roadstead;
 use crate::support::artifact::{about, empty};
 use crate::support::{Content, Image, TestServer};
 
@@ -157,4 +158,59 @@ async fn a_download_completes_after_its_blob_is_deleted() {
     let (rest, ended) = reader.rest().await;
     assert_eq!(ended, crate::support::Ended::Complete);
     assert!([&first[..], &rest].concat() == content.bytes);
+}
+
+/// The catalogue, and the status of the list of tags of each repository.
+async fn listed(server: &TestServer, repositories: &[&str]) -> (Value, Vec<u16>) {
+    let mut statuses = Vec::new();
+    for repo in repositories {
+        statuses.push(server.get(&format!("/v2/{repo}/tags/list")).await.status);
+    }
+    (server.get("/v2/_catalog").await.json()["repositories"].clone(), statuses)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_leaves_with_its_last_content_and_its_neighbours_stay() {
+    let mut server = TestServer::builder().config("[delete]\nenabled = true").start().await;
+    let names = ["team", "team/gone", "team/gone/below"];
+    let images = [1, 2, 3].map(|seed| Image::new(seed, &[100]));
+    for (name, image) in names.iter().zip(&images) {
+        server.client().push_image(&server.url(""), name, "v1", image).await;
+    }
+    let gone = &images[1];
+    assert_eq!(server.delete("/v2/team/gone/manifests/v1").await.status, 202);
+    assert_eq!(server.delete(&format!("/v2/team/gone/manifests/{}", gone.digest())).await.status, 202);
+    assert_eq!(listed(&server, &names).await, (json!(names), vec![200, 200, 200]), "its blobs are still there");
+    for blob in gone.blobs() {
+        assert_eq!(server.delete(&format!("/v2/team/gone/blobs/{}", blob.digest)).await.status, 202);
+    }
+    let left = (json!(["team", "team/gone/below"]), vec![200, 404, 200]);
+    assert_eq!(listed(&server, &names).await, left);
+    server.restart().await;
+    assert_eq!(listed(&server, &names).await, left);
+    for (name, image) in names.iter().zip(&images) {
+        if *name != "team/gone" {
+            assert_eq!(server.get(&format!("/v2/{name}/manifests/v1")).await.body, image.manifest.bytes);
+        }
+    }
+    server.client().push_image(&server.url(""), "team/gone", "v2", gone).await;
+    assert_eq!(listed(&server, &names).await, (json!(names), vec![200, 200, 200]));
+    assert_eq!(server.get("/v2/team/gone/manifests/v2").await.body, gone.manifest.bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_collector_removes_repositories_that_are_empty() {
+    let now = "[gc]\ninterval = \"0s\"\nafter_start = \"0s\"\ngrace = \"0s\"\nunreferenced_after = \"0s\"";
+    let server = TestServer::builder().config(&format!("[delete]\nenabled = true\n{now}")).start().await;
+    let image = Image::new(1, &[100]);
+    for name in ["team/a", "team/b"] {
+        server.client().push_image(&server.url(""), name, "v1", &image).await;
+    }
+    // As an earlier version left it after an upload that was cancelled.
+    std::fs::create_dir_all(server.data_dir().join("repositories/local/team/empty/_blobs")).unwrap();
+    assert_eq!(server.delete(&format!("/v2/team/a/manifests/{}", image.digest())).await.status, 202);
+    assert!(roadstead(server.data_dir(), &["gc"]).await.code == 0);
+    assert_eq!(listed(&server, &["team/a", "team/b"]).await, (json!(["team/b"]), vec![404, 200]));
+    assert!(!server.data_dir().join("repositories/local/team/empty").exists());
+    assert!(!server.data_dir().join("repositories/local/team/a").exists());
 }

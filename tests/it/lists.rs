@@ -1,10 +1,9 @@
 //! Lists of tags and repositories: order, pages and sources.
 
-use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::support::image::OCI_MANIFEST;
-use crate::support::{Client, Image, Reply, TestServer, Upstream};
+use crate::support::image::{OCI_LAYER, OCI_MANIFEST};
+use crate::support::{Client, Content, Image, Reply, TestServer, Upstream};
 
 const REPO: &str = "team/app";
 
@@ -19,8 +18,7 @@ async fn push_tags(client: &Client, base: &str, repo: &str, tags: &[&str]) {
 }
 
 async fn make_local(server: &TestServer, repo: &str) {
-    let answer = server.send("POST", &format!("/v2/{repo}/blobs/uploads/"), &[], Bytes::new()).await;
-    assert_eq!(answer.status, 202);
+    server.client().push_blob(&server.url(""), repo, &Content::new(OCI_LAYER, "a layer")).await;
 }
 
 /// The target of `Link: <...>; rel="next"`; empty when there is none.

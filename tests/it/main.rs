@@ -20,6 +20,7 @@ mod copies;
 mod crash;
 mod credentials;
 mod crowds;
+mod damage;
 mod deadlines;
 mod deletes;
 mod disk;

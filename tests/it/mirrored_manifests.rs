@@ -221,3 +221,79 @@ async fn a_server_that_is_its_own_upstream_answers_508() {
         assert_eq!(answer.status, 508, "{path}: {}", answer.text());
     }
 }
+
+/// What Docker's own parser reads is passed on byte for byte, also from the disk.
+#[tokio::test]
+async fn manifests_with_faults_that_clients_accept_are_passed_on() {
+    let upstream = Upstream::start().await;
+    let mut server = TestServer::mirror_of(&upstream).await;
+    let layer = Image::new(1, &[10]).layers[0].clone();
+    upstream.add_blob(REPO, &layer);
+    let (digest, size) = (&layer.digest, layer.bytes.len());
+    let good = format!(r#"{{"mediaType":"x/y","digest":"{digest}","size":{size}}}"#);
+    let bodies = [
+        format!(r#"{{"schemaVersion":2,"mediaType":null,"config":{{}},"layers":[{good}]}}"#),
+        format!(r#"{{"schemaVersion":2,"layers":[],"layers":[{good}],"schemaVersion":2}}"#),
+        format!(r#"{{"schemaVersion":2,"layers":[{{"digest":"{digest}","size":{size}.0}}]}}"#),
+        format!(r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"x/y","size":1}},{good}]}}"#),
+        format!(r#"{{"schemaVersion":2,"layers":[null,{good}],"subject":null,"annotations":null}}"#),
+        format!(r#"{{"SchemaVersion":2,"Layers":[{{"Digest":"{digest}","Size":{size}}}]}}"#),
+        format!(r#"{{"schemaVersion":2,"layers":[{good}],"config":{{"digest":"","size":-1}}}}"#),
+        format!(r#"{{"schemaVersion":2,"layers":[{good}{}]}}"#, r#",{"digest":""}"#.repeat(50_000)),
+    ];
+    for (n, body) in bodies.iter().enumerate() {
+        let content = Content::new(OCI_MANIFEST, body.clone().into_bytes());
+        upstream.add_manifest(REPO, &content);
+        upstream.tag(REPO, &format!("t{n}"), &content.digest);
+    }
+    for _ in 0..2 {
+        for (n, body) in bodies.iter().enumerate() {
+            let by_tag = server.get(&format!("/v2/{REPO}/manifests/t{n}")).await;
+            assert_eq!((by_tag.status, &by_tag.body[..]), (200, body.as_bytes()), "{n}");
+            let path = format!("/v2/{REPO}/manifests/{}", Content::new("", body.clone().into_bytes()).digest);
+            assert_eq!(server.get(&path).await.status, 200, "{n}");
+        }
+        server.restart().await;
+    }
+    assert_eq!(server.get(&format!("/v2/{REPO}/blobs/{digest}")).await.body, layer.bytes);
+}
+
+#[tokio::test]
+async fn a_manifest_of_thousands_of_layers_makes_all_of_them_readable() {
+    let files: Vec<Content> = (0..4200).map(|n| Content::new("a/b", format!("file {n}"))).collect();
+    let layers: Vec<_> = files.iter().map(Content::descriptor).collect();
+    let manifest = Content::json(OCI_MANIFEST, &json!({"schemaVersion": 2, "layers": layers}));
+    let upstream = Upstream::start().await;
+    upstream.add_manifest(REPO, &manifest);
+    upstream.tag(REPO, "1", &manifest.digest);
+    let server = TestServer::mirror_of(&upstream).await;
+    assert_eq!(server.get(TAG).await.body, manifest.bytes);
+    for n in [0, 4095, 4096, 4199] {
+        upstream.add_blob(REPO, &files[n]);
+        assert_eq!(server.get(&format!("/v2/{REPO}/blobs/{}", files[n].digest)).await.body, files[n].bytes, "{n}");
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_is_passed_on_with_a_type_that_no_browser_shows() {
+    let upstream = Upstream::start().await;
+    let mut server = TestServer::mirror_of(&upstream).await;
+    let long = format!("application/{}", "x".repeat(5000));
+    for (n, kind) in ["text/html", "image/svg+xml", "", "application/x\\r\\nSet-Cookie: a=b", &long].iter().enumerate()
+    {
+        for (m, header) in [Some("text/html; charset=utf-8"), Some("image/svg+xml"), None].into_iter().enumerate() {
+            let body = format!(r#"{{"mediaType":"{kind}","layers":[],"n":{n},"m":{m}}}"#);
+            let content = Content::new(OCI_MANIFEST, body.into_bytes());
+            upstream.add_manifest(REPO, &content);
+            let path = format!("/v2/{REPO}/manifests/{}", content.digest);
+            let reply = Reply::normal().without("Content-Type");
+            upstream.always("*", &path, header.map_or(reply.clone(), |header| reply.header("Content-Type", header)));
+            for _ in 0..2 {
+                let answer = server.get(&path).await;
+                let found = (answer.status, answer.header("content-type"), &answer.body);
+                assert_eq!(found, (200, OCI_MANIFEST, &content.bytes), "{kind:.20} {header:?}");
+            }
+        }
+        server.restart().await;
+    }
+}

@@ -202,7 +202,6 @@ impl World {
             Step::Push { repo, blob } => {
                 let (id, Content { digest, bytes }) = (local(repo), &self.blobs[blob]);
                 self.runtime.block_on(async {
-                    store.create_local(&id).await.unwrap();
                     let upload = store.create_upload(&id, Algorithm::Sha256).await.unwrap();
                     upload.append(vec![bytes.clone()]).await.unwrap();
                     upload.finish(&id, digest).await.unwrap();

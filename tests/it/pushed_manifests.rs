@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::disk::{blob_file, wait_until_idle};
+use crate::operator::roadstead;
 use crate::support::image::{OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use crate::support::{Answer, Conn, Content, Image, Index, TestServer, random_bytes};
 
@@ -236,4 +237,116 @@ async fn a_tag_without_its_link_does_not_exist() {
     for reference in ["v1", image.digest()] {
         assert_error(&server.get(&manifest_path(reference)).await, 404, "MANIFEST_UNKNOWN", reference);
     }
+}
+
+async fn put_untyped(server: &TestServer, reference: &str, bytes: impl Into<Bytes>) -> Answer {
+    server.send("PUT", &manifest_path(reference), &[], bytes.into()).await
+}
+
+#[tokio::test]
+async fn media_types_of_a_push_obey_the_same_rules_both_ways() {
+    let image = Image::new(1, &[10]);
+    let mut server = with_image(&image).await;
+    let long = format!("application/{}", "x".repeat(300));
+    let huge = format!("application/{}", "x".repeat(3_000_000));
+    let with_type =
+        |kind: &str| json!({"schemaVersion": 2, "mediaType": kind, "config": image.config.descriptor(), "layers": []});
+    for kind in ["text/html", "image/svg+xml", "application", "application/", "application/a b", "", &long] {
+        let untyped = json!({"schemaVersion": 2, "config": image.config.descriptor(), "layers": []}).to_string();
+        assert_error(&put(&server, "v2", kind, untyped).await, 400, "MANIFEST_INVALID", kind);
+        let field = with_type(kind).to_string();
+        assert_error(&put_untyped(&server, "v2", field).await, 400, "MANIFEST_INVALID", kind);
+    }
+    for kind in
+        ["application/x\ny", "application/x\r\nSet-Cookie: a=b", "application/\u{7}x", "application/\u{e9}", &huge]
+    {
+        let field = with_type(kind).to_string();
+        assert_error(&put_untyped(&server, "v2", field).await, 400, "MANIFEST_INVALID", &format!("{kind:.40}"));
+    }
+    let good = put_untyped(&server, "v3", with_type(&format!("{OCI_MANIFEST}; charset=utf-8")).to_string()).await;
+    assert_eq!(good.status, 201);
+    server.restart().await;
+    assert_eq!(server.get(&manifest_path("v3")).await.header("content-type"), OCI_MANIFEST);
+    assert_eq!(server.get(&format!("/v2/{REPO}/tags/list")).await.json()["tags"], json!(["v1", "v3"]));
+}
+
+#[tokio::test]
+async fn what_is_no_manifest_is_refused_without_a_content_type() {
+    let image = Image::new(1, &[10]);
+    let server = with_image(&image).await;
+    for body in [
+        &b"{}"[..],
+        br#"{"schemaVersion":2}"#,
+        br#"{"hello":"world"}"#,
+        b"{\"layers\":[],\"annotations\":{\"a\":\"\xff\"}}",
+        br#"{"layers":[],"layers":[]}"#,
+    ] {
+        assert_error(&put_untyped(&server, "v2", body).await, 400, "MANIFEST_INVALID", &String::from_utf8_lossy(body));
+    }
+    assert_eq!(put_untyped(&server, "v2", image.manifest.bytes.clone()).await.status, 201);
+}
+
+#[tokio::test]
+async fn a_malformed_digest_is_an_invalid_manifest_and_an_unknown_blob_is_not() {
+    let server = TestServer::builder().start().await;
+    let short = "a".repeat(63);
+    for digest in ["", "x", "sha256:", &format!("sha256:{short}"), &format!("sha256:{short}G"), "SHA256:00", "a:b:c"] {
+        let body = json!({"schemaVersion": 2, "layers": [{"mediaType": OCI_LAYER, "digest": digest, "size": 1}]});
+        assert_error(&put(&server, "v1", OCI_MANIFEST, body.to_string()).await, 400, "MANIFEST_INVALID", digest);
+    }
+    for digest in [&format!("sha256:{short}a"), "blake3:00", "sha256+b64:ab-_="] {
+        let body = json!({"schemaVersion": 2, "layers": [{"mediaType": OCI_LAYER, "digest": digest, "size": 1}]});
+        assert_error(&put(&server, "v1", OCI_MANIFEST, body.to_string()).await, 400, "MANIFEST_BLOB_UNKNOWN", digest);
+    }
+}
+
+/// BuildKit's registry cache with `image-manifest=false`.
+#[tokio::test]
+async fn an_index_of_layers_is_taken_if_the_repository_has_them() {
+    let rules = "[gc]\ninterval = \"0s\"\nafter_start = \"0s\"\ngrace = \"0s\"\nunreferenced_after = \"0s\"\nuntagged_after = \"1s\"";
+    let server = TestServer::builder().config(rules).start().await;
+    let parts = [
+        Content::new(OCI_LAYER, random_bytes(1, 500)),
+        Content::new("application/vnd.buildkit.cacheconfig.v0", random_bytes(2, 50)),
+    ];
+    let index = |entries: Vec<Value>| Content::json(OCI_INDEX, &json!({"schemaVersion": 2, "manifests": entries}));
+    let cache = index(parts.iter().map(Content::descriptor).collect());
+    assert_error(&put(&server, "cache", OCI_INDEX, cache.bytes.clone()).await, 400, "MANIFEST_BLOB_UNKNOWN", "nothing");
+    for part in &parts {
+        server.client().push_blob(&server.url(""), REPO, part).await;
+    }
+    assert_eq!(put(&server, "cache", OCI_INDEX, cache.bytes.clone()).await.status, 201);
+    let missing = index(vec![parts[0].descriptor(), Content::new(OCI_LAYER, "absent").descriptor()]);
+    assert_error(&put(&server, "v2", OCI_INDEX, missing.bytes).await, 400, "MANIFEST_BLOB_UNKNOWN", "one is missing");
+    // A client would ask for this entry as a manifest.
+    let mut image = parts[0].descriptor();
+    image["mediaType"] = json!(OCI_MANIFEST);
+    assert_error(
+        &put(&server, "v3", OCI_INDEX, index(vec![image]).bytes).await,
+        400,
+        "MANIFEST_BLOB_UNKNOWN",
+        "a blob",
+    );
+    for _ in 0..3 {
+        let collected = roadstead(server.data_dir(), &["gc"]).await;
+        assert!(collected.out.starts_with("removed: 0 files"), "{}", collected.out);
+    }
+    let scrubbed = roadstead(server.data_dir(), &["scrub"]).await;
+    assert_eq!(scrubbed.code, 0, "{scrubbed:?}");
+    for part in &parts {
+        assert_eq!(server.get(&format!("/v2/{REPO}/blobs/{}", part.digest)).await.body, part.bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_tag_without_its_manifest_can_be_deleted() {
+    let image = Image::new(1, &[10]);
+    let mut server = with_image(&image).await;
+    let hex = image.digest().replace("sha256:", "");
+    let names = server.data_dir().join(format!("repositories/local/{REPO}"));
+    std::fs::remove_file(names.join(format!("_manifests/sha256/{hex}"))).unwrap();
+    server.restart_with("[delete]\nenabled = true").await;
+    assert_eq!(server.delete(&manifest_path("v1")).await.status, 202);
+    assert!(!names.join("_tags/v1").exists());
+    assert_error(&server.delete(&manifest_path("v1")).await, 404, "MANIFEST_UNKNOWN", "twice");
 }

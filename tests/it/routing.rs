@@ -267,3 +267,31 @@ async fn an_empty_registry_in_ns_is_named_in_the_error() {
     assert_eq!(answer.status, 404);
     assert!(answer.text().contains("for an empty host; write a registry's host into ns"), "{}", answer.text());
 }
+
+/// Only content makes a name local. Otherwise anybody could hide an image of the default upstream by opening an upload.
+#[tokio::test]
+async fn an_upload_without_content_takes_no_name() {
+    let mut scene = TwoUpstreams::start().await;
+    let zeros = format!("sha256:{}", "0".repeat(64));
+    let uploads = "/v2/org/app/blobs/uploads/";
+    let assert_mirrored = async |scene: &TwoUpstreams, what: &str| {
+        let answer = scene.server.get("/v2/org/app/manifests/1").await;
+        assert_eq!((answer.status, answer.header("docker-content-digest")), (200, scene.hub_app.digest()), "{what}");
+        assert_eq!(scene.server.get("/v2/_catalog").await.json()["repositories"], serde_json::json!([]), "{what}");
+    };
+    let open = scene.server.send("POST", uploads, &[], "").await;
+    assert_eq!(scene.server.send("PATCH", open.header("location"), &[], "some bytes").await.status, 202);
+    let cancelled = scene.server.send("POST", uploads, &[], "").await;
+    assert_eq!(scene.server.delete(cancelled.header("location")).await.status, 204);
+    let wrong = scene.server.send("POST", &format!("{uploads}?digest={zeros}"), &[], "x").await;
+    assert_refused(&wrong, 400, "DIGEST_INVALID", "wrong digest");
+    let mount = scene.server.send("POST", &format!("{uploads}?mount={zeros}&from=org/other"), &[], "").await;
+    assert_eq!(mount.status, 202);
+    let put = scene.server.send("PUT", &format!("{}?digest={zeros}", mount.header("location")), &[], "x").await;
+    assert_refused(&put, 400, "DIGEST_INVALID", "wrong digest of a session");
+    let refused = scene.server.send("PUT", "/v2/org/app/manifests/1", &[("Content-Type", "application/x")], "{").await;
+    assert_refused(&refused, 400, "MANIFEST_INVALID", "a manifest that is refused");
+    assert_mirrored(&scene, "at once").await;
+    scene.server.restart().await;
+    assert_mirrored(&scene, "after a restart").await;
+}

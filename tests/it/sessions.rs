@@ -187,3 +187,126 @@ async fn a_client_that_leaves_after_sending_all_leaves_no_session() {
     let found = server.get(&format!("/v2/{REPO}/blobs/{}", digest_of(&bytes))).await;
     assert!(found.status == 404 || found.body == bytes, "the complete blob or nothing");
 }
+
+/// The length that a session has, once no request uses it.
+async fn received(server: &TestServer, location: &str) -> String {
+    let mut range = String::new();
+    until("the session is free", async || {
+        let answer = server.client().get(location).await;
+        range = answer.header("range").to_owned();
+        answer.status == 204
+    })
+    .await;
+    range
+}
+
+/// The id of the session that a location leads to.
+fn url_id(location: &str) -> &str {
+    location.split('?').next().and_then(|path| path.rsplit('/').next()).unwrap()
+}
+
+/// Sends the head of a request and a part of its body to a session with `before` bytes, and leaves when it has arrived.
+async fn send_cut(server: &TestServer, method: &str, url: &str, bytes: &Bytes, before: usize, sent: usize) {
+    let path = url.replace(&server.url(""), "");
+    let mut stream = TcpStream::connect(server.addr()).await.unwrap();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", bytes.len());
+    stream.write_all(&[head.as_bytes(), &bytes[..sent]].concat()).await.unwrap();
+    let data = server.data_dir().join("uploads").join(url_id(url)).join("data");
+    let length = || data.metadata().ok().map(|data| data.len());
+    until("the bytes have arrived", async || length() == Some((before + sent) as u64)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_that_is_cut_leaves_the_session_as_it_was() {
+    let server = TestServer::builder().start().await;
+    let bytes = random_bytes(6, 300_000);
+    for (before, sent) in [(0, 1), (0, 150_000), (0, 299_999), (100, 150_000), (100, 200_000)] {
+        let location = open(&server).await;
+        if before > 0 {
+            send(&server, "PATCH", &location, "", bytes.slice(..before)).await;
+        }
+        let rest = bytes.slice(before..);
+        let target = format!("{location}?digest={}", digest_of(&bytes));
+        for _ in 0..2 {
+            send_cut(&server, "PUT", &target, &rest, before, sent).await;
+            let range = received(&server, &location).await;
+            assert_eq!(range, format!("0-{}", before.saturating_sub(1)), "{before} {sent}");
+        }
+        assert_eq!(send(&server, "PUT", &target, "", rest).await.status, 201, "{before} {sent}");
+        assert_eq!(server.get(&format!("/v2/{REPO}/blobs/{}", digest_of(&bytes))).await.body, bytes);
+    }
+    wait_until_idle(server.data_dir()).await;
+}
+
+#[tokio::test]
+async fn a_put_that_a_kill_cut_leaves_the_session_as_it_was() {
+    let mut server = TestServer::builder().start().await;
+    let bytes = random_bytes(6, 1000);
+    let location = open(&server).await;
+    send(&server, "PATCH", &location, "", bytes.slice(..100)).await;
+    let (base, path) = (server.url(""), location.replace(&server.url(""), ""));
+    assert!(location.starts_with(&base));
+    server.stop_running().await;
+    // As a killed process leaves it while it receives the last chunk.
+    let folder = server.data_dir().join("uploads").join(path.rsplit('/').next().unwrap());
+    std::fs::write(folder.join("data"), &bytes[..700]).unwrap();
+    std::fs::write(folder.join("undo"), "100\n").unwrap();
+    server.restart().await;
+    assert_eq!(server.get(&path).await.header("range"), "0-99");
+    let target = server.url(&format!("{path}?digest={}", digest_of(&bytes)));
+    assert_eq!(send(&server, "PUT", &target, "100-999", bytes.slice(100..)).await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_patch_that_is_cut_keeps_what_arrived() {
+    let server = TestServer::builder().start().await;
+    let bytes = random_bytes(7, 300_000);
+    let location = open(&server).await;
+    for (before, sent, range) in [(0, 100_000, "0-99999"), (100_000, 50_000, "0-149999")] {
+        send_cut(&server, "PATCH", &location, &bytes.slice(..200_000), before, sent).await;
+        assert_eq!(received(&server, &location).await, range);
+    }
+}
+
+#[tokio::test]
+async fn a_final_put_that_is_sent_again_is_created_again() {
+    let server = TestServer::builder().start().await;
+    let bytes = random_bytes(8, 100_000);
+    let digest = digest_of(&bytes);
+    let location = open(&server).await;
+    let target = format!("{location}?digest={digest}");
+    for body in [bytes.clone(), bytes.clone(), Bytes::new()] {
+        let answer = send(&server, "PUT", &target, "", body).await;
+        assert_eq!((answer.status, answer.header("docker-content-digest")), (201, digest.as_str()));
+        assert_eq!(answer.header("location"), format!("/v2/{REPO}/blobs/{digest}"));
+    }
+    let other = digest_of(b"never pushed");
+    let refused = send(&server, "PUT", &format!("{location}?digest={other}"), "", bytes.clone()).await;
+    assert_error(&refused, 404, "BLOB_UPLOAD_UNKNOWN", "content that the repository does not have");
+    let elsewhere = target.replace(REPO, "team/other");
+    assert_error(&send(&server, "PUT", &elsewhere, "", bytes.clone()).await, 404, "BLOB_UPLOAD_UNKNOWN", "elsewhere");
+    assert_eq!(server.delete(&format!("/v2/{REPO}/blobs/{digest}")).await.status, 202);
+    assert_error(&send(&server, "PUT", &target, "", bytes).await, 404, "BLOB_UPLOAD_UNKNOWN", "deleted since");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_uploads_beyond_their_bounds_give_way_to_new_ones() {
+    for bounds in ["max_unfinished = 3", "max_unfinished_size = \"3KiB\""] {
+        let server = TestServer::builder().config(&format!("[push]\n{bounds}")).start().await;
+        let (mut idle, bytes) = (Vec::new(), random_bytes(9, 1024));
+        for _ in 0..5 {
+            let location = open(&server).await;
+            assert_eq!(send(&server, "PATCH", &location, "", bytes.clone()).await.status, 202);
+            idle.push(location);
+        }
+        let blob = Content::new(OCI_LAYER, random_bytes(10, 10_000));
+        server.client().push_blob(&server.url(""), REPO, &blob).await;
+        let mut statuses = Vec::new();
+        for location in &idle {
+            statuses.push(server.client().get(location).await.status);
+        }
+        // Oldest first, and no more than necessary.
+        let gone = statuses.iter().take_while(|status| **status == 404).count();
+        assert!((2..=3).contains(&gone) && statuses[gone..].iter().all(|status| *status == 204), "{statuses:?}");
+    }
+}

@@ -66,7 +66,10 @@ fn every_config_error_names_file_line_and_key() {
             "[server]\ndefault_upstream = \"none\"",
             r#"roadstead.toml:2: server.default_upstream: unknown key; move "default_upstream" above the first table"#,
         ),
-        ("[push]\ncolour = 1", "roadstead.toml:2: push.colour: unknown key; the keys here are enabled"),
+        (
+            "[push]\ncolour = 1",
+            "roadstead.toml:2: push.colour: unknown key; the keys here are enabled, max_unfinished, max_unfinished_size",
+        ),
         ("cache = 5", "roadstead.toml:1: cache: must be a table; write [cache] and its keys below it"),
         ("[cache]\ntag_ttl = ", "roadstead.toml:2: string values must be quoted, expected literal string"),
         // Upstreams.

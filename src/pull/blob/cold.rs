@@ -123,7 +123,8 @@ impl ColdBlob {
             let needs_proof = !engine.fills.is_running(digest) && store.blob(digest).await?.is_some();
             return Ok(if needs_proof { State::Prove } else { State::CheckFailures });
         }
-        let blob = match store.blob(digest).await {
+        let member = Member { size: self.requester.size, proven: true };
+        let blob = match store.blob_of(self.request.repo(), digest, member).await {
             Ok(Some(blob)) => blob,
             Ok(None) => return Ok(State::CheckFailures),
             // The disk cannot read it. The upstream still has it.

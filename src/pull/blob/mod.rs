@@ -25,8 +25,8 @@ impl PullRequest<'_> {
     pub async fn blob(&self, repo: &RepoId, digest: &Digest, request: BlobRequest) -> Result<Content, PullError> {
         let context = &self.engine.context;
         let member = context.membership(repo, digest).await?;
-        if member.is_some_and(|member| member.proven)
-            && let Some(blob) = context.store.blob(digest).await?
+        if let Some(member) = member.filter(|member| member.proven)
+            && let Some(blob) = context.store.blob_of(repo, digest, member).await?
         {
             return Ok(Content::of_blob(&blob, request.select(blob.len())?, CacheResult::Hit));
         }
@@ -46,8 +46,8 @@ impl PullRequest<'_> {
     pub async fn blob_length(&self, repo: &RepoId, digest: &Digest) -> Result<Option<u64>, PullError> {
         let context = &self.engine.context;
         let member = context.membership(repo, digest).await?;
-        if member.is_some_and(|member| member.proven)
-            && let Some(blob) = context.store.blob(digest).await?
+        if let Some(member) = member.filter(|member| member.proven)
+            && let Some(blob) = context.store.blob_of(repo, digest, member).await?
         {
             return Ok(Some(blob.len()));
         }

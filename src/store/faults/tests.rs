@@ -268,7 +268,6 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 // === the operations ===
 
 async fn upload(store: &Store, repo: &RepoId, image: &Image) -> Result<(), StoreError> {
-    store.create_local(repo).await?;
     let mut upload = store.create_upload(repo, Algorithm::Sha256).await?;
     upload.keep();
     for part in image.parts() {

@@ -10,6 +10,7 @@ use parking_lot::MutexGuard;
 use super::Local;
 use super::durability::{Durability, QuarantineCause};
 use super::file_mode::{is_marked_pushed, mark_pushed};
+use super::growing_file::hash;
 use super::layout::sync_folder;
 use super::locks::DigestLocks;
 use super::open_files::OpenFiles;
@@ -23,11 +24,14 @@ use crate::store::file_range::FileRange;
 use crate::store::fs::{self, File, Metadata};
 use crate::store::index::Change;
 use crate::store::index::keys::BlobRecord;
-use crate::store::records::{Class, Unreferenced};
+use crate::store::records::{Class, Member, Unreferenced};
 use crate::store::spool::Spool;
 
 /// Attempts to open content: an upload of the same content may replace the file that was just opened.
 const MAX_OPEN_ATTEMPTS: usize = 2;
+
+/// Manifests of a repository that are searched for a length.
+const MAX_MANIFESTS_FOR_LENGTH: usize = 1000;
 
 /// What a process keeps in memory about content.
 #[derive(Debug)]
@@ -97,6 +101,16 @@ impl Content for LocalContent {
             .await
     }
 
+    async fn open_doubtful(&self, repo: &RepoId, digest: &Digest) -> Result<Option<FileRange>, StoreError> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.0
+            .run(move |local| {
+                let opened = local.open_doubtful(repo, &digest)?;
+                Ok(opened.map(|(file, length)| FileRange::new(file, 0..length)))
+            })
+            .await
+    }
+
     async fn read_manifest(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
         let digest = digest.clone();
         self.0.run(move |local| local.read_manifest(&digest)).await
@@ -126,11 +140,9 @@ impl Local {
             let opened = self.content.open_files.with_descriptor(|| fs::open(&path));
             let Some(file) = optional(opened).at("open", &path)?.map(Arc::new) else { return Ok(None) };
             let metadata = file.metadata().at("stat", &path)?;
-            if !metadata.is_file() {
-                return Ok(None);
-            }
-            let has_known_length = self.index.blob(digest).is_none_or(|blob| blob.size == metadata.len());
-            if !has_known_length || !self.content.durability.verify(digest, &file).at("read", &path)? {
+            if !self.may_have_length(digest, metadata.len())
+                || !self.content.durability.verify(digest, &file).at("read", &path)?
+            {
                 self.quarantine(digest, &file, QuarantineCause::WrongContent)?;
                 return Ok(None);
             }
@@ -140,6 +152,55 @@ impl Local {
             }
         }
         Ok(None)
+    }
+
+    /// Whether content can have this length, as far as the index and the digest tell.
+    fn may_have_length(&self, digest: &Digest, length: u64) -> bool {
+        let is_known = self.index.blob(digest).is_none_or(|blob| blob.size == length);
+        is_known && (length > 0 || Digest::of(digest.algorithm(), b"") == *digest)
+    }
+
+    /// Opens content whose length is in doubt: it is not what the link of the repository says, or there is no index to compare
+    /// it with. If the manifests of the repository do not confirm it, the content is hashed.
+    fn open_doubtful(&self, repo: RepoId, digest: &Digest) -> Result<Option<(Arc<File>, u64)>, StoreError> {
+        let Some((file, length)) = self.open_content(digest)? else { return Ok(None) };
+        let linked = self.layout.read_member(&repo, digest)?.and_then(|member| member.size);
+        let expected = match linked {
+            Some(linked) => Some(linked),
+            None => self.length_in_manifests(&repo, digest)?,
+        };
+        if expected.is_some_and(|expected| expected != length) && !self.verify_content(digest, &file)? {
+            return Ok(None);
+        }
+        // A manifest may be wrong about the length. What was found out counts until the next start.
+        let _locked = self.names.read(&repo);
+        if let Some(member) = self.layout.read_member(&repo, digest)? {
+            let member = Member { size: Some(length), ..member };
+            self.names.cache().insert_member(repo, digest.clone(), member);
+        }
+        Ok(Some((file, length)))
+    }
+
+    /// The length in bytes that a manifest of the repository gives content.
+    fn length_in_manifests(&self, repo: &RepoId, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        for manifest in self.layout.links_below(&self.layout.manifests(repo))?.iter().take(MAX_MANIFESTS_FOR_LENGTH) {
+            let children = self.layout.parse_manifest(manifest)?.unwrap_or_default().children;
+            let size = children.iter().find(|child| child.digest == *digest).and_then(|child| child.size);
+            if size.is_some() {
+                return Ok(size);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Hashes an open file. A corrupt one is moved aside. Whether it has the digest.
+    pub(in crate::store) fn verify_content(&self, digest: &Digest, file: &File) -> Result<bool, StoreError> {
+        let (hasher, _) = hash(file, digest.algorithm()).at("read", &self.layout.blob(digest))?;
+        let is_right = hasher.finish() == *digest;
+        if !is_right {
+            self.quarantine(digest, file, QuarantineCause::WrongContent)?;
+        }
+        Ok(is_right)
     }
 
     fn adopt(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
@@ -261,13 +322,13 @@ impl Local {
                 }
             }
             (Class::Cached, None) => {
-                self.layout.with_folder(&to, |to| fs::rename(from, to)).at("rename", &to)?;
+                self.layout.with_folder(&to, |to| self.layout.replace(from, to)).at("rename", &to)?;
                 self.content.durability.committed(digest);
                 self.record_stored(digest, length, Class::Cached);
             }
             (Class::Pushed, _) => {
                 self.marks.unmark(&[Unreferenced::Content(digest.clone())]);
-                self.layout.with_folder(&to, |to| fs::rename(from, to)).at("rename", &to)?;
+                self.layout.with_folder(&to, |to| self.layout.replace(from, to)).at("rename", &to)?;
                 // Present readers go on with the replaced file; later ones read the one that is synced.
                 self.content.open_files.forget(digest);
                 // Before the sync, which may fail: the file is in place, and the collector must know it if it is never linked.

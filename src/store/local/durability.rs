@@ -4,7 +4,7 @@
 //! Every 30 s the server fsyncs new content. It then writes the time and the boot id of the kernel to `settled`. If a start
 //! finds the record of another boot, every file that is younger than the record is unverified. The store hashes such a file
 //! before it first serves it. The full check at startup after an unclean stop hashes it, too. No new record is written before
-//! that check has ended.
+//! that check has ended. A record that cannot be read, or is from the future, is not believed: all content is unverified then.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -30,13 +30,19 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// File times lag the clock by less than this.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 
+/// A record is believed although the clock was set back by this much.
+const MAX_CLOCK_CORRECTION: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub(super) struct Durability {
     boot: String,
     /// Content that was committed since the last record.
     unsynced: Mutex<Vec<Digest>>,
-    /// The time of the last record, if another boot wrote it. Files that are younger are unverified.
+    /// The time of the last record, if another boot wrote it. Files that are younger are unverified. 1970 if the record is not
+    /// believed.
     unverified_since: Option<SystemTime>,
+    /// The record cannot be read, or is from the future.
+    distrusted: bool,
     /// Files that were unverified and have been hashed since.
     verified: Mutex<HashSet<Digest>>,
     /// No unverified files are left.
@@ -49,6 +55,14 @@ pub(super) struct Durability {
 struct DurabilityRecord {
     boot: String,
     at: SystemTime,
+}
+
+/// What is in the place of the record.
+enum FoundRecord {
+    Absent,
+    Read(DurabilityRecord),
+    /// Something is there that is no record: a power cut may have left an empty or torn file.
+    Unreadable,
 }
 
 /// Why a content file is moved to `quarantine/`.
@@ -74,12 +88,19 @@ impl fmt::Display for QuarantineCause {
 impl Durability {
     pub(super) fn load(layout: &Layout) -> Result<Self, StoreError> {
         let boot = fs::read_to_string(Path::new(BOOT_ID)).map(|id| id.trim().to_owned()).unwrap_or_default();
-        let path = layout.durability_record();
-        let record =
-            optional(fs::read_to_string(&path)).at("read", &path)?.and_then(|text| DurabilityRecord::parse(&text));
-        let unverified_since = record.filter(|record| record.boot != boot).map(|record| record.at);
+        let found = FoundRecord::read(&layout.durability_record());
+        let (unverified_since, distrusted) = match found {
+            FoundRecord::Absent => (None, false),
+            FoundRecord::Read(record) if record.is_from_the_future() => (Some(UNIX_EPOCH), true),
+            FoundRecord::Read(record) => (Some(record.at).filter(|_| record.boot != boot), false),
+            FoundRecord::Unreadable => (Some(UNIX_EPOCH), true),
+        };
+        if distrusted {
+            tracing::warn!("the record of the last fsync is not believed; all cached content is verified");
+        }
         Ok(Self {
             boot,
+            distrusted,
             unsynced: Mutex::default(),
             all_verified: AtomicBool::new(unverified_since.is_none()),
             unverified_since,
@@ -92,6 +113,11 @@ impl Durability {
     /// recorded time count as unverified.
     pub(super) fn committed(&self, digest: &Digest) {
         self.unsynced.lock().push(digest.clone());
+    }
+
+    /// Whether nothing is known about what is durable, so that the index cannot be believed either.
+    pub(super) fn is_distrusted(&self) -> bool {
+        self.distrusted
     }
 
     /// Whether files have to be verified before they are served.
@@ -132,6 +158,9 @@ impl Local {
     pub(in crate::store) fn sync_committed(&self) -> Result<(), StoreError> {
         if self.is_read_only() {
             return Ok(());
+        }
+        if let Err(error) = self.ages.keep(&self.layout) {
+            tracing::debug!(%error, "cannot write the record of ages; it is written later");
         }
         let durability = self.content.durability();
         let recorded = durability.recorded.load(Ordering::Acquire);
@@ -175,7 +204,7 @@ impl Local {
             fs::sync_all(&file)
         });
         written.at("write", temporary.path())?;
-        fs::rename(temporary.path(), &path).at("rename", &path)?;
+        self.layout.replace(temporary.path(), &path).at("rename", &path)?;
         sync_folder(self.layout.root()).at("sync", self.layout.root())
     }
 
@@ -209,6 +238,18 @@ impl Local {
         }
     }
 
+    /// Quarantines what is in the place of a digest's file and is no regular file. Whether there was any.
+    pub(in crate::store) fn quarantine_irregular(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.require_writable()?;
+        let _locked = self.content.lock(digest);
+        let path = self.layout.blob(digest);
+        if !fs::exists(&path) || fs::is_file(&path) {
+            return Ok(false);
+        }
+        self.set_content_aside(digest, &path, QuarantineCause::Unreadable)?;
+        Ok(true)
+    }
+
     /// Moves the file of a digest to `quarantine/`. The caller holds the digest lock.
     pub(super) fn set_content_aside(
         &self,
@@ -227,7 +268,21 @@ impl Local {
     }
 }
 
+impl FoundRecord {
+    fn read(path: &Path) -> Self {
+        match fs::read_to_string(path) {
+            Ok(text) => DurabilityRecord::parse(&text).map_or(Self::Unreadable, Self::Read),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::Absent,
+            Err(_) => Self::Unreadable,
+        }
+    }
+}
+
 impl DurabilityRecord {
+    fn is_from_the_future(&self) -> bool {
+        self.at.duration_since(SystemTime::now()).is_ok_and(|ahead| ahead > MAX_CLOCK_CORRECTION)
+    }
+
     fn to_text(&self) -> String {
         let at = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
         format!("boot {}\nsettled {}.{:09}\n", self.boot, at.as_secs(), at.subsec_nanos())

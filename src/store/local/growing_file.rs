@@ -40,6 +40,19 @@ struct Written<'a> {
     length: u64,
 }
 
+/// A state that a file can return to.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    length: u64,
+    hasher: Hasher,
+}
+
+impl Checkpoint {
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+}
+
 /// Appends `chunks` on the blocking pool, after `prepare` has succeeded. Returns the new length once the chunks can be read;
 /// they are hashed after that, in the order of the appends. The value of `prepare` is held until they are written.
 pub(super) async fn append<T>(
@@ -78,9 +91,14 @@ impl GrowingFile {
         Ok(Self::new(path, file, 0, algorithm.hasher()))
     }
 
-    /// Continues a file of an earlier process. Hashes what it holds.
-    pub(super) fn resume(path: &Path, algorithm: Algorithm) -> io::Result<Self> {
+    /// Continues a file of an earlier process. Hashes what it holds, after it was truncated to at most `length` bytes.
+    pub(super) fn resume(path: &Path, algorithm: Algorithm, length: Option<u64>) -> io::Result<Self> {
         let file = open_again(path)?;
+        if let Some(length) = length
+            && length < file.metadata()?.len()
+        {
+            fs::set_len(&file, length)?;
+        }
         let (hasher, length) = hash(&file, algorithm)?;
         Ok(Self::new(path, file, length, hasher))
     }
@@ -126,6 +144,20 @@ impl GrowingFile {
         let hasher = self.hasher.lock();
         *length = end;
         Ok(Written { chunks, hasher, length: end })
+    }
+
+    /// The present state.
+    pub(super) fn checkpoint(&self) -> Checkpoint {
+        let length = self.length.lock();
+        Checkpoint { length: *length, hasher: self.hasher.lock().clone() }
+    }
+
+    /// Returns to an earlier state. Bytes that cannot be removed do not count.
+    pub(super) fn restore(&self, earlier: Checkpoint) {
+        let mut length = self.length.lock();
+        *self.hasher.lock() = earlier.hasher;
+        *length = earlier.length;
+        let _ = self.file().and_then(|file| fs::set_len(&file, *length));
     }
 
     /// Truncates the file to the bytes that count.

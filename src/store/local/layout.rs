@@ -57,6 +57,20 @@ impl Layout {
         operation(path)
     }
 
+    /// Renames a file. A folder in its place is moved to `quarantine/`; a rename replaces anything else.
+    pub(in crate::store) fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match fs::rename(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                let aside = self.quarantined_name();
+                self.with_folder(&aside, |aside| fs::rename(to, aside))?;
+                let (path, aside) = (to.display(), aside.display());
+                tracing::error!(%path, %aside, "a folder was in the place of a file; it is moved to quarantine/");
+                fs::rename(from, to)
+            }
+            renamed => renamed,
+        }
+    }
+
     pub(in crate::store) fn root(&self) -> &Path {
         &self.root
     }
@@ -92,6 +106,11 @@ impl Layout {
 
     pub(in crate::store) fn quarantine(&self) -> PathBuf {
         self.root.join("quarantine")
+    }
+
+    /// The gaps of the wall clock, see `ages`.
+    pub(in crate::store) fn ages(&self) -> PathBuf {
+        self.root.join("ages")
     }
 
     /// How far the background scrub is.
@@ -252,7 +271,7 @@ fn remove_empty_below(folder: &Path, depth: usize) -> bool {
 
 /// Makes a folder's entries durable.
 pub(in crate::store) fn sync_folder(path: &Path) -> io::Result<()> {
-    fs::sync_all(&fs::open(path)?)
+    fs::sync_all(&fs::open_folder(path)?)
 }
 
 /// Held while folders are created: a thread that finds a new folder must not go on before the creator has synced it.

@@ -1,5 +1,6 @@
 //! Manifests: content like any other, and a link `_manifests/<alg>/<hex>` in each repository that has it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -10,7 +11,7 @@ use super::durability::QuarantineCause;
 use super::layout::Temporary;
 use super::name_text;
 use crate::events::StoreEvent;
-use crate::oci::{Digest, Manifest, RepoId, Tag};
+use crate::oci::{Digest, Manifest, RepoId, Tag, media_type};
 use crate::store::cache::NAME_BYTES;
 use crate::store::error::{At, StoreError};
 use crate::store::fs;
@@ -38,6 +39,8 @@ impl Local {
         let Some(media_type) = self.layout.manifest_media_type(&repo, digest)? else { return Ok(None) };
         let Some(bytes) = self.read_manifest(digest)? else { return Ok(None) };
         let parsed = Manifest::parse(&bytes).unwrap_or_default();
+        // An earlier version stored the type of a push unchecked.
+        let media_type = media_type::of_manifest(&media_type).unwrap_or_else(|| parsed.guess_media_type());
         let manifest = Arc::new(StoredManifest::new(digest.clone(), media_type, bytes, &parsed));
         self.names.cache().insert_manifest(repo, manifest.clone());
         Ok(Some(manifest))
@@ -77,8 +80,11 @@ impl Local {
         self.create_repository(repo)?;
         if !durable {
             // The upstream need not have a layer that is fetched from elsewhere. It is asked when a client wants it.
+            let mut linked = HashSet::new();
             for child in manifest.children.iter().filter(|child| !child.optional) {
-                self.write_member(repo, &child.digest, Member { size: Some(child.size), proven: false })?;
+                if linked.insert(&child.digest) {
+                    self.write_member(repo, &child.digest, Member { size: child.size, proven: false })?;
+                }
             }
         }
         self.link_referrer(repo, &digest, &manifest)?;
@@ -96,7 +102,9 @@ impl Local {
         }
         self.pins_may_grow(&digest);
         drop(room);
-        let stored = Arc::new(StoredManifest::new(digest, media_type, bytes, &manifest));
+        // Two tags of one manifest share its bytes in memory.
+        let known = self.names.cache().manifest(repo, &digest).filter(|known| known.media_type == media_type);
+        let stored = known.unwrap_or_else(|| Arc::new(StoredManifest::new(digest, media_type, bytes, &manifest)));
         self.names.cache().insert_manifest(repo.clone(), stored.clone());
         Ok(stored)
     }
@@ -120,6 +128,7 @@ impl Local {
             return Ok(false);
         }
         self.remove_manifest(repo, digest, self.subject_of(digest)?.as_ref())?;
+        self.remove_empty_local(repo)?;
         Ok(true)
     }
 

@@ -9,6 +9,7 @@
 //! quarantine} against {commit, mount, adopt}. The order is repository before digest. No lock is held across an await: all
 //! work runs on the blocking pool.
 
+mod ages;
 mod content;
 mod durability;
 mod evict;
@@ -35,6 +36,7 @@ mod pinned;
 mod recovery;
 mod referrers;
 mod remove_unreferenced;
+mod sessions;
 mod spool;
 mod sweep;
 mod tags;
@@ -53,9 +55,10 @@ use super::cache::Cache;
 use super::error::StoreError;
 use super::index::Index;
 use crate::events::{Events, StoreEvent};
+use ages::Ages;
 use content::ContentState;
 use folder::FolderFacts;
-use uploads::Sessions;
+use sessions::Sessions;
 use write_check::WriteCheck;
 
 pub use folder::LockError;
@@ -84,7 +87,8 @@ pub(in crate::store) struct Local {
     index: Index,
     names: NameState,
     content: ContentState,
-    uploads: Sessions,
+    uploads: Arc<Sessions>,
+    ages: Ages,
     cache: Cache,
     marks: CollectorMarks,
     leases: Leases,
@@ -110,6 +114,11 @@ impl Local {
 
     pub(in crate::store) fn marks(&self) -> &CollectorMarks {
         &self.marks
+    }
+
+    /// The ages of what is removed for its age.
+    pub(in crate::store) fn ages(&self) -> &Ages {
+        &self.ages
     }
 
     pub(in crate::store) fn leases(&self) -> &Leases {
@@ -171,6 +180,11 @@ impl Local {
             .run(|local| {
                 // In this order: a clean mark says that all cached content is durable.
                 local.sync_committed()?;
+                if !local.is_read_only()
+                    && let Err(error) = local.ages.save(&local.layout)
+                {
+                    tracing::warn!(%error, "cannot write the record of ages; things are younger after the next start");
+                }
                 local.cache.save_uses(&local.index);
                 local.marks.save(&local.index);
                 local.index.close(local.cache.space().names());

@@ -9,7 +9,7 @@ use super::layout::{Layout, digest_of_file};
 use super::name_text;
 use crate::oci::{Algorithm, Digest, Manifest, RepoId, Tag};
 use crate::store::error::{At, StoreError, optional};
-use crate::store::fs::{self, File};
+use crate::store::fs::{self, DirEntry, File};
 use crate::store::records::{Member, TagRecord};
 
 /// A name of a repository, for operations that are the same for every kind of name.
@@ -17,6 +17,11 @@ pub(in crate::store) enum Name<'a> {
     Tag(&'a Tag),
     Manifest(&'a Digest),
     Blob(&'a Digest),
+}
+
+/// Whether an entry can be a name. Anything but a regular file counts as missing.
+fn is_regular(entry: &DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_file())
 }
 
 impl Layout {
@@ -66,7 +71,9 @@ impl Layout {
         let mut tags = Vec::new();
         for entry in entries {
             let entry = entry.at("read", &path)?;
-            tags.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+            if is_regular(&entry) {
+                tags.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+            }
         }
         Ok(tags)
     }
@@ -81,7 +88,10 @@ impl Layout {
             let folder = links.join(algorithm.as_str());
             let Some(entries) = optional(fs::read_dir(&folder)).at("read", &folder)? else { continue };
             for entry in entries {
-                if let Some(digest) = digest_of_file(algorithm, &entry.at("read", &folder)?.file_name()) {
+                let entry = entry.at("read", &folder)?;
+                if let Some(digest) = digest_of_file(algorithm, &entry.file_name())
+                    && is_regular(&entry)
+                {
                     each(digest)?;
                 }
             }
@@ -99,6 +109,19 @@ impl Layout {
         Ok(digests)
     }
 
+    /// The subjects that have a folder of referrers, in no particular order.
+    pub(in crate::store) fn subjects(&self, repo: &RepoId) -> Result<Vec<Digest>, StoreError> {
+        let mut subjects = Vec::new();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let folder = self.referrer_folders(repo).join(algorithm.as_str());
+            let Some(entries) = optional(fs::read_dir(&folder)).at("read", &folder)? else { continue };
+            for entry in entries {
+                subjects.extend(digest_of_file(algorithm, &entry.at("read", &folder)?.file_name()));
+            }
+        }
+        Ok(subjects)
+    }
+
     /// The count of name files of a repository.
     pub(in crate::store) fn count_names(&self, repo: &RepoId) -> Result<i64, StoreError> {
         let mut names = self.tags_on_disk(repo)?.len() as i64;
@@ -108,7 +131,7 @@ impl Layout {
                 Ok(())
             })?;
         }
-        for subject in self.links_below(&self.referrer_folders(repo))? {
+        for subject in self.subjects(repo)? {
             names += self.read_referrers(repo, &subject)?.len() as i64;
         }
         Ok(names)
@@ -124,7 +147,7 @@ impl Layout {
         let path = self.blob(digest);
         let Some(mut file) = optional(fs::open(&path)).at("open", &path)? else { return Ok(None) };
         let metadata = file.metadata().at("stat", &path)?;
-        if !metadata.is_file() || metadata.len() > limit {
+        if metadata.len() > limit {
             return Ok(None);
         }
         let mut bytes = Vec::with_capacity(metadata.len().try_into().unwrap_or(0));

@@ -61,6 +61,10 @@ impl NameState {
         self.locals.read().iter().cloned().collect()
     }
 
+    fn remove_local(&self, name: &RepoName) {
+        self.locals.write().remove(name);
+    }
+
     fn add_local(&self, name: &RepoName) {
         self.locals.write().insert(name.clone());
     }
@@ -122,19 +126,6 @@ impl Names for LocalNames {
             .await
     }
 
-    async fn create_local(&self, repo: &RepoId) -> Result<(), StoreError> {
-        if self.is_local(&repo.name) {
-            return Ok(());
-        }
-        let repo = repo.clone();
-        self.0
-            .run(move |local| {
-                let _locked = local.names.write(&repo);
-                local.create_repository(&repo)
-            })
-            .await
-    }
-
     fn cached_member(&self, repo: &RepoId, digest: &Digest) -> Option<Member> {
         self.rely_on_member(repo, digest);
         self.0.names.cache.member(repo, digest)
@@ -156,7 +147,9 @@ impl Names for LocalNames {
         self.0
             .run(move |local| {
                 let _locked = local.names.write(&repo);
-                local.remove_member(&repo, &digest)
+                let existed = local.remove_member(&repo, &digest)?;
+                local.remove_empty_local(&repo)?;
+                Ok(existed)
             })
             .await
     }
@@ -277,10 +270,10 @@ impl Local {
         written.at("write", temporary.path())?;
         let folder = path.parent().unwrap_or(self.layout.root());
         let is_new = !durable && optional(fs::metadata(path)).at("stat", path)?.is_none();
-        let renamed = match fs::rename(temporary.path(), path) {
+        let renamed = match self.layout.replace(temporary.path(), path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 create_folders(folder, durable).at("create", folder)?;
-                fs::rename(temporary.path(), path)
+                self.layout.replace(temporary.path(), path)
             }
             renamed => renamed,
         };
@@ -354,13 +347,28 @@ impl Local {
         Ok(())
     }
 
-    /// Removes the folders of a mirrored repository without names, and the empty folders above them. False if it has names.
-    /// With the repository's write lock held.
+    /// Removes the folders of a repository without names, and the empty folders above them. False if it has names. With the
+    /// repository's write lock held.
     pub(in crate::store) fn remove_empty_repository(&self, repo: &RepoId) -> Result<bool, StoreError> {
         let empty = self.layout.remove_empty(repo);
         if empty {
             self.index.apply(&[Change::NoRepository(repo)]);
+            if repo.scope.is_local() {
+                self.names.remove_local(&repo.name);
+            }
         }
         Ok(empty)
+    }
+
+    /// A local repository goes with its last name. A mirrored one is left to the sweep: it is likely to be requested again.
+    /// With the repository's write lock held.
+    pub(super) fn remove_empty_local(&self, repo: &RepoId) -> Result<(), StoreError> {
+        if repo.scope.is_local() { self.remove_empty_repository(repo).map(drop) } else { Ok(()) }
+    }
+
+    /// Removes a local repository that a crash or an earlier version has left without names.
+    pub(in crate::store) fn remove_if_empty(&self, repo: &RepoId) -> Result<(), StoreError> {
+        let _locked = self.names.write(repo);
+        self.remove_empty_local(repo)
     }
 }

@@ -56,7 +56,7 @@ impl Local {
         let temporary = Temporary::new(self.layout().temporary());
         let written = self.layout().with_folder(temporary.path(), |path| fs::write(path, &note));
         written.at("write", temporary.path())?;
-        self.layout().with_folder(&path, |path| fs::rename(temporary.path(), path)).at("rename", &path)
+        self.layout().with_folder(&path, |path| self.layout().replace(temporary.path(), path)).at("rename", &path)
     }
 
     fn make_room_for_note(&self) -> Result<(), StoreError> {

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::Local;
+use super::ages::Ages;
 use super::content::ContentState;
 use super::durability::Durability;
 use super::file_mode::{is_marked_pushed, mark_pushed};
@@ -18,7 +19,7 @@ use super::layout::Layout;
 use super::lease::Leases;
 use super::marks::CollectorMarks;
 use super::names::NameState;
-use super::uploads::Sessions;
+use super::sessions::Sessions;
 use super::write_check::WriteCheck;
 use crate::events::Events;
 use crate::oci::{RepoName, Scope};
@@ -61,6 +62,7 @@ impl Local {
         })?;
         // Before anything but the lock is written.
         let lacks_format = format::check(&layout)?;
+        let is_new = !fs::exists(&layout.id());
         // Before anything is written, because it may be what fills the disk.
         empty_spool(&layout)?;
         layout.create()?;
@@ -69,7 +71,9 @@ impl Local {
             format::write(&layout)?;
         }
         let folder = FolderFacts::writable(read_or_create_id(&layout)?, keeps_modes, lock);
-        let local = Self::assemble(layout, folder, settings)?;
+        let ages = Ages::load(&layout, is_new);
+        let local = Self::assemble(layout, folder, settings, ages)?;
+        local.count_uploads()?;
         if !local.recover_index()? {
             tracing::warn!(
                 "the disk is full and no cached content can be evicted; until there is room there is no index"
@@ -98,16 +102,24 @@ impl Local {
         let path = layout.repositories();
         fs::read_dir(&path).at("read", &path)?;
         let folder = FolderFacts::read_only(instance, lock);
-        Self::assemble(layout, folder, StoreSettings { events, ..StoreSettings::default() })
+        // Nothing is removed, so nothing has an age.
+        let ages = Ages::load(&layout, false);
+        Self::assemble(layout, folder, StoreSettings { events, ..StoreSettings::default() }, ages)
     }
 
-    fn assemble(layout: Layout, folder: FolderFacts, settings: StoreSettings) -> Result<Arc<Self>, OpenError> {
-        let StoreSettings { bounds, pins, events } = settings;
+    fn assemble(
+        layout: Layout,
+        folder: FolderFacts,
+        settings: StoreSettings,
+        ages: Ages,
+    ) -> Result<Arc<Self>, OpenError> {
+        let StoreSettings { bounds, uploads, pins, events } = settings;
         Ok(Arc::new(Self {
             index: Index::unopened(folder.instance().into_bytes()),
             names: NameState::with_locals(local_repositories(&layout)?),
             content: ContentState::new(Durability::load(&layout)?),
-            uploads: Sessions::default(),
+            uploads: Arc::new(Sessions::new(uploads)),
+            ages,
             cache: Cache::new(bounds, pins, layout.root()),
             marks: CollectorMarks::default(),
             leases: Leases::default(),

@@ -43,7 +43,8 @@ impl Local {
         for _ in 0..MAX_OPEN_ATTEMPTS {
             if !self.is_short_for_index(MIN_FREE_BYTES) {
                 let (path, aside) = (self.layout.index(), self.layout.corrupt_index());
-                let trusted = !fs::exists(&self.layout.index_outdated());
+                let is_current = !fs::exists(&self.layout.index_outdated());
+                let trusted = is_current && !self.content.durability().is_distrusted();
                 match self.index.open(&path, &aside, trusted) {
                     Ok(condition) => {
                         self.index_opened(&condition);

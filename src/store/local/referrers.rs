@@ -29,7 +29,7 @@ impl Local {
     /// Removes the entries of manifests that no longer belong to the repository. How many. With its write lock held.
     pub(super) fn sweep_referrers(&self, repo: &RepoId) -> Result<u64, StoreError> {
         let mut removed = 0;
-        for subject in self.layout.links_below(&self.layout.referrer_folders(repo))? {
+        for subject in self.layout.subjects(repo)? {
             for digest in self.layout.read_referrers(repo, &subject)? {
                 if self.layout.manifest_media_type(repo, &digest)?.is_none() {
                     removed += u64::from(self.remove_name(repo, &self.layout.referrer_link(repo, &subject, &digest))?);

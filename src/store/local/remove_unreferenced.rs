@@ -80,6 +80,9 @@ impl Local {
         let invalidate = || self.names.cache().remove_member(repo, digest);
         let event = StoreEvent::BlobRemoved { repo: repo.clone(), digest: digest.clone() };
         let removed = self.unlink_if_marked(candidate, &link, dry_run, invalidate, event)?;
+        if removed && !dry_run {
+            self.remove_empty_local(repo)?;
+        }
         Ok(if removed { Removed::Member } else { Removed::Nothing })
     }
 
@@ -100,6 +103,7 @@ impl Local {
         if !dry_run {
             // The rest of it: its entry among the referrers of its subject.
             self.remove_manifest(repo, digest, self.subject_of(digest)?.as_ref())?;
+            self.remove_empty_local(repo)?;
         }
         Ok(Removed::Manifest)
     }

@@ -1,6 +1,6 @@
 //! Removing names of mirrored repositories that have become useless. Which ones are looked at is up to `upkeep::sweep`.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::Local;
 use crate::oci::{Digest, RepoId, Tag};
@@ -25,8 +25,7 @@ impl Local {
             Some(record) => record.confirmed.max(on_disk),
             None => on_disk,
         });
-        let expired =
-            confirmed.is_none_or(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > unconfirmed));
+        let expired = confirmed.is_none_or(|at| self.ages.age(at) > unconfirmed);
         if !expired || (confirmed.is_some() && self.cache.pins().covers(repo, tag)) {
             return Ok(false);
         }
@@ -49,7 +48,7 @@ impl Local {
         let _locked = self.names.write(repo);
         let path = self.layout.blob_link(repo, digest);
         let Some(metadata) = optional(fs::metadata(&path)).at("stat", &path)? else { return Ok(false) };
-        let is_young = metadata.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age < MIN_LINK_AGE));
+        let is_young = metadata.modified().is_ok_and(|at| self.ages.age(at) < MIN_LINK_AGE);
         if is_young || self.layout.has_content(digest)? {
             return Ok(false);
         }

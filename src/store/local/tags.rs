@@ -46,8 +46,10 @@ impl Local {
 
     pub(super) fn delete_tag(&self, repo: &RepoId, tag: &Tag) -> Result<bool, StoreError> {
         let _locked = self.names.write(repo);
-        let existed = self.layout.read_tag(repo, tag)?.is_some();
+        // Also the file of a tag whose manifest is gone: it exists, and whoever watches the events hears of its end.
+        let existed = self.layout.tag_file(repo, tag)?.is_some();
         self.remove_tag(repo, tag)?;
+        self.remove_empty_local(repo)?;
         Ok(existed)
     }
 

@@ -1,20 +1,20 @@
-//! Push sessions in `uploads/<uuid>/`. The file `data` has the received bytes, and `repository` the repository and the
-//! algorithm.
+//! Push sessions in `uploads/<uuid>/`. The file `data` has the received bytes, and `repository` the name of the repository, the
+//! algorithm and the scope.
 
-use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::Local;
 use super::growing_file::{self, GrowingFile};
-use crate::oci::{Algorithm, Digest, RepoId};
+use super::sessions::{Admission, BusySession, Session, Unavailable, undo_path};
+use crate::oci::{Algorithm, Digest, RepoId, Scope};
 use crate::store::error::{At, StoreError, optional};
 use crate::store::fs;
 use crate::store::records::Class;
@@ -22,34 +22,17 @@ use crate::store::uploads::{Upload, UploadError, UploadSession, Uploads};
 
 /// An empty session expires after one hour. The client can create another.
 const MAX_EMPTY_SESSION_AGE: Duration = Duration::from_secs(60 * 60);
-
+/// How long a push waits for idle sessions to give way.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Inodes of a session: its folder, its bytes, and its description.
 const SESSION_FILES: u64 = 3;
-
-/// The sessions that this process has used, by id.
-#[derive(Debug, Default)]
-pub(super) struct Sessions {
-    open: Mutex<HashMap<Uuid, Arc<Session>>>,
-}
-
-#[derive(Debug)]
-struct Session {
-    repo: String,
-    file: Arc<GrowingFile>,
-    /// A request or its unfinished write uses the session.
-    busy: AtomicBool,
-}
-
-/// Keeps a session busy. A request holds it. A write holds it too, because a write continues after its request ends.
-#[derive(Debug)]
-struct BusySession(Arc<Session>);
 
 /// A session that is used by one request.
 #[derive(Debug)]
 struct LocalUpload {
     local: Arc<Local>,
     id: Uuid,
-    session: Arc<BusySession>,
+    busy: Arc<BusySession>,
     /// Whether the session outlives this request.
     kept: bool,
 }
@@ -62,12 +45,27 @@ impl LocalUploads {
     pub(in crate::store) fn new(local: Arc<Local>) -> Self {
         Self(local)
     }
+
+    /// Makes idle sessions give way until they are within their bounds.
+    async fn admit(&self) -> Result<(), StoreError> {
+        let deadline = Instant::now() + ADMISSION_TIMEOUT;
+        loop {
+            let now = Instant::now();
+            match self.0.uploads.admission(now) {
+                Admission::Admitted => return Ok(()),
+                Admission::Remove(id) => self.0.run(move |local| local.give_way(id)).await?,
+                Admission::Wait(wait) if now + wait <= deadline => sleep(wait).await,
+                Admission::Wait(_) => return Err(StoreError::TooManyUploads),
+            }
+        }
+    }
 }
 
 #[async_trait]
 impl Uploads for LocalUploads {
     async fn create(&self, repo: &RepoId, algorithm: Algorithm) -> Result<Upload, StoreError> {
-        let repo = repo.name.to_string();
+        self.admit().await?;
+        let repo = repo.clone();
         self.0
             .run(move |local| {
                 local.require_writable()?;
@@ -76,10 +74,9 @@ impl Uploads for LocalUploads {
                 let folder = local.layout.upload(id);
                 local.layout.with_folder(&folder, fs::create_dir).at("create", &folder)?;
                 let file = create_files(&folder, &repo, algorithm).inspect_err(|_| drop(remove_folder(&folder)))?;
-                let session = Arc::new(Session { repo, file: Arc::new(file), busy: AtomicBool::new(true) });
-                local.uploads.open.lock().insert(id, session.clone());
-                let session = Arc::new(BusySession(session));
-                Ok(Box::new(LocalUpload { local: local.clone(), id, session, kept: false }) as Upload)
+                let session = local.uploads.insert(id, Session::new(repo, &folder, file));
+                let busy = local.uploads.acquire(id, &session).map_err(|_| StoreError::Task)?;
+                Ok(Box::new(LocalUpload { local: local.clone(), id, busy: Arc::new(busy), kept: false }) as Upload)
             })
             .await
     }
@@ -88,22 +85,18 @@ impl Uploads for LocalUploads {
         let id = Uuid::parse_str(id).map_err(|_| UploadError::Unknown)?;
         let local = &self.0;
         let session = local.run(move |local| local.find_session(id)).await?.ok_or(UploadError::Unknown)?;
-        if session.repo != repo.name.as_str() {
+        if session.repo != *repo {
             return Err(UploadError::Unknown);
         }
-        if session.busy.swap(true, Ordering::AcqRel) {
-            return Err(UploadError::Busy);
+        match local.uploads.acquire(id, &session) {
+            Ok(busy) => Ok(Box::new(LocalUpload { local: local.clone(), id, busy: Arc::new(busy), kept: true })),
+            Err(Unavailable::Unknown) => Err(UploadError::Unknown),
+            Err(Unavailable::Busy) => Err(UploadError::Busy),
         }
-        let session = Arc::new(BusySession(session));
-        let upload = LocalUpload { local: local.clone(), id, session, kept: true };
-        // Another request may have finished the session before this request acquired it.
-        if !local.uploads.open.lock().contains_key(&id) {
-            return Err(UploadError::Unknown);
-        }
-        Ok(Box::new(upload))
     }
 
     async fn require_room(&self, bytes: u64) -> Result<(), StoreError> {
+        self.admit().await?;
         self.0.run(move |local| local.cache.require_disk_room(bytes, 0, &**local)).await
     }
 
@@ -123,15 +116,20 @@ impl UploadSession for LocalUpload {
     }
 
     fn length(&self) -> u64 {
-        self.session.0.file.len()
+        self.busy.session().file.len()
     }
 
     async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
-        let (busy, local) = (self.session.clone(), self.local.clone());
+        let (busy, local) = (self.busy.clone(), self.local.clone());
         let arriving = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         let prepare = move || local.cache.require_disk_room(arriving, 0, &*local).map(|()| busy);
-        let appended = growing_file::append(self.session.0.file.clone(), chunks, prepare).await;
+        let appended = growing_file::append(self.busy.session().file.clone(), chunks, prepare).await;
         appended.inspect_err(|error| self.local.note_failure(error))
+    }
+
+    async fn begin_last_chunk(&self) -> Result<(), StoreError> {
+        let (busy, folder) = (self.busy.clone(), self.local.layout.upload(self.id));
+        self.local.run(move |_| busy.begin_last_chunk().at("write", &undo_path(&folder))).await
     }
 
     async fn finish(self: Box<Self>, repo: &RepoId, digest: &Digest) -> Result<(), StoreError> {
@@ -151,7 +149,7 @@ impl LocalUpload {
     fn commit(&self, repo: &RepoId, digest: &Digest) -> Result<(), StoreError> {
         let local = &self.local;
         let data = data_path(&local.layout.upload(self.id));
-        let file = &self.session.0.file;
+        let file = &self.busy.session().file;
         let (length, found) = file.digest(digest.algorithm()).at("read", &data)?;
         if found != *digest {
             self.remove()?;
@@ -174,45 +172,51 @@ impl LocalUpload {
     }
 
     fn remove(&self) -> Result<(), StoreError> {
-        self.local.uploads.open.lock().remove(&self.id);
+        self.local.uploads.remove(self.id);
         remove_folder(&self.local.layout.upload(self.id))
     }
 }
 
 impl Drop for LocalUpload {
     fn drop(&mut self) {
-        let is_open = !self.kept && self.local.uploads.open.lock().contains_key(&self.id);
+        let is_open = !self.kept && self.local.uploads.is_open(self.id);
         if is_open && let Err(error) = self.remove() {
             tracing::warn!(%error, "cannot remove an abandoned upload; it stays until it expires");
         }
     }
 }
 
-// === impl BusySession ===
-
-impl Drop for BusySession {
-    fn drop(&mut self) {
-        self.0.busy.store(false, Ordering::Release);
-    }
-}
-
 // === on the blocking pool ===
 
 impl Local {
+    /// Counts the sessions of an earlier process.
+    pub(super) fn count_uploads(&self) -> Result<(), StoreError> {
+        let uploads = self.layout.uploads();
+        for entry in fs::read_dir(&uploads).at("read", &uploads)? {
+            let folder = entry.at("read", &uploads)?.path();
+            let Some(id) = id_of(&folder) else { continue };
+            let bytes = fs::metadata(&data_path(&folder)).map_or(0, |data| data.len());
+            self.uploads.found(id, bytes, self.idle_time(&folder));
+        }
+        Ok(())
+    }
+
     fn find_session(&self, id: Uuid) -> Result<Option<Arc<Session>>, StoreError> {
-        if let Some(session) = self.uploads.open.lock().get(&id) {
-            return Ok(Some(session.clone()));
+        if let Some(session) = self.uploads.get(id) {
+            return Ok(Some(session));
         }
         let folder = self.layout.upload(id);
         let description = folder.join("repository");
         let Some(text) = optional(fs::read_to_string(&description)).at("read", &description)? else { return Ok(None) };
-        let mut lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-        let (Some(repo), Some(Ok(algorithm))) = (lines.next(), lines.next().map(str::parse)) else { return Ok(None) };
+        let Some((repo, algorithm)) = parse_description(&text) else { return Ok(None) };
         let data = data_path(&folder);
-        let Some(file) = optional(GrowingFile::resume(&data, algorithm)).at("open", &data)? else { return Ok(None) };
-        let session = Session { repo: repo.to_owned(), file: Arc::new(file.closed()), busy: AtomicBool::new(false) };
+        let Some(file) = optional(GrowingFile::resume(&data, algorithm, undo_length(&folder)?)).at("open", &data)?
+        else {
+            return Ok(None);
+        };
+        let _ = fs::remove_file(&undo_path(&folder));
         // Two requests may resume a session at the same time. Both use the session that was inserted first.
-        Ok(Some(self.uploads.open.lock().entry(id).or_insert_with(|| Arc::new(session)).clone()))
+        Ok(Some(self.uploads.insert(id, Session::new(repo, &folder, file.closed()))))
     }
 
     fn expire_uploads(&self, age: Duration) -> Result<usize, StoreError> {
@@ -220,7 +224,8 @@ impl Local {
         let mut expired = 0;
         for entry in fs::read_dir(&uploads).at("read", &uploads)? {
             let folder = entry.at("read", &uploads)?.path();
-            if idle_time(&folder) < max_age(&folder, age) || !self.forget_session(&folder) {
+            let is_busy = || id_of(&folder).is_some_and(|id| !self.uploads.remove_idle(id));
+            if self.idle_time(&folder) < max_age(&folder, age) || is_busy() {
                 continue;
             }
             remove_folder(&folder)?;
@@ -229,25 +234,27 @@ impl Local {
         Ok(expired)
     }
 
-    /// Forgets the session of a folder. Returns false if a request uses it.
-    fn forget_session(&self, folder: &Path) -> bool {
-        let id = folder.file_name().and_then(|name| name.to_str()).and_then(|name| Uuid::parse_str(name).ok());
-        let Some(id) = id else { return true };
-        let mut open = self.uploads.open.lock();
-        if open.get(&id).is_some_and(|session| session.busy.load(Ordering::Acquire)) {
-            return false;
+    /// Removes a session that no request uses, because there are too many.
+    fn give_way(&self, id: Uuid) -> Result<(), StoreError> {
+        if !self.uploads.remove_idle(id) {
+            return Ok(());
         }
-        open.remove(&id);
-        true
+        tracing::warn!(
+            upload = %id,
+            "removed an unfinished upload; push.max_unfinished and push.max_unfinished_size bound them"
+        );
+        remove_folder(&self.layout.upload(id))
+    }
+
+    fn idle_time(&self, folder: &Path) -> Duration {
+        let found = [fs::metadata(&data_path(folder)), fs::folder_metadata(folder)];
+        let changed = found.into_iter().filter_map(|found| found.and_then(|found| found.modified()).ok()).max();
+        changed.map(|changed| self.ages.age(changed)).unwrap_or_default()
     }
 }
 
-fn idle_time(folder: &Path) -> Duration {
-    let changed = [data_path(folder), folder.to_owned()]
-        .iter()
-        .filter_map(|path| fs::metadata(path).and_then(|found| found.modified()).ok())
-        .max();
-    changed.and_then(|changed| SystemTime::now().duration_since(changed).ok()).unwrap_or_default()
+fn id_of(folder: &Path) -> Option<Uuid> {
+    folder.file_name().and_then(|name| name.to_str()).and_then(|name| Uuid::parse_str(name).ok())
 }
 
 fn max_age(folder: &Path, age: Duration) -> Duration {
@@ -255,12 +262,32 @@ fn max_age(folder: &Path, age: Duration) -> Duration {
     if is_empty { age.min(MAX_EMPTY_SESSION_AGE) } else { age }
 }
 
-fn create_files(folder: &Path, repo: &str, algorithm: Algorithm) -> Result<GrowingFile, StoreError> {
+fn create_files(folder: &Path, repo: &RepoId, algorithm: Algorithm) -> Result<GrowingFile, StoreError> {
     let data = data_path(folder);
     let file = GrowingFile::create(&data, algorithm).at("create", &data)?;
     let description = folder.join("repository");
-    fs::write(&description, format!("{repo}\n{}\n", algorithm.as_str())).at("write", &description)?;
+    let text = format!("{}\n{}\n{}\n", repo.name, algorithm.as_str(), repo.scope.as_str());
+    fs::write(&description, text).at("write", &description)?;
     Ok(file.closed())
+}
+
+/// The repository and the algorithm of a session. Earlier versions did not write the scope, which was always local.
+fn parse_description(text: &str) -> Option<(RepoId, Algorithm)> {
+    let mut lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+    let (name, algorithm) = (lines.next()?.parse().ok()?, lines.next()?.parse().ok()?);
+    let scope = match lines.next() {
+        None | Some("local") => Scope::Local,
+        Some(upstream) => Scope::Upstream(upstream.into()),
+    };
+    Some((RepoId::new(scope, name), algorithm))
+}
+
+/// The length that a session had before a last chunk that did not arrive completely.
+fn undo_length(folder: &Path) -> Result<Option<u64>, StoreError> {
+    let path = undo_path(folder);
+    let text = optional(fs::read_to_string(&path)).at("read", &path)?;
+    // A crash may have cut the text short. Without it nothing of the last chunk was written.
+    Ok(text.and_then(|text| text.strip_suffix('\n')?.parse().ok()))
 }
 
 fn data_path(folder: &Path) -> PathBuf {
@@ -268,5 +295,9 @@ fn data_path(folder: &Path) -> PathBuf {
 }
 
 fn remove_folder(path: &Path) -> Result<(), StoreError> {
-    optional(fs::remove_dir_all(path)).at("remove", path).map(drop)
+    let removed = match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path),
+        removed => removed,
+    };
+    optional(removed).at("remove", path).map(drop)
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::oci::{Digest, Manifest, RepoId, Scope};
-use crate::store::clock::{Time, now, to_time};
+use crate::store::clock::{from_time, now};
 use crate::store::error::{At, StoreError, optional};
 use crate::store::fs;
 use crate::store::local::{Local, Removed};
@@ -65,7 +65,7 @@ pub(in crate::store) fn collect(
             Unreferenced::Member(..) => rules.unreferenced_after,
             Unreferenced::Content(_) | Unreferenced::Manifest(..) => rules.grace,
         };
-        let due = local.marks().since(&candidate).is_some_and(|since| u64::from(now - since) >= wait.as_secs());
+        let due = local.marks().since(&candidate).is_some_and(|since| local.ages().age(from_time(since)) >= wait);
         if !due {
             collected.waiting += 1;
             continue;
@@ -97,7 +97,10 @@ fn find_unreferenced(
     let complete = local.walk_repositories(&Scope::Local, &mut |repo| {
         repositories += 1;
         progress(repositories);
-        find_in_repository(local, &repo, rules, &mut linked, &mut found)?;
+        let is_empty = find_in_repository(local, &repo, rules, &mut linked, &mut found)?;
+        if is_empty && rules.remove {
+            local.remove_if_empty(&repo)?;
+        }
         Ok(!stop.load(Ordering::Relaxed))
     })?;
     if !complete {
@@ -111,13 +114,14 @@ fn find_unreferenced(
     Ok(Some(found))
 }
 
+/// Whether the repository has neither manifests nor blobs.
 fn find_in_repository(
     local: &Local,
     repo: &RepoId,
     rules: &CollectRules,
     linked: &mut HashSet<u64>,
     found: &mut HashSet<Unreferenced>,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let layout = local.layout();
     let mut manifests: HashMap<Digest, Manifest> = HashMap::new();
     layout.for_each_link(&layout.manifests(repo), &mut |digest| {
@@ -131,13 +135,16 @@ fn find_in_repository(
     }
     let needed: HashSet<&Digest> =
         manifests.values().flat_map(|manifest| &manifest.children).map(|child| &child.digest).collect();
+    let mut is_empty = manifests.is_empty();
     layout.for_each_link(&layout.blob_links(repo), &mut |digest| {
+        is_empty = false;
         linked.insert(prefix(&digest));
         if !needed.contains(&digest) && !manifests.contains_key(&digest) {
             found.insert(Unreferenced::Member(repo.clone(), digest));
         }
         Ok(())
-    })
+    })?;
+    Ok(is_empty)
 }
 
 fn find_untagged(
@@ -151,8 +158,7 @@ fn find_untagged(
     for digest in manifests.keys().filter(|&digest| !reachable.contains(digest)) {
         let link = local.layout().manifest_link(repo, digest);
         let Some(metadata) = optional(fs::metadata(&link)).at("stat", &link)? else { continue };
-        let pushed = metadata.modified().map(to_time).unwrap_or(Time::MAX);
-        if u64::from(now().saturating_sub(pushed)) >= age.as_secs() {
+        if metadata.modified().is_ok_and(|pushed| local.ages().age(pushed) >= age) {
             found.insert(Unreferenced::Manifest(repo.clone(), digest.clone()));
         }
     }

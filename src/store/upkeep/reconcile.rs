@@ -1,6 +1,7 @@
 //! Reconciling the index with the files, beside requests: first everything that is in the files is added, then everything
 //! that is not in the files is removed.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -8,7 +9,7 @@ use std::time::Instant;
 use crate::oci::{Algorithm, Digest, RepoId, Tag};
 use crate::store::clock::to_time;
 use crate::store::error::{At, StoreError, optional};
-use crate::store::fs;
+use crate::store::fs::{self, Metadata};
 use crate::store::index::keys::{self, BlobRecord, kind};
 use crate::store::index::{BATCH_RECORDS, Change};
 use crate::store::local::{Local, digest_of_file};
@@ -43,18 +44,20 @@ pub(in crate::store) fn reconcile(local: &Local, stop: &AtomicBool) {
 fn walk(local: &Local, stop: &AtomicBool) -> Result<bool, StoreError> {
     let stopped = || stop.load(Ordering::Relaxed);
     let layout = local.layout();
+    let mut unchecked = UncheckedLengths::default();
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
         let root = layout.blobs(algorithm);
         for folder in fs::read_dir(&root).at("read", &root)? {
             if stopped() {
                 return Ok(false);
             }
-            add_contents(local, &folder.at("read", &root)?.path(), algorithm)?;
+            add_contents(local, &folder.at("read", &root)?.path(), algorithm, &mut unchecked)?;
         }
     }
     for scope in local.scopes()? {
         let complete = local.walk_repositories(&scope, &mut |repo| {
             add_repository(local, &repo)?;
+            unchecked.check(local, &repo)?;
             if !repo.scope.is_local() {
                 let _locked = local.names().read(&repo);
                 local.cache().space().found_names(&repo, layout.count_names(&repo)?);
@@ -68,17 +71,25 @@ fn walk(local: &Local, stop: &AtomicBool) -> Result<bool, StoreError> {
     remove_stale(local, &stopped)
 }
 
-fn add_contents(local: &Local, folder: &Path, algorithm: Algorithm) -> Result<(), StoreError> {
+fn add_contents(
+    local: &Local,
+    folder: &Path,
+    algorithm: Algorithm,
+    unchecked: &mut UncheckedLengths,
+) -> Result<(), StoreError> {
     let Some(entries) = optional(fs::read_dir(folder)).at("read", folder)? else { return Ok(()) };
     for entry in entries {
         let entry = entry.at("read", folder)?;
         let Some(digest) = digest_of_file(algorithm, &entry.file_name()) else { continue };
-        let Ok(metadata) = entry.metadata() else { continue };
+        let Some(metadata) = entry.metadata().ok().filter(Metadata::is_file) else { continue };
         let known = local.index().blob(&digest).map(|blob| blob.size);
         let is_doubtful = local.has_unverified_content() || known.is_some_and(|size| size != metadata.len());
         // Opening a file verifies it, and moves it aside if it is corrupt.
         if is_doubtful && local.open_content(&digest)?.is_none() {
             continue;
+        }
+        if known.is_none() && !local.has_unverified_content() {
+            unchecked.add(&digest);
         }
         let _locked = local.lock_content(&digest);
         // A push may have recorded it since. A class only ever changes from cached to pushed.
@@ -89,6 +100,50 @@ fn add_contents(local: &Local, folder: &Path, algorithm: Algorithm) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Content whose length the index did not know. The file may have become shorter while no process ran, so the length is
+/// compared with what manifests say.
+#[derive(Default)]
+struct UncheckedLengths {
+    /// The first eight bytes of each digest, to save memory.
+    digests: HashSet<u64>,
+    verified: HashSet<Digest>,
+}
+
+impl UncheckedLengths {
+    fn add(&mut self, digest: &Digest) {
+        self.digests.insert(prefix(digest));
+    }
+
+    /// Compares what the manifests of a repository refer to. Content of another length is hashed, because a manifest may be
+    /// wrong; corrupt content is moved aside.
+    fn check(&mut self, local: &Local, repo: &RepoId) -> Result<(), StoreError> {
+        if self.digests.is_empty() {
+            return Ok(());
+        }
+        let layout = local.layout();
+        layout.for_each_link(&layout.manifests(repo), &mut |digest| {
+            for child in layout.parse_manifest(&digest)?.unwrap_or_default().children {
+                let Some(size) = child.size.filter(|_| self.digests.contains(&prefix(&child.digest))) else { continue };
+                let differs = local.index().blob(&child.digest).is_some_and(|blob| blob.size != size);
+                if !differs || self.verified.contains(&child.digest) {
+                    continue;
+                }
+                if let Some((file, _)) = local.open_content(&child.digest)?
+                    && local.verify_content(&child.digest, &file)?
+                {
+                    self.verified.insert(child.digest);
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The first eight bytes.
+fn prefix(digest: &Digest) -> u64 {
+    digest.as_bytes().first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
 }
 
 fn add_repository(local: &Local, repo: &RepoId) -> Result<(), StoreError> {

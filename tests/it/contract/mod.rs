@@ -88,7 +88,7 @@ impl Factory for DataFolder {
             match Store::open_with(self.0.path(), settings) {
                 Err(OpenError::Lock(LockError::Held(_))) if Instant::now() < deadline => {
                     std::thread::yield_now();
-                    settings = StoreSettings { bounds, pins: None, events };
+                    settings = StoreSettings { bounds, events, ..StoreSettings::default() };
                 }
                 opened => break opened.unwrap(),
             }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use roadstead::oci::{RepoId, RepoName};
+use roadstead::oci::{Algorithm, RepoId, RepoName};
 use roadstead::store::{CollectRules, Page, Store, TagRecord};
 
 use super::{
@@ -62,14 +62,13 @@ async fn local_changes_survive_a_crash<F: Factory>(factory: F) {
     let manifest = Content::manifest("m", &[&config, &layer]);
     let referrer = Content::referrer("r", &manifest.digest);
     let store = factory.open();
-    store.create_local(&local("team/empty")).await.unwrap();
     for blob in [&config, &layer] {
         push(&store, &app(), blob).await;
     }
     put(&store, &app(), &manifest, &["v1", "latest"]).await;
     put(&store, &app(), &referrer, &[]).await;
     let store = factory.reopen_after_crash(store);
-    assert!(store.is_local(&local("team/empty").name) && store.is_local(&app().name));
+    assert!(store.is_local(&app().name));
     for blob in [&config, &layer] {
         assert!(is_member(&store, &app(), blob).await && is_stored(&store, blob).await);
     }
@@ -331,8 +330,12 @@ async fn a_repository_exists_once_something_is_stored_in_it<F: Factory>(factory:
         assert!(!store.repository_exists(&repo).await.unwrap());
     }
     assert!(!store.is_local(&app().name));
+    let mut upload = store.create_upload(&app(), Algorithm::Sha256).await.unwrap();
+    upload.keep();
+    drop(upload);
+    assert!(!store.is_local(&app().name), "an upload is no content");
     for _ in 0..2 {
-        store.create_local(&app()).await.unwrap();
+        push(&store, &app(), &blob).await;
         assert!(store.is_local(&app().name) && store.repository_exists(&app()).await.unwrap());
     }
     assert!(!store.repository_exists(&mirrored("team/app")).await.unwrap(), "it exists in its scope alone");
@@ -407,7 +410,7 @@ async fn tags_come_in_pages_in_ascii_order<F: Factory>(factory: F) {
 async fn local_repositories_come_in_pages<F: Factory>(factory: F) {
     let store = factory.open();
     for name in ["team/b", "a", "team", "team/a/x"] {
-        store.create_local(&local(name)).await.unwrap();
+        push(&store, &local(name), &Content::random(2, 10)).await;
     }
     fill(&store, &mirrored("library/app"), &Content::random(1, 10)).await.unwrap();
     let repositories = async |after: &str, limit| store.local_repositories(after, limit).await.unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use roadstead::oci::{Algorithm, Digest, RepoId};
-use roadstead::store::{Store, StoreError, Upload, UploadError};
+use roadstead::store::{Store, StoreError, StoreSettings, Upload, UploadBounds, UploadError};
 
 use super::{Content, Factory, HOUR, contract, emitted, is_member, is_stored, local, mirrored, until};
 use crate::scene::KIB;
@@ -23,6 +23,8 @@ contract!(
     an_upload_may_be_finished_with_another_digest_algorithm,
     an_empty_blob_can_be_uploaded,
     a_push_without_room_is_refused,
+    a_last_chunk_without_its_end_leaves_nothing,
+    sessions_that_are_held_never_give_way,
     two_uploads_of_one_digest_both_succeed,
 );
 
@@ -226,5 +228,41 @@ async fn two_uploads_of_one_digest_both_succeed<F: Factory>(factory: F) {
         for repo in [&one, &two] {
             assert!(store.unlink_blob(repo, &blob.digest).await.unwrap());
         }
+    }
+}
+
+async fn a_last_chunk_without_its_end_leaves_nothing<F: Factory>(factory: F) {
+    let (store, blob) = (factory.open(), blob());
+    for before in [0, 5000] {
+        let id = leave(&store, blob.bytes.slice(..before)).await;
+        for _ in 0..2 {
+            let upload = find(&store, &id).await.unwrap();
+            upload.begin_last_chunk().await.unwrap();
+            upload.append(vec![blob.bytes.slice(before..9000)]).await.unwrap();
+            drop(upload);
+            assert_eq!(find(&store, &id).await.unwrap().length(), before as u64);
+        }
+        let upload = find(&store, &id).await.unwrap();
+        upload.begin_last_chunk().await.unwrap();
+        upload.append(vec![blob.bytes.slice(before..)]).await.unwrap();
+        upload.finish(&app(), &blob.digest).await.unwrap();
+        assert!(is_stored(&store, &blob).await && is_unknown(&store, &id).await);
+    }
+}
+
+async fn sessions_that_are_held_never_give_way<F: Factory>(factory: F) {
+    let uploads = UploadBounds { max_bytes: u64::MAX, max_count: 1 };
+    let store = factory.open_with(StoreSettings { uploads, ..StoreSettings::default() });
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(store.create_upload(&app(), Algorithm::Sha256).await.unwrap());
+    }
+    let idle = leave(&store, Bytes::new()).await;
+    let next = leave(&store, Bytes::new()).await;
+    assert!(is_unknown(&store, &idle).await, "it gives way to the next one");
+    assert!(find(&store, &next).await.is_ok());
+    for upload in held {
+        upload.append(vec![blob().bytes]).await.unwrap();
+        upload.finish(&app(), &blob().digest).await.unwrap();
     }
 }

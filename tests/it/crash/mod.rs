@@ -30,7 +30,7 @@ const PUSHERS: u8 = 3;
 const PULLERS: u8 = 2;
 /// Deleted content is collected at once; an upload without a manifest stays.
 const CONFIG: &str = "[local]\nnamespaces = [\"team/**\"]\n[cache]\nmax_size = \"1MiB\"\nmin_free = \"0B\"\n\
-    [gc]\ninterval = \"20ms\"\nafter_start = \"0s\"\ngrace = \"0s\"";
+    [push]\nmax_unfinished_size = \"1GiB\"\n[gc]\ninterval = \"20ms\"\nafter_start = \"0s\"\ngrace = \"0s\"";
 
 fn number(variable: &str, or: u64) -> u64 {
     std::env::var(variable).map_or(or, |value| value.parse().unwrap_or_else(|_| panic!("{variable} is no number")))

@@ -85,6 +85,15 @@ fn scrub_blob(
             }
             watch.found(finding);
         }
+        // Something that is no file.
+        Outcome::Unreadable(error) if error.kind() == io::ErrorKind::InvalidData => {
+            watch.blob_checked(digest, 0);
+            let mut finding = finding(local, digest, Problem::Unreadable)?;
+            if repair {
+                finding.quarantined = local.quarantine_irregular(digest)?;
+            }
+            watch.found(finding);
+        }
         Outcome::Unreadable(error) if is_lack_of_resources(&error) => {
             return Err(error).at("read", &local.layout().blob(digest));
         }
@@ -131,8 +140,8 @@ fn holders(local: &Local, digest: &Digest) -> Result<Vec<String>, StoreError> {
     locals.sort_unstable_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
     let mut holders = Vec::new();
     for repo in locals {
-        if fs::exists(&local.layout().blob_link(&repo, digest))
-            || fs::exists(&local.layout().manifest_link(&repo, digest))
+        if fs::is_file(&local.layout().blob_link(&repo, digest))
+            || fs::is_file(&local.layout().manifest_link(&repo, digest))
         {
             holders.push(repo.to_string());
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::read::is_lack_of_resources;
 use super::{Finding, Problem, ScrubWatch};
-use crate::oci::{Digest, Manifest, RepoId};
+use crate::oci::{Child, Digest, Manifest, RepoId};
 use crate::store::error::{At, StoreError};
 use crate::store::fs;
 use crate::store::local::{Local, Name, manifest_link_media_type};
@@ -105,7 +105,7 @@ fn problems_of(local: &Local, repo: &RepoId, name: &Name<'_>) -> Result<Vec<(Pro
     match name {
         Name::Tag(_) => match TagRecord::from_text(&text) {
             None => Ok(vec![(Problem::Name, None)]),
-            Some(record) if is_local && !fs::exists(&local.layout().manifest_link(repo, &record.digest)) => {
+            Some(record) if is_local && !fs::is_file(&local.layout().manifest_link(repo, &record.digest)) => {
                 Ok(vec![(Problem::Dangling, Some(record.digest))])
             }
             Some(_) => Ok(Vec::new()),
@@ -128,13 +128,17 @@ fn unlinked_references(
 ) -> Result<Vec<(Problem, Option<Digest>)>, StoreError> {
     let content = local.layout().read_content(manifest, Manifest::MAX_LENGTH)?;
     let Some(Ok(manifest)) = content.map(|bytes| Manifest::parse(&bytes)) else { return Ok(Vec::new()) };
-    let needed: HashSet<_> =
-        manifest.children.into_iter().filter(|child| !child.optional).map(|c| (c.digest, c.is_manifest)).collect();
-    let missing = needed.into_iter().filter(|(digest, is_manifest)| {
-        let manifest_link = local.layout().manifest_link(repo, digest);
-        !fs::exists(&if *is_manifest { manifest_link } else { local.layout().blob_link(repo, digest) })
-    });
-    Ok(missing.map(|(digest, _)| (Problem::Incomplete, Some(digest))).collect())
+    let mut checked = HashSet::new();
+    let needed = manifest.children.into_iter().filter(|child| !child.optional);
+    let missing = needed.filter(|child| checked.insert(child.digest.clone()) && !is_linked(local, repo, child));
+    Ok(missing.map(|child| (Problem::Incomplete, Some(child.digest))).collect())
+}
+
+/// Whether a repository has what a manifest refers to. An entry of an index may be a blob.
+fn is_linked(local: &Local, repo: &RepoId, child: &Child) -> bool {
+    let layout = local.layout();
+    let is_manifest = child.is_manifest && fs::is_file(&layout.manifest_link(repo, &child.digest));
+    is_manifest || (child.may_be_blob && fs::is_file(&layout.blob_link(repo, &child.digest)))
 }
 
 /// Moves the file of a name to `quarantine/`, unless it has been replaced in the meantime. Whether it was moved.

@@ -62,7 +62,7 @@ pub(in crate::store) fn keep_scrub_place(local: &Local, place: &ScrubPlace) -> R
     let layout = local.layout();
     let (path, temporary) = (layout.scrub(), Temporary::new(layout.temporary()));
     layout.with_folder(temporary.path(), |path| fs::write(path, place.to_text())).at("write", temporary.path())?;
-    fs::rename(temporary.path(), &path).at("rename", &path)
+    layout.replace(temporary.path(), &path).at("rename", &path)
 }
 
 #[cfg(test)]

@@ -1,0 +1,239 @@
+//! The push sessions of a data folder: which ones a request uses, and which one gives way when there are too many.
+//!
+//! Sessions that no request uses, idle ones, have bounds of their own: their number and their bytes. Without them, abandoned
+//! uploads would evict the cache and then keep other pushes out. When the bounds are exceeded, the session that has been idle
+//! the longest gives way. The new push is not refused instead: it is alive, and an abandoned session is not. A session
+//! that was used within the last two seconds does not give way, because clients pause between two requests; a new push waits
+//! until it is older, or is used again.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::growing_file::{Checkpoint, GrowingFile};
+use crate::oci::RepoId;
+use crate::store::fs;
+use crate::store::settings::UploadBounds;
+
+/// A session that was used more recently does not give way.
+const MIN_IDLE_TIME: Duration = Duration::from_secs(2);
+
+/// The sessions by id.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    bounds: UploadBounds,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// The sessions that this process has used.
+    open: HashMap<Uuid, Arc<Session>>,
+    /// The sessions that no request uses, also those of an earlier process.
+    idle: HashMap<Uuid, IdleSession>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct IdleSession {
+    bytes: u64,
+    since: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) repo: RepoId,
+    pub(super) file: Arc<GrowingFile>,
+    folder: PathBuf,
+    /// Whether a request or its unfinished write uses the session. Changed under the lock of the table.
+    busy: Mutex<bool>,
+}
+
+/// Keeps a session busy. A request holds it. A write holds it too, because a write continues after its request ends.
+#[derive(Debug)]
+pub(super) struct BusySession {
+    sessions: Arc<Sessions>,
+    id: Uuid,
+    session: Arc<Session>,
+    /// The state that the session returns to, if its last chunk does not arrive.
+    undo: Mutex<Option<Checkpoint>>,
+}
+
+/// Why a session cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unavailable {
+    Unknown,
+    Busy,
+}
+
+/// Whether a new push may begin, and what has to happen first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    Admitted,
+    /// This session must be removed.
+    Remove(Uuid),
+    /// Some session must become old enough to give way, or be used again.
+    Wait(Duration),
+}
+
+// === impl Session ===
+
+impl Session {
+    pub(super) fn new(repo: RepoId, folder: &Path, file: GrowingFile) -> Arc<Self> {
+        Arc::new(Self { repo, file: Arc::new(file), folder: folder.to_owned(), busy: Mutex::new(false) })
+    }
+}
+
+/// The length that a session returns to after a crash, if its last chunk does not arrive. The file exists while that chunk
+/// is received.
+pub(super) fn undo_path(folder: &Path) -> PathBuf {
+    folder.join("undo")
+}
+
+// === impl Sessions ===
+
+impl Sessions {
+    pub(super) fn new(bounds: UploadBounds) -> Self {
+        Self { bounds, table: Mutex::default() }
+    }
+
+    /// Counts a session of an earlier process, which has been idle for `idle`.
+    pub(super) fn found(&self, id: Uuid, bytes: u64, idle: Duration) {
+        let now = Instant::now();
+        let since = now.checked_sub(idle).unwrap_or(now);
+        self.table.lock().idle.insert(id, IdleSession { bytes, since });
+    }
+
+    pub(super) fn get(&self, id: Uuid) -> Option<Arc<Session>> {
+        self.table.lock().open.get(&id).cloned()
+    }
+
+    /// Adds a session, unless another request has added it before. The one that is known now.
+    pub(super) fn insert(&self, id: Uuid, session: Arc<Session>) -> Arc<Session> {
+        self.table.lock().open.entry(id).or_insert(session).clone()
+    }
+
+    /// Takes hold of a session.
+    pub(super) fn acquire(self: &Arc<Self>, id: Uuid, session: &Arc<Session>) -> Result<BusySession, Unavailable> {
+        let mut table = self.table.lock();
+        // Another request may have finished it since it was looked up.
+        if !table.open.contains_key(&id) {
+            return Err(Unavailable::Unknown);
+        }
+        if std::mem::replace(&mut *session.busy.lock(), true) {
+            return Err(Unavailable::Busy);
+        }
+        table.idle.remove(&id);
+        Ok(BusySession { sessions: self.clone(), id, session: session.clone(), undo: Mutex::default() })
+    }
+
+    /// Forgets a session that ends. Whether it was known.
+    pub(super) fn remove(&self, id: Uuid) -> bool {
+        let mut table = self.table.lock();
+        table.idle.remove(&id);
+        table.open.remove(&id).is_some()
+    }
+
+    pub(super) fn is_open(&self, id: Uuid) -> bool {
+        self.table.lock().open.contains_key(&id)
+    }
+
+    /// Forgets a session that no request uses. False if one does.
+    pub(super) fn remove_idle(&self, id: Uuid) -> bool {
+        let mut table = self.table.lock();
+        if table.open.get(&id).is_some_and(|session| *session.busy.lock()) {
+            return false;
+        }
+        table.idle.remove(&id);
+        table.open.remove(&id);
+        true
+    }
+
+    /// Whether the idle sessions are within their bounds, and what to do if not.
+    pub(super) fn admission(&self, now: Instant) -> Admission {
+        let table = self.table.lock();
+        let bytes: u64 = table.idle.values().map(|idle| idle.bytes).sum();
+        let too_many = table.idle.len() >= self.bounds.max_count;
+        if !too_many && bytes <= self.bounds.max_bytes {
+            return Admission::Admitted;
+        }
+        // If there are too many bytes, an empty session need not go.
+        let candidates = table.idle.iter().filter(|(_, idle)| too_many || idle.bytes > 0);
+        let Some((id, oldest)) = candidates.min_by_key(|(_, idle)| idle.since) else { return Admission::Admitted };
+        match MIN_IDLE_TIME.checked_sub(now.saturating_duration_since(oldest.since)) {
+            Some(wait) if !wait.is_zero() => Admission::Wait(wait),
+            _ => Admission::Remove(*id),
+        }
+    }
+
+    fn release(&self, busy: &BusySession) {
+        let mut table = self.table.lock();
+        if table.open.contains_key(&busy.id) {
+            let idle = IdleSession { bytes: busy.session.file.len(), since: Instant::now() };
+            table.idle.insert(busy.id, idle);
+        }
+        *busy.session.busy.lock() = false;
+    }
+}
+
+// === impl BusySession ===
+
+impl BusySession {
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// From now on the session returns to its present length when it is released, also after a crash. Blocks.
+    pub(super) fn begin_last_chunk(&self) -> io::Result<()> {
+        let checkpoint = self.session.file.checkpoint();
+        fs::write(&undo_path(&self.session.folder), format!("{}\n", checkpoint.length()))?;
+        *self.undo.lock() = Some(checkpoint);
+        Ok(())
+    }
+}
+
+impl Drop for BusySession {
+    fn drop(&mut self) {
+        if let Some(checkpoint) = self.undo.lock().take() {
+            self.session.file.restore(checkpoint);
+            let _ = fs::remove_file(&undo_path(&self.session.folder));
+        }
+        self.sessions.clone().release(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sessions(max_bytes: u64, max_count: usize, idle: &[(u64, u64)]) -> (Sessions, Vec<Uuid>) {
+        let sessions = Sessions::new(UploadBounds { max_bytes, max_count });
+        let ids = idle.iter().map(|(bytes, seconds)| {
+            let id = Uuid::new_v4();
+            sessions.found(id, *bytes, Duration::from_secs(*seconds));
+            id
+        });
+        let ids = ids.collect();
+        (sessions, ids)
+    }
+
+    #[test]
+    fn the_longest_idle_session_gives_way_and_a_recent_one_is_waited_for() {
+        let now = Instant::now();
+        let (within, _) = sessions(100, 4, &[(50, 9), (50, 1), (0, 20)]);
+        assert_eq!(within.admission(now), Admission::Admitted);
+        let (bytes, ids) = sessions(100, 9, &[(50, 9), (51, 8), (0, 20)]);
+        assert_eq!(bytes.admission(now), Admission::Remove(ids[0]), "an empty one stays");
+        let (count, ids) = sessions(100, 3, &[(50, 9), (5, 8), (0, 20)]);
+        assert_eq!(count.admission(now), Admission::Remove(ids[2]));
+        assert!(count.remove_idle(ids[2]));
+        assert_eq!(count.admission(now), Admission::Admitted);
+        let (recent, ids) = sessions(100, 9, &[(101, 0)]);
+        assert!(matches!(recent.admission(now), Admission::Wait(wait) if wait <= MIN_IDLE_TIME));
+        assert_eq!(recent.admission(now + 2 * MIN_IDLE_TIME), Admission::Remove(ids[0]));
+    }
+}
