@@ -285,11 +285,10 @@ impl Store {
         digest: &Digest,
         member: Member,
     ) -> Result<Option<FileRange>, StoreError> {
+        // Read before the file is opened: the walk that makes the index ready may find the file corrupt in the meantime.
+        let is_indexed = member.size.is_some() || self.parts.local.index().is_ready();
         let Some(blob) = self.blob(digest).await? else { return Ok(None) };
-        let is_doubtful = match member.size {
-            Some(size) => size != blob.len(),
-            None => !self.parts.local.index().is_ready(),
-        };
+        let is_doubtful = !is_indexed || member.size.is_some_and(|size| size != blob.len());
         if is_doubtful { self.parts.content.open_doubtful(repo, digest).await } else { Ok(Some(blob)) }
     }
 
