@@ -160,9 +160,9 @@ families! {
     storage_capacity: IntGauge = "roadstead_storage_capacity_bytes" [];
     /// Bytes of the file system that stay free (cache.min_free).
     storage_min_free: IntGauge = "roadstead_storage_min_free_bytes" [];
-    /// Free bytes of the file system of the data folder. -1: it cannot be asked.
+    /// Free bytes of the file system of the data folder. -1 if they are unknown.
     storage_free: IntGauge = "roadstead_storage_free_bytes" [];
-    /// Free inodes of the file system of the data folder. -1: it cannot be asked.
+    /// Free inodes of the file system of the data folder. -1 if they are unknown.
     storage_free_inodes: IntGauge = "roadstead_storage_free_inodes" [];
     /// 1 when the index agrees with the files and the order of last use is complete. Nothing is evicted before.
     index_ready: IntGauge = "roadstead_index_ready" [];
