@@ -146,8 +146,8 @@ families! {
     scrub_damaged: IntCounterVec = "roadstead_scrub_damaged_total" ["class"];
     /// Time at which the background scrub last completed, in seconds since 1970; 0 before the first time.
     scrub_completed: IntGauge = "roadstead_scrub_completed_timestamp_seconds" [];
-    /// Responses that were not stored because there was no room within the bounds of the cache or on the disk, or because the
-    /// disk could not be written.
+    /// Responses that were not stored because there was no room within the bounds of the cache or on the disk, or
+    /// because the disk could not be written.
     no_room: IntCounter = "roadstead_no_room_total" [];
 }
 

@@ -152,7 +152,7 @@ impl GrowingFile {
         Checkpoint { length: *length, hasher: self.hasher.lock().clone() }
     }
 
-    /// Returns to an earlier state. Bytes that cannot be removed do not count.
+    /// Returns to an earlier state. Bytes that cannot be removed from the file are ignored.
     pub(super) fn restore(&self, earlier: Checkpoint) {
         let mut length = self.length.lock();
         *self.hasher.lock() = earlier.hasher;
