@@ -129,7 +129,7 @@ async fn answer_rare(
     }
 }
 
-/// The answer to `OPTIONS`, as that of `registry:2`. What a browser may do is in the configured headers.
+/// The response to `OPTIONS`, as that of `registry:2`. The configured headers say which requests a browser may send.
 fn methods(allowed: &str) -> Response {
     let mut response = Response::new(Body::empty());
     insert(response.headers_mut(), ALLOW, allowed.to_owned());

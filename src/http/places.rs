@@ -201,7 +201,7 @@ impl Place {
         &self.activity
     }
 
-    /// Whether the connection may only ask for the health of the server, once.
+    /// Whether the connection is at a reserved place, where it may send one request, a health check.
     pub(super) fn is_reserved(&self) -> bool {
         self.group.is_reserved
     }

@@ -91,8 +91,8 @@ impl PullError {
         matches!(self, Self::Upstream(UpstreamError::RateLimited { .. }))
     }
 
-    /// Whether a GET may answer what this request did not. A refused HEAD, or a manifest that is missing under the
-    /// digest that a HEAD announced, says nothing about the GET.
+    /// Whether a GET may give the answer that this request did not give. A refused HEAD, or a manifest that is missing
+    /// under the digest that a HEAD announced, says nothing about the GET.
     pub(super) fn may_be_answered_by_get(&self) -> bool {
         match self {
             Self::Upstream(error) => !matches!(

@@ -38,11 +38,11 @@ pub(super) struct Notes {
     recent: Cache<RepoId, Arc<Note>>,
 }
 
-/// What the upstream said about one repository. Times are in seconds since 1970.
+/// The last answers of the upstream about one repository. Times are in seconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 struct Note {
-    /// For people who read the file, which is named after a hash.
+    /// Only for operators that read the file, because its name is a hash.
     repository: String,
     /// When the upstream last said that a tag or digest does not exist.
     absent: BTreeMap<String, u64>,

@@ -71,7 +71,8 @@ impl Manifest {
     /// Largest manifest accepted in a push, in bytes (distribution-spec, "Pushing Manifests", asks for at least 4 MB).
     pub const MAX_PUSHED_LENGTH: u64 = 4 << 20;
 
-    /// Parses a manifest of any kind that an upstream sent, or that is stored. What clients can read is accepted.
+    /// Parses a manifest of any kind that an upstream sent, or that is stored. Every manifest that clients can read is
+    /// accepted.
     ///
     /// # Errors
     /// [`ManifestError::Shape`] if the bytes are not a JSON object, [`ManifestError::SchemaVersion`] for schema version

@@ -43,7 +43,7 @@ enum State {
     CheckStore,
     /// Asks the upstream whether the repository has the blob.
     Prove,
-    /// Checks whether a fill of the blob failed less than a second ago, or the store takes no writes.
+    /// Checks whether a fill of the blob failed less than a second ago, or the store cannot be written.
     CheckFailures,
     /// Starts a fill or joins the running one.
     Join,

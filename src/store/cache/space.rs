@@ -212,7 +212,7 @@ impl Space {
 
     /// Inodes that the disk lacks for `files` new files beside those that stay free.
     fn lacking_inodes(&self, disk: &DiskState, files: u64) -> u64 {
-        // A command that only looks at the folder writes little, and evicts nothing.
+        // A command without a server writes little, and evicts nothing.
         let kept = if self.is_bounded() { disk.kept_free_inodes() } else { 0 };
         if disk.inodes == 0 { 0 } else { kept.saturating_add(files).saturating_sub(disk.free_inodes) }
     }
@@ -252,7 +252,7 @@ impl Space {
         (self.bounds.max_size / 20).min(MAX_SLACK_BYTES)
     }
 
-    /// What is reserved at a time for content of unknown length.
+    /// Bytes that are reserved at a time for content of unknown length.
     pub(in crate::store) fn unknown_length_step(&self) -> u64 {
         let part = self.bounds.max_size / UNKNOWN_LENGTH_STEP_DIVISOR;
         part.clamp(MIN_UNKNOWN_LENGTH_STEP_BYTES, MAX_UNKNOWN_LENGTH_STEP_BYTES)

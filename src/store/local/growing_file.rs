@@ -91,7 +91,7 @@ impl GrowingFile {
         Ok(Self::new(path, file, 0, algorithm.hasher()))
     }
 
-    /// Continues a file of an earlier process. Hashes what it holds, after it was truncated to at most `length` bytes.
+    /// Continues a file of an earlier process. Truncates it to at most `length` bytes, and hashes the rest.
     pub(super) fn resume(path: &Path, algorithm: Algorithm, length: Option<u64>) -> io::Result<Self> {
         let file = open_again(path)?;
         if let Some(length) = length

@@ -71,7 +71,7 @@ pub(super) enum Unavailable {
     Busy,
 }
 
-/// Whether a new push may begin, and what has to happen first.
+/// Whether a new push may begin, or the step that must happen first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     Admitted,
@@ -154,7 +154,7 @@ impl Sessions {
         true
     }
 
-    /// Whether the idle sessions are within their bounds, and what to do if not.
+    /// Whether the idle sessions are within their bounds, or the step that brings them nearer.
     pub(super) fn admission(&self, now: Instant) -> Admission {
         let table = self.table.lock();
         let bytes: u64 = table.idle.values().map(|idle| idle.bytes).sum();

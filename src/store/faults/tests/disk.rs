@@ -1,4 +1,4 @@
-//! Disks without inodes, disks that take no writes, and an index that fails on them.
+//! Disks without inodes, disks that cannot be written, and an index that fails on them.
 
 use super::*;
 use crate::store::{DiskState, Lack, Obstacle};
