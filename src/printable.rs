@@ -1,9 +1,9 @@
-//! Text of others, made safe for a log, a terminal or a header: on one line, without characters that control a terminal or
-//! reorder what is read, and not too long.
+//! Text of clients, upstreams and images, made safe for a log, a terminal or a header: on one line, without characters
+//! that control a terminal or change the order of the text, and of limited length.
 
 use std::fmt::{self, Display, Write};
 
-/// Bytes of a name or value that are shown. Valid names are shorter.
+/// Largest number of bytes of a name or value that are shown. Valid names are shorter.
 const MAX_SHOWN_BYTES: usize = 512;
 
 /// Text of a client, an upstream or an image, to be shown. Its `Display` escapes as [`escape`] does, and shortens.
@@ -19,8 +19,8 @@ impl Display for Printable<'_> {
     }
 }
 
-/// Whether a character must not be shown as it is: C0 and C1 controls, line and paragraph separators, and marks that change
-/// the direction of the text around them.
+/// Whether a character must not be shown as it is: C0 and C1 controls, line and paragraph separators, and marks that
+/// change the direction of the text around them.
 pub fn is_unprintable(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
         || c.is_control()
@@ -38,7 +38,8 @@ pub fn escape(out: &mut impl Write, text: &str) -> fmt::Result {
     Ok(())
 }
 
-/// The text with each [unprintable](is_unprintable) character but line ends and tabs escaped, for output of several lines.
+/// The text with each [unprintable](is_unprintable) character but line ends and tabs escaped, for output of several
+/// lines.
 pub fn lines(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for line in text.split_inclusive(['\n', '\t']) {
@@ -50,13 +51,13 @@ pub fn lines(text: &str) -> String {
     escaped
 }
 
-/// JSON with each [unprintable](is_unprintable) character but line ends as an escape of JSON. JSON itself allows most of them
-/// inside of strings, and has none elsewhere.
+/// JSON with each [unprintable](is_unprintable) character but line ends as an escape of JSON. JSON itself allows most
+/// of them inside of strings, and has none elsewhere.
 pub fn json(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if is_unprintable(c) && c != '\n' {
-            // All of them have four digits at most.
+            // Each of them has at most four hexadecimal digits.
             let _ = write!(escaped, "\\u{:04x}", u32::from(c));
         } else {
             escaped.push(c);
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_controls_a_terminal_or_reorders_text_is_escaped() {
+    fn terminal_controls_and_direction_marks_are_escaped() {
         for (text, shown) in [
             ("team/app:v1", "team/app:v1"),
             ("ümlaut 日本", "ümlaut 日本"),
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_stay_lines() {
+    fn line_ends_of_multi_line_output_are_kept() {
         assert_eq!(lines("a\tb\n\u{1b}[2Jc\r\n\u{85}"), "a\tb\n\\u{1b}[2Jc\\r\n\\u{85}");
     }
 

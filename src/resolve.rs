@@ -4,9 +4,9 @@
 //! upstream's name after `/v2`, a local repository, the default upstream. A host that is not configured is never
 //! contacted, whatever a client sends.
 //!
-//! `ns` is an upstream or one of our own names. Names under `[local] namespaces` are local for docker.io too, because clients
-//! send it if an image's name has no registry, and for every registry that is not configured. A server without upstreams
-//! ignores `ns`.
+//! `ns` is an upstream or a name of this server. Names under `[local] namespaces` are local for docker.io and for every
+//! registry that is not configured. Clients send docker.io for every image name without a registry. A server without
+//! upstreams ignores `ns`.
 
 #[cfg(test)]
 mod tests;
@@ -218,7 +218,8 @@ impl Routes {
         let target = |repo, rule| Ok(Target { repo, rule });
         if let Some(upstream) = self.upstream(ns) {
             let name = self.without_upstream(asked.name, upstream);
-            // Docker's clients name docker.io for every image without a registry, also for what was pushed here.
+            // Docker's clients send docker.io for every image name without a registry, also for images that were pushed
+            // here.
             return match name.parse() {
                 Ok(local) if &**upstream == config::DOCKER_IO && self.local.matches(name) => {
                     target(RepoId::local(local), Rule::Local)

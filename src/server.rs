@@ -121,7 +121,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 pub async fn run(config: Config) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
-    // The default is to end the process. With a handler, the write that exceeds the limit fails instead.
+    // By default, SIGXFSZ ends the process. With a handler, the write that exceeds the limit fails instead.
     let file_size_limit = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
     let _file_size_limit = signal(file_size_limit).map_err(StartError::Signals)?;
     let path = config.storage.path.clone();
@@ -200,7 +200,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, St
     Ok(store)
 }
 
-/// Logs the bounds in force, and warns if the disk has less room than they ask for. Blocks.
+/// Logs the bounds in force, and warns if the disk has less free space than they require. Blocks.
 fn report_bounds(store: &Store) {
     let Bounds { max_size, min_free } = store.bounds();
     let Some(disk) = store.disk() else {
@@ -228,7 +228,7 @@ fn report_bounds(store: &Store) {
     }
 }
 
-/// Warns if other users of the machine can read the data folder. Its mode is the operator's: a volume may need it.
+/// Warns if other users of the machine can read the data folder. The mode is not changed, because a volume may need it.
 fn warn_if_readable(folder: &Path) {
     let mode = std::fs::metadata(folder).map(|metadata| metadata.permissions().mode()).unwrap_or_default();
     if mode & OTHERS_MODE != 0 {

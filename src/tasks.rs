@@ -12,12 +12,12 @@ use tokio_util::task::TaskTracker;
 /// Largest input in bytes that an async worker hashes or parses itself, in about ten microseconds.
 const MAX_INLINE_BYTES: usize = 64 << 10;
 
-/// Larger inputs that are worked on at the same time. Each may take several times its size of memory.
+/// Largest number of large inputs that are processed at the same time. Each may take several times its size in memory.
 const MAX_LARGE_INPUTS: usize = 4;
 static LARGE_INPUTS: Semaphore = Semaphore::const_new(MAX_LARGE_INPUTS);
 
-/// Runs `work` on `bytes`, inline if they are few, otherwise on the blocking pool, a few at a time. `None` if the pool was
-/// stopped or `work` panicked.
+/// Runs `work` on `bytes`, inline if they are few, otherwise on the blocking pool, a few at a time. `None` if the pool
+/// was stopped or `work` panicked.
 pub async fn on_bytes<T: Send + 'static>(bytes: Bytes, work: impl FnOnce(&[u8]) -> T + Send + 'static) -> Option<T> {
     if bytes.len() <= MAX_INLINE_BYTES {
         return Some(work(&bytes));

@@ -18,8 +18,8 @@ pub enum Output {
     Json,
 }
 
-/// Writes text to the standard output. Names and values of others in it, which may contain line ends, must be
-/// [`Printable`](crate::printable::Printable).
+/// Writes text to the standard output. Names and values of clients, upstreams and images may contain line ends, so they
+/// must be [`Printable`](crate::printable::Printable).
 pub fn print(text: &str) -> Result<(), CliError> {
     io::stdout().write_all(printable::lines(text).as_bytes()).map_err(CliError::Output)
 }

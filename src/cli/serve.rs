@@ -8,8 +8,8 @@ use super::{CliError, runtime};
 use crate::server;
 use crate::telemetry::logs;
 
-/// Takes no permission from the user of the server, and all from others. A mode that lacks the owner's write permission
-/// would mark cached content as pushed.
+/// Removes all permissions of other users and none of the server's user. Without the owner's write permission, cached
+/// content would look like pushed content.
 const UMASK: Mode = Mode::from_raw_mode(0o077);
 
 pub fn run(options: ServerOptions) -> Result<(), CliError> {

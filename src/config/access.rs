@@ -33,8 +33,8 @@ pub struct PushConfig {
 /// `[delete]`
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DeleteConfig {
-    /// Whether clients may delete pushed content. Off unless it is switched on, also on a loopback address: a reverse proxy on
-    /// the same machine makes that public.
+    /// Whether clients may delete pushed content. Off unless it is switched on, also on a loopback address, because a
+    /// reverse proxy on the same machine can make that address public.
     pub enabled: bool,
 }
 

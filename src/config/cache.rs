@@ -7,9 +7,9 @@ use super::Pin;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// The default of `max_size`: this, or four fifths of a smaller file system.
+/// The default of `max_size`: the smaller of 20 GiB and 80 % of the file system.
 const DEFAULT_MAX_SIZE: Share = Share { at_most: 20 * GIB, percent: 80 };
-/// The default of `min_free`: this, or a tenth of a smaller file system.
+/// The default of `min_free`: the smaller of 2 GiB and 10 % of the file system.
 const DEFAULT_MIN_FREE: Share = Share { at_most: 2 * GIB, percent: 10 };
 
 /// A part of a file system, with an upper limit in bytes.
@@ -21,8 +21,8 @@ struct Share {
 /// `[cache]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheConfig {
-    /// Largest size in bytes of cached content, its names and the spool. Pushed content is not counted. `None`: depends on the
-    /// file system, see [`CacheConfig::max_size_on`].
+    /// Largest size in bytes of cached content, its names and the spool. Pushed content is not counted. `None`: depends
+    /// on the file system, see [`CacheConfig::max_size_on`].
     pub max_size: Option<u64>,
     /// Bytes of the file system that stay free. `None`: depends on its size, see [`CacheConfig::min_free_on`].
     pub min_free: Option<u64>,
@@ -60,7 +60,7 @@ impl CacheConfig {
 }
 
 impl Share {
-    /// In whole MiB, so that it is read easily.
+    /// In whole MiB, which are easy to read.
     fn of(&self, disk_bytes: Option<u64>) -> u64 {
         let Some(disk_bytes) = disk_bytes else { return self.at_most };
         let part = disk_bytes / 100 * self.percent;

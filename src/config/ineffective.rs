@@ -1,5 +1,5 @@
-//! Warnings about settings that do nothing, or not what they seem to do. Each names the setting, why it has no effect, and
-//! what would be right.
+//! Warnings about settings that have no effect, or another effect than they seem to have. Each names the setting, the
+//! cause and the remedy.
 
 use url::Url;
 
@@ -7,7 +7,7 @@ use super::units::{format_duration, format_size};
 use super::upstream::in_one_domain;
 use super::{CacheConfig, Config, CredentialConfig, DOCKER_IO, GcConfig, Namespace, Pin, ScrubConfig, UpstreamConfig};
 
-/// Websites that are taken for registries, and the registry of each.
+/// Websites that users mistake for registries, and the host of the registry.
 const WEBSITES: [(&str, &str); 8] = [
     ("docker.io", "registry-1.docker.io"),
     ("www.docker.com", "registry-1.docker.io"),
@@ -19,7 +19,7 @@ const WEBSITES: [(&str, &str); 8] = [
     ("gallery.ecr.aws", "public.ecr.aws"),
 ];
 
-/// A cache that is smaller than this does not hold one large layer.
+/// A cache that is smaller than this cannot hold one large layer.
 const LARGE_LAYER_BYTES: u64 = 1 << 30;
 
 // === impl Config ===
@@ -49,7 +49,7 @@ impl Config {
     fn useless_limits(&self, upstream: &UpstreamConfig) -> Vec<String> {
         let (name, within, default) = (&upstream.name, self.cache.answer_within, UpstreamConfig::new("", Vec::new()));
         let mut found = Vec::new();
-        // A default that is too long is the doing of `answer_within`, and is not reported for each upstream.
+        // A default is too long only if `answer_within` is short. That is not reported for each upstream.
         for (key, limit, default) in [
             ("header_timeout", upstream.header_timeout, default.header_timeout),
             ("connect_timeout", upstream.connect_timeout, default.connect_timeout),
@@ -75,7 +75,7 @@ impl Config {
         found
     }
 
-    /// Two upstreams with one URL share content, and nothing else.
+    /// Two upstreams with the same URL share content, but neither tags nor limits nor credentials.
     fn shared_urls(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (place, one) in self.upstreams.iter().enumerate() {
@@ -107,7 +107,7 @@ impl Config {
         })
     }
 
-    /// Names that are local, or the server's own, are never asked of an upstream.
+    /// Names that are local, or that mean this server, are never requested from an upstream.
     fn hidden_upstreams(&self) -> Vec<String> {
         let mut found = Vec::new();
         if let Some(default) = &self.default_upstream {
@@ -243,7 +243,7 @@ fn useless_token_realms(upstream: &UpstreamConfig) -> Vec<String> {
     own.map(warning).collect()
 }
 
-/// The first rule for a repository is used, so a rule after a wider one is not.
+/// The first rule that matches a repository is used, so a rule after a wider one is never used.
 fn unreachable_credentials(upstream: &UpstreamConfig) -> Vec<String> {
     let (name, rules) = (&upstream.name, &upstream.credentials);
     let mut found = Vec::new();
@@ -267,7 +267,7 @@ fn unreachable_credentials(upstream: &UpstreamConfig) -> Vec<String> {
     found
 }
 
-/// Whether every repository of `rule` belongs to `before`, as far as the patterns show.
+/// Whether `before` matches every repository that `rule` matches, as far as the patterns show.
 fn covers(before: &CredentialConfig, rule: &CredentialConfig) -> bool {
     let Some(wide) = before.repository.as_ref() else { return true };
     if wide.as_str() == "**" {
@@ -321,7 +321,7 @@ mod tests {
 
     /// Each of these settings gives one warning, which names it and has this remedy.
     #[test]
-    fn settings_that_do_nothing_are_named_with_a_remedy() {
+    fn settings_without_effect_are_named_with_a_remedy() {
         let cases = [
             (
                 "[upstream.\"a.b\"]\nurl = \"https://a.b\"\nheader_timeout = \"30s\"",
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_do_something_are_not_named() {
+    fn settings_with_an_effect_are_not_named() {
         for text in [
             "",
             "[upstream.\"docker.io\"]\nurl = [\"https://mirror.example.com\", \"https://registry-1.docker.io\"]",

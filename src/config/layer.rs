@@ -241,7 +241,7 @@ pub(super) struct Layer {
     pub(super) log: LogKeys,
     /// The upstreams by name, each with the place where it is first mentioned. The names are valid.
     pub(super) upstreams: BTreeMap<String, Located<UpstreamKeys>>,
-    /// `http.headers` of `registry:2`, which alone has it.
+    /// `http.headers` of `registry:2`. No other source can set them.
     pub(super) response_headers: Vec<(HeaderName, HeaderValue)>,
     /// Credential rules by upstream, in the order of the file. Only files have them.
     pub(super) repository_credentials: BTreeMap<String, Vec<Located<RepositoryCredentialKeys>>>,

@@ -28,9 +28,9 @@ const FORMATTER: &str = "REGISTRY_LOG_FORMATTER";
 const DATA: &str = "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY";
 const DELETE: &str = "REGISTRY_STORAGE_DELETE_ENABLED";
 const READ_ONLY: &str = "REGISTRY_STORAGE_MAINTENANCE_READONLY_ENABLED";
-/// Prefix of the headers of every response.
+/// Prefix of the variables that set headers of every response.
 const HEADERS: &str = "REGISTRY_HTTP_HEADERS_";
-/// Headers that frame a response. Another value would break it.
+/// Headers that the server sets itself. A configured value would make the response unreadable.
 const OWN_HEADERS: [HeaderName; 7] =
     [CONNECTION, CONTENT_LENGTH, CONTENT_ENCODING, DATE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 /// Prefix of the settings about authentication of clients.
@@ -104,8 +104,8 @@ fn yes_or_no(text: &str) -> &str {
     }
 }
 
-/// Reads the variables of `registry:2`, whose values are YAML. A variable replaces the setting of that name, with everything
-/// below it. An empty variable counts as not set.
+/// Reads the variables of `registry:2`, whose values are YAML. A variable replaces the setting of that name, with
+/// everything below it. An empty variable counts as not set.
 ///
 /// # Errors
 /// If a quoted value is not valid YAML.

@@ -39,8 +39,8 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, RegistrySetting>, Con
     Ok(settings)
 }
 
-/// Returns the settings in one variable, by the names of the variables that would set each of them. `name` is without the
-/// prefix. A list has one setting for each entry.
+/// Returns the settings in one variable, by the names of the variables that would set each of them. `name` is without
+/// the prefix. A list has one setting for each entry.
 ///
 /// # Errors
 /// If a quoted value is not valid YAML. The text of the value, which may be a password, is not in the error.

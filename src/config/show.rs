@@ -16,8 +16,8 @@ struct TomlWriter(String);
 // === impl Config ===
 
 impl Config {
-    /// The configuration as TOML, in the order of `config/roadstead.toml`. Keys without a value are left out. Sizes that
-    /// depend on the size of the data folder's file system, `disk_bytes`, are comments.
+    /// The configuration as TOML, in the order of `config/roadstead.toml`. Keys without a value are left out. Sizes
+    /// that depend on the size of the data folder's file system, `disk_bytes`, are comments.
     pub fn to_toml(&self, disk_bytes: Option<u64>) -> String {
         let mut document = TomlWriter::default();
         document.key("builtin_upstreams", self.builtin_upstreams);
@@ -37,7 +37,7 @@ impl Config {
         document.key("drain_timeout", format_duration(self.server.drain_timeout));
 
         for (name, value) in &self.server.response_headers {
-            // No key of this file sets it.
+            // No key of this file can set this header.
             document.line(format_args!("# in every response, from registry:2: {name}: {value:?}"));
         }
 

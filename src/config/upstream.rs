@@ -107,8 +107,9 @@ impl UpstreamConfig {
         self.credentials.iter().any(|rule| rule.source.is_certain())
     }
 
-    /// Whether the passwords and programs of the credential rules are for this URL. If the upstream has URLs on its own domain,
-    /// the others are mirrors of other people, and get none. Docker's file has credentials by host, so each URL gets its own.
+    /// Whether requests to this URL may carry the passwords of the credential rules and the output of their programs.
+    /// If some URLs are on the upstream's own domain, the others are mirrors of other operators, and requests to them
+    /// carry none. Docker's file lists credentials by host, so requests to each URL carry those of its host.
     pub fn credentials_are_for(&self, url: &Url) -> bool {
         self.is_own(url) || !self.urls.iter().any(|url| self.is_own(url))
     }

@@ -1,5 +1,5 @@
-//! Warnings about settings that are valid but risky, and about those without effect (`ineffective`). They are logged at the
-//! start and printed by `roadstead check`.
+//! Warnings about settings that are valid but risky, and about those without effect (`ineffective`). They are logged at
+//! the start and printed by `roadstead check`.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ const CONTAINERD_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 // === impl Config ===
 
 impl Config {
-    /// One line each, the most severe first. Each names the setting, the risk and the remedy. `disk_bytes`: the size of the data
-    /// folder's file system, if it is known.
+    /// One line each, the most severe first. Each names the setting, the risk and the remedy. `disk_bytes`: the size of
+    /// the data folder's file system, if it is known.
     pub fn warnings(&self, disk_bytes: Option<u64>) -> Vec<String> {
         let mut warnings: Vec<String> = self.unauthenticated_access().into_iter().collect();
         warnings.extend(self.upstreams.iter().filter_map(unencrypted_password));

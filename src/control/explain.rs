@@ -63,9 +63,9 @@ pub struct Explanation {
 /// The bounds of the cache, in bytes.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ExplainedBounds {
-    /// What cached content may take.
+    /// Bytes that cached content may take.
     pub max_size: u64,
-    /// What stays free on the disk.
+    /// Bytes that stay free on the disk.
     pub min_free: u64,
 }
 

@@ -36,8 +36,8 @@ const UPLOAD_EXPIRY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Maximum time without writes of a push session. Clients give up within an hour.
 const MAX_UPLOAD_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Without `push.max_unfinished_size`, unfinished uploads may take one of this many parts of `cache.max_size`.
-const UPLOAD_PART_OF_CACHE: u64 = 10;
+/// The default of `push.max_unfinished_size` is `cache.max_size` divided by this.
+const UNFINISHED_SIZE_DIVISOR: u64 = 10;
 
 /// Returns the bounds of the cache for a data folder, which may not exist yet. Blocks.
 pub fn bounds(cache: &CacheConfig, folder: &Path) -> Bounds {
@@ -47,7 +47,7 @@ pub fn bounds(cache: &CacheConfig, folder: &Path) -> Bounds {
 
 /// Returns the bounds of unfinished uploads beside a cache with these bounds.
 pub fn upload_bounds(push: &PushConfig, cache: Bounds) -> UploadBounds {
-    let max_bytes = push.max_unfinished_size.unwrap_or(cache.max_size / UPLOAD_PART_OF_CACHE);
+    let max_bytes = push.max_unfinished_size.unwrap_or(cache.max_size / UNFINISHED_SIZE_DIVISOR);
     UploadBounds { max_bytes, max_count: push.max_unfinished }
 }
 

@@ -1,5 +1,6 @@
 //! Recovery of the index in the background: reconciles it with the files if needed, and restores the order of last use.
-//! Nothing is evicted before. It is repeated if the index fails while the server runs, as on a disk that was full for a while.
+//! Nothing is evicted before it is complete. It is repeated if the index fails while the server runs, for example on a
+//! full disk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +29,7 @@ pub struct IndexRecovery {
     recovery: JoinHandle<()>,
 }
 
-/// A request to stop, for the walk and for the task that starts it.
+/// A request to stop. The walk reads the flag, and the task that starts walks waits for the token.
 #[derive(Default)]
 struct Stop {
     walk: AtomicBool,

@@ -51,8 +51,8 @@ impl<'a> Call<'a> {
         self.parts.headers.get(name)?.to_str().ok()
     }
 
-    /// Whether the client has the content of this entity tag: an `If-None-Match` names it, by weak comparison (RFC 9110,
-    /// section 13.1.2). Several lines of it are one list.
+    /// Whether the client has the content of this entity tag: an `If-None-Match` names it, by weak comparison (RFC
+    /// 9110, section 13.1.2). Several lines of it are one list.
     pub(super) fn has_already(&self, etag: &[u8]) -> bool {
         let lines = self.parts.headers.get_all(IF_NONE_MATCH).into_iter();
         let mut tags = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim);

@@ -34,7 +34,7 @@ pub(super) struct Deadlines {
 pub(super) struct Requests {
     started: AtomicU64,
     ended: AtomicU64,
-    /// What newcomers look at.
+    /// The state that new connections read to find an unused one.
     activity: Arc<Activity>,
     /// Woken when a request ends: the next deadline starts then, and hyper does not read again by itself.
     reader: AtomicWaker,

@@ -27,8 +27,8 @@ pub(super) async fn dispatch(app: &Arc<App>, peer: &Peer, request: Request<Body>
     let handler = route.as_ref().map_or("other", |route| route.endpoint.handler());
     let in_flight = app.metrics.http_started(handler);
     let trace = RequestTrace::new(handler, request.method().clone(), request.headers());
-    // A hit opens no span of its own: only a subscriber that wants everything makes it do so. That case is in a box, so that
-    // it does not make the future of every request larger.
+    // A hit opens a span only if a subscriber asks for all spans. That rare case is boxed, so that it does not make the
+    // future of every request larger.
     let answered = if RequestTrace::is_wanted_for_hits() {
         let answering = AssertUnwindSafe(answer(app, peer, &trace, route, request)).catch_unwind();
         Box::pin(answering.instrument(trace.span())).await
@@ -87,7 +87,7 @@ async fn answer(
     let route = route?;
     let principal = app.gate.authenticate(Caller::new(peer, &parts.headers))?;
     let call = Call::new(parts, route, principal, trace);
-    // Whatever it asks for: our upstreams lead back to us, so a request to them would wait for itself.
+    // This applies to every operation. The server's upstreams lead back to it, so the request would wait for itself.
     if call.has_passed(&app.via) {
         return Err(ApiError::Loop);
     }
@@ -104,7 +104,7 @@ async fn answer(
     }
 }
 
-/// Everything but reads of manifests and blobs.
+/// All operations except reads of manifests and blobs.
 async fn answer_rare(
     app: &Arc<App>,
     call: &Call<'_>,
@@ -129,7 +129,7 @@ async fn answer_rare(
     }
 }
 
-/// The answer to `OPTIONS`, as that of `registry:2`. What a browser may do is in the configured headers.
+/// The response to `OPTIONS`, as that of `registry:2`. The configured headers say which requests a browser may send.
 fn methods(allowed: &str) -> Response {
     let mut response = Response::new(Body::empty());
     insert(response.headers_mut(), ALLOW, allowed.to_owned());

@@ -1,8 +1,8 @@
 //! The rest of a refused request body over HTTP/2.
 //!
-//! If a response ends before the request, the server resets the stream, and some clients (curl 7.88) then drop the response.
-//! So the end of the response waits until the client has stopped: clients that read an error end their body early. The wait
-//! is bounded in time and bytes.
+//! If a response ends before the request, the server resets the stream, and some clients (curl 7.88) then drop the
+//! response. So the response ends only after the client has stopped sending, which most clients do as soon as they read
+//! an error. The wait is bounded in time and bytes.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,27 +17,27 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep};
 
-/// Bytes that are read and dropped.
+/// Largest number of bytes that are read and dropped.
 const MAX_DRAINED_BYTES: usize = 16 << 20;
-/// How long the end of a response waits for the end of the request.
+/// Longest time that the end of a response waits for the end of the request.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request body. Its handler reads it, and may leave it before the end.
+/// A request body for a handler, which may stop reading before the end.
 struct SharedBody(Arc<Mutex<Incoming>>);
 
-/// What a handler has left of a request body.
+/// The part of a request body that its handler has not read.
 pub(super) struct Rest(Arc<Mutex<Incoming>>);
 
 /// A response body that ends after the request body.
 pub(super) struct Draining {
     body: Body,
     rest: Rest,
-    /// Set when the response is complete but for its end.
+    /// The time limit. Set when all data of the response has been sent, and only the end is missing.
     waiting: Option<Pin<Box<Sleep>>>,
     left: usize,
 }
 
-/// The request with a body that remains readable. `None` if it has no body.
+/// Returns the request, and a handle to read the rest of its body. `None` if it has no body.
 pub(super) fn keep(request: Request<Incoming>) -> (Request<Body>, Option<Rest>) {
     if request.body().is_end_stream() {
         return (request.map(Body::new), None);
@@ -73,7 +73,7 @@ impl Draining {
         Self { body, rest, waiting: None, left: MAX_DRAINED_BYTES }
     }
 
-    /// Ready when the request body has ended, or the wait for it.
+    /// Ready when the request body has ended, or when the wait has reached its limits.
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timeout = self.waiting.get_or_insert_with(|| Box::pin(sleep(DRAIN_TIMEOUT)));
         if timeout.as_mut().poll(cx).is_ready() {
@@ -105,7 +105,7 @@ impl HttpBody for Draining {
     }
 
     fn is_end_stream(&self) -> bool {
-        // Not before the request has ended.
+        // The response ends only after the request.
         false
     }
 

@@ -169,7 +169,7 @@ impl ApiError {
             Self::Access(AccessError::PushRefused(_)) | Self::NameTaken(..) => {
                 tracing::info!(request_id, status = status_code, error = %self, "refused a push");
             }
-            // The accept loop has warned, once for many of them.
+            // The accept loop has logged one warning for many of these requests.
             Self::Crowded => tracing::debug!(request_id, status = status_code, error = %self, "refused a request"),
             // Logged above debug so that the id that a client reports can be found.
             _ if status.is_server_error() => {

@@ -10,7 +10,7 @@ use crate::oci::media_type;
 /// Header fields of a response with content. Their memory is allocated once.
 pub(super) const FIELDS: usize = 12;
 
-/// Longest value of a header that may repeat what a client has sent.
+/// Largest value in bytes of a header that may repeat text of a client.
 const MAX_VALUE_BYTES: usize = 4 << 10;
 
 /// Sets the digest of the content and its entity tag. `quoted` is the digest in double quotes.
@@ -42,8 +42,8 @@ pub(super) fn received_range(length: u64) -> String {
     format!("0-{}", length.saturating_sub(1))
 }
 
-/// Sets a header to text that the program has made. Text that a header cannot have is left out, and so is text of a client
-/// that is far too long for one.
+/// Sets a header. The header is omitted if its value contains characters that a header cannot have, or is longer than
+/// [`MAX_VALUE_BYTES`] because it repeats text of a client.
 pub(super) fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
     if value.len() <= MAX_VALUE_BYTES
         && let Ok(value) = HeaderValue::try_from(value)

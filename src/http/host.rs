@@ -1,9 +1,9 @@
-//! Which host a request names. Two servers that look at different fields must not disagree about it, because the host may
-//! decide whose image is meant (`server.host_routes`).
+//! Which host a request names. The host may decide which upstream is meant (`server.host_routes`). So a proxy and this
+//! server must not read different hosts from different fields.
 //!
-//! The rules of RFC 9112, section 3.2, apply: an HTTP/1.1 request has exactly one `Host`, and a target with a host of its own
-//! takes precedence. A host is what a URL can have and DNS or an address can be: letters, digits, `.`, `-`, `_` and `~`, or
-//! an IPv6 address in brackets, and a port.
+//! The rules of RFC 9112, section 3.2, apply: an HTTP/1.1 request has exactly one `Host`, and a target with a host of
+//! its own takes precedence. A host is a name or an address as it may be in a URL: letters, digits, `.`, `-`, `_` and
+//! `~`, or an IPv6 address in brackets. A port may follow.
 
 use std::net::Ipv6Addr;
 
@@ -37,7 +37,7 @@ pub(super) fn check<B>(request: &Request<B>) -> Result<(), HostError> {
     if all.into_iter().all(is_valid) { Ok(()) } else { Err(HostError::Malformed) }
 }
 
-/// Whether this is a host with an optional port. An empty host names nothing, so it is not (RFC 9110, section 4.2.1).
+/// Whether this is a host with an optional port. An empty host is not valid (RFC 9110, section 4.2.1).
 pub(super) fn is_valid(host: &[u8]) -> bool {
     let port_at = host.iter().rposition(|&byte| byte == b':' || byte == b']').filter(|&at| host[at] == b':');
     let (name, port) = match port_at {

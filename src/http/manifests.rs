@@ -37,12 +37,12 @@ const FIRST_PUSH_TIMEOUT: Duration = Duration::from_secs(4);
 /// among them hyper and Python, accept at most 100 of those.
 const MAX_TAGS: usize = 64;
 
-/// A manifest of more bytes is received by turns.
+/// A manifest with more bytes waits for a turn before the rest of it is received.
 const LARGE_MANIFEST_BYTES: usize = 256 << 10;
-/// Large manifests that are received and checked at the same time.
+/// Largest number of large manifests that are received and checked at the same time.
 const MAX_LARGE_MANIFESTS: usize = 16;
 static LARGE_MANIFESTS: Semaphore = Semaphore::const_new(MAX_LARGE_MANIFESTS);
-/// How long a client waits for its turn, and how long it may take to send the rest.
+/// How long a client waits for its turn, and how long it may then take to send the rest.
 const LARGE_MANIFEST_TURN_TIMEOUT: Duration = Duration::from_secs(20);
 const LARGE_MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -219,7 +219,8 @@ fn tags_to_set(call: &Call<'_>, reference: &Reference) -> Result<Vec<Tag>, ApiEr
     }
 }
 
-/// Receives the body. A large one waits for a turn, which the result holds: so many of them do not fill the memory at once.
+/// Receives the body. A large body waits for a turn, which the result holds. So many large manifests do not fill the
+/// memory.
 async fn read(
     app: &App,
     call: &Call<'_>,
@@ -242,7 +243,7 @@ async fn read(
         if length > LARGE_MANIFEST_BYTES && turn.is_none() {
             turn = Some(large_manifest_turn().await?);
             deadline = Some(Instant::now() + LARGE_MANIFEST_TIMEOUT);
-            // A buffer that grows leaves freed ones of half its size behind.
+            // Allocated at once, because a growing buffer leaves freed buffers of half its size to the allocator.
             bytes.reserve((announced.unwrap_or(0) as usize).saturating_sub(bytes.len()));
         }
         bytes.extend_from_slice(&data);
@@ -267,7 +268,7 @@ async fn require_references(app: &App, repo: &RepoId, manifest: &Manifest) -> Re
     let mut missing = manifest.unsupported.clone();
     let mut checked = HashSet::new();
     for child in manifest.children.iter().filter(|child| !child.optional) {
-        // Enough to be named in the error. A manifest may refer to tens of thousands of blobs.
+        // No more than the error names, because a manifest may refer to tens of thousands of blobs.
         if missing.len() >= MAX_NAMED_REFERENCES {
             break;
         }

@@ -1,8 +1,8 @@
 //! The registry over HTTP: parse, authenticate, resolve, authorize, act, respond.
 //!
-//! [`Site`] answers requests. `dispatch` takes every path under `/v2` (see [`crate::oci::Route`] for why no router does), asks
-//! the gate ([`crate::access`]) and calls the handler of the operation with the permission that the gate has given.
-//! `serve` and the modules below it are about connections: their number, deadlines and bounds.
+//! [`Site`] answers requests. `dispatch` takes every path under `/v2` (see [`crate::oci::Route`] for why no router
+//! does), asks the gate ([`crate::access`]) and calls the handler of the operation with the permission that the gate
+//! has given. `serve` and the modules below it are about connections: their number, deadlines and bounds.
 
 mod admin;
 mod blobs;
@@ -58,7 +58,7 @@ use outcome::Outcome;
 
 /// Where the distribution API is, unless a mirror URL has a path.
 const REGISTRY: &str = "/v2/";
-/// What orchestrators ask for. Reserved places answer nothing else.
+/// The paths of health checks. Connections at reserved places get 503 for all others.
 const HEALTH_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 /// The methods of the paths beside `/v2/`.
 const READS: &str = "GET, HEAD";
@@ -78,7 +78,7 @@ pub struct App {
     /// How long the body of an upload may make no progress.
     pub progress_timeout: Duration,
     pub foreign_names: ForeignNames,
-    /// Added to every response that does not have them.
+    /// Headers that are added to every response that does not have them.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -92,7 +92,7 @@ pub struct Site {
     app: Arc<App>,
     /// The paths beside `/v2/`.
     router: Router,
-    /// Only health checks are answered, and the rest with 503.
+    /// Whether only health checks are answered, and other requests get 503.
     is_crowded: bool,
 }
 
@@ -133,7 +133,7 @@ impl Site {
         self.with_headers(response)
     }
 
-    /// Answers a request that no endpoint is to see.
+    /// Answers a request with an error, before it reaches an endpoint.
     fn refuse<B>(&self, request: &Request<B>, error: ApiError) -> Response {
         let trace = RequestTrace::new("other", request.method().clone(), request.headers());
         let response = self.with_headers(error.into_response(&trace));
@@ -155,14 +155,14 @@ impl Site {
 }
 
 impl ForeignNames {
-    /// At most this many are warned about. Clients send what they like.
-    const MAX_NAMES: usize = 20;
+    /// Largest number of values that a warning is logged about, because clients choose them.
+    const MAX_WARNED_NAMES: usize = 20;
 
     /// Warns once for each `ns` that hides a local repository.
     fn look_at(&self, error: &ApiError) {
         let ApiError::Access(AccessError::Resolve(error @ ResolveError::NotOurName { ns })) = error else { return };
         let mut warned = self.0.lock();
-        if warned.len() < Self::MAX_NAMES && warned.insert(Printable(ns).to_string()) {
+        if warned.len() < Self::MAX_WARNED_NAMES && warned.insert(Printable(ns).to_string()) {
             tracing::warn!(%error, "a client named a registry that is not configured");
         }
     }
@@ -174,7 +174,7 @@ async fn wrong_method(method: Method, headers: HeaderMap) -> Response {
     ApiError::Method { allowed: READS.to_owned() }.into_response(&trace)
 }
 
-/// What `registry:2` answers at its root, to any method. Load balancers ask for it.
+/// The response of `registry:2` at `/`, to any method. Load balancers request it.
 async fn alive() -> impl IntoResponse {
     [(CACHE_CONTROL, HeaderValue::from_static("no-cache"))]
 }

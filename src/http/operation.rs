@@ -1,4 +1,4 @@
-//! What a request asks for. This is the one table of the methods of each endpoint.
+//! The operation that a request asks for. This is the only table of the methods of each endpoint.
 
 use http::Method;
 
@@ -7,7 +7,7 @@ use crate::oci::Endpoint;
 /// The methods of endpoints, in the order of `Allow`.
 const METHODS: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PATCH, Method::PUT, Method::DELETE];
 
-/// An endpoint and what is to be done there, with the last component of the path where it decides.
+/// An operation at an endpoint, with the last component of the path if the operation needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation<'a> {
     Ping,
@@ -16,7 +16,7 @@ pub(super) enum Operation<'a> {
     Rare(RareOperation<'a>),
 }
 
-/// The operations that are not the path of a hit.
+/// The operations other than pings and reads of content. They are not on the hit path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RareOperation<'a> {
     ListRepositories,

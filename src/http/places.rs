@@ -1,10 +1,11 @@
-//! Places for connections: how many may be open, and which one gives way to a newcomer.
+//! Places for connections: how many may be open, and which connection is ended for a new one (*gives way*).
 //!
-//! If all places are taken, the connection that has been without a request for longest ends, as in nginx. A connection with
-//! a request in progress stays. If every connection has one, a few reserved places remain, which answer health checks alone.
+//! If all places are taken, the connection that has been without a request for longest ends, as in nginx. A connection
+//! with a request in progress stays. If every connection has one, a few reserved places remain. They answer health
+//! checks, and 503 to other requests.
 //!
-//! A request costs two atomic operations on the state of its own connection. The list of connections is locked only when a
-//! connection opens or closes, and when one has to give way.
+//! A request costs two atomic operations on the state of its own connection. The list of connections is locked only
+//! when a connection opens or closes, and when one has to give way.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,15 +16,16 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-/// Further connections while every place has a request in progress. They answer health checks and 503.
+/// Number of reserved places. They are used while all other places have a request in progress.
 const RESERVED_PLACES: usize = 8;
-/// Connections that one search for the longest unused ones remembers. A flood of newcomers then searches seldom.
+/// Largest number of long unused connections that one search remembers, so that a flood of new connections needs few
+/// searches.
 const MAX_CANDIDATES: usize = 64;
-/// At most one warning in this time says that every place has a request in progress.
+/// Shortest time between two warnings that every place has a request in progress.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The low bits of a state: the number of requests in progress. The others: microseconds from the start of the server to
-/// the time since which the connection has been unused.
+/// The low bits of a state: the number of requests in progress. The others: microseconds from the start of the server
+/// to the time since which the connection has been unused.
 const COUNT_BITS: u32 = 16;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 /// The state of a connection that has given way. Requests that begin afterwards do not reach [`COUNT_MASK`].
@@ -33,7 +35,8 @@ const GAVE_WAY: u64 = COUNT_MASK / 2;
 pub(super) struct Places {
     usual: Arc<Group>,
     reserved: Arc<Group>,
-    /// Held while one newcomer gets its place, so that no other listener takes what a connection has left for it.
+    /// Held while one new connection gets its place, so that another listener does not take the place that was freed
+    /// for it.
     admission: tokio::sync::Mutex<Admission>,
 }
 
@@ -47,7 +50,7 @@ struct Admission {
 struct Group {
     free: Arc<Semaphore>,
     is_reserved: bool,
-    /// Before any of its connections.
+    /// Times in the states of the connections count from here.
     start: Instant,
     open: Mutex<OpenConnections>,
 }
@@ -56,7 +59,8 @@ struct Group {
 struct OpenConnections {
     next_key: u64,
     by_key: HashMap<u64, Arc<Activity>>,
-    /// The longest unused connections at the last search, with their states. Every other connection has been used since.
+    /// The longest unused connections at the last search, with their states. Every other connection has been used
+    /// since.
     candidates: VecDeque<(u64, Arc<Activity>)>,
 }
 
@@ -68,7 +72,8 @@ pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Whether a connection has a request in progress, or since when it has none. Written by the connection, read by newcomers.
+/// Whether a connection has a request in progress, or since when it has none. Written by the connection, and read when
+/// a new connection needs a place.
 pub(super) struct Activity {
     state: AtomicU64,
     /// Times in the state count from here.
@@ -89,7 +94,7 @@ impl Places {
     }
 
     /// A place for a new connection. Waits only while all places, also the reserved ones, have a request in progress.
-    /// `ending` belongs to the connection alone.
+    /// `ending` must not be shared with another connection.
     pub(super) async fn take(&self, ending: CancellationToken) -> Place {
         let mut admission = self.admission.lock().await;
         let (group, permit) = match Group::admit(&self.usual).await {
@@ -134,7 +139,7 @@ impl Group {
         if let Ok(permit) = group.free.clone().try_acquire_owned() {
             return Some(permit);
         }
-        // Not held across the wait.
+        // The lock is not held across the wait.
         let gives_way = group.open.lock().end_longest_unused();
         if gives_way { Some(Self::permit(group).await) } else { None }
     }
@@ -196,7 +201,7 @@ impl Place {
         &self.activity
     }
 
-    /// Whether the connection may only ask for the health of the server, once.
+    /// Whether the connection is at a reserved place, where it may send one request, a health check.
     pub(super) fn is_reserved(&self) -> bool {
         self.group.is_reserved
     }
@@ -204,7 +209,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // A newcomer that still has it among its candidates must not count it as one that gives way.
+        // If the connection is still among the candidates, it must not be counted as one that gives way.
         self.activity.state.store(GAVE_WAY, Ordering::Release);
         self.group.open.lock().by_key.remove(&self.key);
     }
@@ -263,7 +268,7 @@ mod tests {
         places.take(CancellationToken::new()).await
     }
 
-    /// Polls once, as a newcomer that has to wait would be left.
+    /// Polls a waiting new connection once, and leaves it waiting.
     fn is_waiting<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> bool {
         futures_util::FutureExt::now_or_never(future).is_none()
     }
@@ -272,7 +277,7 @@ mod tests {
     async fn the_longest_unused_connection_gives_way() {
         let places = Places::new(3);
         let (first, second, third) = (take(&places).await, take(&places).await, take(&places).await);
-        // The first one has been used since the others came, and the second one has a request in progress.
+        // The first one was used after the others were opened, and the second one has a request in progress.
         assert!(first.activity().begin() && second.activity().begin());
         first.activity().rest(Instant::now() + Duration::from_millis(1));
         let mut newcomer = std::pin::pin!(take(&places));

@@ -37,13 +37,13 @@ const MAX_STREAMS: u32 = 100;
 /// its streams.
 const WINDOW_BYTES: u32 = 1 << 20;
 
-/// The last response of an HTTP/1 connection says so. HTTP/2 has no such header.
+/// The value of `Connection` in the last response of an HTTP/1 connection. HTTP/2 has no such header.
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// Serves connections.
 pub(super) struct Connections {
     site: Site,
-    /// For the reserved places.
+    /// The site for connections at reserved places.
     crowded_site: Site,
     deadlines: Deadlines,
     certificates: Option<Certificates>,
@@ -57,7 +57,7 @@ impl Connections {
         Self { crowded_site: site.crowded(), site, deadlines, certificates, tasks }
     }
 
-    /// Serves one connection to its end. Once its place is ending, it ends after the requests in progress.
+    /// Serves one connection to its end. After its place was told to end, it ends after the requests in progress.
     pub(super) async fn serve(&self, stream: TcpStream, place: Place) {
         // Without TCP_NODELAY a small response may wait 40 ms.
         let _ = stream.set_nodelay(true);
@@ -164,7 +164,7 @@ impl Connections {
         }
         if let Err(error) = host::check(&request) {
             let mut response = self.site_at(place).refuse(&request, error.into());
-            // A proxy in between may have read the request in another way, and also what follows it.
+            // A proxy in between may have parsed this request differently, and then also the bytes after it.
             if request.version() <= Version::HTTP_11 {
                 response.headers_mut().insert(CONNECTION, CLOSE);
             }
@@ -181,7 +181,7 @@ impl Connections {
         })
     }
 
-    /// What a connection at this place may ask for.
+    /// The site that answers the requests of a connection at this place.
     fn site_at(&self, place: &Place) -> &Site {
         if place.is_reserved() { &self.crowded_site } else { &self.site }
     }

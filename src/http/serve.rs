@@ -120,7 +120,8 @@ impl Server {
     async fn accept(self: &Arc<Self>, socket: TcpListener, places: Arc<Places>) {
         loop {
             match socket.accept().await {
-                // A token of its own: a shared one would be a point of contention, and this one also ends the connection alone.
+                // Each connection has its own token. A shared one would be contended, and could not end one connection
+                // alone.
                 Ok((stream, _peer)) => self.connect(stream, places.take(self.draining.child_token()).await),
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {

@@ -83,7 +83,7 @@ fn may_read(app: &Arc<App>, principal: &Principal) -> MayRead {
     Box::new(move |name: &RepoName| app.gate.may_pull(&principal, &RepoId::local(name.clone())))
 }
 
-/// PATCH: the next bytes. What arrives before a failure stays.
+/// PATCH: the next bytes. The bytes that arrived before a failure stay.
 pub(super) async fn append(
     app: &Arc<App>,
     call: &Call<'_>,
@@ -97,8 +97,8 @@ pub(super) async fn append(
     Ok(session(StatusCode::ACCEPTED, &repo.name, &upload))
 }
 
-/// PUT: the last bytes, if any, and the digest of all of them. After a failure the session is as it was before, so that the
-/// client can send the same request again.
+/// PUT: the last bytes, if any, and the digest of all of them. After a failure the session is as it was before, so that
+/// the client can send the same request again.
 pub(super) async fn finish(
     app: &Arc<App>,
     call: &Call<'_>,
@@ -124,7 +124,8 @@ pub(super) async fn finish(
     close(upload, repo, &digest).await
 }
 
-/// Finds a session. The client may have lost the response to a request that still holds it, so this waits for its end.
+/// Finds a session. If an earlier request still holds it, this waits for that request: its client may have lost the
+/// response.
 async fn find_when_free(app: &App, repo: &RepoId, id: &str) -> Result<Upload, UploadError> {
     let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {
@@ -147,7 +148,7 @@ async fn receive_chunk(
     receive(app, upload, body, found_no_room).await
 }
 
-/// Reads a body that is not needed, so that the client reads the response.
+/// Reads and drops a body that is not needed, so that the client reads the response.
 async fn discard(app: &App, body: Body) -> Result<(), ApiError> {
     let mut frames = pin!(data_frames(body, app.progress_timeout));
     while frames.next().await.transpose()?.is_some() {}

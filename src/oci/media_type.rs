@@ -27,8 +27,8 @@ pub fn essence(value: &str) -> Option<String> {
     (essence.len() <= MAX_MEDIA_TYPE_BYTES && token(kind) && token(subtype)).then(|| essence.to_ascii_lowercase())
 }
 
-/// As [`essence`], for a type that a manifest may be served with: it begins with `application/`. Served with another type,
-/// a page or a script would run in a browser.
+/// As [`essence`], for the type of a manifest, which must begin with `application/`. With another type, a browser could
+/// display or run the content.
 pub fn of_manifest(value: &str) -> Option<String> {
     essence(value).filter(|essence| essence.starts_with("application/"))
 }

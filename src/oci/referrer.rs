@@ -100,8 +100,8 @@ struct IndexDocument {
     manifests: ListedReferrers,
 }
 
-/// The valid descriptors of a list. One entry at a time becomes objects, and most of an index may be entries that are not
-/// valid.
+/// The valid descriptors of a list. Entries are parsed one at a time to save memory, because most entries may be
+/// invalid.
 #[derive(Default)]
 struct ListedReferrers(Vec<Referrer>);
 

@@ -1,9 +1,9 @@
 //! Routes: which endpoint of the distribution API a path names (distribution-spec, "Endpoints").
 //!
-//! Of percent-encoded characters only those are decoded that mean the same with and without the encoding (RFC 3986, section
-//! 2.3), and the colon of a digest. A router that decodes `%2F` would allow a slash inside a name, and a router with
-//! wildcards has none in the middle of a path. Names stay text here, because their first component may be the host of an
-//! upstream.
+//! Only two kinds of percent-encoded characters are decoded: those that mean the same with and without the encoding
+//! (RFC 3986, section 2.3), and the colon of a digest. A router that decodes `%2F` would allow a slash inside a name,
+//! and a router with wildcards has none in the middle of a path. Names stay text here, because their first component
+//! may be the host of an upstream.
 
 /// Components of a usual path, for the capacity of a list.
 const USUAL_COMPONENTS: usize = 8;
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_of_a_mirror_url_with_a_path_is_a_ping() {
+    fn a_ping_of_a_mirror_url_with_a_path_is_recognised() {
         for path in ["/docker.io/v2/", "/docker.io/v2"] {
             assert_eq!(parsed(path), (Some("docker.io".into()), String::new(), Endpoint::Base), "{path}");
         }

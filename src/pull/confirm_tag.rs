@@ -1,11 +1,12 @@
 //! Asks an upstream which manifest a tag names.
 //!
-//! 1. If the tag is known, one HEAD. It costs no pull at Docker Hub. Its digest leads to a stored manifest, or to one that is
-//!    fetched by digest.
-//! 2. If the tag is not known, or the HEAD did not lead to a manifest: the GET of the tag. Registries and storage services may
-//!    refuse HEAD, and a tag may have moved before its manifest is there. Only the GET decides that a tag does not exist.
+//! 1. If the tag is known, one HEAD. It costs no pull at Docker Hub. Its digest leads to a stored manifest, or to one
+//!    that is fetched by digest.
+//! 2. If the tag is not known, or the HEAD did not lead to a manifest: the GET of the tag. Registries and storage
+//!    services may refuse HEAD, and a tag may have moved before its manifest is there. Only the GET decides that a tag
+//!    does not exist.
 //!
-//! The digest of the bytes decides. If an upstream announces another digest, it is asked for both of them by digest.
+//! The digest of the bytes decides. If an upstream announces another digest, both manifests are requested by digest.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -36,7 +37,7 @@ pub(super) struct TagConfirmation<'a> {
     pub(super) deadline: Instant,
 }
 
-/// What a HEAD led to.
+/// The result of a HEAD.
 enum HeadAnswer {
     Manifest(Served),
     /// The tag exists, but the HEAD did not lead to a manifest.

@@ -72,8 +72,8 @@ impl Context {
         }
     }
 
-    /// Returns the membership of a digest. If it is proven, the content may be read in this repository without a request to its
-    /// upstream.
+    /// Returns the membership of a digest. If it is proven, the content may be read in this repository without a
+    /// request to its upstream.
     pub(super) async fn membership(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError> {
         if let Some(member) = self.store.member(repo, digest).await? {
             return Ok(Some(member));
@@ -82,15 +82,15 @@ impl Context {
         Ok(is_manifest.then_some(Member { size: None, proven: true }))
     }
 
-    /// Remembers an absence that the upstream has just confirmed: in memory for `negative_ttl`, in the repository's note for an
-    /// outage.
+    /// Remembers an absence that the upstream has just confirmed: in memory for `negative_ttl`, in the repository's
+    /// note for an outage.
     pub(super) async fn remember_absent(&self, repo: &RepoId, reference: Reference) {
         self.memory.remember_absent(repo, reference.clone());
         self.notes.remember_absent(repo, reference).await;
     }
 
-    /// Returns the error of a request for content that is not stored. If the upstream failed, and said before that the content
-    /// does not exist, that is still the best answer.
+    /// Returns the error of a request for content that is not stored. If the upstream failed, and said before that the
+    /// content does not exist, that is still the best answer.
     pub(super) async fn or_known_absence(&self, repo: &RepoId, reference: Reference, error: PullError) -> PullError {
         if error.is_inconclusive() && !error.is_local() && self.notes.is_absent(repo, &reference).await {
             tracing::debug!(%repo, %reference, %error, "the upstream said before that this does not exist");

@@ -20,7 +20,7 @@ pub enum PullError {
     Upstream(UpstreamError),
     #[error("{upstream} sent content that does not have digest {digest}")]
     WrongContent { upstream: Arc<str>, digest: Digest },
-    /// The manifest of a tag has another digest than its header says. By digest, the upstream has neither.
+    /// The manifest of a tag has another digest than its header says, and the upstream has neither manifest by digest.
     #[error("{upstream} announced a manifest with digest {announced} and sent {found}")]
     WrongManifest { upstream: Arc<str>, announced: Digest, found: Digest },
     /// A resumed transfer does not continue the bytes that were received before it.
@@ -56,7 +56,7 @@ impl PullError {
         matches!(self, Self::Store(error) if error.is_full())
     }
 
-    /// Whether the disk did not take what was written.
+    /// Whether the disk did not accept the bytes that were written.
     pub(super) fn is_of_writing(&self) -> bool {
         matches!(self, Self::Store(error @ StoreError::Io { .. }) if error.obstacle().is_some())
     }
@@ -91,8 +91,8 @@ impl PullError {
         matches!(self, Self::Upstream(UpstreamError::RateLimited { .. }))
     }
 
-    /// Whether a GET may answer what this request did not. A refused HEAD, or a manifest that is missing under the digest that a
-    /// HEAD announced, says nothing about the GET.
+    /// Whether a GET may give the answer that this request did not give. A refused HEAD, or a manifest that is missing
+    /// under the digest that a HEAD announced, says nothing about the GET.
     pub(super) fn may_be_answered_by_get(&self) -> bool {
         match self {
             Self::Upstream(error) => !matches!(

@@ -17,7 +17,7 @@ use crate::tasks::on_bytes;
 use crate::telemetry::CacheResult;
 use crate::upstream::{Effort, Kind, Upstream, UpstreamResponse};
 
-/// A manifest of more bytes waits for a turn, so that many of them at once do not fill the memory.
+/// A manifest with more bytes waits for a turn, so that many large manifests do not fill the memory.
 const LARGE_MANIFEST_BYTES: u64 = 256 << 10;
 
 impl PullRequest<'_> {
@@ -86,9 +86,9 @@ impl Engine {
         Ok(Served::new(manifest, if stored { CacheResult::Miss } else { CacheResult::Bypass }))
     }
 
-    /// Whether this repository may read a manifest that is stored for another one: an index that was served here lists it and
-    /// a repository with the same rights has it, or the upstream confirms it. Returns the media type that the upstream sent. `None`: the upstream does not answer the HEAD,
-    /// so a GET must decide.
+    /// Whether this repository may read a manifest that is stored for another one. It may if an index that was served
+    /// here lists the manifest and a repository with the same rights has it, or if the upstream confirms it. Returns
+    /// the media type that the upstream sent. `None`: the upstream does not answer the HEAD, so a GET must decide.
     async fn prove_manifest(
         &self,
         upstream: &Upstream,
@@ -134,7 +134,8 @@ impl Engine {
         answer
     }
 
-    /// Stores a manifest, if the store can take it. Otherwise the manifest is served as well. The flag is true if it was stored.
+    /// Stores a manifest if the store can. If not, the manifest is served without being stored. The flag is true if it
+    /// was stored.
     pub(super) async fn store_manifest(
         &self,
         repo: &RepoId,
@@ -193,8 +194,8 @@ impl Engine {
     }
 }
 
-/// Returns the media type of the response, unless it is a general type or one that a browser would show: Red Hat's registry
-/// sends `text/plain` for manifests.
+/// Returns the media type of the response, unless it is a general type or one that a browser would display. Red Hat's
+/// registry sends `text/plain` for manifests.
 fn usable_media_type(response: &UpstreamResponse) -> Option<String> {
     let essence = media_type::of_manifest(response.content_type()?)?;
     let says_nothing = matches!(&*essence, "application/json" | media_type::OCTET_STREAM);

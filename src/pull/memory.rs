@@ -15,8 +15,8 @@ use crate::upstream::UpstreamError;
 
 /// How long requests share the failure of a fill.
 const FAILURE_TTL: Duration = Duration::from_secs(1);
-/// How long a blob passes by whose fill failed in the middle, because the disk did not take all of it. Another fill would break
-/// off the next client at the same place.
+/// How long a blob bypasses the store after its fill failed in the middle because the disk did not accept all of it.
+/// Another fill would break off the response to the next client at the same position.
 const UNSTORABLE_TTL: Duration = Duration::from_secs(60);
 /// How long the length of a blob that is not stored is kept.
 const LENGTH_TTL: Duration = Duration::from_secs(10 * 60);
@@ -30,7 +30,7 @@ pub(super) struct Memory {
     /// Content for which an upstream answered 404 within `negative_ttl`.
     absent: Cache<(RepoId, Reference), ()>,
     failures: Cache<(SourceId, Digest), PullError>,
-    /// Blobs that the disk did not take completely.
+    /// Blobs that the disk did not accept completely.
     unstorable: Cache<(SourceId, Digest), PullError>,
     /// In bytes.
     lengths: Cache<(RepoId, Digest), u64>,
@@ -79,7 +79,7 @@ impl Memory {
         self.failures.get(&key).or_else(|| self.unstorable.get(&key))
     }
 
-    /// Remembers that the disk did not take all of a blob of which a part was stored.
+    /// Remembers that the disk accepted only a part of a blob.
     pub(super) fn remember_unstorable(&self, source: &SourceId, digest: &Digest, error: &PullError) {
         if error.is_of_writing() {
             self.unstorable.insert((source.clone(), digest.clone()), error.clone());
@@ -88,7 +88,8 @@ impl Memory {
 
     pub(super) fn remember_failure(&self, source: &SourceId, digest: &Digest, error: &PullError) {
         match error {
-            // An absence is remembered as such. The others do not predict the next request; the circuit breaker has its own state.
+            // An absence is remembered as such. The others do not predict the next request; the circuit breaker has its
+            // own state.
             PullError::NotFound
             | PullError::Abandoned
             | PullError::Busy { .. }

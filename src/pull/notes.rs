@@ -1,11 +1,12 @@
-//! What upstreams said about content that is not stored: tags and digests that do not exist, lists of referrers, and lists of
-//! tags.
+//! The last answers of upstreams about content that is not stored: tags and digests that do not exist, lists of
+//! referrers, and lists of tags.
 //!
 //! They are needed in an outage. A client that pulls a cached image may also ask for its referrers or for a tag such as
-//! `sha256-….sig`, and gives up if it gets an error (Docker 29, skopeo, CRI-O). So an absence that an upstream confirmed stays an
-//! absence for `stale_if_error`, also after a restart, and the last lists are served as stale ones.
+//! `sha256-….sig`, and gives up if it gets an error (Docker 29, skopeo, CRI-O). So an absence that an upstream
+//! confirmed stays an absence for `stale_if_error`, also after a restart, and the last lists are served as stale ones.
 //!
-//! Each repository with cached content has one note in the store. A note is read when an upstream fails, and when it changes.
+//! Each repository with cached content has one note in the store. A note is read when an upstream fails, and when it
+//! changes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,9 +19,9 @@ use super::tag_list::{TagList, TagPage, page_after};
 use crate::oci::{Digest, Reference, Referrer, RepoId};
 use crate::store::Store;
 
-/// Maximum number of absences in a note. The oldest ones make way.
+/// Maximum number of absences in a note. The oldest ones are removed.
 const MAX_ABSENCES: usize = 2000;
-/// Maximum size of all lists of referrers in a note, in bytes. The oldest ones make way.
+/// Maximum size of all lists of referrers in a note, in bytes. The oldest ones are removed.
 const MAX_REFERRERS_BYTES: usize = 256 << 10;
 /// Maximum size of the list of tags in a note, in bytes. The rest of a longer list is omitted.
 const MAX_TAGS_BYTES: usize = 256 << 10;
@@ -37,11 +38,11 @@ pub(super) struct Notes {
     recent: Cache<RepoId, Arc<Note>>,
 }
 
-/// What the upstream said about one repository. Times are in seconds since 1970.
+/// The last answers of the upstream about one repository. Times are in seconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 struct Note {
-    /// For people who read the file, which is named after a hash.
+    /// Only for operators that read the file, because its name is a hash.
     repository: String,
     /// When the upstream last said that a tag or digest does not exist.
     absent: BTreeMap<String, u64>,
@@ -68,7 +69,7 @@ impl Notes {
         Self { store, stale_if_error, recent: Cache::new(MAX_NOTES_IN_MEMORY) }
     }
 
-    /// Whether the upstream said that the tag or digest does not exist, and that is not too long ago.
+    /// Whether the upstream said within `stale_if_error` that the tag or digest does not exist.
     pub(super) async fn is_absent(&self, repo: &RepoId, reference: &Reference) -> bool {
         let note = self.note(repo).await;
         note.absent.get(&reference.to_string()).is_some_and(|at| self.is_usable(*at))
@@ -127,7 +128,7 @@ impl Notes {
         self.change(repo, move |note, now| note.tags.get_or_insert_default().add(now, &after, &tags)).await;
     }
 
-    /// Whether a fact of this time may be used in an outage. A clock that was set back makes nothing unusable.
+    /// Whether a fact of this time may be used in an outage. If the clock was set back, all facts may.
     fn is_usable(&self, at: u64) -> bool {
         seconds_now().checked_sub(at).is_none_or(|age| Duration::from_secs(age) < self.stale_if_error)
     }
@@ -149,7 +150,8 @@ impl Notes {
         }
     }
 
-    /// Changes the note of a repository that has cached content. Failures are only logged: a note is a help.
+    /// Changes the note of a repository that has cached content. Failures are only logged, because notes are not
+    /// required.
     async fn change(&self, repo: &RepoId, change: impl FnOnce(&mut Note, u64) + Send + 'static) {
         if self.store.is_read_only() || !self.store.repository_exists(repo).await.unwrap_or_default() {
             return;
@@ -177,7 +179,7 @@ impl Notes {
 // === impl Note ===
 
 impl Note {
-    /// A note that cannot be read says nothing.
+    /// A note that cannot be read counts as empty.
     fn read(text: Option<&[u8]>) -> Self {
         text.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default()
     }
@@ -196,7 +198,7 @@ impl Note {
         }
     }
 
-    /// Whether the note says something else than `old`, or its times are much newer.
+    /// Whether the facts of the note differ from those of `old`, or its times are much newer.
     fn differs_from(&self, old: &Self) -> bool {
         let newer = |new: u64, old: u64| Duration::from_secs(new.abs_diff(old)) >= MIN_REWRITE_INTERVAL;
         let absent_differ = self.absent.len() != old.absent.len()
@@ -217,8 +219,8 @@ impl Note {
 // === impl KnownTags ===
 
 impl KnownTags {
-    /// Adds the page that follows `after`. The first page begins a new list, unless it is the beginning of this one. A page
-    /// that does not continue the list is ignored.
+    /// Adds the page that follows `after`. The first page begins a new list, unless it is the beginning of this one. A
+    /// page that does not continue the list is ignored.
     fn add(&mut self, now: u64, after: &str, tags: &[String]) {
         if after.is_empty() {
             self.at = now;

@@ -1,9 +1,9 @@
 //! Proofs: an upstream confirms, to the credentials of a repository, that the repository has a blob.
 //!
-//! A blob that is stored for one repository is served in another one only after such a proof, whatever the other one's manifests
-//! refer to. A proof is one HEAD, or a GET
-//! of the first byte if the upstream refuses that. No request is needed if a repository of the same upstream, with the same
-//! credentials, has proven it before. The store records a proof as a link.
+//! A blob that is stored for one repository is served in another one only after such a proof. A manifest that refers to
+//! the blob is not enough. A proof is one HEAD, or a GET of the first byte if the upstream refuses HEAD. No request is
+//! needed if a repository of the same upstream, with the same credentials, has proven it before. The store records a
+//! proof as a link.
 
 use std::fmt;
 use std::sync::Arc;
@@ -48,7 +48,8 @@ impl Proofs {
         Ok(flight.await?.0)
     }
 
-    /// Whether a repository of the same upstream, which uses the same credentials, has a proven right to read this digest.
+    /// Whether a repository of the same upstream, which uses the same credentials, has a proven right to read this
+    /// digest.
     pub(super) async fn has_shared_right(
         &self,
         upstream: &Upstream,
@@ -84,8 +85,8 @@ async fn has_shared_right(
     Ok(context.store.find_proven(&repo.scope, digest, may_share).await?.is_some())
 }
 
-/// Proves the right to stored content without a request: a manifest of the repository refers to it, and it was fetched from the
-/// same upstream with the same credentials. So images that share layers can be pulled in an outage.
+/// Proves the right to stored content without a request: a manifest of the repository refers to it, and it was fetched
+/// from the same upstream with the same credentials. So images that share layers can be pulled in an outage.
 async fn proof_by_shared_right(
     context: &Context,
     upstream: &Upstream,
@@ -116,7 +117,7 @@ async fn ask_for_proof(
     let head = request(Method::HEAD, Kind::Blob, repo, format!("blobs/{digest}"));
     let answer = ask(upstream, head, deadline).await;
     let reference = Reference::Digest(digest.clone());
-    // If the upstream does not answer the HEAD, `send` has sent a GET. So this is an absence.
+    // If the upstream did not answer the HEAD, `send` has sent a GET. So this 404 is an absence.
     if answer.as_ref().is_err_and(PullError::is_not_found) {
         context.remember_absent(repo, reference).await;
     } else if answer.is_ok() {

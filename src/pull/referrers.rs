@@ -1,5 +1,5 @@
-//! Referrers of mirrored content: the upstream's list or its fallback tag. In an outage the last list is served as a stale
-//! one, or an empty one.
+//! Referrers of mirrored content: the upstream's list or its fallback tag. In an outage the last list is served as
+//! stale, or an empty list if none is known.
 //!
 //! A list is fresh for `tag_ttl`, like a tag, because policy controllers request lists often, and most lists are empty.
 
@@ -51,7 +51,8 @@ impl PullRequest<'_> {
         let flight = context.run_flight(&engine.referrers, key.clone(), upstream.name(), deadline, work);
         match flight.await {
             Ok((listed, _)) => Ok(listed),
-            // Also if nothing is known: Docker 29 asks for the referrers of a cached image, and an error would end its pull.
+            // The list is served even if nothing is known: Docker 29 requests the referrers of a cached image, and an
+            // error would end its pull.
             Err(error) if error.is_inconclusive() && !error.is_local() && !error.is_loop() => {
                 tracing::warn!(%repo, %subject, %error, "serving a stale list of referrers");
                 let referrers = match known {
@@ -118,8 +119,8 @@ impl Engine {
     }
 }
 
-/// Whether the error means that there is no such API, rather than that the upstream failed. Registries without it answer
-/// 404, but also 400, 401, 403, 405 or 406.
+/// Whether the error means that there is no such API, rather than that the upstream failed. Registries without it
+/// answer 404, but also 400, 401, 403, 405 or 406.
 fn lacks_referrers_api(error: &PullError) -> bool {
     match error {
         PullError::NotFound | PullError::Upstream(UpstreamError::Denied { .. } | UpstreamError::Challenge { .. }) => {

@@ -1,10 +1,10 @@
 //! Limits the number of concurrent transfers, and selects the next one of those that wait.
 //!
-//! There is a cap for each upstream and one for all of them. Waiting transfers queue by repository, and repositories take
-//! turns: an image of a hundred layers delays another image by one layer, not by a hundred. Within a repository small blobs
-//! go first, because a client needs the config before the layers. One of every four slots is reserved for small blobs, so
-//! that large layers never delay a config. One repository never takes all slots of an upstream with many: if its transfers
-//! hang, those of other repositories still run.
+//! There is a cap for each upstream and one for all of them. Waiting transfers queue by repository, and repositories
+//! take turns: an image of a hundred layers delays another image by one layer, not by a hundred. Within a repository
+//! small blobs go first, because a client needs the config before the layers. One of every four slots is reserved for
+//! small blobs, so that large layers never delay a config. If an upstream has eight or more slots, one repository never
+//! takes all of them: if its transfers hang, those of other repositories still run.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,8 +19,9 @@ const MAX_SMALL_BYTES: u64 = 1 << 20;
 /// One of every four slots is reserved for small blobs; at least one slot, if the cap is more than one.
 const SLOTS_PER_SMALL_SLOT: usize = 4;
 
-/// One of every eight slots of an upstream is kept free of any single repository. None if it has fewer than eight.
-const SLOTS_PER_FOREIGN_SLOT: usize = 8;
+/// Of every eight slots of an upstream, one slot is not available to any one repository. With fewer than eight slots,
+/// all are available.
+const SLOTS_PER_WITHHELD_SLOT: usize = 8;
 
 /// Clones share the slots.
 #[derive(Clone, Debug)]
@@ -51,7 +52,7 @@ struct Lane {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Running {
     all: usize,
-    /// The large ones among them.
+    /// The running transfers of large blobs, which `all` includes.
     large: usize,
 }
 
@@ -207,7 +208,7 @@ impl Lane {
 
     /// Whether a repository with these running transfers may run another one.
     fn admits_repository(&self, own: Running, small: bool) -> bool {
-        let foreign = self.cap / SLOTS_PER_FOREIGN_SLOT;
+        let foreign = self.cap / SLOTS_PER_WITHHELD_SLOT;
         own.all < self.cap - foreign && (small || own.large < self.large_cap() - foreign)
     }
 

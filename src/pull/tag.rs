@@ -1,7 +1,8 @@
 //! Tags of mirrored repositories. A fresh tag is served at once. An older tag is confirmed by a HEAD. In an outage a stale tag
 //! is served.
 //!
-//! The age limits are in `freshness`, the requests to the upstream in `confirm_tag`. At most one flight runs per tag, so an older response never overwrites a newer one.
+//! The age limits are in `freshness`, the requests to the upstream in `confirm_tag`. At most one flight runs per tag,
+//! so an older response never overwrites a newer one.
 
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -52,7 +52,7 @@ fn rules_apply_in_order() {
         ("ghcr.io:5000", "", "team/app", "NotOurName ghcr.io:5000"),
         ("evil.example", "", "team/app", "NotOurName evil.example"),
         ("evil.example", "", "team/other", "UnknownRegistry"),
-        // Our own names, whatever the port.
+        // Names of this server, with any port.
         ("10.0.0.9:5001", "", "team/app", "OwnNamespace local:team/app"),
         ("10.0.0.9", "", "team/app", "OwnNamespace local:team/app"),
         ("CACHE.example:12345", "", "team/app", "OwnNamespace local:team/app"),
@@ -173,7 +173,7 @@ fn namespaces_are_local_for_docker_io_and_for_unknown_registries() {
         ("docker.io", "team/new", "Local local:team/new"),
         ("registry-1.docker.io", "team/app", "Local local:team/app"),
         ("docker.io", "docker.io/team/app", "Local local:team/app"),
-        // What was pushed elsewhere must not shadow a public image for a whole cluster.
+        // A pushed image outside of the namespaces must not hide a public image from a whole cluster.
         ("docker.io", "alpine", "Namespace docker.io:library/alpine"),
         ("docker.io", "my.host/app", "Namespace docker.io:my.host/app"),
         ("docker.io", "rancher/a/b", "Namespace docker.io:rancher/a/b"),

@@ -35,8 +35,8 @@ pub trait Content: Debug + Send + Sync {
     /// All of the content; `None` if it is not stored.
     async fn open(&self, digest: &Digest) -> Result<Option<FileRange>, StoreError>;
 
-    /// As [`Content::open`], for content of a repository whose length is in doubt. It is compared with what the repository's
-    /// names say, and hashed if they differ.
+    /// As [`Content::open`], for content of a repository whose length is in doubt. The length is compared with the
+    /// names of the repository, and the content is hashed if they differ.
     async fn open_doubtful(&self, repo: &RepoId, digest: &Digest) -> Result<Option<FileRange>, StoreError>;
 
     /// The content of a manifest, verified, whichever repository it is stored for; `None` if it is not stored.

@@ -26,7 +26,7 @@ pub enum StoreError {
     Task,
 }
 
-/// What is lacking if there is no room, although everything was evicted that may be.
+/// What is lacking if there is no room, although all content that may be evicted is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Lack {
     #[error("cache.max_size would be exceeded")]
@@ -37,8 +37,8 @@ pub enum Lack {
     Inodes,
 }
 
-/// Why nothing can be stored at the moment. Neither the request nor the content is at fault. The text names thing, cause and
-/// remedy, and no path.
+/// Why nothing can be stored at the moment. Neither the request nor the content is at fault. The text names thing,
+/// cause and remedy, and no path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Obstacle {
     #[error("the registry is read-only (storage.read_only)")]
@@ -66,7 +66,8 @@ pub enum Obstacle {
 }
 
 impl StoreError {
-    /// Why the content cannot be stored. It can be served without being stored. `None`: the error does not concern the disk.
+    /// Why the content cannot be stored. It can be served without being stored. `None`: the error does not concern the
+    /// disk.
     pub fn obstacle(&self) -> Option<Obstacle> {
         Some(match self {
             Self::NoRoom { lack: Lack::CacheBytes, .. } => Obstacle::MaxSize,
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_obstacle_is_told_from_the_limit_of_descriptors() {
+    fn an_obstacle_is_distinguished_from_the_descriptor_limit() {
         let io =
             |errno: Errno| Err::<(), _>(io::Error::from(errno)).at("write", Path::new("/data/spool/x")).unwrap_err();
         let cases = [

@@ -99,7 +99,8 @@ impl Store {
         self.parts.local.is_read_only()
     }
 
-    /// Whether a file can be written: tries it, unless that was tried less than a second ago and no write has failed since.
+    /// Whether a file can be written. Tries to write one, unless the last try was less than a second ago and no write
+    /// has failed since.
     pub async fn check_writable(&self) -> Result<(), StoreError> {
         self.parts.local.check_writable().await
     }
@@ -120,7 +121,7 @@ impl Store {
         self.parts.local.cache().space().bounds()
     }
 
-    /// The state of the disk; `None` where it cannot be asked. Blocks.
+    /// The state of the disk; `None` if it is unknown. Blocks.
     pub fn disk(&self) -> Option<DiskState> {
         self.parts.local.cache().space().disk()
     }
@@ -254,8 +255,8 @@ impl Store {
         self.parts.local.run(move |local| local.read_note(&repo)).await
     }
 
-    /// Replaces the note of a mirrored repository by what `change` makes of it, under the repository's lock. `None`: it stays
-    /// as it is. A note of more than 1 MiB is not stored.
+    /// Replaces the note of a mirrored repository by what `change` makes of it, under the repository's lock. `None`: it
+    /// stays as it is. A note of more than 1 MiB is not stored.
     pub async fn change_note(
         &self,
         repo: &RepoId,
@@ -277,8 +278,8 @@ impl Store {
         }
     }
 
-    /// As [`Store::blob`], for the repository that `member` is a record of. The length is checked against that record, or
-    /// against the manifests while the index cannot tell it: a file may have become shorter while no process ran.
+    /// As [`Store::blob`], for the repository that `member` is a record of. The length is compared with that record, or
+    /// with the manifests while the index does not know it. A file may have become shorter while no process ran.
     pub async fn blob_of(
         &self,
         repo: &RepoId,
@@ -356,8 +357,8 @@ impl Store {
         local.index().is_ready() && local.cache().is_order_complete()
     }
 
-    /// Restores the order of last use of an earlier run, unless that was done before. Blocks for as long as that takes. Nothing
-    /// is evicted before.
+    /// Restores the order of last use of an earlier run, unless that was done before. Blocks for as long as that takes.
+    /// Nothing is evicted before.
     pub fn restore_recency(&self) {
         let local = &self.parts.local;
         if !local.cache().is_order_complete() {

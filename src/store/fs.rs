@@ -1,9 +1,9 @@
 //! The only door of the store to the file system. The functions are named as those of `std::fs` and do the same.
 //!
-//! The tests of the store make each operation fail in turn (`faults`), and the test `layers::file_access` finds code that
-//! does not come through here. Exceptions: sled works on the files of `index/` itself; reads and metadata of a file that is
-//! already open change nothing (`file_range`, `local::growing_file`, `upkeep::scrub::read`); and `flock` locks the open lock file
-//! (`local::folder`).
+//! The tests of the store make each operation fail in turn (`faults`), and the test `layers::file_access` finds code
+//! that does not come through here. Exceptions: sled works on the files of `index/` itself; reads and metadata of a
+//! file that is already open change nothing (`file_range`, `local::growing_file`, `upkeep::scrub::read`); and `flock`
+//! locks the open lock file (`local::folder`).
 
 use std::fs::{self as system, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,11 +18,11 @@ use super::error::optional;
 use super::faults::{alter, pass, pass_change, pass_write};
 pub(in crate::store) use std::fs::{DirEntry, File, Metadata, Permissions, ReadDir};
 
-/// Modes of new files and folders: for the user of the server alone. The umask can take bits away; `main` sets one that takes
-/// none of these.
+/// Modes of new files and folders: only the user of the server has access. A umask can remove permissions; `main` sets
+/// one that removes none of these.
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
-/// Names, marks and records of the store take less.
+/// Largest small file in bytes. Names, marks and records of the store are smaller.
 const MAX_SMALL_FILE_BYTES: u64 = 1 << 20;
 
 /// Where a test can make an operation fail.
@@ -60,13 +60,14 @@ pub(in crate::store) fn create_new(path: &Path) -> io::Result<File> {
     File::options().create_new(true).read(true).write(true).mode(FILE_MODE).open(path)
 }
 
-/// An existing file, to read. Anything but a regular file is an error that [`optional`] takes for a missing file.
+/// An existing file, to read. For anything but a regular file, the error is one that [`optional`] treats as a missing
+/// file.
 pub(in crate::store) fn open(path: &Path) -> io::Result<File> {
     pass()?;
     open_regular(File::options().read(true), OFlags::empty(), path)
 }
 
-/// An existing file, to read and write. As [`open`] otherwise.
+/// An existing file, to read and write. Otherwise as [`open`].
 pub(in crate::store) fn open_to_write(path: &Path) -> io::Result<File> {
     pass_change()?;
     open_regular(File::options().read(true).write(true), OFlags::empty(), path)
@@ -77,7 +78,7 @@ fn open_regular(options: &mut OpenOptions, flags: OFlags, path: &Path) -> io::Re
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW | flags;
     let opened = options.custom_flags(flags.bits().cast_signed()).open(path);
     let file = opened.map_err(|error| match Errno::from_io_error(&error) {
-        // A link; a socket, or a pipe without a reader.
+        // `LOOP`: a link. `NXIO`: a socket, or a pipe without a reader.
         Some(Errno::LOOP | Errno::NXIO) => irregular(),
         _ => error,
     })?;
@@ -148,7 +149,7 @@ pub(in crate::store) fn exists(path: &Path) -> bool {
     path.exists()
 }
 
-/// Whether there is a regular file at `path`; also false if that cannot be told.
+/// Whether there is a regular file at `path`. False if that is unknown.
 pub(in crate::store) fn is_file(path: &Path) -> bool {
     system::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
@@ -173,7 +174,8 @@ pub(in crate::store) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Resul
     write_all(&mut file, bytes.as_ref())
 }
 
-/// All of a regular file of the store's own, which is small. A larger one is none of these.
+/// The content of a small regular file that the store itself wrote. A file of more than [`MAX_SMALL_FILE_BYTES`] is an
+/// error.
 pub(in crate::store) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.take(MAX_SMALL_FILE_BYTES + 1).read_to_end(&mut bytes)?;
@@ -185,7 +187,7 @@ pub(in crate::store) fn read_to_string(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// Of a regular file; anything else is an error that [`optional`] takes for a missing file.
+/// The metadata of a regular file. For anything else, the error is one that [`optional`] treats as a missing file.
 pub(in crate::store) fn metadata(path: &Path) -> io::Result<Metadata> {
     pass()?;
     let found = system::symlink_metadata(path)?;
@@ -236,10 +238,10 @@ pub(in crate::store) fn remove_dir_all(path: &Path) -> io::Result<()> {
 
 // === the disk ===
 
-/// What a file system reports about its room.
+/// The state of a file system as it reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskState {
-    /// Its size in bytes. 0: it does not say.
+    /// Its size in bytes. 0: unknown.
     pub bytes: u64,
     /// Bytes that are free for this process.
     pub free_bytes: u64,
@@ -260,7 +262,7 @@ pub(in crate::store) fn disk_state(path: &Path) -> io::Result<DiskState> {
     }))
 }
 
-/// As [`disk_state`], for a path that may not exist yet: asks the nearest folder above it that does.
+/// As [`disk_state`], for a path that may not exist yet: uses the nearest existing folder above it.
 pub(in crate::store) fn future_disk_state(path: &Path) -> io::Result<DiskState> {
     let existing = path.ancestors().find(|folder| exists(folder));
     // A relative path without an existing folder is below the working folder.

@@ -55,8 +55,8 @@ pub use upkeep::{
 };
 pub use uploads::{Upload, UploadError, UploadSession, Uploads};
 
-/// The size in bytes of the file system that holds `path`, or that will hold it when it is created. `None` if that cannot be
-/// told. Blocks.
+/// The size in bytes of the file system that holds `path`, or that will hold it when it is created. `None` if that
+/// cannot be told. Blocks.
 pub fn disk_bytes(path: &Path) -> Option<u64> {
     let disk = fs::future_disk_state(path).ok()?;
     Some(disk.bytes).filter(|bytes| *bytes > 0)

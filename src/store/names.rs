@@ -40,19 +40,19 @@ pub type MayRead = Box<dyn Fn(&RepoName) -> bool + Send>;
 /// - **Events.** Each change emits its event once, when it is durable and visible; several changes of one call emit theirs in
 ///   the order of the changes. A call that fails or changes nothing emits nothing for what it did not change. A change that is
 ///   visible although its sync has failed is reported as well.
-/// - **Isolation.** Content that is stored for one repository is not readable in another one before it is linked there, with a
-///   proof ([`Member::proven`]). A manifest that refers to it links it without one.
+/// - **Isolation.** Content that is stored for one repository is not readable in another one before it is linked there,
+///   with a proof ([`Member::proven`]). A manifest that refers to it links it without one.
 ///
 /// Methods whose name begins with `cached_` answer from memory, without waiting; `None` means that the other method must be
 /// asked. They exist for the hit path.
 #[async_trait]
 pub trait Names: Debug + Send + Sync {
-    /// Whether a local repository of this name exists: it has a manifest, a blob or a tag. A push session is none of these.
-    /// Answers from memory: every request without an upstream asks it.
+    /// Whether a local repository of this name exists: it has a manifest, a blob or a tag. A push session is none of
+    /// these. Answers from memory, because every request that names no upstream needs it.
     fn is_local(&self, name: &RepoName) -> bool;
 
-    /// Whether anything is stored in this repository. A mirrored one may be remembered for a while after its last content is
-    /// gone.
+    /// Whether anything is stored in this repository. A mirrored repository may count for a while after its last
+    /// content is gone.
     async fn repository_exists(&self, repo: &RepoId) -> Result<bool, StoreError>;
 
     fn cached_member(&self, repo: &RepoId, digest: &Digest) -> Option<Member>;
@@ -60,8 +60,8 @@ pub trait Names: Debug + Send + Sync {
     /// The right to read a blob in a repository; `None` if there is none. The content may not be stored.
     async fn member(&self, repo: &RepoId, digest: &Digest) -> Result<Option<Member>, StoreError>;
 
-    /// Makes a blob readable in a repository, as a proven member. `size` is its length in bytes, if known. An existing link keeps
-    /// its size, unless that was unknown.
+    /// Makes a blob readable in a repository, as a proven member. `size` is its length in bytes, if known. An existing
+    /// link keeps its size, unless that was unknown.
     async fn link_blob(&self, repo: &RepoId, digest: &Digest, size: Option<u64>) -> Result<(), StoreError>;
 
     /// Ends the right to read a blob in a repository. Whether there was one. The content stays.
@@ -105,8 +105,8 @@ pub trait Names: Debug + Send + Sync {
         rewrite: Duration,
     ) -> Result<bool, StoreError>;
 
-    /// Removes a tag. Whether it existed, which it does here even if its manifest does not belong to the repository. The manifest
-    /// stays.
+    /// Removes a tag. Returns whether its file existed, even if its manifest does not belong to the repository. The
+    /// manifest stays.
     async fn delete_tag(&self, repo: &RepoId, tag: &Tag) -> Result<bool, StoreError>;
 
     /// Up to `limit` tags of a repository that sort after `after`, which need not exist. The order is that of their bytes.

@@ -43,9 +43,9 @@ pub struct StoredManifest {
 pub struct Member {
     /// Length of the content in bytes, if a descriptor or the upstream told it.
     pub size: Option<u64>,
-    /// Whether the repository has the right to read the content: it was pushed to it, or its upstream sent or confirmed it.
-    /// False: only a manifest of the repository refers to it. Anyone who can write a manifest can write any digest there, so
-    /// content that is stored for another repository is not readable by it.
+    /// Whether the repository has the right to read the content: it was pushed to it, or its upstream sent or confirmed
+    /// it. False: only a manifest of the repository refers to it. The author of a manifest can write any digest, so
+    /// this does not make content of another repository readable.
     pub proven: bool,
 }
 

@@ -17,7 +17,7 @@ pub struct StoreSettings {
 /// The bounds of the push sessions that no request uses.
 #[derive(Clone, Copy, Debug)]
 pub struct UploadBounds {
-    /// Of all of them together.
+    /// Largest size in bytes of these sessions together.
     pub max_bytes: u64,
     pub max_count: usize,
 }

@@ -30,8 +30,9 @@ pub enum UploadError {
 ///   cut it may be lost or corrupt; [`UploadSession::finish`] notices that.
 /// - **Exclusive.** One request at a time holds a session; others get [`UploadError::Busy`]. A write that was begun goes on
 ///   when its request is gone, and the session stays busy until the write has ended.
-/// - **Bounded.** A session that no request writes to expires. One that a request holds does not. The sessions that no request
-///   holds are bounded in number and bytes; if they exceed their bounds, those that have been idle the longest end.
+/// - **Bounded.** A session that no request writes to expires. One that a request holds does not. The sessions that no
+///   request holds are bounded in number and bytes; if they exceed their bounds, those that have been idle the longest
+///   end.
 /// - **Invisible.** Nothing is readable under its digest before [`UploadSession::finish`] has succeeded.
 #[async_trait]
 pub trait Uploads: Debug + Send + Sync {
@@ -43,12 +44,12 @@ pub trait Uploads: Debug + Send + Sync {
     /// [`Uploads::create`] alone.
     async fn find(&self, repo: &RepoId, id: &str) -> Result<Upload, UploadError>;
 
-    /// Makes sure that there is room for `bytes` more, which ends idle sessions and evicts cached content if necessary.
-    /// Reserves nothing.
+    /// Makes sure that there is room for `bytes` more. Ends idle sessions and evicts cached content if necessary, and
+    /// reserves nothing.
     ///
     /// # Errors
-    /// [`StoreError::NoRoom`] when not enough room can be made, [`StoreError::TooManyUploads`] when the idle sessions stay beyond
-    /// their bounds.
+    /// [`StoreError::NoRoom`] when not enough room can be made, [`StoreError::TooManyUploads`] when the idle sessions
+    /// stay beyond their bounds.
     async fn require_room(&self, bytes: u64) -> Result<(), StoreError>;
 
     /// Removes sessions that no request has written to for `age`. How many.
@@ -69,8 +70,8 @@ pub trait UploadSession: Debug + Send + Sync {
     /// Appends `chunks`: all of them, or nothing. The new length in bytes.
     async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError>;
 
-    /// To be called before the last bytes are appended. If [`UploadSession::finish`] does not follow, the session returns to its
-    /// present length, also if the process ends.
+    /// To be called before the last bytes are appended. If [`UploadSession::finish`] does not follow, the session
+    /// returns to its present length, also if the process ends.
     async fn begin_last_chunk(&self) -> Result<(), StoreError>;
 
     /// Ends the session: what it received becomes a blob of its repository, durably.

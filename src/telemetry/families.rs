@@ -146,8 +146,8 @@ families! {
     scrub_damaged: IntCounterVec = "roadstead_scrub_damaged_total" ["class"];
     /// Time at which the background scrub last completed, in seconds since 1970; 0 before the first time.
     scrub_completed: IntGauge = "roadstead_scrub_completed_timestamp_seconds" [];
-    /// Responses that were not stored because there was no room within the bounds of the cache or on the disk, or because the
-    /// disk could not be written.
+    /// Responses that were not stored because there was no room within the bounds of the cache or on the disk, or
+    /// because the disk could not be written.
     no_room: IntCounter = "roadstead_no_room_total" [];
 }
 
@@ -160,9 +160,9 @@ families! {
     storage_capacity: IntGauge = "roadstead_storage_capacity_bytes" [];
     /// Bytes of the file system that stay free (cache.min_free).
     storage_min_free: IntGauge = "roadstead_storage_min_free_bytes" [];
-    /// Free bytes of the file system of the data folder. -1: it cannot be asked.
+    /// Free bytes of the file system of the data folder. -1 if they are unknown.
     storage_free: IntGauge = "roadstead_storage_free_bytes" [];
-    /// Free inodes of the file system of the data folder. -1: it cannot be asked.
+    /// Free inodes of the file system of the data folder. -1 if they are unknown.
     storage_free_inodes: IntGauge = "roadstead_storage_free_inodes" [];
     /// 1 when the index agrees with the files and the order of last use is complete. Nothing is evicted before.
     index_ready: IntGauge = "roadstead_index_ready" [];

@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 use super::writer::LineWriter;
 use crate::printable;
 
-/// Bytes of one field, or of the message.
+/// Largest size in bytes of one field, or of the message.
 const MAX_FIELD_BYTES: usize = 2 << 10;
 
 /// Formats the fields and the message of a line of text.
@@ -118,7 +118,7 @@ impl<W: fmt::Write> fmt::Write for Shortened<'_, W> {
         let kept = printable::prefix(text, self.left);
         let mut escaped = String::with_capacity(kept.len());
         printable::escape(&mut escaped, kept)?;
-        // After the first gap nothing follows.
+        // After the first text that did not fit, nothing else is written.
         self.left = if kept.len() < text.len() { 0 } else { self.left.saturating_sub(escaped.len()) };
         self.left_out += text.len() - kept.len();
         self.out.write_str(&escaped)
@@ -149,7 +149,7 @@ mod tests {
         }
     }
 
-    /// The text of strangers in every kind of field.
+    /// Text of a client in every kind of field.
     fn log(text: &str) {
         let span = tracing::info_span!("request", name = %text, quoted = text);
         let _entered = span.enter();
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_strangers_stays_on_its_line_and_is_printable() {
+    fn text_of_clients_stays_on_its_line_and_is_printable() {
         for text in [
             "\n2026-01-01T00:00:00Z  INFO FORGED",
             "\r\u{1b}[2J\u{7}\u{8}\u{7f}",

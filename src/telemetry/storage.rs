@@ -26,7 +26,7 @@ pub struct StorageReading {
     pub disk: Option<DiskReading>,
 }
 
-/// What the file system reports.
+/// The state of the file system as it reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskReading {
     pub free_bytes: u64,

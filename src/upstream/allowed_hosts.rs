@@ -131,8 +131,8 @@ impl AllowedHosts {
         Ok(addresses)
     }
 
-    /// An upstream with a private address may redirect to others, and one with `private_redirects` may so too. A metadata
-    /// service of a cloud is never meant: whoever reaches it obtains the credentials of this machine.
+    /// An upstream with a private address, or with `private_redirects`, may redirect to private addresses. A metadata
+    /// service of a cloud is always refused, because its responses contain credentials of this machine.
     fn may_reach(&self, address: IpAddr) -> bool {
         let neighbours = self.on_private_address.load(Ordering::Relaxed) && !is_shared(address);
         !is_metadata(address) && (self.private_redirects || neighbours || !is_private(address))
@@ -163,8 +163,8 @@ fn lowercase(name: &str) -> String {
 
 /// Whether the address is a metadata service of a cloud, in any notation.
 pub(super) fn is_metadata(address: IpAddr) -> bool {
-    /// Amazon (also for containers), Azure, Google, OpenStack, Oracle and others use link-local addresses. The rest: Alibaba,
-    /// Oracle Classic, and the wire server of Azure, which is a public address.
+    /// Amazon (also for containers), Azure, Google, OpenStack, Oracle and others use link-local addresses. The listed
+    /// IPv4 addresses are those of Alibaba, Oracle Classic, and the wire server of Azure, which is a public address.
     const OTHERS: [Ipv4Addr; 3] =
         [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
     match address {
@@ -183,8 +183,8 @@ pub(super) fn is_metadata(address: IpAddr) -> bool {
     }
 }
 
-/// Whether the address is in the space that carriers and clouds share with their customers (RFC 6598), or in that of protocol
-/// assignments (RFC 6890). Services of a cloud may be there, also beside the known metadata services.
+/// Whether the address is in the space that carriers and clouds share with their customers (RFC 6598), or in that of
+/// protocol assignments (RFC 6890). Services of a cloud may be there, also beside the known metadata services.
 fn is_shared(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -219,7 +219,8 @@ fn is_private_v4(address: Ipv4Addr) -> bool {
         || address.octets()[0] == 0
 }
 
-/// The IPv4 addresses that packets to this address may reach through a translator or tunnel, or by the rules of sockets.
+/// The IPv4 addresses that packets to this address may reach through a translator or tunnel, or by the rules of
+/// sockets.
 fn embedded_v4(address: Ipv6Addr) -> Vec<Ipv4Addr> {
     let pair = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
     match address.segments() {
@@ -232,7 +233,7 @@ fn embedded_v4(address: Ipv6Addr) -> Vec<Ipv4Addr> {
             let of_48 = pair(a, (b << 8) | (c >> 8));
             let of_56 = pair((a << 8) | (b & 0xff), c);
             let of_64 = pair((b << 8) | (c >> 8), (c << 8) | (d >> 8));
-            // With a wrong length, zeros of the prefix or suffix are read as the address.
+            // The length is unknown. With a wrong one, zeros of the prefix or suffix are read as a part of the address.
             let is_possible = |address: &Ipv4Addr| address.octets()[0] != 0;
             [of_48, of_56, of_64, pair(d, e)].into_iter().filter(is_possible).collect()
         }

@@ -109,8 +109,8 @@ impl Authorizer {
         }
     }
 
-    /// Answers the challenge in `headers`, and remembers it. `None` if it requires a password and there is none, or if a storage
-    /// service sends no challenge.
+    /// Answers the challenge in `headers`, and remembers it. `None` if it requires a password and there is none, or if
+    /// a storage service sends no challenge.
     ///
     /// # Errors
     /// `Challenge` if there is no challenge that can be answered; `BadResponse` if its realm has a forbidden address;
@@ -124,7 +124,8 @@ impl Authorizer {
     ) -> Result<Option<Grant>, UpstreamError> {
         let credentials = self.credentials(target, deadline).await?;
         let challenges = challenge::parse(headers);
-        // Where Bearer is offered as well, an anonymous token might have done. A storage service sends no challenge.
+        // If Bearer is offered as well, an anonymous token might have been enough. A storage service sends no
+        // challenge.
         let only_basic = challenges.iter().all(|challenge| *challenge == Challenge::Basic);
         let is_storage = !target.is_upstream && challenges.is_empty();
         let is_refusal = is_storage || (only_basic && !challenges.is_empty() && credentials.is_none());

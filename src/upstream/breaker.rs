@@ -1,12 +1,12 @@
 //! Circuit breaker of one upstream. This is pure logic without clock, network or task; `probe` contains the task.
 //!
-//! The circuit opens after consecutive failures that concern the whole upstream: failed connections, and failed requests
-//! for different repositories. Failures of one repository count once, so that one broken image does not withhold
+//! The circuit opens after consecutive failures that concern the whole upstream: failed connections, and failed
+//! requests for different repositories. Failures of one repository count once, so that one broken image does not stop
 //! requests for the others. If only such repeated failures reach the threshold, a check with one probe decides.
 //!
-//! While the circuit is open, requests fail at once, and one probe at a time is sent at growing intervals. It closes with
-//! the first response to a probe or request. If an upstream answers probes but fails requests again, the intervals grow
-//! from one opening to the next, up to the longest one.
+//! While the circuit is open, requests fail at once, and one probe at a time is sent at growing intervals. It closes
+//! with the first response to a probe or request. If an upstream answers probes but fails requests again, the intervals
+//! grow from one opening to the next, up to the longest one.
 
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ struct FailureRun {
     repositories: Vec<RepoName>,
 }
 
-/// What a failure says something about.
+/// The scope of a failure.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum FailureScope<'a> {
     /// No connection could be made.
@@ -117,8 +117,8 @@ impl Breaker {
         self.open.take().is_some()
     }
 
-    /// Records the failure of a request. `slow`: the request timed out, which counts as two failures because a client has
-    /// waited for it.
+    /// Records the failure of a request. `slow`: the request timed out, which counts as two failures because a client
+    /// has waited for it.
     pub(super) fn failed(&mut self, now: Instant, scope: FailureScope<'_>, slow: bool) -> AfterFailure {
         let run = self.run.take().filter(|run| now.saturating_duration_since(run.last) < MAX_FAILURE_GAP);
         if run.is_none() {
@@ -141,8 +141,8 @@ impl Breaker {
         }
     }
 
-    /// Records the result of a check, and returns the opening if it opened the circuit. `alive`: the probe was answered,
-    /// so the failures concern single repositories.
+    /// Records the result of a check, and returns the opening if it opened the circuit. `alive`: the probe was
+    /// answered, so the failures concern single repositories.
     pub(super) fn checked(&mut self, now: Instant, alive: bool) -> Option<Opening> {
         self.checking = false;
         if alive {

@@ -7,11 +7,12 @@ use rustls::{AlertDescription, CertificateError};
 
 use super::listed_certificate::is_authority;
 
-/// Texts of libraries that say nothing beyond their own causes.
+/// Texts of libraries that add nothing to their causes.
 const WRAPPERS: [&str; 5] =
     ["client error (", "error trying to connect", "tcp connect error", "error sending request", "dns error"];
 
-/// The error and its causes, without those that are wrapped in `io::Error`s, which do not return their content as their source.
+/// The error and its causes. An `io::Error` that wraps an error is replaced by that error, because it does not return
+/// it as its source.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let next = |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
         let error: &'a (dyn Error + 'static) = *error;
@@ -143,7 +144,7 @@ fn tls(error: &rustls::Error) -> String {
         ) => "it refused our client certificate; check client_cert and client_key".to_owned(),
         rustls::Error::AlertReceived(Alert::UnrecognisedName) => "it has no certificate for this name".to_owned(),
         rustls::Error::AlertReceived(Alert::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
-            "it supports neither TLS 1.2 nor TLS 1.3 in a way that is supported here".to_owned()
+            "it has no TLS version or cipher suite in common with this server; enable TLS 1.2 or 1.3 on it".to_owned()
         }
         rustls::Error::AlertReceived(_) => "it ended the TLS handshake".to_owned(),
         other => format!("the TLS handshake failed: {other}"),

@@ -18,7 +18,7 @@ use super::cause;
 
 /// What a request waited for if it timed out before a connection was made.
 const CONNECTING: &str = "connecting";
-/// Bytes of a challenge that an error repeats, at most.
+/// Largest number of bytes of a challenge that an error repeats.
 const MAX_CHALLENGE_BYTES: usize = 300;
 
 /// Why a request to an upstream failed.
@@ -31,8 +31,8 @@ pub enum UpstreamError {
     #[error("{upstream} does not have the requested content")]
     NotFound { upstream: Arc<str> },
 
-    /// One answer of the upstream says that the content does not exist, and another one contradicts it or is missing: two of
-    /// its URLs disagree, or a tag leads to a manifest that is not there.
+    /// One response of the upstream says that the content does not exist, and another response contradicts it or is
+    /// missing. Two URLs disagree, or a tag names a manifest that does not exist.
     #[error("{upstream} gives contradictory answers about the requested content; try again later")]
     Contradicted { upstream: Arc<str> },
 
@@ -40,8 +40,8 @@ pub enum UpstreamError {
     #[error("{upstream} denies access ({status}); check the name of the image and the credentials for it")]
     Denied { upstream: Arc<str>, status: StatusCode },
 
-    /// 401 with a challenge that cannot be answered: without a usable realm, or of an unknown scheme. It says nothing about the
-    /// content. `challenge` is the header as sent, shortened.
+    /// 401 with a challenge that cannot be answered: without a usable realm, or of an unknown scheme. It says nothing
+    /// about the content. `challenge` is the header as sent, shortened.
     #[error(
         "{upstream} requires authentication by a challenge that cannot be answered ({challenge}); \
          check the realm that it sends in WWW-Authenticate, and proxies in front of it"
@@ -123,7 +123,7 @@ impl UpstreamError {
     /// Whether another URL of the same upstream may succeed.
     pub(super) fn is_worth_another_url(&self) -> bool {
         match self {
-            // A mirror may lack what the next URL has, or may refuse what that one gives.
+            // The next URL may have the content that this one lacks, or may allow the access that this one denies.
             Self::NotFound { .. } | Self::Contradicted { .. } | Self::Denied { .. } | Self::Challenge { .. } => true,
             Self::Status { .. } | Self::BadResponse { .. } | Self::Certificate { .. } => true,
             _ => self.is_outage(),
@@ -137,13 +137,13 @@ impl UpstreamError {
             (Self::NotFound { upstream } | Self::Contradicted { upstream }, _) => {
                 Self::Contradicted { upstream: upstream.clone() }
             }
-            // An answer about the content, after a URL that could not be asked.
+            // A response about the content, after a URL that did not respond.
             _ => later,
         }
     }
 
-    /// Whether this answer to a HEAD says nothing about what a GET would return. Some registries and storage services
-    /// refuse or misanswer HEAD (moby/moby#50065, buildbuddy-io/buildbuddy#12635).
+    /// Whether this response to a HEAD does not predict the response to a GET. Some registries and storage services
+    /// refuse HEAD or answer it wrongly (moby/moby#50065, buildbuddy-io/buildbuddy#12635).
     pub fn may_concern_head_only(&self) -> bool {
         matches!(
             self,

@@ -1,8 +1,9 @@
 //! Trust in the certificates of `ca_file`: as authorities, and as the certificate of the upstream itself.
 //!
-//! `openssl req -x509` makes self-signed certificates that say they are authorities. webpki accepts none of them as a server's
-//! own, whoever trusts it. Go (and with it Docker, containerd and `registry:2`) and OpenSSL do, if exactly that certificate is
-//! among the trusted ones: the name, the validity and the purpose are checked, and no chain is looked for.
+//! `openssl req -x509` makes self-signed certificates that are marked as authorities. webpki accepts no such
+//! certificate as that of a server, even if it is a trusted root. Go (and so Docker, containerd and `registry:2`) and
+//! OpenSSL accept it if exactly that certificate is trusted. They check its name, validity and purpose, and need no
+//! chain.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-/// Verifies as webpki does, and accepts the listed certificates besides.
+/// Verifies as webpki does, and also accepts the listed certificates.
 #[derive(Debug)]
 pub(super) struct ListedCertificates {
     listed: Vec<CertificateDer<'static>>,
@@ -37,7 +38,7 @@ impl ListedCertificates {
         Ok(Self { listed: listed.to_vec(), webpki: webpki.map_err(|error| error.to_string())? })
     }
 
-    /// Accepts a listed certificate that webpki refuses only for want of a chain.
+    /// Accepts a listed certificate that webpki refuses only because it has no chain.
     fn verify_listed(
         &self,
         certificate: &CertificateDer<'_>,
@@ -48,7 +49,8 @@ impl ListedCertificates {
         if !self.listed.iter().any(|listed| listed.as_ref() == certificate.as_ref()) {
             return Err(refused);
         }
-        // Without the certificates that were sent along, the result is about this one. webpki checks its validity first.
+        // The other certificates of the server are left out, so that the result is about this one. webpki checks its
+        // validity first.
         match self.webpki.verify_server_cert(certificate, &[], name, &[], now) {
             Ok(verified) => Ok(verified),
             Err(rustls::Error::InvalidCertificate(error)) if lacks_only_a_chain(&error) => {
@@ -63,8 +65,8 @@ impl ListedCertificates {
     }
 }
 
-/// Whether the certificate itself is valid now, and only its issuer is in doubt. The signature is wrong if another trusted
-/// certificate has the name of its issuer.
+/// Whether the certificate itself is valid now, and only its issuer is in doubt. If another trusted certificate has the
+/// name of its issuer, the error is a wrong signature.
 fn lacks_only_a_chain(error: &CertificateError) -> bool {
     use CertificateError as Refused;
     match error {
@@ -76,8 +78,9 @@ fn lacks_only_a_chain(error: &CertificateError) -> bool {
     }
 }
 
-/// Whether the extended key usages of a certificate, if it has any, include servers. webpki does not come to them in the
-/// certificate of an authority. The encodings of these object identifiers are long enough to occur nowhere else.
+/// Whether the extended key usages of a certificate, if it has any, include servers. webpki does not check them in the
+/// certificate of an authority. The encodings of these object identifiers are so long that they do not occur elsewhere
+/// by chance.
 fn may_be_a_servers(certificate: &CertificateDer<'_>) -> bool {
     const EXTENDED_KEY_USAGE: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x25];
     const ANY_USAGE: &[u8] = &[0x06, 0x04, 0x55, 0x1d, 0x25, 0x00];

@@ -175,7 +175,7 @@ impl Upstream {
         self.remote.max_fills
     }
 
-    /// Waits for a turn to receive and parse a large document. It ends with the permit.
+    /// Waits for a turn to receive and parse a large document. The turn ends when the permit is dropped.
     ///
     /// # Errors
     /// [`UpstreamError::Timeout`] at `deadline`.

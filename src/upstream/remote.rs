@@ -44,7 +44,8 @@ pub(super) struct Remote {
     /// Updated by requests and by the probe.
     pub(super) breaker: Mutex<Breaker>,
     pub(super) limits: Mutex<Limits>,
-    /// Large documents that are received and parsed at the same time. A slow upstream delays its own documents alone.
+    /// Largest number of large documents that are received and parsed at the same time. Each upstream has this limit of
+    /// its own, so a slow upstream delays only its own documents.
     pub(super) large_documents: Semaphore,
     /// Owns the probing task.
     pub(super) tasks: Tasks,

@@ -124,7 +124,7 @@ impl UpstreamBody {
             return Err(too_long());
         }
         let too_long = too_long();
-        // A buffer that grows leaves freed ones of half its size behind.
+        // Allocated at once, because a growing buffer leaves freed buffers of half its size to the allocator.
         let mut body = BytesMut::with_capacity(announced.map_or(0, |length| length as usize));
         while let Some(bytes) = self.chunk().await? {
             if body.len() + bytes.len() > limit {

@@ -126,7 +126,8 @@ impl Remote {
         }
     }
 
-    /// Reports that the circuit has opened because of `error`, and starts to probe. The caller holds the breaker's lock.
+    /// Reports that the circuit has opened because of `error`, and starts to probe. The caller holds the breaker's
+    /// lock.
     pub(super) fn report_outage(self: &Arc<Self>, _open: &Breaker, opening: Opening, error: &UpstreamError) {
         self.metrics.upstream_available(&self.name, false);
         tracing::warn!(

@@ -44,7 +44,7 @@ pub(super) struct RequestAttempt<'a> {
     pub(super) request: &'a UpstreamRequest,
     pub(super) method: &'a Method,
     pub(super) range: Option<(u64, u64)>,
-    /// Whether an earlier round has sent the HEAD of a blob in vain, so that this one sends the GET at once.
+    /// Whether the HEAD of a blob failed in an earlier round, so that this round sends the GET at once.
     pub(super) head_failed: bool,
     pub(super) hops: &'a Hops,
     pub(super) deadline: Instant,
@@ -74,7 +74,8 @@ impl Remote {
             let share = attempt.deadline.saturating_duration_since(now) / urls_left;
             match self.try_url(connection, base, RequestAttempt { deadline: now + share, ..attempt }).await {
                 Err(error) => {
-                    // What a mirror says without credentials does not count if another URL can be asked with some.
+                    // The response of a mirror to a request without credentials does not count if a request to another
+                    // URL can carry some.
                     if urls_left > 1 && self.is_anonymous_refusal(base, attempt.request, &error) {
                         continue;
                     }
@@ -94,7 +95,8 @@ impl Remote {
         Err(failure.unwrap_or_else(|| UpstreamError::timeout(&self.name, "no time left for a request")))
     }
 
-    /// Whether a URL that gets no credentials refused a request for which another URL gets some. It need not know the content.
+    /// Whether a URL refused a request without credentials, while requests to another URL carry some. The refusal says
+    /// nothing about the content.
     fn is_anonymous_refusal(&self, base: &Url, request: &UpstreamRequest, error: &UpstreamError) -> bool {
         matches!(error, UpstreamError::Denied { .. } | UpstreamError::NotFound { .. })
             && self.keyring.is_anonymous_at(base, request.repository.as_str())
@@ -117,7 +119,7 @@ impl Remote {
         match self.ask_url(connection, url.clone(), attempt).await {
             // Some registries send a length of 0 in every response to HEAD.
             Ok(response) if response.content_length().is_some_and(|length| length > 0) => Ok(response),
-            // The blob is there. The GET is for its length.
+            // The blob exists. The GET returns its length.
             Ok(response) => Ok(self.head_by_get(connection, url, attempt).await.unwrap_or(response)),
             Err(error) if error.may_concern_head_only() && Instant::now() < attempt.deadline => {
                 self.head_by_get(connection, url, attempt).await
@@ -136,8 +138,8 @@ impl Remote {
         self.evaluate(attempt, last).await
     }
 
-    /// Replaces HEAD by a GET of one byte, because some registries refuse HEAD, and the signed URLs of some storage services
-    /// are valid for GET only. The response contains the length, if the upstream sends it.
+    /// Replaces HEAD by a GET of one byte, because some registries refuse HEAD, and the signed URLs of some storage
+    /// services are valid for GET only. The response contains the length, if the upstream sends it.
     async fn head_by_get(
         &self,
         connection: &Connection,
@@ -304,8 +306,8 @@ impl Remote {
         }
         let retry_after = retry_after::from_headers(headers);
         let body = self.discard(response, attempt.deadline).await;
-        // If a storage service rejects a signed URL, its 403 is a failure, not a denial. registry.k8s.io redirects manifests to
-        // another registry, which may deny them.
+        // If a storage service rejects a signed URL, its 403 is a failure, not a denial. registry.k8s.io redirects
+        // manifests to another registry, which may deny them.
         let is_registry = || attempt.request.kind != Kind::Blob && body.as_deref().is_some_and(has_registry_errors);
         let decides = !other_host || is_registry();
         Err(match status {

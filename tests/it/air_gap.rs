@@ -1,4 +1,5 @@
-//! What clusters ask a registry that they know under another name: `ns` of k3d and k3s, and networks without internet.
+//! Requests of clusters to a registry that they know under another name: `ns` of k3d and k3s, and networks without the
+//! internet.
 
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
@@ -47,7 +48,7 @@ async fn our_host_by_another_port_is_this_server() {
 }
 
 #[tokio::test]
-async fn a_server_without_upstreams_serves_what_was_pushed_for_every_registry() {
+async fn a_server_without_upstreams_serves_pushed_images_for_every_registry() {
     let server = TestServer::builder().start().await;
     let image = Image::new(1, &[100]);
     server.client().push_image(&server.url(""), "rancher/mirrored-pause", "v1", &image).await;
@@ -105,7 +106,7 @@ async fn a_local_repository_hidden_by_ns_is_named_with_its_remedy() {
 }
 
 #[tokio::test]
-async fn a_ping_below_a_mirror_path_is_a_ping() {
+async fn a_ping_below_a_mirror_path_is_answered() {
     let server = TestServer::builder().start().await;
     for path in ["/v2/", "/v2/docker.io/v2/", "/v2/docker.io/v2", "/docker.io/v2/", "/v2/quay.io/v2/"] {
         for method in ["GET", "HEAD"] {

@@ -1,4 +1,5 @@
-//! More connections than places: unused ones give way, busy ones stay, and health checks are answered in any case.
+//! More connections than places: unused ones are closed for new ones, busy ones stay, and health checks are always
+//! answered.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use crate::scene::{Scene, until};
 use crate::support::http2::{Http2, tls};
 use crate::support::{Authority, Client, Conn, Ended, Gate, Reply, TestServer};
 
-/// Far below every deadline of a connection that is configured here.
+/// A time far below every configured deadline of a connection.
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 const PLACES: usize = 4;
 const BOUND: &str = "[server]\nmax_connections = 4";
@@ -109,11 +110,11 @@ async fn all_busy(scene: &Scene, gate: &Gate) -> Vec<Conn> {
 }
 
 #[tokio::test]
-async fn no_more_connections_are_served_than_have_a_place_but_health_is_answered() {
+async fn without_a_free_place_only_health_checks_are_answered() {
     let scene = Scene::configured(300_000, BOUND).await;
     let (gate, addr) = (Gate::new(), scene.server.addr());
     let mut busy = all_busy(&scene, &gate).await;
-    // More than the reserved places: these, too, make room for each other.
+    // More than the reserved places: unused connections at these give way as well.
     let mut silent = Vec::new();
     for _ in 0..20 {
         silent.push(TcpStream::connect(addr).await.unwrap());
@@ -200,7 +201,7 @@ async fn health_is_answered_over_http2_when_every_connection_is_busy() {
     assert!(busy.iter().all(|(connection, _)| !connection.connection.is_finished()));
 }
 
-/// What one client can do wrong, all at once. The connections stay open until they are dropped.
+/// All faults of a client at once. The connections stay open until they are dropped.
 async fn misbehave(server: &TestServer, blob: &str) -> Vec<TcpStream> {
     let addr = server.addr();
     let mut held = Vec::new();
@@ -226,7 +227,7 @@ async fn misbehave(server: &TestServer, blob: &str) -> Vec<TcpStream> {
     held
 }
 
-/// What well-behaved clients see: the status and length of each answer, in order.
+/// The responses to well-behaved clients: the status and length of each, in order.
 async fn seen(scene: &Scene, pushed: &str) -> Vec<(u16, usize)> {
     let mut seen = Vec::new();
     for path in ["/healthz", "/v2/", &scene.path(), pushed, "/v2/team/none/manifests/1", "/v2/team/app/tags/list"] {

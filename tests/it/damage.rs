@@ -1,5 +1,5 @@
-//! Damage that appears while no server runs: something else in the place of a file, shortened files, and a record of the last
-//! fsync that cannot be believed. What can be fetched again is; nothing hangs, and nothing is 500.
+//! Damage that appears while no server runs: something else in the place of a file, shortened files, and an unusable
+//! record of the last fsync. Mirrored content is fetched again, no request hangs, and none is answered 500.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -160,7 +160,7 @@ async fn something_else_in_the_place_of_an_upload_is_an_unknown_upload() {
             replace(&scene.data().join("uploads").join(&id).join(file), kind);
             scene.server.restart().await;
             let status = scene.server.get(&format!("/v2/{LOCAL}/blobs/uploads/{id}")).await.status;
-            // A record of an interrupted chunk that is none does not matter.
+            // If the record of an interrupted chunk is no regular file, it is ignored.
             assert_eq!(status, if file == "undo" { 204 } else { 404 }, "{kind} {file}");
         }
     }
@@ -184,7 +184,7 @@ async fn the_scrub_moves_something_else_in_the_place_of_a_blob_aside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_of_the_last_fsync_that_cannot_be_believed_is_distrusted() {
+async fn an_unusable_record_of_the_last_fsync_is_not_trusted() {
     let mut scene = Scene::start().await;
     let layer = scene.cached.layers[0].clone();
     let file = blob_file(scene.data(), &layer.digest);
@@ -234,7 +234,7 @@ async fn a_shortened_file_is_found_without_the_index() {
         }
         fs::remove_dir_all(data.join("index")).unwrap();
         scene.server.restart().await;
-        // At once, and again when the index is there.
+        // At once, and again when the index is ready.
         for layer in &scene.pushed.layers {
             assert_eq!(scene.pushed_status(&format!("blobs/{}", layer.digest)).await, 404, "{length}");
         }
@@ -248,7 +248,7 @@ async fn a_shortened_file_is_found_without_the_index() {
 
 /// A manifest may be wrong about a length. The digest decides.
 #[tokio::test(flavor = "multi_thread")]
-async fn content_with_the_right_digest_stays_whatever_a_manifest_says_of_its_length() {
+async fn content_with_the_right_digest_stays_despite_a_wrong_length() {
     let scene = Scene::start().await;
     let mut manifest: serde_json::Value = serde_json::from_slice(&scene.cached.manifest.bytes).unwrap();
     manifest["layers"][0]["size"] = 7.into();

@@ -24,8 +24,8 @@ const CONCURRENT_REQUESTS: usize = 32;
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
 const INCOMPLETE_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// The headers of the responses, in order. A client that announced a wrong length sends no more after `wait`. Then the server
-/// need not answer, but it may have answered by then.
+/// The headers of the responses, in order. A client that announced a wrong length sends no more after `wait`. Then the
+/// server need not answer, but it may have answered by then.
 async fn send(addr: SocketAddr, bytes: &[u8], cut: bool, wait: Duration) -> String {
     let mut stream = TcpStream::connect(addr).await.expect("the server accepts");
     // The server may respond before it has read everything.

@@ -202,7 +202,7 @@ async fn an_idle_connection_is_closed() {
     let _ = timeout(TEST_TIMEOUT, mute.read_to_end(&mut Vec::new())).await.expect("the connection is closed");
 }
 
-/// A push of an unfinished body, and what ends the body: dropping it.
+/// A push of an unfinished body, and a sender that ends the body when it is dropped.
 async fn unfinished_push(scene: &Scene, bytes: usize) -> (http::Response<Incoming>, mpsc::Sender<Bytes>) {
     let stream = tls(scene.server.addr(), &scene.authority.ca, &["h2"]).await.unwrap();
     let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
@@ -229,7 +229,7 @@ async fn the_response_to_a_refused_body_ends_after_the_body() {
         let mut body = response.into_body();
         let error = body.frame().await.unwrap().unwrap().into_data().unwrap();
         assert!(error.starts_with(b"{\"errors\""), "{error:?}");
-        // More of the body is no error for the client.
+        // Sending more of the body is no error for the client.
         sender.send(Bytes::from_static(b"more")).await.unwrap();
         drop(sender);
         assert!(read_all(body).await.unwrap().is_empty());
@@ -237,7 +237,7 @@ async fn the_response_to_a_refused_body_ends_after_the_body() {
 }
 
 #[tokio::test]
-async fn a_refused_body_that_does_not_end_is_waited_for_in_vain_only_briefly() {
+async fn the_wait_for_the_end_of_a_refused_body_is_bounded() {
     let scene = Scene::start("[push]\nenabled = false").await;
     let (response, _sender) = unfinished_push(&scene, 100).await;
     let status = response.status();

@@ -1,4 +1,4 @@
-//! One repository of an upstream, or one upstream, misbehaves, and the others are served as without it.
+//! If one repository of an upstream, or one upstream, misbehaves, the others are served as usual.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ async fn others_are_served_as_without_it(what: &str, trouble: Reply, bad_upstrea
         .iter()
         .map(|path| {
             let (client, url) = (server.client().clone(), server.url(path));
-            // Asks again and again, as clients do.
+            // Repeats its requests, as clients do.
             tokio::spawn(async move {
                 loop {
                     let _ = client.try_send("GET", &url, &[], bytes::Bytes::new()).await;
@@ -84,7 +84,7 @@ async fn others_are_served_as_without_it(what: &str, trouble: Reply, bad_upstrea
             let answer = server.get(&blob_path(repo, content)).await;
             assert!(answer.status == 200 && answer.body == content.bytes, "{what}: {}", answer.status);
         }
-        // As without the bad repository: each content once, and nothing was retried.
+        // As without the bad repository, all content was fetched once, and nothing was retried.
         assert_eq!(asked(&upstream, repo), 1 + image.blobs().count(), "{what}");
     }
     assert_eq!(server.metric("roadstead_upstream_available", &[("upstream", "docker.io")]).await, 1.0, "{what}");

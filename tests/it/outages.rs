@@ -92,8 +92,8 @@ async fn a_failure_without_cache_is_5xx_or_429_and_never_404() {
     upstream.tag("org/other", "1", &other.digest);
     let digest = format!("/v2/{REPO}/manifests/{}", other.digest);
     for path in [TAG, &digest, "/v2/docker.io/org/other/tags/list"] {
-        // An answer ends before its deadline by itself. Only silence is ended by it, and only a `Retry-After` beyond the
-        // deadline is passed on at once.
+        // Only silence lasts until the deadline, so only that case has a short one. A `Retry-After` beyond the deadline
+        // is passed on at once.
         for (reply, status, retry_after, within) in [
             (Reply::error(500, "UNKNOWN"), 502, "", "120s"),
             (Reply::error(503, "UNAVAILABLE").header("Retry-After", "700"), 503, "700", "120s"),

@@ -271,7 +271,7 @@ async fn media_types_of_a_push_obey_the_same_rules_both_ways() {
 }
 
 #[tokio::test]
-async fn what_is_no_manifest_is_refused_without_a_content_type() {
+async fn other_json_is_refused_without_a_content_type() {
     let image = Image::new(1, &[10]);
     let server = with_image(&image).await;
     for body in [
@@ -318,7 +318,7 @@ async fn an_index_of_layers_is_taken_if_the_repository_has_them() {
     assert_eq!(put(&server, "cache", OCI_INDEX, cache.bytes.clone()).await.status, 201);
     let missing = index(vec![parts[0].descriptor(), Content::new(OCI_LAYER, "absent").descriptor()]);
     assert_error(&put(&server, "v2", OCI_INDEX, missing.bytes).await, 400, "MANIFEST_BLOB_UNKNOWN", "one is missing");
-    // A client would ask for this entry as a manifest.
+    // A client would request this entry as a manifest.
     let mut image = parts[0].descriptor();
     image["mediaType"] = json!(OCI_MANIFEST);
     assert_error(

@@ -1,4 +1,5 @@
-//! What `registry:2` answers outside of the specification: its root, `OPTIONS`, and the headers of its configuration file.
+//! Responses of `registry:2` outside of the specification: its root, `OPTIONS`, and the headers of its configuration
+//! file.
 
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
@@ -36,7 +37,7 @@ async fn options_names_the_methods() {
     assert_eq!(server.send("TRACE", "/v2/", &[], "").await.status, 405);
 }
 
-/// What the user interface of a registry needs, as its guide says.
+/// The headers that the user interface of a registry needs according to its guide.
 const CORS: [(&str, &str); 4] = [
     ("REGISTRY_HTTP_HEADERS_Access-Control-Allow-Origin", "[http://ui.example]"),
     ("REGISTRY_HTTP_HEADERS_Access-Control-Allow-Methods", "['HEAD, GET, OPTIONS, DELETE']"),

@@ -1,4 +1,5 @@
-//! What an upstream said is remembered for an outage, also after a restart: absences, referrers and lists of tags.
+//! The answers of an upstream are remembered for an outage, also after a restart: absences, referrers and lists of
+//! tags.
 
 use serde_json::json;
 
@@ -64,7 +65,7 @@ async fn an_absence_is_forgotten_when_the_content_appears_or_after_stale_if_erro
 }
 
 #[tokio::test]
-async fn the_last_word_of_the_upstream_counts_in_an_outage() {
+async fn the_last_answer_of_the_upstream_counts_in_an_outage() {
     let image = Image::new(1, &[10]);
     let upstream = upstream_with(&image).await;
     let server = server_of(&upstream, "tag_ttl = \"0s\"").await;
@@ -118,7 +119,7 @@ async fn referrers_are_200_in_an_outage_with_what_is_known() {
 }
 
 #[tokio::test]
-async fn a_refused_referrers_api_is_no_api() {
+async fn a_refused_referrers_api_counts_as_missing() {
     let image = Image::new(1, &[10]);
     let index = Content::json(
         OCI_INDEX,

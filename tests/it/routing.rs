@@ -230,7 +230,7 @@ async fn a_first_push_succeeds_with_refused_upstream_credentials() {
 }
 
 #[tokio::test]
-async fn a_path_that_could_mean_two_things_is_refused() {
+async fn ambiguous_paths_are_refused() {
     let scene = TwoUpstreams::start().await;
     for path in [
         "/v2/library%2Falpine/manifests/1",
@@ -268,9 +268,10 @@ async fn an_empty_registry_in_ns_is_named_in_the_error() {
     assert!(answer.text().contains("for an empty host; write a registry's host into ns"), "{}", answer.text());
 }
 
-/// Only content makes a name local. Otherwise anybody could hide an image of the default upstream by opening an upload.
+/// Only content makes a name local. Otherwise every client could hide an image of the default upstream by opening an
+/// upload.
 #[tokio::test]
-async fn an_upload_without_content_takes_no_name() {
+async fn an_upload_without_content_makes_no_name_local() {
     let mut scene = TwoUpstreams::start().await;
     let zeros = format!("sha256:{}", "0".repeat(64));
     let uploads = "/v2/org/app/blobs/uploads/";

@@ -200,12 +200,13 @@ async fn received(server: &TestServer, location: &str) -> String {
     range
 }
 
-/// The id of the session that a location leads to.
+/// The id of the session in a location.
 fn url_id(location: &str) -> &str {
     location.split('?').next().and_then(|path| path.rsplit('/').next()).unwrap()
 }
 
-/// Sends the head of a request and a part of its body to a session with `before` bytes, and leaves when it has arrived.
+/// Sends the headers of a request and a part of its body to a session with `before` bytes, and disconnects when that
+/// part has arrived.
 async fn send_cut(server: &TestServer, method: &str, url: &str, bytes: &Bytes, before: usize, sent: usize) {
     let path = url.replace(&server.url(""), "");
     let mut stream = TcpStream::connect(server.addr()).await.unwrap();

@@ -1,4 +1,5 @@
-//! Content that is stored for one repository is readable in another one only with a proof, whatever a manifest there says.
+//! Content that is stored for one repository is readable in another one only with a proof. A manifest there is not
+//! enough.
 
 use bytes::Bytes;
 use serde_json::json;
@@ -20,7 +21,7 @@ async fn two_upstreams() -> (Upstream, Upstream, TestServer, Image) {
     (owner, other, server, image)
 }
 
-/// A manifest that refers to content of somebody else.
+/// A manifest that refers to content of another upstream.
 fn claiming(layer: &Content) -> Content {
     let config = Content::new("application/vnd.oci.image.config.v1+json", "{}");
     let body = json!({
@@ -81,7 +82,7 @@ async fn one_proof_makes_shared_content_readable_for_good() {
 }
 
 #[tokio::test]
-async fn images_of_one_upstream_share_layers_without_asking_it() {
+async fn images_of_one_upstream_share_layers_without_a_request() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[50_000]);
     upstream.add_image("org/one", "1", &image);

@@ -1,4 +1,4 @@
-//! Text of clients and images stays text: in the log, on the operator's terminal, and in headers that repeat it.
+//! Text of clients and images is escaped in the log, on the operator's terminal, and in headers that repeat it.
 
 use roadstead::printable::is_unprintable;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
 use crate::support::{Client, Conn, Content, Image, TestServer, Upstream};
 
-/// What a terminal or a reader of logs would act on.
+/// Characters that a terminal or a reader of logs would interpret.
 const STEERING: [&str; 6] = [
     "\u{1b}[31mRED\u{7}",
     "\u{1b}]0;title\u{7}\nFORGED LINE",
@@ -26,7 +26,7 @@ fn assert_printable(output: &CommandOutput, what: &str) {
 }
 
 #[tokio::test]
-async fn explain_prints_media_types_of_strangers_escaped() {
+async fn explain_prints_foreign_media_types_escaped() {
     let upstream = Upstream::start().await;
     let image = Image::new(1, &[10]);
     for (number, text) in STEERING.iter().enumerate() {
@@ -56,7 +56,7 @@ async fn explain_prints_media_types_of_strangers_escaped() {
 }
 
 #[tokio::test]
-async fn commands_print_what_was_asked_escaped() {
+async fn commands_print_requested_names_escaped() {
     let upstream = Upstream::start().await;
     let server = TestServer::mirror_of(&upstream).await;
     for text in STEERING.iter().copied().chain([format!("a{}", "A".repeat(60_000)).as_str()]) {

@@ -1,7 +1,8 @@
-//! A data folder that takes no writes: pulls pass by, pushes are refused with the cause, and all recovers by itself.
+//! A data folder that cannot be written: pulls bypass the store, pushes are refused with the cause, and the server
+//! recovers by itself.
 //!
-//! Errors of each kind are tested beside the store (`store::faults`). Here a file takes the place of `spool/`, which works for
-//! every user, and a process may not write large files.
+//! Errors of each kind are tested beside the store (`store::faults`). Here a file is in the place of `spool/`, which
+//! has the same effect for every user, and the limit of file sizes is low.
 
 use std::path::Path;
 
@@ -21,7 +22,7 @@ fn mend_spool(data: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pulls_pass_by_a_folder_that_takes_no_writes() {
+async fn pulls_bypass_a_folder_that_cannot_be_written() {
     let upstream = Upstream::start().await;
     let (before, new) = (Image::new(1, &[200 * KIB]), Image::new(2, &[200 * KIB, 10]));
     upstream.add_image(REPO, "v1", &before);
@@ -95,7 +96,7 @@ async fn a_refused_push_names_the_cause_and_no_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_size_limit_lets_large_blobs_pass_by() {
+async fn large_blobs_bypass_the_store_at_a_file_size_limit() {
     let upstream = Upstream::start().await;
     let (small, large) = (blob(1, 100 * KIB), blob(2, 9 * MIB));
     upstream.add_blob(REPO, &small);

@@ -1,9 +1,9 @@
-//! Every answer of an upstream to HEAD and GET, for every kind of content and every state of the cache, and the one right
-//! answer to the client.
+//! Every answer of an upstream to HEAD and GET, for every kind of content and every state of the cache, and the one
+//! right answer to the client.
 //!
-//! The right answers follow from four rules. What is here and fresh needs no upstream. Only a GET says that something does not
-//! exist. A refusal or a contradiction is trouble, and trouble is answered from the cache or with 5xx, never with 404. What can
-//! be had is served.
+//! The right answers follow from four rules. Stored and fresh content needs no upstream. Only a GET decides that
+//! content does not exist. A refusal or a contradiction is a failure, which is answered from the cache or with 5xx,
+//! never with 404. Content that is stored or can be fetched is served.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 
 use crate::support::{Answer, Image, Reply, TestServer, Upstream};
 
-/// Cells that are tried at the same time.
+/// Cells of the table that are tried at the same time.
 const CONCURRENT_CELLS: usize = 48;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ enum Head {
     OkWithLengthZero,
     /// Another digest, whose manifest is not there: a tag that has moved too early, or a lagging replica.
     OkElsewhere,
-    /// 401 with a challenge, whatever token is shown.
+    /// 401 with a challenge, for every token.
     Unauthorized,
     BrokenChallenge,
     Forbidden,
@@ -39,7 +39,7 @@ enum Head {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Get {
     Ok,
-    /// The digest is right, and the headers say something else.
+    /// The bytes have the right digest, and the headers contradict it.
     OkWithWrongLabels,
     NotFound,
     Forbidden,
@@ -141,7 +141,7 @@ impl Get {
         }
     }
 
-    /// What a client gets that depends on this GET alone, and why.
+    /// The answer to a client if it depends on this GET alone, and the reason.
     fn decides(self) -> (Right, &'static str) {
         match self {
             Self::Ok | Self::OkWithWrongLabels => (Right::Content, "the GET has it, and the digest is right"),
@@ -258,7 +258,7 @@ async fn try_cells(caches: &[Cache], tag_ttl: &str) {
     }
     let server =
         builder.config(&format!("[cache]\ntag_ttl = \"{tag_ttl}\"\nstale_while_revalidate = \"0s\"")).start().await;
-    // Fill the cache while all is well.
+    // Fill the cache while the upstream works.
     let warm_up = stream::iter(&cells).for_each_concurrent(CONCURRENT_CELLS, async |cell| {
         let from = match cell.cache {
             Cache::Cold => return,
@@ -294,7 +294,7 @@ async fn try_cells(caches: &[Cache], tag_ttl: &str) {
         .collect()
         .await;
     assert!(wrong.is_empty(), "{} of {} cells are wrong:\n{}", wrong.len(), cells.len(), wrong.join("\n"));
-    // What was answered in trouble is not remembered as an absence.
+    // Answers of a failing upstream are not remembered as absences.
     misbehaves.store(false, Ordering::Relaxed);
     let troubled = cells.iter().filter(|cell| right(cell.head, cell.get, cell.object, cell.cache).0 == Right::Trouble);
     for cell in troubled.step_by(20) {

@@ -57,8 +57,8 @@ impl Socket {
         }
     }
 
-    /// Resolves when the connection has failed. Requests that the client sends in the meantime are kept, up to the length of
-    /// one request's headers. A client that ends its side may still read the response, so it has not left.
+    /// Resolves when the connection has failed. Requests that the client sends in the meantime are kept, up to the
+    /// length of one request's headers. A client that ends its side may still read the response, so it has not left.
     pub(super) async fn left(&mut self) {
         while self.read.len() < MAX_HEADERS_BYTES {
             self.read.reserve(READ_BUFFER_BYTES);

@@ -71,10 +71,12 @@ impl Manifest {
     /// Largest manifest accepted in a push, in bytes (distribution-spec, "Pushing Manifests", asks for at least 4 MB).
     pub const MAX_PUSHED_LENGTH: u64 = 4 << 20;
 
-    /// Parses a manifest of any kind that an upstream sent, or that is stored. What clients can read is accepted.
+    /// Parses a manifest of any kind that an upstream sent, or that is stored. Every manifest that clients can read is
+    /// accepted.
     ///
     /// # Errors
-    /// [`ManifestError::Shape`] if the bytes are not a JSON object, [`ManifestError::SchemaVersion`] for schema version 1.
+    /// [`ManifestError::Shape`] if the bytes are not a JSON object, [`ManifestError::SchemaVersion`] for schema version
+    /// 1.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         Self::read(bytes, Origin::Mirror).map(|read| read.manifest)
     }
@@ -82,7 +84,7 @@ impl Manifest {
     /// Parses a manifest that is pushed, with `declared` as the valid media type in its `Content-Type`, if any.
     ///
     /// # Errors
-    /// Those of [`Manifest::parse`]; any other one for a fault that an upstream's manifest may have.
+    /// Those of [`Manifest::parse`], and the other variants for faults that are accepted in an upstream's manifest.
     pub fn parse_pushed(bytes: &[u8], declared: Option<&str>) -> Result<Self, ManifestError> {
         let ReadManifest { mut manifest, has_references, .. } = Self::read(bytes, Origin::Push)?;
         if let Some(text) = &manifest.media_type {
@@ -102,8 +104,8 @@ impl Manifest {
         if read.schema_version == Some(1) { Err(ManifestError::SchemaVersion) } else { Ok(read) }
     }
 
-    /// The media type to serve if neither the client nor the upstream declared a usable one: the `mediaType` field if it is
-    /// valid, otherwise the index type if there are child manifests, otherwise the image manifest type.
+    /// The media type to serve if neither the client nor the upstream declared a usable one: the `mediaType` field if
+    /// it is valid, otherwise the index type if there are child manifests, otherwise the image manifest type.
     pub fn guess_media_type(&self) -> String {
         let own = self.media_type.as_deref().and_then(media_type::of_manifest);
         own.unwrap_or_else(|| {
@@ -182,7 +184,7 @@ mod tests {
         assert_eq!(Manifest::parse(br#"{"schemaVersion":1}"#), Err(ManifestError::SchemaVersion));
     }
 
-    /// What clients read is passed on; a push of the same is refused.
+    /// Each manifest is accepted from an upstream, because clients can read it, and refused in a push.
     #[test]
     fn faults_are_accepted_from_an_upstream_and_refused_in_a_push() {
         let (known, other) = (digest("a"), digest("b"));
@@ -231,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn media_types_that_cannot_be_served_are_refused_in_a_push_and_replaced_from_an_upstream() {
+    fn unservable_media_types_are_refused_in_a_push_and_replaced_otherwise() {
         let long = format!("application/{}", "x".repeat(300));
         for bad in ["", "text/html", r"application/x\ny", r"application/\u0007x", "application", &long] {
             let json = format!(r#"{{"mediaType":"{bad}","config":{{"digest":"{}"}}}}"#, digest("c"));
@@ -248,7 +250,7 @@ mod tests {
     #[test]
     fn reading_ends_at_the_first_invalid_digest_of_a_push() {
         for bad in [r#"{"digest":""}"#, r#"{"digest":"sha256:00"}"#, r#"{"digest":null}"#, "{}"] {
-            // What follows is no JSON. It is not read.
+            // The rest is no JSON, and is not read.
             let json = format!(r#"{{"layers":[{bad},]"#);
             let refused = Manifest::parse_pushed(json.as_bytes(), None);
             assert!(matches!(refused, Err(ManifestError::Digest(_))), "{bad}: {refused:?}");
@@ -269,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_an_index_may_be_blobs_unless_their_type_is_that_of_a_manifest() {
+    fn index_entries_may_be_blobs_unless_typed_as_manifests() {
         let entry = |kind: &str| format!(r#"{{"mediaType":"{kind}","digest":"{}","size":1}}"#, digest(kind));
         let kinds = ["application/vnd.oci.image.layer.v1.tar", "", media_type::OCI_MANIFEST, media_type::DOCKER_LIST];
         let json = format!(r#"{{"manifests":[{}]}}"#, kinds.map(entry).join(","));

@@ -1,10 +1,10 @@
 //! Reads a manifest from JSON as a stream. Only valid references become objects, so that memory stays below the size of
 //! the manifest.
 //!
-//! A mirrored manifest is read as Docker and containerd read it, with Go's `encoding/json`: names of fields match without
-//! regard to case, `null` is an absent value, and bytes that are no UTF-8 are replaced. A field of a wrong type is absent as
-//! well, and a reference without a digest is left out: the bytes have the right digest, so they are passed on. A pushed
-//! manifest must not have such faults.
+//! A mirrored manifest is read as Docker and containerd read it, with Go's `encoding/json`: names of fields match in
+//! any case, `null` is an absent value, and bytes that are not UTF-8 are replaced. A field of a wrong type counts as
+//! absent, and a reference without a digest is left out. The manifest is passed on nevertheless, because its bytes have
+//! the right digest. A pushed manifest must not have such faults.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,10 +16,10 @@ use super::value::{AnyScalar, Field, FieldName, Scalar, SeenFields, other_values
 use super::{Child, Manifest, ManifestError};
 use crate::oci::{Digest, DigestError, media_type};
 
-/// References with an unsupported digest algorithm that are kept, to be named in an error.
+/// Largest number of references with an unsupported digest algorithm that are kept for an error message.
 const MAX_UNSUPPORTED: usize = 50;
 
-/// Where a manifest comes from, and with it what is accepted.
+/// The origin of a manifest, which decides which faults are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// An upstream, or the store.
@@ -27,7 +27,7 @@ pub(super) enum Origin {
     Push,
 }
 
-/// What was read.
+/// The result of reading a manifest.
 pub(super) struct ReadManifest {
     pub(super) manifest: Manifest,
     pub(super) schema_version: Option<u64>,
@@ -38,8 +38,8 @@ pub(super) struct ReadManifest {
 /// Reads a manifest.
 ///
 /// # Errors
-/// For bytes that are not one JSON object. In a push, also for a field of a wrong type, a field that appears twice, and a
-/// reference without a valid digest; reading ends there.
+/// For bytes that are not one JSON object. In a push, also for a field of a wrong type, a field that appears twice, and
+/// a reference without a valid digest; reading ends there.
 pub(super) fn read(bytes: &[u8], origin: Origin) -> Result<ReadManifest, ManifestError> {
     // serde also accepts a JSON array for a struct.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
@@ -79,7 +79,7 @@ enum Place {
 struct Reader {
     origin: Origin,
     read: ReadManifest,
-    /// Why reading ended, if not for the JSON.
+    /// Why reading ended early, unless the JSON itself is at fault.
     failure: Option<ManifestError>,
 }
 
@@ -96,7 +96,7 @@ impl Reader {
         E::custom("the manifest is refused")
     }
 
-    /// A value of a wrong type: an error in a push, otherwise as good as absent.
+    /// Handles a value of a wrong type: an error in a push, otherwise treated as absent.
     fn skip_wrong_type<E: Error>(&mut self) -> Result<(), E> {
         if self.is_push() { Err(self.fail(ManifestError::Shape)) } else { Ok(()) }
     }
@@ -115,7 +115,7 @@ impl Reader {
 
     fn text<'de, A: MapAccess<'de>>(&mut self, map: &mut A) -> Result<Option<String>, A::Error> {
         match map.next_value_seed(AnyScalar)? {
-            // A longer one is not valid in any field that is used.
+            // A longer text is not valid in any field that is used.
             Scalar::Text(text) => Ok(Some(text.unwrap_or_default())),
             Scalar::Null => Ok(None),
             Scalar::Number(_) | Scalar::Float(_) | Scalar::Other => self.skip_wrong_type().map(|()| None),

@@ -1,10 +1,10 @@
-//! The names and the plain values of a manifest's fields, of whatever type a value is.
+//! The names and the plain values of a manifest's fields. A value may have any type.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// Longest text of a field that is used, in bytes. Media types and digests are shorter.
+/// Largest text in bytes of a field that is used. Media types and digests are shorter.
 const MAX_TEXT_BYTES: usize = 255;
 
 /// A field that is used, of a manifest or of a descriptor.
@@ -26,13 +26,13 @@ pub(super) enum Field {
 #[derive(Default)]
 pub(super) struct SeenFields(u16);
 
-/// Any JSON value, as far as it is used.
+/// Any JSON value, reduced to the part that is used.
 pub(super) enum Scalar {
     /// `None` if it is longer than [`MAX_TEXT_BYTES`].
     Text(Option<String>),
     /// `None` if it is not from 0 to 2^64 - 1.
     Number(Option<u64>),
-    /// A number with a fraction or an exponent; `None` if its value is not such a whole number.
+    /// A number with a fraction or an exponent; `None` if its value is not a whole number from 0 to 2^64 - 1.
     Float(Option<u64>),
     Null,
     Other,

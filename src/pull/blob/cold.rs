@@ -43,7 +43,7 @@ enum State {
     CheckStore,
     /// Asks the upstream whether the repository has the blob.
     Prove,
-    /// Checks whether a fill of the blob failed less than a second ago, or the store takes no writes.
+    /// Checks whether a fill of the blob failed less than a second ago, or the store cannot be written.
     CheckFailures,
     /// Starts a fill or joins the running one.
     Join,
@@ -127,7 +127,7 @@ impl ColdBlob {
         let blob = match store.blob_of(self.request.repo(), digest, member).await {
             Ok(Some(blob)) => blob,
             Ok(None) => return Ok(State::CheckFailures),
-            // The disk cannot read it. The upstream still has it.
+            // The disk cannot read the blob, but the upstream still has it.
             Err(error) if error.obstacle().is_some() => return Ok(self.pass_by(&error)),
             Err(error) => return Err(error.into()),
         };
@@ -147,7 +147,7 @@ impl ColdBlob {
         if engine.context.store.is_read_only() {
             return Ok(State::PastStore);
         }
-        // A fill would only find out with a second request to the upstream.
+        // Without this check, a fill would fail after its request, and the blob would be requested a second time.
         if let Some(error) = engine.context.store.write_failure() {
             return Ok(self.pass_by(&error));
         }

@@ -54,7 +54,8 @@ impl PullRequest<'_> {
         if context.memory.is_absent(repo, &Reference::Digest(digest.clone())) {
             return Err(PullError::NotFound);
         }
-        // A manifest that was served may give the length. The client knows it from there, and the header of a HEAD may be wrong.
+        // A manifest that was served may give the length. The client expects that length, and the header of a HEAD may
+        // be wrong.
         let known = member.and_then(|member| member.size);
         if let Some(length) = context.memory.length(repo, digest) {
             return Ok(Some(known.unwrap_or(length)));

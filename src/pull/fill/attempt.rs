@@ -46,7 +46,7 @@ impl<'a> Attempt<'a> {
         let transfer = source.open(FetchRequest::complete(digest), context.deadline()).await?;
         let total = match announced_length(transfer.sent) {
             Some(total) => Some(total),
-            // The length that a HEAD gave is a hint. If it was wrong, the next attempt does without it.
+            // The length from a HEAD is a hint. If it was wrong, the next attempt does not use it.
             None if generation > 0 => None,
             None => source.length(digest, context.deadline()).await,
         };

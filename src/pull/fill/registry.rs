@@ -35,8 +35,8 @@ pub(in crate::pull) struct Requester {
     pub(in crate::pull) source: Arc<dyn BlobSource>,
     /// The repository may read this digest from any source.
     pub(in crate::pull) proven: bool,
-    /// A manifest that was served in this repository refers to the digest. That is enough to share a fill for a repository of
-    /// the same upstream with the same credentials.
+    /// A manifest that was served in this repository refers to the digest. That is enough to share a fill for a
+    /// repository of the same upstream with the same credentials.
     pub(in crate::pull) listed: bool,
     /// The repository has no stored content.
     pub(in crate::pull) new_repository: bool,
@@ -45,7 +45,7 @@ pub(in crate::pull) struct Requester {
 }
 
 impl Requester {
-    /// Whether the requester may read what a fill from `source` brings.
+    /// Whether the requester may read the content of a fill from `source`.
     fn may_follow(&self, source: &SourceId) -> bool {
         let own = self.source.id();
         let shares = self.listed && source.repo.scope == own.repo.scope && source.credential == own.credential;

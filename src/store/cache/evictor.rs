@@ -96,8 +96,8 @@ impl Cache {
         Err(short().error(bytes))
     }
 
-    /// Makes sure that the disk has room for `bytes` of a push in `files` new files, beside `min_free` and the inodes that
-    /// stay free. Evicts for it, and reserves nothing.
+    /// Makes sure that the disk has room for `bytes` of a push in `files` new files, beside `min_free` and the inodes
+    /// that stay free. Evicts for it, and reserves nothing.
     ///
     /// # Errors
     /// [`StoreError::NoRoom`] when not enough can be evicted.
@@ -196,7 +196,8 @@ impl Cache {
         Ok(if short().is_none() { Turn::Enough } else { turn })
     }
 
-    /// The next content to evict. How many inodes that frees is not known before: a manifest takes its names along.
+    /// The next content to evict. The number of inodes that this frees is not known in advance, because the names of a
+    /// manifest are removed with it.
     fn victims(&self, shortage: Shortage) -> Vec<Digest> {
         let mut order = self.recency.order();
         let bytes = if shortage.inodes > 0 { u64::MAX } else { shortage.bytes };
@@ -204,7 +205,7 @@ impl Cache {
         if !victims.is_empty() || shortage.inodes == 0 {
             return victims;
         }
-        // Shields end when their bytes are too many. Small content can use up the inodes long before.
+        // Shields end when they cover too many bytes. Small content can use up the inodes long before that.
         order.end_oldest_shields(MAX_TURN_VICTIMS);
         order.victims(bytes, MAX_TURN_VICTIMS, now())
     }

@@ -1,4 +1,4 @@
-//! How much room there is: what is stored, what is reserved, and what the bounds leave of it.
+//! How much room there is: stored content, reservations, and the bounds.
 //!
 //! Everything that is fetched from an upstream reserves its room first. If it does not fit, [`Shortage`] says how much has to
 //! be evicted.
@@ -20,17 +20,17 @@ pub const NAME_BYTES: u64 = 4 << 10;
 pub(in crate::store) const AMPLE_FREE_BYTES: u64 = 1 << 30;
 /// The evictor goes on until a twentieth of the bound is free, but no more than this.
 const MAX_SLACK_BYTES: u64 = 5 << 30;
-/// Inodes that stay free: a tenth of those of the file system, but no more than this.
+/// Largest number of inodes that stay free. On a small file system, a tenth of all inodes stays free.
 const MAX_FREE_INODES: u64 = 10_000;
-/// If inodes were short, the evictor frees this part more of those that stay free.
+/// If inodes were short, the evictor frees more than necessary: the inodes that stay free, divided by this.
 const INODE_SLACK_DIVISOR: u64 = 10;
 /// The largest reservation for content of unknown length, and the part of `max_size` that bounds it on a small disk.
 const MAX_UNKNOWN_LENGTH_STEP_BYTES: u64 = 64 << 20;
 const MIN_UNKNOWN_LENGTH_STEP_BYTES: u64 = 1 << 20;
 const UNKNOWN_LENGTH_STEP_DIVISOR: u64 = 16;
 
-/// The bounds of the cache, in bytes. Inodes have a bound that follows from the file system: a tenth of them stays free, at
-/// most 10,000.
+/// The bounds of the cache, in bytes. The bound of inodes depends on the file system: a tenth of them, at most 10,000,
+/// stays free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// For cached content, the names of mirrored repositories, and fills.
@@ -202,8 +202,8 @@ impl Space {
         Shortage::new(0, 0, lacking)
     }
 
-    /// The shortage of a cache that exceeds `max_size` by `over` bytes, on a disk that must take `bytes` in `files` new files.
-    /// Nothing is short where the disk cannot be asked.
+    /// The shortage of a cache that exceeds `max_size` by `over` bytes, on a disk that must take `bytes` in `files` new
+    /// files. If the state of the disk is unknown, nothing is short.
     fn shortage(&self, over: u64, bytes: u64, files: u64) -> Shortage {
         let Some(disk) = self.disk() else { return Shortage::new(over, 0, 0) };
         let lacking = self.bounds.min_free.saturating_add(bytes).saturating_sub(disk.free_bytes);
@@ -212,7 +212,7 @@ impl Space {
 
     /// Inodes that the disk lacks for `files` new files beside those that stay free.
     fn lacking_inodes(&self, disk: &DiskState, files: u64) -> u64 {
-        // A command that only looks at the folder writes little, and evicts nothing.
+        // A command without a server writes little, and evicts nothing.
         let kept = if self.is_bounded() { disk.kept_free_inodes() } else { 0 };
         if disk.inodes == 0 { 0 } else { kept.saturating_add(files).saturating_sub(disk.free_inodes) }
     }
@@ -222,12 +222,12 @@ impl Space {
         Some(self.disk()?.free_bytes)
     }
 
-    /// Free inodes of the disk; `None` where it cannot be asked, or does not count inodes.
+    /// Free inodes of the disk; `None` if they are unknown, or the file system does not count inodes.
     pub(in crate::store) fn free_inodes(&self) -> Option<u64> {
         self.disk().filter(|disk| disk.inodes > 0).map(|disk| disk.free_inodes)
     }
 
-    /// The state of the disk; `None` where it cannot be asked, or reports no size.
+    /// The state of the disk; `None` if it is unknown, or the file system reports no size.
     pub(in crate::store) fn disk(&self) -> Option<DiskState> {
         fs::disk_state(&self.root).ok().filter(|disk| disk.bytes > 0)
     }
@@ -252,7 +252,7 @@ impl Space {
         (self.bounds.max_size / 20).min(MAX_SLACK_BYTES)
     }
 
-    /// What is reserved at a time for content of unknown length.
+    /// Bytes that are reserved at a time for content of unknown length.
     pub(in crate::store) fn unknown_length_step(&self) -> u64 {
         let part = self.bounds.max_size / UNKNOWN_LENGTH_STEP_DIVISOR;
         part.clamp(MIN_UNKNOWN_LENGTH_STEP_BYTES, MAX_UNKNOWN_LENGTH_STEP_BYTES)

@@ -1,5 +1,5 @@
-//! File operations that fail when a test wants them to: the n-th, all from the n-th on, or all that change something. And
-//! disks that report the state that a test wants.
+//! File operations that fail when a test wants them to: the n-th, all from the n-th on, or all that change something. A
+//! test can also set the state that the disk reports.
 //!
 //! The runtime of a test sets the plan on each of its own threads, so tests that run at the same time are not affected.
 
@@ -64,7 +64,7 @@ impl Plan {
         *self.refusal.lock() = refusal;
     }
 
-    /// Replaces what the disk reports about its room.
+    /// Replaces the state that the disk reports.
     pub(in crate::store) fn set_disk(&self, alter: impl Fn(DiskState) -> DiskState + Send + Sync + 'static) {
         *self.disk.lock() = Some(Arc::new(alter));
     }

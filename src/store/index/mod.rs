@@ -2,9 +2,10 @@
 //!
 //! The files are the truth. A record that is missing here is never a reason for a 404, and one that is here proves nothing.
 //!
-//! sled does not fail cleanly, so every use is checked. Opening and scanning run under `catch_unwind`. A folder of another
-//! version, of another data folder, or with a wrong count of records is corrupt and is set aside. An operation that fails or
-//! panics takes the index out of service until it is opened again and reconciled with the files. All methods block. No sled type leaves this module.
+//! sled does not fail cleanly, so every use is checked. Opening and scanning run under `catch_unwind`. A folder of
+//! another version, of another data folder, or with a wrong count of records is corrupt and is set aside. An operation
+//! that fails or panics takes the index out of service until it is opened again and reconciled with the files. All
+//! methods block. No sled type leaves this module.
 
 pub(in crate::store) mod keys;
 
@@ -39,7 +40,7 @@ pub(in crate::store) struct Index {
     db: RwLock<Option<sled::Db>>,
     /// An operation on the open index has failed. sled takes no more changes, so it has to be opened again.
     failed: AtomicBool,
-    /// In which condition it was found when it was first opened.
+    /// The condition of the index when it was first opened.
     found: OnceLock<IndexCondition>,
     /// The identity of the data folder.
     folder: [u8; 16],

@@ -1,9 +1,10 @@
 //! Ages that grow only while a process of the store runs, and only as fast as the monotonic clock.
 //!
-//! What the store removes for its age has a time of the wall clock: a file's time, or a record's. A clock that is set forward
-//! would remove all of it at once. So the store keeps the *gaps* of the wall clock, which count for no age: jumps forward
-//! while a process runs, and the time in which none does, because the clock may have been set then. A clock that is set back
-//! makes ages zero until it has caught up. The file `ages` has the gaps and the time at which a process last ran.
+//! Files and records that the store removes by age carry a time of the wall clock. If the clock was set forward, all of
+//! them would be removed at once. So the store keeps the *gaps* of the wall clock, which count for no age: jumps
+//! forward while a process runs, and the time in which no process runs, because the clock may be set then. If the clock
+//! was set back, ages are zero until it has caught up. The file `ages` has the gaps and the time at which a process
+//! last ran.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,11 +15,12 @@ use super::layout::{Layout, Temporary};
 use crate::store::error::{At, StoreError};
 use crate::store::fs;
 
-/// A smaller difference between the two clocks is no jump.
+/// Largest difference between the two clocks that is not a jump.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
-/// How often the time of the last run is written. After a crash, ages lack what was not written.
+/// How often the time of the last run is written. After a crash, the time since the last write counts for no age.
 const SAVE_INTERVAL: Duration = Duration::from_secs(10 * 60);
-/// Gaps that are kept. Further ones are merged with the time between them, which makes old things younger.
+/// Largest number of gaps that are kept. Beyond it, the two oldest gaps become one, with the time between them. This
+/// makes old files younger.
 const MAX_GAPS: usize = 64;
 
 /// The ages of a data folder.
@@ -50,7 +52,7 @@ struct Gap {
     to: SystemTime,
 }
 
-/// What the file says.
+/// The content of the file.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct StoredAges {
     seen: Duration,
@@ -74,20 +76,20 @@ impl Ages {
                 state.add_gap(at(stored.seen).unwrap_or(now.wall), now.wall);
             }
             None if is_new => {}
-            // An earlier version or a power cut has left no record: everything is new.
+            // An earlier version or a power cut has left no record, so all ages begin at zero.
             None => state.add_gap(UNIX_EPOCH, now.wall),
         }
         Self { path, state: Mutex::new(state) }
     }
 
-    /// How long something that has the time `since` has existed, as far as that counts.
+    /// The age of a file or record with the time `since`, without gaps.
     pub(in crate::store) fn age(&self, since: SystemTime) -> Duration {
         let mut state = self.state.lock();
         state.advance(ClockPair::now());
         state.age(since)
     }
 
-    /// Looks at the clocks, and writes the record if it is due.
+    /// Reads the clocks, and writes the record if it is due.
     pub(in crate::store) fn keep(&self, layout: &Layout) -> Result<(), StoreError> {
         let is_due = {
             let mut state = self.state.lock();
@@ -120,7 +122,7 @@ impl ClockPair {
 }
 
 impl AgeState {
-    /// Notes a jump of the wall clock since the last look.
+    /// Records a jump of the wall clock since the last reading.
     fn advance(&mut self, now: ClockPair) {
         let passed = now.monotonic.saturating_duration_since(self.clocks.monotonic);
         let expected = self.clocks.wall + passed;
@@ -128,7 +130,8 @@ impl AgeState {
             Ok(ahead) if ahead <= CLOCK_TOLERANCE => {}
             Err(behind) if behind.duration() <= CLOCK_TOLERANCE => {}
             jumped => {
-                // The clocks are compared with the last jump, not with the last look, so that many small jumps add up.
+                // The clocks are compared with those at the last jump, not at the last reading, so that many small
+                // jumps add up.
                 if jumped.is_ok() {
                     self.add_gap(expected, now.wall);
                     self.changed = true;
@@ -188,7 +191,7 @@ impl StoredAges {
         gaps.chain([format!("seen {}\n", self.seen.as_millis())]).collect()
     }
 
-    /// `None` for any other text, an incomplete one included: its last line is missing.
+    /// `None` for any other text. An incomplete text lacks its last line.
     fn parse(text: &str) -> Option<Self> {
         let time = |text: &str| text.parse().ok().map(Duration::from_millis);
         let (gaps, seen) = text.strip_suffix('\n')?.rsplit_once("seen ")?;
@@ -249,12 +252,12 @@ mod tests {
         let jump = -(10 * HOUR.as_secs() as i64);
         assert_eq!(hours(&mut state, later(start, HOUR, jump), start.wall), 0);
         assert_eq!(hours(&mut state, later(start, 12 * HOUR, jump), start.wall), 2);
-        // And forward again: what the clock skips does not count.
+        // The clock is set forward again. The time that it skips does not count.
         assert_eq!(hours(&mut state, later(start, 13 * HOUR, 0), start.wall), 3);
     }
 
     #[test]
-    fn small_jumps_add_up_and_a_slewed_clock_is_none() {
+    fn small_jumps_add_up_and_a_slewed_clock_has_none() {
         let (mut state, start) = state();
         for second in 1..=90 {
             state.advance(later(start, Duration::from_secs(second), second as i64));
@@ -278,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_survives_its_text_and_an_incomplete_one_does_not_parse() {
+    fn a_record_reads_back_and_an_incomplete_one_does_not_parse() {
         let ages = StoredAges { seen: 90 * HOUR, gaps: vec![(HOUR, 2 * HOUR), (3 * HOUR, 4 * HOUR)] };
         let text = ages.to_text();
         assert_eq!(StoredAges::parse(&text), Some(ages));

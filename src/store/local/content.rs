@@ -30,7 +30,7 @@ use crate::store::spool::Spool;
 /// Attempts to open content: an upload of the same content may replace the file that was just opened.
 const MAX_OPEN_ATTEMPTS: usize = 2;
 
-/// Manifests of a repository that are searched for a length.
+/// Largest number of manifests of a repository that are searched for a length.
 const MAX_MANIFESTS_FOR_LENGTH: usize = 1000;
 
 /// What a process keeps in memory about content.
@@ -160,8 +160,8 @@ impl Local {
         is_known && (length > 0 || Digest::of(digest.algorithm(), b"") == *digest)
     }
 
-    /// Opens content whose length is in doubt: it is not what the link of the repository says, or there is no index to compare
-    /// it with. If the manifests of the repository do not confirm it, the content is hashed.
+    /// Opens content whose length is in doubt: it differs from the link of the repository, or there is no index to
+    /// compare it with. If the manifests of the repository do not confirm the length, the content is hashed.
     fn open_doubtful(&self, repo: RepoId, digest: &Digest) -> Result<Option<(Arc<File>, u64)>, StoreError> {
         let Some((file, length)) = self.open_content(digest)? else { return Ok(None) };
         let linked = self.layout.read_member(&repo, digest)?.and_then(|member| member.size);
@@ -172,7 +172,7 @@ impl Local {
         if expected.is_some_and(|expected| expected != length) && !self.verify_content(digest, &file)? {
             return Ok(None);
         }
-        // A manifest may be wrong about the length. What was found out counts until the next start.
+        // A manifest may be wrong about the length. The result counts until the next start.
         let _locked = self.names.read(&repo);
         if let Some(member) = self.layout.read_member(&repo, digest)? {
             let member = Member { size: Some(length), ..member };
@@ -193,7 +193,7 @@ impl Local {
         Ok(None)
     }
 
-    /// Hashes an open file. A corrupt one is moved aside. Whether it has the digest.
+    /// Hashes an open file, and moves a corrupt one aside. Returns whether it has the digest.
     pub(in crate::store) fn verify_content(&self, digest: &Digest, file: &File) -> Result<bool, StoreError> {
         let (hasher, _) = hash(file, digest.algorithm()).at("read", &self.layout.blob(digest))?;
         let is_right = hasher.finish() == *digest;

@@ -1,10 +1,11 @@
 //! Durability of cached content. A cached file is renamed to its digest before it is fsynced, so after a power cut it may have
 //! the right length and the wrong bytes.
 //!
-//! Every 30 s the server fsyncs new content. It then writes the time and the boot id of the kernel to `settled`. If a start
-//! finds the record of another boot, every file that is younger than the record is unverified. The store hashes such a file
-//! before it first serves it. The full check at startup after an unclean stop hashes it, too. No new record is written before
-//! that check has ended. A record that cannot be read, or is from the future, is not believed: all content is unverified then.
+//! Every 30 s the server fsyncs new content. It then writes the time and the boot id of the kernel to `settled`. If a
+//! start finds the record of another boot, every file that is younger than the record is unverified. The store hashes
+//! such a file before it first serves it. The full check at startup after an unclean stop hashes it, too. No new record
+//! is written before that check has ended. If the record cannot be read or is from the future, it is not trusted, and
+//! all content is unverified.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -30,7 +31,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// File times lag the clock by less than this.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 
-/// A record is believed although the clock was set back by this much.
+/// A record that is at most this far in the future is trusted, because the clock may have been corrected.
 const MAX_CLOCK_CORRECTION: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -38,8 +39,8 @@ pub(super) struct Durability {
     boot: String,
     /// Content that was committed since the last record.
     unsynced: Mutex<Vec<Digest>>,
-    /// The time of the last record, if another boot wrote it. Files that are younger are unverified. 1970 if the record is not
-    /// believed.
+    /// The time of the last record, if another boot wrote it. Files that are younger are unverified. 1970 if the record
+    /// is not trusted.
     unverified_since: Option<SystemTime>,
     /// The record cannot be read, or is from the future.
     distrusted: bool,
@@ -57,11 +58,11 @@ struct DurabilityRecord {
     at: SystemTime,
 }
 
-/// What is in the place of the record.
+/// The record of the last fsync as it was found.
 enum FoundRecord {
     Absent,
     Read(DurabilityRecord),
-    /// Something is there that is no record: a power cut may have left an empty or torn file.
+    /// A file that is no record. A power cut may leave an empty or torn file.
     Unreadable,
 }
 
@@ -115,7 +116,7 @@ impl Durability {
         self.unsynced.lock().push(digest.clone());
     }
 
-    /// Whether nothing is known about what is durable, so that the index cannot be believed either.
+    /// Whether it is unknown which content is durable. Then the index is not trusted either.
     pub(super) fn is_distrusted(&self) -> bool {
         self.distrusted
     }
@@ -238,7 +239,8 @@ impl Local {
         }
     }
 
-    /// Quarantines what is in the place of a digest's file and is no regular file. Whether there was any.
+    /// Moves anything but a regular file from the place of a digest's file to `quarantine/`. Returns whether there was
+    /// anything.
     pub(in crate::store) fn quarantine_irregular(&self, digest: &Digest) -> Result<bool, StoreError> {
         self.require_writable()?;
         let _locked = self.content.lock(digest);

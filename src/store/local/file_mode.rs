@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use crate::store::fs::{self, File, Metadata, Permissions};
 
 const OWNER_WRITE: u32 = 0o200;
-/// The mode of pushed content. What marks it is that the owner may not write.
+/// The mode of pushed content. The missing write permission of the owner marks it as pushed.
 const PUSHED_MODE: u32 = 0o400;
 
 /// Marks a file as pushed content.

@@ -36,7 +36,7 @@ impl FolderFormat {
     }
 }
 
-/// Checks the format of an existing folder. Writes nothing. Whether the file has to be written.
+/// Checks the format of an existing folder, and writes nothing. Returns whether the file has to be written.
 ///
 /// # Errors
 /// For a newer format, and for a file that cannot be parsed.
@@ -50,7 +50,7 @@ pub(super) fn check(layout: &Layout) -> Result<bool, OpenError> {
     }
 }
 
-/// Writes the number of this program. Without room for it, the next start does.
+/// Writes the format of this program. If there is no room for the file, the next start writes it.
 pub(super) fn write(layout: &Layout) -> Result<(), StoreError> {
     let format = FolderFormat { number: FORMAT, version: env!("CARGO_PKG_VERSION").to_owned() };
     let (path, temporary) = (layout.format(), Temporary::new(layout.temporary()));

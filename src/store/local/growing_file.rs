@@ -91,7 +91,7 @@ impl GrowingFile {
         Ok(Self::new(path, file, 0, algorithm.hasher()))
     }
 
-    /// Continues a file of an earlier process. Hashes what it holds, after it was truncated to at most `length` bytes.
+    /// Continues a file of an earlier process. Truncates it to at most `length` bytes, and hashes the rest.
     pub(super) fn resume(path: &Path, algorithm: Algorithm, length: Option<u64>) -> io::Result<Self> {
         let file = open_again(path)?;
         if let Some(length) = length
@@ -152,7 +152,7 @@ impl GrowingFile {
         Checkpoint { length: *length, hasher: self.hasher.lock().clone() }
     }
 
-    /// Returns to an earlier state. Bytes that cannot be removed do not count.
+    /// Returns to an earlier state. Bytes that cannot be removed from the file are ignored.
     pub(super) fn restore(&self, earlier: Checkpoint) {
         let mut length = self.length.lock();
         *self.hasher.lock() = earlier.hasher;

@@ -41,7 +41,7 @@ impl Local {
         Ok(None)
     }
 
-    /// As the contract says. Looks at the links of every repository of the scope, so it is for rare requests.
+    /// See the contract. This reads the links of every repository of the scope, so it is for rare requests.
     pub(super) fn find_proven(
         &self,
         scope: &Scope,

@@ -40,9 +40,9 @@ impl Local {
         Ok(())
     }
 
-    /// With the repository's write lock held. An existing link stays as it is unless its size was unknown or it was not proven.
-    /// The links of local repositories have no size: their content is always stored, and an empty file needs no sync of its
-    /// own.
+    /// With the repository's write lock held. An existing link stays as it is unless its size was unknown or it was not
+    /// proven. The links of local repositories have no size: their content is always stored, and an empty file needs no
+    /// sync of its own.
     pub(super) fn write_member(&self, repo: &RepoId, digest: &Digest, member: Member) -> Result<(), StoreError> {
         let mut member = if repo.scope.is_local() { Member { size: None, ..member } } else { member };
         let path = self.layout.blob_link(repo, digest);

@@ -116,7 +116,7 @@ impl Local {
         &self.marks
     }
 
-    /// The ages of what is removed for its age.
+    /// The ages of files and records that are removed by age.
     pub(in crate::store) fn ages(&self) -> &Ages {
         &self.ages
     }

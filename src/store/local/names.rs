@@ -347,8 +347,8 @@ impl Local {
         Ok(())
     }
 
-    /// Removes the folders of a repository without names, and the empty folders above them. False if it has names. With the
-    /// repository's write lock held.
+    /// Removes the folders of a repository without names, and the empty folders above them. False if it has names. With
+    /// the repository's write lock held.
     pub(in crate::store) fn remove_empty_repository(&self, repo: &RepoId) -> Result<bool, StoreError> {
         let empty = self.layout.remove_empty(repo);
         if empty {
@@ -360,8 +360,8 @@ impl Local {
         Ok(empty)
     }
 
-    /// A local repository goes with its last name. A mirrored one is left to the sweep: it is likely to be requested again.
-    /// With the repository's write lock held.
+    /// Removes a local repository if it has no names left. A mirrored one is left to the sweep, because it is likely to
+    /// be requested again. With the repository's write lock held.
     pub(super) fn remove_empty_local(&self, repo: &RepoId) -> Result<(), StoreError> {
         if repo.scope.is_local() { self.remove_empty_repository(repo).map(drop) } else { Ok(()) }
     }

@@ -1,7 +1,8 @@
-//! Notes: one small document for each mirrored repository, with what its upstream said about content that is not here.
+//! Notes: one small document for each mirrored repository, with the last answers of its upstream about content that is
+//! not stored.
 //!
-//! The miss engine decides what a note says. A note is not durable, and any of them may be removed: without it, an outage is
-//! answered with less. Their number and size are bounded, and they do not count towards `max_size`.
+//! The miss engine decides the content of a note. Notes are not durable, and any note may be removed. Without it, fewer
+//! requests can be answered in an outage. Their number and size are bounded, and they do not count towards `max_size`.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -14,9 +15,9 @@ use crate::store::fs;
 
 /// Maximum size of a note. A longer one is not stored, and is not read.
 const MAX_NOTE_BYTES: usize = 1 << 20;
-/// Maximum number of notes. The oldest ones make way.
+/// Maximum number of notes. The oldest ones are removed.
 const MAX_NOTES: usize = 2000;
-/// Notes that are removed at once when there are too many, so that not every new one has to look at all of them.
+/// Number of notes that are removed together when there are too many, so that not every new note causes a search.
 const NOTES_REMOVED_AT_ONCE: usize = MAX_NOTES / 10;
 
 impl Layout {

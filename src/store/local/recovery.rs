@@ -20,7 +20,7 @@ use crate::store::records::Class;
 
 /// The index is not opened with less free space: sled writes half a megabyte at a time.
 const MIN_FREE_BYTES: u64 = 1 << 20;
-/// Nor with fewer free inodes: sled makes some files.
+/// Smallest number of free inodes for an index, because sled creates several files.
 const MIN_FREE_INODES: u64 = 16;
 /// Free space that is made for an index: this, and the next for each blob, which is several times what its records take.
 const INDEX_ROOM_BYTES: u64 = 4 << 20;

@@ -1,10 +1,11 @@
-//! The push sessions of a data folder: which ones a request uses, and which one gives way when there are too many.
+//! The push sessions of a data folder: which sessions a request uses, and which session is removed when there are too
+//! many.
 //!
-//! Sessions that no request uses, idle ones, have bounds of their own: their number and their bytes. Without them, abandoned
-//! uploads would evict the cache and then keep other pushes out. When the bounds are exceeded, the session that has been idle
-//! the longest gives way. The new push is not refused instead: it is alive, and an abandoned session is not. A session
-//! that was used within the last two seconds does not give way, because clients pause between two requests; a new push waits
-//! until it is older, or is used again.
+//! The number and the bytes of idle sessions, which no request uses, are bounded. Without bounds, abandoned uploads
+//! would evict the cache and then make other pushes fail. Beyond the bounds, the session that has been idle for longest
+//! is removed (*gives way*), because it is probably abandoned. A session that was used within the last two seconds does
+//! not give way, because clients pause between two requests. A new push waits until such a session is older or is used
+//! again.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,7 +21,7 @@ use crate::oci::RepoId;
 use crate::store::fs;
 use crate::store::settings::UploadBounds;
 
-/// A session that was used more recently does not give way.
+/// Shortest time without a request after which a session may give way.
 const MIN_IDLE_TIME: Duration = Duration::from_secs(2);
 
 /// The sessions by id.
@@ -70,13 +71,13 @@ pub(super) enum Unavailable {
     Busy,
 }
 
-/// Whether a new push may begin, and what has to happen first.
+/// Whether a new push may begin, or the step that must happen first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     Admitted,
     /// This session must be removed.
     Remove(Uuid),
-    /// Some session must become old enough to give way, or be used again.
+    /// Wait this long: then a session is old enough to give way, unless it is used again.
     Wait(Duration),
 }
 
@@ -88,8 +89,8 @@ impl Session {
     }
 }
 
-/// The length that a session returns to after a crash, if its last chunk does not arrive. The file exists while that chunk
-/// is received.
+/// The length that a session returns to after a crash, if its last chunk does not arrive. The file exists while that
+/// chunk is received.
 pub(super) fn undo_path(folder: &Path) -> PathBuf {
     folder.join("undo")
 }
@@ -101,7 +102,7 @@ impl Sessions {
         Self { bounds, table: Mutex::default() }
     }
 
-    /// Counts a session of an earlier process, which has been idle for `idle`.
+    /// Adds a session of an earlier process that has been idle for `idle`.
     pub(super) fn found(&self, id: Uuid, bytes: u64, idle: Duration) {
         let now = Instant::now();
         let since = now.checked_sub(idle).unwrap_or(now);
@@ -112,12 +113,12 @@ impl Sessions {
         self.table.lock().open.get(&id).cloned()
     }
 
-    /// Adds a session, unless another request has added it before. The one that is known now.
+    /// Adds a session, unless another request has added it. Returns the known session.
     pub(super) fn insert(&self, id: Uuid, session: Arc<Session>) -> Arc<Session> {
         self.table.lock().open.entry(id).or_insert(session).clone()
     }
 
-    /// Takes hold of a session.
+    /// Marks a session as busy for one request.
     pub(super) fn acquire(self: &Arc<Self>, id: Uuid, session: &Arc<Session>) -> Result<BusySession, Unavailable> {
         let mut table = self.table.lock();
         // Another request may have finished it since it was looked up.
@@ -131,7 +132,7 @@ impl Sessions {
         Ok(BusySession { sessions: self.clone(), id, session: session.clone(), undo: Mutex::default() })
     }
 
-    /// Forgets a session that ends. Whether it was known.
+    /// Removes a session that ends. Returns whether it was known.
     pub(super) fn remove(&self, id: Uuid) -> bool {
         let mut table = self.table.lock();
         table.idle.remove(&id);
@@ -142,7 +143,7 @@ impl Sessions {
         self.table.lock().open.contains_key(&id)
     }
 
-    /// Forgets a session that no request uses. False if one does.
+    /// Removes a session that no request uses. False if a request uses it.
     pub(super) fn remove_idle(&self, id: Uuid) -> bool {
         let mut table = self.table.lock();
         if table.open.get(&id).is_some_and(|session| *session.busy.lock()) {
@@ -153,7 +154,7 @@ impl Sessions {
         true
     }
 
-    /// Whether the idle sessions are within their bounds, and what to do if not.
+    /// Whether the idle sessions are within their bounds, or the step that brings them nearer.
     pub(super) fn admission(&self, now: Instant) -> Admission {
         let table = self.table.lock();
         let bytes: u64 = table.idle.values().map(|idle| idle.bytes).sum();
@@ -161,7 +162,7 @@ impl Sessions {
         if !too_many && bytes <= self.bounds.max_bytes {
             return Admission::Admitted;
         }
-        // If there are too many bytes, an empty session need not go.
+        // If only the bytes exceed their bound, the removal of an empty session would not help.
         let candidates = table.idle.iter().filter(|(_, idle)| too_many || idle.bytes > 0);
         let Some((id, oldest)) = candidates.min_by_key(|(_, idle)| idle.since) else { return Admission::Admitted };
         match MIN_IDLE_TIME.checked_sub(now.saturating_duration_since(oldest.since)) {

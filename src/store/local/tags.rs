@@ -46,7 +46,8 @@ impl Local {
 
     pub(super) fn delete_tag(&self, repo: &RepoId, tag: &Tag) -> Result<bool, StoreError> {
         let _locked = self.names.write(repo);
-        // Also the file of a tag whose manifest is gone: it exists, and whoever watches the events hears of its end.
+        // This includes the file of a tag whose manifest is gone. The file exists, so observers get an event for its
+        // removal.
         let existed = self.layout.tag_file(repo, tag)?.is_some();
         self.remove_tag(repo, tag)?;
         self.remove_empty_local(repo)?;

@@ -1,5 +1,5 @@
-//! Push sessions in `uploads/<uuid>/`. The file `data` has the received bytes, and `repository` the name of the repository, the
-//! algorithm and the scope.
+//! Push sessions in `uploads/<uuid>/`. The file `data` has the received bytes, and `repository` the name of the
+//! repository, the algorithm and the scope.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ impl LocalUploads {
         Self(local)
     }
 
-    /// Makes idle sessions give way until they are within their bounds.
+    /// Removes idle sessions until they are within their bounds.
     async fn admit(&self) -> Result<(), StoreError> {
         let deadline = Instant::now() + ADMISSION_TIMEOUT;
         loop {
@@ -282,7 +282,7 @@ fn parse_description(text: &str) -> Option<(RepoId, Algorithm)> {
     Some((RepoId::new(scope, name), algorithm))
 }
 
-/// The length that a session had before a last chunk that did not arrive completely.
+/// The length that a session had before its last chunk, if that chunk did not arrive completely.
 fn undo_length(folder: &Path) -> Result<Option<u64>, StoreError> {
     let path = undo_path(folder);
     let text = optional(fs::read_to_string(&path)).at("read", &path)?;

@@ -1,4 +1,5 @@
-//! Whether the data folder can be written: tried when somebody asks, at most once a second, and at once after a failed write.
+//! Whether the data folder can be written. A caller's question causes a test write, at most once a second, and at once
+//! after a failed write.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,7 +68,7 @@ impl WriteCheck {
 // === on the blocking pool ===
 
 impl Local {
-    /// Whether a file can be written: tries it, unless the last result may be used again.
+    /// Whether a file can be written. Tries to write one, unless the last result may be used again.
     pub(in crate::store) async fn check_writable(self: &Arc<Self>) -> Result<(), StoreError> {
         let turn = self.write_check.turn.clone().lock_owned().await;
         if let Some(recent) = self.write_check.recent() {
@@ -87,7 +88,7 @@ impl Local {
     /// Checks again if the last check or a later write failed.
     pub(in crate::store) async fn recheck_writable(self: &Arc<Self>) {
         if self.write_check.write_failed.load(Ordering::Acquire) || self.write_check.failure().is_some() {
-            // The check has logged a change.
+            // The check itself logs a change.
             let _ = self.check_writable().await;
         }
     }
@@ -97,7 +98,7 @@ impl Local {
         self.write_check.failure()
     }
 
-    /// Notes the failure of an operation that may have been a write. The next check is due at once then.
+    /// Records the failure of an operation that may have been a write. The next check is then due at once.
     pub(super) fn note_failure(&self, error: &StoreError) {
         if matches!(error, StoreError::Io { .. }) && error.obstacle().is_some() {
             self.write_check.write_failed.store(true, Ordering::Release);

@@ -116,8 +116,8 @@ impl UncheckedLengths {
         self.digests.insert(prefix(digest));
     }
 
-    /// Compares what the manifests of a repository refer to. Content of another length is hashed, because a manifest may be
-    /// wrong; corrupt content is moved aside.
+    /// Compares the lengths in the manifests of a repository with its content. Content of another length is hashed,
+    /// because a manifest may be wrong. Corrupt content is moved aside.
     fn check(&mut self, local: &Local, repo: &RepoId) -> Result<(), StoreError> {
         if self.digests.is_empty() {
             return Ok(());

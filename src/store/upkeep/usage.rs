@@ -103,7 +103,7 @@ pub struct DiskUsage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum UsageEvent {
-    /// Absent where the disk cannot be asked.
+    /// Absent if the state of the disk is unknown.
     Disk(DiskUsage),
     Progress {
         repositories: u64,

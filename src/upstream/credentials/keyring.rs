@@ -21,7 +21,7 @@ const HELPER_LIFETIME: Duration = Duration::from_secs(10 * 60);
 pub(in crate::upstream) struct Keyring {
     upstream: Arc<str>,
     urls: Vec<Url>,
-    /// Hosts of the URLs that get no passwords, because they are not the upstream's own.
+    /// Hosts of the URLs whose requests carry no passwords, because they are not on the upstream's own domain.
     withheld: Vec<String>,
     rules: Vec<CredentialRule>,
 }
@@ -95,7 +95,7 @@ impl Keyring {
         rule.is_some_and(|rule| self.withholds(rule, url))
     }
 
-    /// Docker's file is searched by host, so what it has for a host is for that host.
+    /// Docker's file is searched by host, so its login for a host is sent to that host.
     fn withholds(&self, rule: &CredentialRule, url: &Url) -> bool {
         !matches!(rule.source, Source::Docker(..)) && self.withheld.iter().any(|withheld| withheld == host(url))
     }

@@ -325,7 +325,7 @@ async fn a_mirror_gets_no_password_and_its_refusal_does_not_count() {
 }
 
 #[tokio::test]
-async fn what_a_mirror_lacks_is_decided_by_the_upstream_itself() {
+async fn the_upstream_itself_decides_what_a_mirror_lacks() {
     let cases = [(404, 404, "not found"), (404, 503, "an outage"), (401, 404, "not found"), (404, 403, "denied")];
     for (mirrored, own, expected) in cases {
         let mirror = Server::start(move |_| Reply::new(mirrored)).await;

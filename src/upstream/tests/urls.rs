@@ -32,7 +32,7 @@ async fn second_url_is_used_when_the_first_fails() {
 }
 
 #[tokio::test]
-async fn what_one_url_has_is_served() {
+async fn content_of_any_url_is_served() {
     for status in [404, 403, 401, 405, 400] {
         let first = Server::start(move |_| Reply::new(status)).await;
         let second = Server::start(|_| Reply::ok("content")).await;

@@ -1,14 +1,14 @@
-//! Disks without inodes, disks that take no writes, and an index that fails on them.
+//! Disks without inodes, disks that cannot be written, and an index that fails on them.
 
 use super::*;
 use crate::store::{DiskState, Lack, Obstacle};
 
 /// Bytes are never short here.
 const PLENTY: Bounds = Bounds { max_size: 1 << 40, min_free: 0 };
-/// Inodes that the disk has beside those of an empty store.
+/// Inodes of the disk in addition to those of an empty store.
 const INODES: u64 = 250;
 /// A tenth of all inodes stays free.
-const KEPT_PART: u64 = 10;
+const KEPT_FREE_DIVISOR: u64 = 10;
 
 /// Files and folders below a folder.
 fn inodes_below(folder: &Path) -> u64 {
@@ -33,7 +33,7 @@ fn with_few_inodes() -> Scene {
 
 fn free_inodes(scene: &Scene) -> (u64, u64) {
     let disk = scene.store().disk().unwrap();
-    (disk.free_inodes, disk.inodes / KEPT_PART)
+    (disk.free_inodes, disk.inodes / KEPT_FREE_DIVISOR)
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn cached_content_makes_way_when_inodes_run_out() {
     for number in 1000..1004 {
         push(&mut scene, &local(&format!("team/app{number}")), &Image::new(number), &tag("v1")).unwrap();
     }
-    // On this thread, which sees the disk of the plan.
+    // On this thread, for which the plan replaces the state of the disk.
     let store = scene.store();
     store.local().cache().evict_in_background(&**store.local(), &AtomicBool::new(false)).unwrap();
     drop(store);
@@ -107,7 +107,7 @@ fn a_start_without_inodes_makes_room_for_the_index() {
 }
 
 #[test]
-fn a_disk_that_takes_no_writes_refuses_with_its_obstacle_and_serves_what_it_has() {
+fn an_unwritable_disk_names_its_obstacle_and_serves_stored_content() {
     let mut scene = with_an_image();
     fill_one(&scene, 1).unwrap();
     let kept = digest_of(&Image::new(1).blob);
