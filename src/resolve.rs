@@ -35,13 +35,6 @@ pub struct RequestedRepo<'a> {
     pub name: &'a str,
 }
 
-impl RequestedRepo<'_> {
-    /// Whether the name has one component, such as `alpine`, unlike `library/alpine`.
-    pub fn name_is_single(&self) -> bool {
-        !self.name.contains('/')
-    }
-}
-
 /// The repository that a request means, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {

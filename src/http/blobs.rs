@@ -88,11 +88,8 @@ async fn mirrored_length(
 ) -> Result<Option<u64>, ApiError> {
     // A first push sends HEADs without an upstream. An unknown repository has no blobs. Mirror clients send `library/alpine`,
     // so a one-component name means a push. Blobs of the default upstream must not count as present.
-    if access.rule() == Rule::Default {
-        let is_push = call.requested().name_is_single() || !app.store.repository_exists(access.repo()).await?;
-        if is_push {
-            return Err(ApiError::Unknown(ContentKind::Blob));
-        }
+    if access.rule() == Rule::Default && call.may_push(app).await.is_ok() {
+        return Err(ApiError::Unknown(ContentKind::Blob));
     }
     call.puller(app).blob_length(access.repo(), digest).await.map_err(ApiError::pull(ContentKind::Blob))
 }

@@ -266,7 +266,7 @@ fn access_status(error: &AccessError) -> (StatusCode, ErrorCode) {
 fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) {
     use {ErrorCode as Code, StatusCode as Status};
     match error {
-        PullError::NotFound => ApiError::Unknown(kind).status_and_code(),
+        PullError::NotFound | PullError::PresumedAbsent => ApiError::Unknown(kind).status_and_code(),
         PullError::Range { .. } => (Status::RANGE_NOT_SATISFIABLE, Code::RangeInvalid),
         PullError::Upstream(error) => match error {
             UpstreamError::NotFound { .. } => ApiError::Unknown(kind).status_and_code(),

@@ -116,8 +116,7 @@ async fn mirrored(
     // A first push begins with a HEAD that names no upstream. A failure of the default upstream must not fail it, nor a
     // denial, which is Docker Hub's response to credentials where there is no such repository. Nor does it wait for the full
     // deadline; the request to the upstream goes on without it.
-    let may_be_push = access.rule() == Rule::Default && call.is_head();
-    if may_be_push && !app.store.repository_exists(repo).await? {
+    if access.rule() == Rule::Default && call.is_head() && call.may_push(app).await.is_ok() {
         return timeout(FIRST_PUSH_TIMEOUT, asked)
             .await
             .unwrap_or(Err(PullError::NotFound))

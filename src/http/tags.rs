@@ -33,7 +33,7 @@ pub(super) async fn list(app: &Arc<App>, call: &Call<'_>, access: Authorized<Pul
         call.echo_namespace(&mut response, access.rule());
         return Ok(response);
     }
-    if access.rule() == Rule::Default && !app.store.repository_exists(repo).await? {
+    if access.rule() == Rule::Default && call.may_push(app).await.is_ok() {
         return Err(ApiError::UnknownRepository);
     }
     let cursor = call.query.without(&["n", "last", "ns"]);

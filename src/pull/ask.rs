@@ -9,7 +9,7 @@ use crate::oci::RepoId;
 use crate::upstream::{Effort, Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 /// Sends a request and waits for the response headers until `deadline`. Many registries deny anonymous access to content that
-/// does not exist, so a denial of an anonymous request is a `NotFound`, unless `on_denied` says otherwise.
+/// does not exist, so a denial of an anonymous request is a `PresumedAbsent`, unless `on_denied` says otherwise.
 pub(super) async fn ask(
     upstream: &Upstream,
     request: UpstreamRequest,
@@ -20,10 +20,18 @@ pub(super) async fn ask(
         UpstreamError::Denied { .. }
             if !upstream.has_credentials(&repository) && upstream.on_denied(&repository) == OnDenied::Deny =>
         {
-            PullError::NotFound
+            PullError::PresumedAbsent
         }
         error => error.into(),
     })
+}
+
+/// Whether to serve what is cached instead of this error. For a denial, `on_denied` decides.
+pub(super) fn may_serve_stale(upstream: &Upstream, repo: &RepoId, error: &PullError) -> bool {
+    match error {
+        PullError::Upstream(UpstreamError::Denied { .. }) => upstream.on_denied(&repo.name) == OnDenied::Stale,
+        error => error.is_inconclusive(),
+    }
 }
 
 /// Returns a request for `/v2/<repository>/<path>`, without conditions.

@@ -59,7 +59,7 @@ impl TagConfirmation<'_> {
             HeadAnswer::Nothing => false,
         };
         match self.get().await {
-            Err(PullError::NotFound) if exists => {
+            Err(PullError::NotFound | PullError::PresumedAbsent) if exists => {
                 Err(PullError::Upstream(UpstreamError::Contradicted { upstream: self.upstream.name().clone() }))
             }
             answer => answer,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
+use super::ask::may_serve_stale;
 use super::error::PullError;
 use super::flight::{Flights, Role};
 use super::memory::Memory;
@@ -15,6 +16,7 @@ use crate::config::CacheConfig;
 use crate::oci::{Digest, Reference, RepoId};
 use crate::store::{Member, Store, StoreError};
 use crate::telemetry::Metrics;
+use crate::upstream::Upstream;
 
 /// Maximum wait for a fresh response if there is a stale one.
 pub(super) const MAX_WAIT_WITH_STALE: Duration = Duration::from_secs(2);
@@ -85,16 +87,23 @@ impl Context {
     /// Remembers an absence that the upstream has just confirmed: in memory for `negative_ttl`, in the repository's
     /// note for an outage.
     pub(super) async fn remember_absent(&self, repo: &RepoId, reference: Reference) {
-        self.memory.remember_absent(repo, reference.clone());
+        self.memory.remember_absent(repo, reference.clone(), PullError::NotFound);
         self.notes.remember_absent(repo, reference).await;
     }
 
     /// Returns the error of a request for content that is not stored. If the upstream failed, and said before that the
     /// content does not exist, that is still the best answer.
-    pub(super) async fn or_known_absence(&self, repo: &RepoId, reference: Reference, error: PullError) -> PullError {
-        if error.is_inconclusive() && !error.is_local() && self.notes.is_absent(repo, &reference).await {
+    pub(super) async fn or_known_absence(
+        &self,
+        upstream: &Upstream,
+        repo: &RepoId,
+        reference: Reference,
+        error: PullError,
+    ) -> PullError {
+        let is_trouble = may_serve_stale(upstream, repo, &error) && !error.is_local();
+        if is_trouble && self.notes.is_absent(repo, &reference).await {
             tracing::debug!(%repo, %reference, %error, "the upstream said before that this does not exist");
-            return PullError::NotFound;
+            return PullError::PresumedAbsent;
         }
         error
     }

@@ -16,6 +16,10 @@ pub enum PullError {
     /// The upstream answered 404, now or within `negative_ttl`; or no upstream is configured for the repository.
     #[error("the content does not exist")]
     NotFound,
+    /// Answered as 404, but the upstream has not just said so about this request: it denied an anonymous request, or it
+    /// failed and said so before. Never remembered as an absence.
+    #[error("the content does not exist, as far as is known")]
+    PresumedAbsent,
     #[error(transparent)]
     Upstream(UpstreamError),
     #[error("{upstream} sent content that does not have digest {digest}")]
@@ -47,8 +51,9 @@ pub enum PullError {
 }
 
 impl PullError {
+    /// Whether the response is 404.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::NotFound)
+        matches!(self, Self::NotFound | Self::PresumedAbsent)
     }
 
     /// Whether there is no room to store the content.
@@ -121,7 +126,7 @@ impl PullError {
     /// Whether the error is not about the content, so that a cached response is better than this error.
     pub fn is_inconclusive(&self) -> bool {
         match self {
-            Self::NotFound | Self::Range { .. } => false,
+            Self::NotFound | Self::PresumedAbsent | Self::Range { .. } => false,
             Self::Upstream(error) => error.is_upstream_failure(),
             _ => true,
         }

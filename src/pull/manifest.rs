@@ -27,14 +27,16 @@ impl PullRequest<'_> {
         if let Some(manifest) = context.store.manifest(repo, digest).await? {
             return Ok(Served::new(manifest, CacheResult::Hit));
         }
-        if context.memory.is_absent(repo, &Reference::Digest(digest.clone())) {
-            return Err(PullError::NotFound);
+        if let Some(error) = context.memory.absence(repo, &Reference::Digest(digest.clone())) {
+            return Err(error);
         }
         // Boxed, so that the rare case does not make the future of every request larger.
         let upstream = self.upstream(repo)?;
         let fetched = self.engine.manifest_by_digest(&upstream, repo, digest, context.deadline());
         match Box::pin(fetched.instrument(self.trace.span())).await {
-            Err(error) => Err(context.or_known_absence(repo, Reference::Digest(digest.clone()), error).await),
+            Err(error) => {
+                Err(context.or_known_absence(&upstream, repo, Reference::Digest(digest.clone()), error).await)
+            }
             served => served,
         }
     }
@@ -128,6 +130,9 @@ impl Engine {
             match &answer {
                 Ok(_) => context.notes.forget_absent(repo, reference).await,
                 Err(PullError::NotFound) => context.remember_absent(repo, reference).await,
+                Err(PullError::PresumedAbsent) => {
+                    context.memory.remember_absent(repo, reference, PullError::PresumedAbsent)
+                }
                 Err(_) => {}
             }
         }
@@ -144,7 +149,11 @@ impl Engine {
         let unstored =
             StoredManifest::new(new.digest.clone(), new.media_type.clone(), new.bytes.clone(), &new.manifest);
         match self.context.store.put_manifest(repo, new, Vec::new()).await {
-            Ok(manifest) => Ok((manifest, true)),
+            Ok(manifest) => {
+                self.context.notes.forget_absent(repo, Reference::Digest(unstored.digest)).await;
+                self.context.notes.keep(repo).await;
+                Ok((manifest, true))
+            }
             Err(StoreError::ReadOnly) => Ok((Arc::new(unstored), false)),
             Err(error) if error.obstacle().is_some() => {
                 self.context.note_not_stored(&error);

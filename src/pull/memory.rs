@@ -27,8 +27,8 @@ const MAX_REFERRERS_BYTES: u64 = 8 << 20;
 
 pub(super) struct Memory {
     negative_ttl: Duration,
-    /// Content for which an upstream answered 404 within `negative_ttl`.
-    absent: Cache<(RepoId, Reference), ()>,
+    /// Content that was answered 404 within `negative_ttl`, with the error.
+    absent: Cache<(RepoId, Reference), PullError>,
     failures: Cache<(SourceId, Digest), PullError>,
     /// Blobs that the disk did not accept completely.
     unstorable: Cache<(SourceId, Digest), PullError>,
@@ -63,13 +63,15 @@ impl Memory {
         }
     }
 
-    pub(super) fn is_absent(&self, repo: &RepoId, reference: &Reference) -> bool {
-        self.absent.contains_key(&(repo.clone(), reference.clone()))
+    /// Returns the error of content that was answered 404 a short time ago.
+    pub(super) fn absence(&self, repo: &RepoId, reference: &Reference) -> Option<PullError> {
+        self.absent.get(&(repo.clone(), reference.clone()))
     }
 
-    pub(super) fn remember_absent(&self, repo: &RepoId, reference: Reference) {
+    /// Remembers content that is answered 404 with this error.
+    pub(super) fn remember_absent(&self, repo: &RepoId, reference: Reference, error: PullError) {
         if !self.negative_ttl.is_zero() {
-            self.absent.insert((repo.clone(), reference), ());
+            self.absent.insert((repo.clone(), reference), error);
         }
     }
 
@@ -91,6 +93,7 @@ impl Memory {
             // An absence is remembered as such. The others do not predict the next request; the circuit breaker has its
             // own state.
             PullError::NotFound
+            | PullError::PresumedAbsent
             | PullError::Abandoned
             | PullError::Busy { .. }
             | PullError::Upstream(UpstreamError::CircuitOpen { .. }) => {}

@@ -15,16 +15,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
-use super::tag_list::{TagList, TagPage, page_after};
 use crate::oci::{Digest, Reference, Referrer, RepoId};
 use crate::store::Store;
 
-/// Maximum number of absences in a note. The oldest ones are removed.
-const MAX_ABSENCES: usize = 2000;
-/// Maximum size of all lists of referrers in a note, in bytes. The oldest ones are removed.
-const MAX_REFERRERS_BYTES: usize = 256 << 10;
-/// Maximum size of the list of tags in a note, in bytes. The rest of a longer list is omitted.
-const MAX_TAGS_BYTES: usize = 256 << 10;
+/// Maximum number of absences in a note, for names that are derived from a digest and for all others. The oldest ones are
+/// removed. One client that requests many tags does not push out what clients need beside cached images.
+const MAX_ABSENCES: usize = 1000;
+/// The same for a note of a repository without cached content, which is kept in memory only.
+const MAX_UNSAVED_ABSENCES: usize = 50;
+/// Maximum size of the lists in such a note, in bytes.
+const MAX_UNSAVED_LIST_BYTES: usize = 16 << 10;
+/// Maximum size of all lists of referrers in a note, in bytes, and of the list of tags. The oldest lists of referrers are
+/// removed, and the rest of a longer list of tags is omitted.
+const MAX_LIST_BYTES: usize = 256 << 10;
 /// A note is not written again if only its times have changed, and by less than this.
 const MIN_REWRITE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// Maximum number of notes in memory.
@@ -49,6 +52,9 @@ struct Note {
     /// By subject. Empty lists are omitted.
     referrers: BTreeMap<String, KnownReferrers>,
     tags: Option<KnownTags>,
+    /// The note is in memory only, because the repository has no cached content yet.
+    #[serde(skip)]
+    unsaved: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -62,6 +68,8 @@ struct KnownReferrers {
 struct KnownTags {
     at: u64,
     tags: Vec<String>,
+    /// Whether `tags` is all of the list.
+    complete: bool,
 }
 
 impl Notes {
@@ -116,16 +124,24 @@ impl Notes {
         .await;
     }
 
-    /// The page of the last list of tags; `None` if it is not known.
-    pub(super) async fn tag_page(&self, repo: &RepoId, page: TagPage<'_>) -> Option<TagList> {
+    /// The last list of tags, and whether it is complete. Empty and incomplete if none is known.
+    pub(super) async fn tags(&self, repo: &RepoId) -> (Vec<String>, bool) {
         let note = self.note(repo).await;
-        note.tags.as_ref().filter(|known| self.is_usable(known.at))?.page(page)
+        let known = note.tags.as_ref().filter(|known| self.is_usable(known.at));
+        known.map(|known| (known.tags.clone(), known.complete)).unwrap_or_default()
     }
 
-    /// Remembers a page of the upstream's list.
-    pub(super) async fn remember_tags(&self, repo: &RepoId, after: &str, tags: &[String]) {
+    /// Remembers a page of the upstream's list. `is_last`: no page follows.
+    pub(super) async fn remember_tags(&self, repo: &RepoId, after: &str, tags: &[String], is_last: bool) {
         let (after, tags) = (after.to_owned(), tags.to_vec());
-        self.change(repo, move |note, now| note.tags.get_or_insert_default().add(now, &after, &tags)).await;
+        self.change(repo, move |note, now| note.tags.get_or_insert_default().add(now, &after, &tags, is_last)).await;
+    }
+
+    /// Stores a note that was kept in memory until now. Called when content of the repository was cached.
+    pub(super) async fn keep(&self, repo: &RepoId) {
+        if self.recent.get(repo).is_some_and(|note| note.unsaved) {
+            self.change(repo, |_, _| {}).await;
+        }
     }
 
     /// Whether a fact of this time may be used in an outage. If the clock was set back, all facts may.
@@ -150,10 +166,14 @@ impl Notes {
         }
     }
 
-    /// Changes the note of a repository that has cached content. Failures are only logged, because notes are not
-    /// required.
+    /// Changes the note of a repository. Without cached content the note is kept in memory. Failures are only logged,
+    /// because notes are not required.
     async fn change(&self, repo: &RepoId, change: impl FnOnce(&mut Note, u64) + Send + 'static) {
         if self.store.is_read_only() || !self.store.repository_exists(repo).await.unwrap_or_default() {
+            let mut note = Note { unsaved: true, ..(*self.note(repo).await).clone() };
+            change(&mut note, seconds_now());
+            note.bound(MAX_UNSAVED_ABSENCES, MAX_UNSAVED_LIST_BYTES);
+            self.recent.insert(repo.clone(), Arc::new(note));
             return;
         }
         let (recent, repository) = (self.recent.clone(), repo.clone());
@@ -162,8 +182,9 @@ impl Notes {
             let (mut note, now) = ((*old).clone(), seconds_now());
             change(&mut note, now);
             note.repository = format!("{}/{}", repository.scope.as_str(), repository.name);
-            note.bound();
-            let text = note.differs_from(&old).then(|| serde_json::to_vec(&note).ok()).flatten();
+            note.unsaved = false;
+            note.bound(MAX_ABSENCES, MAX_LIST_BYTES);
+            let text = (old.unsaved || note.differs_from(&old)).then(|| serde_json::to_vec(&note).ok()).flatten();
             if text.is_some() {
                 recent.insert(repository, Arc::new(note));
             }
@@ -184,18 +205,33 @@ impl Note {
         text.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default()
     }
 
-    fn bound(&mut self) {
-        while self.absent.len() > MAX_ABSENCES
-            && let Some(oldest) = self.absent.iter().min_by_key(|(_, at)| **at).map(|(name, _)| name.clone())
-        {
-            self.absent.remove(&oldest);
+    fn bound(&mut self, max_absences: usize, max_list_bytes: usize) {
+        for derived in [true, false] {
+            let mut times: Vec<u64> = self.absent_of(derived).map(|(_, at)| *at).collect();
+            let mut surplus = times.len().saturating_sub(max_absences);
+            if surplus > 0 {
+                times.sort_unstable();
+                let newest_removed = times[surplus - 1];
+                self.absent.retain(|name, at| {
+                    let goes = surplus > 0 && is_derived(name) == derived && *at <= newest_removed;
+                    surplus -= usize::from(goes);
+                    !goes
+                });
+            }
         }
         let size = |known: &KnownReferrers| known.manifests.iter().map(|one| 100 + one.weight()).sum::<usize>();
-        while self.referrers.values().map(size).sum::<usize>() > MAX_REFERRERS_BYTES
+        while self.referrers.values().map(size).sum::<usize>() > max_list_bytes
             && let Some(oldest) = self.referrers.iter().min_by_key(|(_, known)| known.at).map(|(name, _)| name.clone())
         {
             self.referrers.remove(&oldest);
         }
+        if let Some(tags) = &mut self.tags {
+            tags.cut(max_list_bytes);
+        }
+    }
+
+    fn absent_of(&self, derived: bool) -> impl Iterator<Item = (&String, &u64)> {
+        self.absent.iter().filter(move |(name, _)| is_derived(name) == derived)
     }
 
     /// Whether the facts of the note differ from those of `old`, or its times are much newer.
@@ -209,7 +245,9 @@ impl Note {
                 old.is_none_or(|old| old.manifests != known.manifests || newer(known.at, old.at))
             });
         let tags_differ = match (&self.tags, &old.tags) {
-            (Some(known), Some(old)) => known.tags != old.tags || newer(known.at, old.at),
+            (Some(known), Some(old)) => {
+                known.tags != old.tags || known.complete != old.complete || newer(known.at, old.at)
+            }
             (known, old) => known.is_some() != old.is_some(),
         };
         absent_differ || referrers_differ || tags_differ
@@ -221,39 +259,42 @@ impl Note {
 impl KnownTags {
     /// Adds the page that follows `after`. The first page begins a new list, unless it is the beginning of this one. A
     /// page that does not continue the list is ignored.
-    fn add(&mut self, now: u64, after: &str, tags: &[String]) {
-        if after.is_empty() {
+    fn add(&mut self, now: u64, after: &str, tags: &[String], is_last: bool) {
+        let position = if after.is_empty() {
             self.at = now;
             if !self.tags.starts_with(tags) || tags.is_empty() {
-                self.tags.clear();
+                (self.tags, self.complete) = (Vec::new(), false);
             }
-        }
-        let Some(position) = self.position_after(after) else { return };
-        let known = &self.tags[position..];
-        if known.starts_with(tags) {
+            0
+        } else {
+            let Some(at) = self.tags.iter().position(|tag| tag == after) else { return };
+            at + 1
+        };
+        if self.tags[position..].starts_with(tags) && !is_last {
             return;
         }
         self.tags.truncate(position);
         self.tags.extend_from_slice(tags);
+        self.complete = is_last;
+    }
+
+    fn cut(&mut self, max_bytes: usize) {
         let mut bytes = 0;
         let kept = self.tags.iter().take_while(|tag| {
             bytes += tag.len() + 3;
-            bytes <= MAX_TAGS_BYTES
+            bytes <= max_bytes
         });
         let kept = kept.count();
+        self.complete &= kept == self.tags.len();
         self.tags.truncate(kept);
     }
+}
 
-    fn page(&self, page: TagPage<'_>) -> Option<TagList> {
-        let rest = &self.tags[self.position_after(page.after)?..];
-        let tags = rest[..page.limit.min(rest.len())].to_vec();
-        let next = tags.last().filter(|_| tags.len() < rest.len()).map(|last| page_after(last, page.limit));
-        Some(TagList { tags, next, stale: true })
-    }
-
-    fn position_after(&self, after: &str) -> Option<usize> {
-        if after.is_empty() { Some(0) } else { Some(self.tags.iter().position(|tag| tag == after)? + 1) }
-    }
+/// Whether a tag or digest belongs to a digest: the digest itself, or a tag such as `sha256-….sig`.
+fn is_derived(name: &str) -> bool {
+    ["sha256", "sha512"].iter().any(|algorithm| {
+        name.strip_prefix(algorithm).is_some_and(|rest| rest.starts_with([':', '-']) && rest.len() > 64)
+    })
 }
 
 fn seconds_now() -> u64 {
@@ -268,46 +309,43 @@ mod tests {
         names.chars().map(String::from).collect()
     }
 
-    fn listed(known: &KnownTags, after: &str, limit: usize) -> Option<(String, bool)> {
-        let page = known.page(TagPage { after, limit, cursor: &[] })?;
-        Some((page.tags.concat(), page.next.is_some()))
-    }
-
     #[test]
     fn pages_are_joined_to_the_last_list() {
         let mut known = KnownTags::default();
-        known.add(1, "", &tags("zb"));
-        known.add(2, "b", &tags("ca"));
-        assert_eq!(listed(&known, "", 10), Some(("zbca".to_owned(), false)));
-        assert_eq!(listed(&known, "", 3), Some(("zbc".to_owned(), true)));
-        assert_eq!(listed(&known, "c", 3), Some(("a".to_owned(), false)));
-        assert_eq!(listed(&known, "q", 3), None, "a page that is not known");
-        known.add(3, "q", &tags("rs"));
-        assert_eq!(listed(&known, "", 10), Some(("zbca".to_owned(), false)), "a page that does not continue the list");
-        known.add(4, "", &tags("zb"));
-        assert_eq!(listed(&known, "", 10), Some(("zbca".to_owned(), false)), "the same first page again");
-        known.add(5, "", &tags("b"));
-        assert_eq!(listed(&known, "", 10), Some(("b".to_owned(), false)), "the list has changed");
-        known.add(6, "", &[]);
-        assert_eq!(listed(&known, "", 10), Some((String::new(), false)));
+        let mut add = |after: &str, page: &str, is_last| {
+            known.add(1, after, &tags(page), is_last);
+            (known.tags.concat(), known.complete)
+        };
+        let is = |text: &str, complete| (text.to_owned(), complete);
+        assert_eq!(add("", "zb", false), is("zb", false));
+        assert_eq!(add("b", "ca", true), is("zbca", true));
+        assert_eq!(add("q", "rs", true), is("zbca", true), "a page that does not continue the list");
+        assert_eq!(add("", "zb", false), is("zbca", true), "the same first page again");
+        assert_eq!(add("", "zb", true), is("zb", true), "the list has become shorter");
+        assert_eq!(add("", "b", false), is("b", false), "the list has changed");
+        assert_eq!(add("", "", true), is("", true));
     }
 
     #[test]
-    fn a_long_list_is_cut() {
+    fn a_long_list_is_cut_and_then_incomplete() {
         let mut known = KnownTags::default();
-        known.add(1, "", &vec!["x".repeat(100); 10_000]);
-        assert!(known.tags.len() * 103 <= MAX_TAGS_BYTES && known.tags.len() > 2000);
+        known.add(1, "", &vec!["x".repeat(100); 10_000], true);
+        known.cut(MAX_LIST_BYTES);
+        assert!(known.tags.len() * 103 <= MAX_LIST_BYTES && known.tags.len() > 2000 && !known.complete);
     }
 
     #[test]
-    fn the_oldest_absences_make_way() {
+    fn the_oldest_absences_of_each_kind_are_removed() {
         let mut note = Note::default();
         for n in 0..MAX_ABSENCES as u64 + 3 {
             note.absent.insert(format!("tag{n}"), n);
         }
-        note.bound();
-        assert_eq!(note.absent.len(), MAX_ABSENCES);
+        let signature = format!("sha256-{}.sig", "0".repeat(64));
+        note.absent.insert(signature.clone(), 0);
+        note.bound(MAX_ABSENCES, MAX_LIST_BYTES);
+        assert_eq!(note.absent_of(false).count(), MAX_ABSENCES);
         assert!(!note.absent.contains_key("tag2") && note.absent.contains_key("tag3"));
+        assert!(note.absent.contains_key(&signature), "many other tags do not push it out");
     }
 
     #[test]

@@ -118,10 +118,11 @@ async fn ask_for_proof(
     let answer = ask(upstream, head, deadline).await;
     let reference = Reference::Digest(digest.clone());
     // If the upstream did not answer the HEAD, `send` has sent a GET. So this 404 is an absence.
-    if answer.as_ref().is_err_and(PullError::is_not_found) {
-        context.remember_absent(repo, reference).await;
-    } else if answer.is_ok() {
-        context.notes.forget_absent(repo, reference).await;
+    match &answer {
+        Ok(_) => context.notes.forget_absent(repo, reference).await,
+        Err(PullError::NotFound) => context.remember_absent(repo, reference).await,
+        Err(PullError::PresumedAbsent) => context.memory.remember_absent(repo, reference, PullError::PresumedAbsent),
+        Err(_) => {}
     }
     let answer = answer?;
     let proof = Member { size: answer.content_length(), proven: true };

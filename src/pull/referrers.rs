@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::Method;
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
-use super::ask::{ask, request};
+use super::ask::{ask, may_serve_stale, request};
 use super::engine::{Engine, PullRequest};
 use super::error::PullError;
 use super::next_link::next_link;
@@ -53,7 +53,7 @@ impl PullRequest<'_> {
             Ok((listed, _)) => Ok(listed),
             // The list is served even if nothing is known: Docker 29 requests the referrers of a cached image, and an
             // error would end its pull.
-            Err(error) if error.is_inconclusive() && !error.is_local() && !error.is_loop() => {
+            Err(error) if is_trouble(&upstream, repo, &error) => {
                 tracing::warn!(%repo, %subject, %error, "serving a stale list of referrers");
                 let referrers = match known {
                     Some(listed) => listed.referrers,
@@ -82,9 +82,19 @@ impl Engine {
             let response = match asked {
                 // The upstream has no referrers API, so its clients store the list under a tag.
                 Err(error) if page == 0 && lacks_referrers_api(&error) => {
-                    return self.fallback_referrers(upstream, repo, subject, deadline).await;
+                    let (listed, stale) = self.fallback_referrers(upstream, repo, subject, deadline).await?;
+                    // An upstream that has answered before now refuses.
+                    let is_refusal = listed.is_empty() && !matches!(error, PullError::NotFound);
+                    if is_refusal && !self.context.notes.referrers(repo, subject).await.is_empty() {
+                        return Err(error);
+                    }
+                    return Ok((listed, stale));
                 }
-                Err(PullError::NotFound) => break,
+                // The beginning of a list is not the list.
+                Err(error) if error.is_not_found() => {
+                    stale = true;
+                    break;
+                }
                 asked => asked?,
             };
             stale |= response.is_stale();
@@ -119,15 +129,20 @@ impl Engine {
     }
 }
 
-/// Whether the error means that there is no such API, rather than that the upstream failed. Registries without it
-/// answer 404, but also 400, 401, 403, 405 or 406.
+/// Whether the last list is better than this error.
+fn is_trouble(upstream: &Upstream, repo: &RepoId, error: &PullError) -> bool {
+    let is_unknown = matches!(error, PullError::PresumedAbsent) || may_serve_stale(upstream, repo, error);
+    is_unknown && !error.is_local() && !error.is_loop()
+}
+
+/// Whether the error means that there is no such API, rather than that the upstream failed. Registries without it answer
+/// 404, but also 400, 401, 403, 405 or 406.
 fn lacks_referrers_api(error: &PullError) -> bool {
     match error {
-        PullError::NotFound | PullError::Upstream(UpstreamError::Denied { .. } | UpstreamError::Challenge { .. }) => {
-            true
-        }
+        PullError::NotFound | PullError::PresumedAbsent => true,
+        PullError::Upstream(UpstreamError::Denied { .. } | UpstreamError::Challenge { .. }) => true,
         PullError::Upstream(UpstreamError::Status { status, .. }) => {
-            status.is_client_error() || *status == StatusCode::NOT_IMPLEMENTED
+            matches!(status.as_u16(), 400 | 401 | 403 | 404 | 405 | 406 | 410 | 501)
         }
         _ => false,
     }

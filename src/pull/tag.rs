@@ -9,16 +9,16 @@ use std::time::SystemTime;
 
 use tracing::{Instrument, Span};
 
+use super::ask::may_serve_stale;
 use super::confirm_tag::TagConfirmation;
 use super::context::MAX_WAIT_WITH_STALE;
 use super::engine::{Engine, PullRequest};
 use super::error::PullError;
 use super::served::Served;
-use crate::config::OnDenied;
 use crate::oci::{Reference, RepoId, Tag};
 use crate::store::{StoredManifest, TagRecord};
 use crate::telemetry::CacheResult;
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::Upstream;
 
 /// A tag in the cache.
 struct CachedTag {
@@ -59,8 +59,8 @@ impl Engine {
         {
             return Ok(served);
         }
-        if context.memory.is_absent(repo, &Reference::Tag(tag.clone())) {
-            return Err(PullError::NotFound);
+        if let Some(error) = context.memory.absence(repo, &Reference::Tag(tag.clone())) {
+            return Err(error);
         }
         let key = (repo.clone(), tag.clone());
         let work = || {
@@ -120,12 +120,19 @@ impl Engine {
             Err(error) => error,
         };
         let reference = Reference::Tag(tag.clone());
-        if error.is_not_found() {
-            context.remember_absent(repo, reference).await;
-            return Err(error);
+        match error {
+            PullError::NotFound => {
+                context.remember_absent(repo, reference).await;
+                return Err(error);
+            }
+            PullError::PresumedAbsent => {
+                context.memory.remember_absent(repo, reference, PullError::PresumedAbsent);
+                return Err(error);
+            }
+            _ => {}
         }
         // An absence that is still remembered is newer than the last confirmation of the cached tag.
-        let error = context.or_known_absence(repo, reference, error).await;
+        let error = context.or_known_absence(upstream, repo, reference, error).await;
         if error.is_not_found() {
             return Err(error);
         }
@@ -139,13 +146,5 @@ impl Engine {
                 Err(error)
             }
         }
-    }
-}
-
-/// Whether to serve a stale tag instead of this error. For a denial, `on_denied` decides.
-fn may_serve_stale(upstream: &Upstream, repo: &RepoId, error: &PullError) -> bool {
-    match error {
-        PullError::Upstream(UpstreamError::Denied { .. }) => upstream.on_denied(&repo.name) == OnDenied::Stale,
-        error => error.is_inconclusive(),
     }
 }

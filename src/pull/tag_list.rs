@@ -1,17 +1,18 @@
 //! The list of tags of a mirrored repository: the upstream's list; in an outage its last list, or else the cached tags.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use http::Method;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::ask::{ask, request};
+use super::ask::{ask, may_serve_stale, request};
 use super::engine::PullRequest;
 use super::error::PullError;
 use super::next_link::next_link;
 use crate::oci::{RepoId, Tag};
-use crate::upstream::Kind;
+use crate::upstream::{Kind, Upstream};
 
 /// Maximum size of a page of an upstream's list. A longer page is an error.
 const MAX_PAGE_BYTES: usize = 4 << 20;
@@ -19,8 +20,13 @@ const MAX_PAGE_BYTES: usize = 4 << 20;
 /// are only a part of the list and a long list takes time.
 const MAX_WAIT_WITH_CACHED_TAGS: Duration = Duration::from_secs(5);
 
+/// Maximum number of cached tags that are added to an incomplete list.
+const MAX_CACHED_TAGS: usize = 10_000;
+
+/// Some registries send `null` for an empty list. A document without the field is no list.
 #[derive(Deserialize)]
 struct UpstreamTags {
+    #[serde(deserialize_with = "Option::deserialize")]
     tags: Option<Vec<String>>,
 }
 
@@ -48,34 +54,34 @@ impl PullRequest<'_> {
     /// Returns a page of an upstream's tags. The client gets the upstream's cursor for the next page and sends it back with its
     /// next request. The cursor may be any text.
     pub async fn tag_list(&self, repo: &RepoId, page: TagPage<'_>) -> Result<TagList, PullError> {
-        let context = &self.engine.context;
-        let error = match self.ask_for_tags(repo, page).await {
+        let (context, upstream) = (&self.engine.context, self.upstream(repo)?);
+        let error = match self.ask_for_tags(&upstream, repo, page).await {
             Ok(list) => {
                 if !list.stale && page.limit > 0 && page.cursor.is_empty() {
-                    context.notes.remember_tags(repo, page.after, &list.tags).await;
+                    context.notes.remember_tags(repo, page.after, &list.tags, list.next.is_none()).await;
                 }
                 return Ok(list);
             }
-            Err(error) if error.is_inconclusive() => error,
+            Err(error) if may_serve_stale(&upstream, repo, &error) => error,
             Err(error) => return Err(error),
         };
-        if let Some(list) = context.notes.tag_page(repo, page).await {
-            tracing::warn!(%repo, %error, "serving the last list of tags");
-            return Ok(list);
+        let (mut tags, complete) = context.notes.tags(repo).await;
+        if !complete {
+            let cached = context.store.tags(repo, "", MAX_CACHED_TAGS).await?;
+            let listed: HashSet<String> = tags.iter().cloned().collect();
+            tags.extend(cached.items.into_iter().filter(|tag| !listed.contains(tag)));
         }
-        let cached = context.store.tags(repo, page.after, page.limit).await?;
+        let list = page.of(&tags);
         // An empty list would say that there is no tag.
-        if cached.items.is_empty() {
+        if list.tags.is_empty() && !complete {
             return Err(error);
         }
-        tracing::warn!(%repo, %error, "listing the cached tags only");
-        let next = cached.items.last().filter(|_| cached.more).map(|last| page_after(last, page.limit));
-        Ok(TagList { tags: cached.items, next, stale: true })
+        tracing::warn!(%repo, %error, complete, "serving a stale list of tags");
+        Ok(list)
     }
 
-    async fn ask_for_tags(&self, repo: &RepoId, page: TagPage<'_>) -> Result<TagList, PullError> {
+    async fn ask_for_tags(&self, upstream: &Upstream, repo: &RepoId, page: TagPage<'_>) -> Result<TagList, PullError> {
         let context = &self.engine.context;
-        let upstream = self.upstream(repo)?;
         if page.limit == 0 {
             return Ok(TagList::default());
         }
@@ -84,7 +90,7 @@ impl PullRequest<'_> {
         if context.store.repository_exists(repo).await? {
             deadline = deadline.min(Instant::now() + MAX_WAIT_WITH_CACHED_TAGS);
         }
-        let response = ask(&upstream, request(Method::GET, Kind::Tags, repo, path), deadline).await?;
+        let response = ask(upstream, request(Method::GET, Kind::Tags, repo, path), deadline).await?;
         let stale = response.is_stale();
         let linked = next_link(&response.headers).map(query_of);
         let bytes = response.body.collect(MAX_PAGE_BYTES, deadline).await?;
@@ -111,6 +117,18 @@ impl PullRequest<'_> {
 // === impl TagPage ===
 
 impl TagPage<'_> {
+    /// Returns this page of a stale list.
+    fn of(&self, all: &[String]) -> TagList {
+        let position = all.iter().position(|tag| tag == self.after);
+        let rest: Vec<&String> = match position {
+            Some(position) => all[position + 1..].iter().collect(),
+            None => all.iter().filter(|tag| tag.as_str() > self.after).collect(),
+        };
+        let tags: Vec<String> = rest.iter().take(self.limit).map(|tag| (*tag).clone()).collect();
+        let next = tags.last().filter(|_| tags.len() < rest.len()).map(|last| page_after(last, self.limit));
+        TagList { tags, next, stale: true }
+    }
+
     fn query(&self) -> Vec<(String, String)> {
         let mut query = vec![("n".to_owned(), self.limit.to_string())];
         if !self.after.is_empty() {
@@ -136,7 +154,7 @@ fn list_path(page: TagPage<'_>) -> String {
 }
 
 /// Returns the query of the page after `last`.
-pub(super) fn page_after(last: &str, limit: usize) -> Vec<(String, String)> {
+fn page_after(last: &str, limit: usize) -> Vec<(String, String)> {
     TagPage { after: last, limit, cursor: &[] }.query()
 }
 

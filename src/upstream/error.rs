@@ -53,7 +53,7 @@ pub enum UpstreamError {
     RateLimited { upstream: Arc<str>, retry_after: Option<Duration> },
 
     /// Any other 4xx or 5xx status.
-    #[error("{upstream} answered with status {status}")]
+    #[error("{upstream} answered with status {status}{}", remedy(*status))]
     Status { upstream: Arc<str>, status: StatusCode, retry_after: Option<Duration> },
 
     /// No connection: refused, unknown host or a failed TLS handshake. No request was sent.
@@ -83,6 +83,16 @@ pub enum UpstreamError {
     /// A response that is malformed, or a redirect that may not be followed.
     #[error("{upstream} sent an unusable response: {reason}")]
     BadResponse { upstream: Arc<str>, reason: Arc<str> },
+}
+
+/// What may help against a status.
+fn remedy(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            ", which is no answer of a registry; check the credentials and the proxies in front of it"
+        }
+        _ => "",
+    }
 }
 
 /// Why an upstream cannot be used as configured. Reported at the start.
@@ -134,7 +144,9 @@ impl UpstreamError {
     pub(super) fn combined_with(self, later: Self) -> Self {
         match (&self, &later) {
             (Self::NotFound { .. }, Self::NotFound { .. }) | (_, Self::RateLimited { .. }) => later,
-            (Self::NotFound { upstream } | Self::Contradicted { upstream }, _) => {
+            // One URL says that the content does not exist, and another one could not be asked.
+            (Self::NotFound { upstream } | Self::Contradicted { upstream }, _)
+            | (_, Self::NotFound { upstream } | Self::Contradicted { upstream }) => {
                 Self::Contradicted { upstream: upstream.clone() }
             }
             // A response about the content, after a URL that did not respond.

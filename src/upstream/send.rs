@@ -74,10 +74,14 @@ impl Remote {
             let share = attempt.deadline.saturating_duration_since(now) / urls_left;
             match self.try_url(connection, base, RequestAttempt { deadline: now + share, ..attempt }).await {
                 Err(error) => {
-                    // The response of a mirror to a request without credentials does not count if a request to another
-                    // URL can carry some.
-                    if urls_left > 1 && self.is_anonymous_refusal(base, attempt.request, &error) {
-                        continue;
+                    // A mirror that gets no credentials need not know the content. Only the other URLs decide.
+                    if self.keyring.is_anonymous_at(base, attempt.request.repository.as_str()) {
+                        if urls_left > 1 {
+                            continue;
+                        }
+                        if let Some(earlier) = failure {
+                            return Err(earlier);
+                        }
                     }
                     let is_last = !error.is_worth_another_url() || Instant::now() >= attempt.deadline;
                     let error = match failure.take() {
@@ -93,13 +97,6 @@ impl Remote {
             }
         }
         Err(failure.unwrap_or_else(|| UpstreamError::timeout(&self.name, "no time left for a request")))
-    }
-
-    /// Whether a URL refused a request without credentials, while requests to another URL carry some. The refusal says
-    /// nothing about the content.
-    fn is_anonymous_refusal(&self, base: &Url, request: &UpstreamRequest, error: &UpstreamError) -> bool {
-        matches!(error, UpstreamError::Denied { .. } | UpstreamError::NotFound { .. })
-            && self.keyring.is_anonymous_at(base, request.repository.as_str())
     }
 
     async fn try_url(
@@ -308,11 +305,16 @@ impl Remote {
         let body = self.discard(response, attempt.deadline).await;
         // If a storage service rejects a signed URL, its 403 is a failure, not a denial. registry.k8s.io redirects
         // manifests to another registry, which may deny them.
-        let is_registry = || attempt.request.kind != Kind::Blob && body.as_deref().is_some_and(has_registry_errors);
-        let decides = !other_host || is_registry();
+        let is_registry = body.as_deref().is_some_and(has_registry_errors);
+        let (kind, repository) = (attempt.request.kind, attempt.request.repository.as_str());
+        // A proxy or firewall in front of the registry may refuse any request. Without credentials, only the registry's own
+        // denial says something about the content.
+        let denies =
+            if other_host { kind != Kind::Blob && is_registry } else { is_registry || self.keyring.has(repository) };
         Err(match status {
-            StatusCode::NOT_FOUND => UpstreamError::NotFound { upstream },
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if decides => UpstreamError::Denied { upstream, status },
+            // The upstream itself redirected to the storage, so it has the content.
+            StatusCode::NOT_FOUND if !other_host || is_registry => UpstreamError::NotFound { upstream },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if denies => UpstreamError::Denied { upstream, status },
             StatusCode::TOO_MANY_REQUESTS => {
                 let body = body.unwrap_or_default();
                 let covers = LimitedRequests::of(attempt.request.kind, attempt.method, other_host, &body);

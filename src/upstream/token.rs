@@ -130,6 +130,7 @@ impl Tokens {
 
     async fn exchange(&self, clients: &HttpClients, request: reqwest::Request) -> Result<Arc<Token>, UpstreamError> {
         let deadline = Instant::now() + self.header_timeout;
+        let is_anonymous = request.method() == Method::GET && !request.headers().contains_key(AUTHORIZATION);
         let mut response = clients.send(ClientKind::Control, "token", request, deadline).await?;
         let (status, headers) = (response.status(), response.headers().clone());
         let read = timeout_at(deadline, read_limited(&mut response, MAX_TOKEN_RESPONSE_BYTES)).await;
@@ -138,7 +139,8 @@ impl Tokens {
         let upstream = self.upstream.clone();
         match status {
             StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            // A firewall or proxy in front of the token server may refuse any request, with a page.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !is_anonymous || is_json_object(body.as_deref()) => {
                 return Err(UpstreamError::Denied { upstream, status });
             }
             StatusCode::TOO_MANY_REQUESTS => {
@@ -189,6 +191,11 @@ fn usable_for(expires_in: Option<&serde_json::Value>, issued_at: Option<&str>, n
     let age = issued.and_then(|issued| now.duration_since(issued).ok()).filter(|age| *age < lifetime);
     let left = lifetime - age.unwrap_or_default();
     left - (left / 10).min(Duration::from_secs(15))
+}
+
+fn is_json_object(body: Option<&[u8]>) -> bool {
+    let parsed = body.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
+    parsed.is_some_and(|body| body.is_object())
 }
 
 /// Whether a status rejects the method of the request rather than the credentials.

@@ -142,3 +142,166 @@ async fn a_refused_referrers_api_counts_as_missing() {
         assert_eq!(with_tag.json()["manifests"].as_array().map(Vec::len), Some(1), "{status}");
     }
 }
+
+/// A firewall or proxy in front of a registry refuses requests for its own reasons.
+#[tokio::test]
+async fn a_refusal_by_something_in_front_of_the_registry_is_no_absence() {
+    let image = Image::new(1, &[10]);
+    let referrers = format!("/v2/{REPO}/referrers/{}", image.digest());
+    let list = format!("/v2/docker.io/{REPO}/tags/list");
+    let signature = json!({"mediaType": "application/x", "digest": Image::new(9, &[]).digest(), "size": 7});
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [signature]});
+    let basic = [("WWW-Authenticate", "Basic realm=\"proxy\"")];
+    for (what, reply) in [
+        ("a page", Reply::status(403).header("Content-Type", "text/html").body("<html>you have been blocked")),
+        ("nothing", Reply::status(403)),
+        ("a proxy that wants a password", Reply::status(401).header(basic[0].0, basic[0].1)),
+        ("an answer of no registry", Reply::status(403).body("{\"message\":\"Forbidden\"}")),
+    ] {
+        let upstream = upstream_with(&image).await;
+        upstream.always("GET", &referrers, Reply::status(200).body(index.to_string()));
+        let mut server = server_of(&upstream, "tag_ttl = \"0s\"").await;
+        server.get(TAG).await;
+        for path in [&referrers, &list] {
+            assert_eq!(server.get(path).await.status, 200, "{what}");
+        }
+        upstream.end_scripts();
+        upstream.always("*", "/v2/*", reply);
+        for when in ["at once", "in the outage after it", "after a restart"] {
+            for path in [TAG, &referrers, &list] {
+                let answer = server.get(path).await;
+                assert_eq!(answer.status, 200, "{what}, {when}: {path}: {}", answer.text());
+                assert!(answer.header("warning").starts_with("299"), "{what}, {when}: {path}");
+            }
+            assert_eq!(server.get(&referrers).await.json()["manifests"], json!([signature]), "{what}, {when}");
+            let unknown = server.get(&format!("/v2/{REPO}/manifests/other")).await;
+            assert!((502..=504).contains(&unknown.status), "{what}, {when}: {}", unknown.text());
+            if when == "at once" {
+                upstream.go_down().await;
+            } else {
+                server.restart().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_denial_of_a_registry_is_404_and_not_remembered() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    let server = server_of(&upstream, "").await;
+    server.get(TAG).await;
+    let path = format!("/v2/{REPO}/manifests/private");
+    upstream.always("*", &path, Reply::error(403, "DENIED"));
+    assert_eq!(server.get(&path).await.status, 404);
+    upstream.go_down().await;
+    assert_eq!(server.get(&path).await.status, 503, "it was never said to be absent");
+}
+
+#[tokio::test]
+async fn known_referrers_survive_every_refusal() {
+    let image = Image::new(1, &[10]);
+    let referrers = format!("/v2/{REPO}/referrers/{}", image.digest());
+    let fallback = format!("/v2/{REPO}/manifests/{}", image.digest().replace(':', "-"));
+    let signature = json!({"mediaType": "application/x", "digest": Image::new(9, &[]).digest(), "size": 7});
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [signature]});
+    let broken = Reply::error(401, "UNAUTHORIZED").header("WWW-Authenticate", "Bearer service=\"x\"");
+    let refusals = [400, 401, 403, 405, 408, 421, 451, 500].map(|status| Reply::error(status, "DENIED"));
+    for reply in refusals.into_iter().chain([broken]) {
+        let what = format!("{reply:?}");
+        let upstream = upstream_with(&image).await;
+        let server = server_of(&upstream, "tag_ttl = \"0s\"").await;
+        server.get(TAG).await;
+        assert_eq!(server.get(&fallback).await.status, 404);
+        upstream.always("GET", &referrers, Reply::status(200).body(index.to_string()));
+        assert_eq!(server.get(&referrers).await.json()["manifests"], json!([signature]));
+        upstream.end_scripts();
+        upstream.always("*", "/v2/*", reply);
+        let answer = server.get(&referrers).await;
+        assert_eq!(answer.json()["manifests"], json!([signature]), "{what}");
+        assert!(answer.header("warning").starts_with("299"), "{what}");
+        upstream.go_down().await;
+        assert_eq!(server.get(&referrers).await.json()["manifests"], json!([signature]), "{what}, and then an outage");
+    }
+}
+
+#[tokio::test]
+async fn what_was_said_before_the_image_was_cached_is_kept() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    let mut server = server_of(&upstream, "").await;
+    let signature = format!("/v2/{REPO}/manifests/{}.sig", image.digest().replace(':', "-"));
+    let list = format!("/v2/docker.io/{REPO}/tags/list");
+    assert_eq!(server.get(&signature).await.status, 404);
+    assert_eq!(server.get(&list).await.json()["tags"], json!(["1"]));
+    assert_eq!(server.get(&format!("/v2/{REPO}/manifests/{}", image.digest())).await.status, 200);
+    upstream.go_down().await;
+    for _ in 0..2 {
+        assert_eq!(server.get(&signature).await.status, 404);
+        assert_eq!(server.get(&list).await.json()["tags"], json!(["1"]));
+        server.restart().await;
+    }
+}
+
+#[tokio::test]
+async fn with_denied_credentials_everything_beside_a_stale_image_is_served_too() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    let credentials = "[upstream.\"docker.io\"]\nusername = \"u\"\npassword = \"p\"";
+    let builder = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
+    let server =
+        builder.config(&format!("[cache]\nnegative_ttl = \"0s\"\ntag_ttl = \"0s\"\n{credentials}")).start().await;
+    let paths = [
+        (TAG.to_owned(), 200),
+        (format!("/v2/docker.io/{REPO}/tags/list"), 200),
+        (format!("/v2/{REPO}/referrers/{}", image.digest()), 200),
+        (format!("/v2/{REPO}/manifests/{}.sig", image.digest().replace(':', "-")), 404),
+    ];
+    for (path, status) in &paths {
+        assert_eq!(server.get(path).await.status, *status, "{path}");
+    }
+    upstream.always("*", "/v2/*", Reply::error(403, "DENIED"));
+    for (path, status) in &paths {
+        let answer = server.get(path).await;
+        assert_eq!(answer.status, *status, "{path}: {}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn an_incomplete_list_is_completed_with_the_cached_tags() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    for tag in ["2", "3", "4", "5"] {
+        upstream.tag(REPO, tag, image.digest());
+    }
+    let server = server_of(&upstream, "").await;
+    let list = format!("/v2/docker.io/{REPO}/tags/list");
+    assert_eq!(server.get(&format!("/v2/{REPO}/manifests/5")).await.status, 200);
+    assert_eq!(server.get(&format!("{list}?n=2")).await.json()["tags"], json!(["1", "2"]));
+    for reply in
+        [Reply::status(200).body("{\"errors\":[]}"), Reply::status(200).body("{}"), Reply::error(500, "UNKNOWN")]
+    {
+        upstream.always("GET", &format!("/v2/{REPO}/tags/list"), reply);
+        let answer = server.get(&list).await;
+        assert_eq!(answer.json()["tags"], json!(["1", "2", "5"]));
+        assert!(answer.header("warning").starts_with("299"));
+        upstream.end_scripts();
+    }
+}
+
+#[tokio::test]
+async fn storage_that_lacks_what_the_registry_redirects_to_is_no_absence() {
+    let image = Image::new(1, &[10]);
+    let (upstream, storage) = (upstream_with(&image).await, crate::support::Upstream::start().await);
+    storage.behave(|_| Some(Reply::status(404).body("<Error><Code>NoSuchKey</Code></Error>")));
+    let server = server_of(&upstream, "tag_ttl = \"0s\"").await;
+    server.get(TAG).await;
+    let blob = format!("/v2/{REPO}/blobs/{}", image.layers[0].digest);
+    upstream.always("*", "/v2/*", Reply::redirect(&storage.url("/signed")));
+    let answer = server.get(&blob).await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    let stale = server.get(TAG).await;
+    assert_eq!((stale.status, stale.header("warning").is_empty()), (200, false));
+    upstream.end_scripts();
+    crate::scene::until("the blob is served", async || server.get(&blob).await.status == 200).await;
+}

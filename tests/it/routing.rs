@@ -296,3 +296,24 @@ async fn an_upload_without_content_makes_no_name_local() {
     scene.server.restart().await;
     assert_mirrored(&scene, "after a restart").await;
 }
+
+/// Where nothing can be pushed under a name, a HEAD or a list of the default upstream is no beginning of a push.
+#[tokio::test]
+async fn where_no_push_is_possible_the_default_upstream_is_asked() {
+    let image = Image::new(1, &[10]);
+    for (repo, settings) in [
+        ("org/app", "[local]\nnamespaces = [\"team/**\"]"),
+        ("library/app", ""),
+        ("org/app", "[push]\nenabled = false"),
+    ] {
+        let upstream = Upstream::start().await;
+        upstream.add_image(repo, "1", &image);
+        let builder = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
+        let server = builder.config(settings).start().await;
+        let blob = format!("/v2/{repo}/blobs/{}", image.layers[0].digest);
+        assert_eq!(server.head(&blob).await.status, 200, "{repo}, {settings}");
+        assert_eq!(server.get(&format!("/v2/{repo}/tags/list")).await.status, 200, "{repo}, {settings}");
+        upstream.go_down().await;
+        assert_eq!(server.head(&format!("/v2/{repo}/manifests/cold")).await.status, 503, "{repo}, {settings}");
+    }
+}

@@ -30,14 +30,17 @@ impl PullRequest<'_> {
         {
             return Ok(Content::of_blob(&blob, request.select(blob.len())?, CacheResult::Hit));
         }
-        if context.memory.is_absent(repo, &Reference::Digest(digest.clone())) {
-            return Err(PullError::NotFound);
+        if let Some(error) = context.memory.absence(repo, &Reference::Digest(digest.clone())) {
+            return Err(error);
         }
         let upstream = self.upstream(repo)?;
         // Boxed, so that the rare case does not make the future of every request larger.
-        let cold = async { ColdBlob::new(self.engine, upstream, repo, digest, member, request).await?.run().await };
+        let asked = upstream.clone();
+        let cold = async { ColdBlob::new(self.engine, asked, repo, digest, member, request).await?.run().await };
         match Box::pin(cold.instrument(self.trace.span())).await {
-            Err(error) => Err(context.or_known_absence(repo, Reference::Digest(digest.clone()), error).await),
+            Err(error) => {
+                Err(context.or_known_absence(&upstream, repo, Reference::Digest(digest.clone()), error).await)
+            }
             content => content,
         }
     }
@@ -51,8 +54,8 @@ impl PullRequest<'_> {
         {
             return Ok(Some(blob.len()));
         }
-        if context.memory.is_absent(repo, &Reference::Digest(digest.clone())) {
-            return Err(PullError::NotFound);
+        if let Some(error) = context.memory.absence(repo, &Reference::Digest(digest.clone())) {
+            return Err(error);
         }
         // A manifest that was served may give the length. The client expects that length, and the header of a HEAD may
         // be wrong.
@@ -67,7 +70,9 @@ impl PullRequest<'_> {
             Ok(proof) => Ok(known.or(proof.size)),
             // The GET that follows asks the upstream again.
             Err(error) if error.is_inconclusive() && known.is_some() => Ok(known),
-            Err(error) => Err(context.or_known_absence(repo, Reference::Digest(digest.clone()), error).await),
+            Err(error) => {
+                Err(context.or_known_absence(&upstream, repo, Reference::Digest(digest.clone()), error).await)
+            }
         }
     }
 }

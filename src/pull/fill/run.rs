@@ -76,6 +76,10 @@ impl Run {
             PullError::NotFound => {
                 context.remember_absent(&fill.source.repo, Reference::Digest(fill.digest.clone())).await;
             }
+            PullError::PresumedAbsent => {
+                let reference = Reference::Digest(fill.digest.clone());
+                context.memory.remember_absent(&fill.source.repo, reference, PullError::PresumedAbsent);
+            }
             error => context.memory.remember_failure(&fill.source, &fill.digest, error),
         }
         if fill.received.load(Ordering::Relaxed) > 0 {
@@ -171,7 +175,7 @@ impl Run {
         let resumes = fill.resumes.load(Ordering::Relaxed);
         match error {
             PullError::Abandoned => tracing::debug!(seconds, "abandoned a fill"),
-            PullError::NotFound => {}
+            PullError::NotFound | PullError::PresumedAbsent => {}
             // The followers are served past the store, which warns that there is no room.
             error if error.is_full() => tracing::debug!(%error, "cannot store a blob"),
             error if error.is_local() => {
@@ -186,7 +190,7 @@ impl Run {
 fn outcome(error: &PullError) -> &'static str {
     match error {
         PullError::Abandoned => "abandoned",
-        PullError::NotFound => "not_found",
+        PullError::NotFound | PullError::PresumedAbsent => "not_found",
         error if error.is_full() => "no_room",
         error if error.is_local() => "local_failure",
         error if error.is_wrong_content() => "wrong_content",

@@ -37,7 +37,8 @@ async fn statuses_map_to_errors() {
     let table: [(u16, Check); 10] = [
         (404, UpstreamError::is_not_found),
         (401, |error| matches!(error, UpstreamError::Challenge { .. })),
-        (403, |error| matches!(error, UpstreamError::Denied { .. })),
+        // A registry's own refusal has a body: see `only_a_registry_denies_an_anonymous_request`.
+        (403, |error| matches!(error, UpstreamError::Status { status, .. } if *status == 403)),
         (429, |error| matches!(error, UpstreamError::RateLimited { retry_after: Some(_), .. })),
         (418, |error| matches!(error, UpstreamError::Status { status, .. } if *status == 418)),
         (500, |error| matches!(error, UpstreamError::Status { .. })),
@@ -52,7 +53,7 @@ async fn statuses_map_to_errors() {
         let error = fixture.get(manifest()).await.unwrap_err();
         assert!(check(&error), "{status}: {error}");
         assert!(error.to_string().contains(super::NAME), "{error}");
-        assert_eq!(error.is_upstream_failure(), !matches!(status, 403 | 404), "{status}");
+        assert_eq!(error.is_upstream_failure(), status != 404, "{status}");
         fixture.assert_requests_counted_at(&[&server]);
     }
 }
@@ -95,6 +96,24 @@ async fn ignored_range_is_returned_as_200() {
     let server = Server::start(|_| Reply::ok("whole")).await;
     let response = Fixture::new(&[&server]).send(UpstreamRequest { range: Some((0, 0)), ..blob() }).await.unwrap();
     assert_eq!(response.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn only_a_registry_denies_an_anonymous_request() {
+    type Refusal = fn() -> Reply;
+    let table: [(Refusal, bool); 4] = [
+        (|| Reply::denied(403), true),
+        (|| Reply::new(403), false),
+        (|| Reply::new(403).body("<html>blocked"), false),
+        (|| Reply::new(403).body(r#"{"message":"Forbidden"}"#), false),
+    ];
+    for (reply, denies) in table {
+        let server = Server::start(move |_| reply()).await;
+        let error = Fixture::new(&[&server]).get(manifest()).await.unwrap_err();
+        assert_eq!(matches!(error, UpstreamError::Denied { .. }), denies, "{error}");
+        let error = Fixture::with_password(&server).get(manifest()).await.unwrap_err();
+        assert!(matches!(error, UpstreamError::Denied { .. }), "with credentials, their owner must know: {error}");
+    }
 }
 
 #[tokio::test]

@@ -184,7 +184,7 @@ async fn expired_token_is_replaced_once() {
 async fn refused_new_token_is_a_denial() {
     let server = Server::start(|seen| match seen.authorization() {
         _ if seen.target.starts_with("/token") => Reply::token("t"),
-        Some(_) => Reply::new(403),
+        Some(_) => Reply::denied(403),
         None => Reply::bearer(&seen.here("/token"), &scope(seen)),
     })
     .await;
@@ -239,7 +239,7 @@ async fn malformed_token_responses_are_failures_not_denials() {
 async fn basic_challenge_is_answered_and_remembered() {
     let server = Server::start(|seen| match seen.authorization() {
         Some(BASIC) => Reply::ok("content"),
-        _ => Reply::new(401).header("www-authenticate", r#"Basic realm="Artifactory Realm""#),
+        _ => Reply::denied(401).header("www-authenticate", r#"Basic realm="Artifactory Realm""#),
     })
     .await;
     let fixture = Fixture::with_password(&server);

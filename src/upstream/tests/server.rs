@@ -75,6 +75,11 @@ impl Reply {
         Self { status, headers: Vec::new(), body: Vec::new(), wait: Duration::ZERO }
     }
 
+    /// A registry's own refusal (distribution-spec, "Error Codes").
+    pub(super) fn denied(status: u16) -> Self {
+        Self::new(status).body(r#"{"errors":[{"code":"DENIED"}]}"#)
+    }
+
     pub(super) fn ok(body: impl Into<String>) -> Self {
         Self::new(200).body(body)
     }

@@ -54,14 +54,14 @@ async fn an_absence_at_one_url_is_confirmed_by_the_others() {
         (404, 404, UpstreamError::is_not_found),
         (404, 500, contradicted),
         (404, 403, contradicted),
-        // The first URL cannot be asked, and the second one answers.
-        (500, 404, UpstreamError::is_not_found),
+        // The first URL cannot be asked.
+        (500, 404, contradicted),
         (403, 403, |error| matches!(error, UpstreamError::Denied { .. })),
         (404, 429, |error| matches!(error, UpstreamError::RateLimited { .. })),
     ];
     for (first, second, check) in table {
-        let one = Server::start(move |_| Reply::new(first)).await;
-        let other = Server::start(move |_| Reply::new(second)).await;
+        let one = Server::start(move |_| Reply::denied(first)).await;
+        let other = Server::start(move |_| Reply::denied(second)).await;
         let fixture = Fixture::new(&[&one, &other]);
         let error = fixture.get(blob()).await.unwrap_err();
         assert!(check(&error), "{first}, {second}: {error}");
