@@ -18,7 +18,7 @@ use crate::events::Events;
 use crate::housekeeping::{self, IndexRecovery};
 use crate::http::serve::{Listeners, Server};
 use crate::http::tls::{Certificates, TlsError};
-use crate::http::{App, ForeignNames, Site};
+use crate::http::{App, ForeignNames, Site, large_manifests};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
 use crate::store::{Bounds, Class, DiskState, OpenError, Store, StoreSettings, disk_bytes};
@@ -105,6 +105,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         via,
         progress_timeout: config.server.progress_timeout,
         foreign_names: ForeignNames::default(),
+        large_manifests: large_manifests(),
         response_headers: config.server.response_headers.clone(),
     };
     let stop = CancellationToken::new();

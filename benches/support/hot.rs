@@ -62,6 +62,7 @@ impl Hot {
             via: "bench".to_owned(),
             progress_timeout: config.server.progress_timeout,
             foreign_names: Default::default(),
+            large_manifests: roadstead::http::large_manifests(),
             response_headers: Vec::new(),
         };
         Self {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,7 +12,6 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, WARNING};
 use http::{HeaderName, HeaderValue, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::Counter;
@@ -23,7 +23,7 @@ use crate::access::{Authorized, Delete, Pull, Push};
 use crate::oci::{
     Algorithm, Child, Digest, Manifest, ManifestError, Reference, ReferenceError, RepoId, Tag, media_type,
 };
-use crate::pull::{PullError, Served};
+use crate::pull::{DocumentTurn, LARGE_DOCUMENT_BYTES, LargeDocuments, PullError, Served};
 use crate::resolve::Rule;
 use crate::store::{NewManifest, StoredManifest};
 use crate::tasks::on_bytes;
@@ -37,14 +37,16 @@ const FIRST_PUSH_TIMEOUT: Duration = Duration::from_secs(4);
 /// among them hyper and Python, accept at most 100 of those.
 const MAX_TAGS: usize = 64;
 
-/// A manifest with more bytes waits for a turn before the rest of it is received.
-const LARGE_MANIFEST_BYTES: usize = 256 << 10;
 /// Largest number of large manifests that are received and checked at the same time.
 const MAX_LARGE_MANIFESTS: usize = 16;
-static LARGE_MANIFESTS: Semaphore = Semaphore::const_new(MAX_LARGE_MANIFESTS);
 /// How long a client waits for its turn, and how long it may then take to send the rest.
 const LARGE_MANIFEST_TURN_TIMEOUT: Duration = Duration::from_secs(20);
 const LARGE_MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The turns of large pushed manifests.
+pub fn large_manifests() -> LargeDocuments {
+    LargeDocuments::new(MAX_LARGE_MANIFESTS)
+}
 
 /// GET and HEAD.
 pub(super) async fn get(
@@ -157,7 +159,7 @@ pub(super) async fn put(
     let repo = access.repo();
     let reference: Reference = reference.parse().map_err(ApiError::Reference)?;
     let tags = tags_to_set(call, &reference)?;
-    let (bytes, _turn) = read(app, call, body).await?;
+    let (bytes, _turn) = read(app, call, repo, body).await?;
     let declared = declared_media_type(call)?;
     let (named, as_declared) = (reference.clone(), declared.clone());
     let (digest, manifest) = on_bytes(bytes.clone(), move |bytes| {
@@ -223,31 +225,55 @@ fn tags_to_set(call: &Call<'_>, reference: &Reference) -> Result<Vec<Tag>, ApiEr
 async fn read(
     app: &App,
     call: &Call<'_>,
+    repo: &RepoId,
     mut body: Body,
-) -> Result<(Bytes, Option<SemaphorePermit<'static>>), ApiError> {
+) -> Result<(Bytes, Option<DocumentTurn>), ApiError> {
     let limit = Manifest::MAX_PUSHED_LENGTH;
-    let too_large = || ApiError::ManifestTooLarge { limit };
     let announced = call.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit) {
-        return Err(too_large());
+        return Err(ApiError::ManifestTooLarge { limit });
     }
-    let (mut bytes, mut turn) = (BytesMut::new(), None);
-    let mut deadline = None;
-    while let Some(frame) = next_frame(app, &mut body, deadline).await? {
-        let Ok(data) = frame.into_data() else { continue };
-        let length = bytes.len() + data.len();
-        if length as u64 > limit {
-            return Err(too_large());
+    let mut bytes = BytesMut::new();
+    if receive(app, &mut body, &mut bytes, LARGE_DOCUMENT_BYTES, None).await? {
+        return Ok((bytes.freeze(), None));
+    }
+    let turn = app.large_manifests.turn(repo, Instant::now() + LARGE_MANIFEST_TURN_TIMEOUT).await;
+    let turn = turn.ok_or(ApiError::TooManyManifests)?;
+    let deadline = Some(Instant::now() + LARGE_MANIFEST_TIMEOUT);
+    // Allocated at once, because a growing buffer leaves freed buffers of half its size to the allocator.
+    bytes.reserve((announced.unwrap_or(0) as usize).saturating_sub(bytes.len()));
+    let received = AtomicUsize::new(bytes.len());
+    let rest = async {
+        let mut has_ended = false;
+        while !has_ended {
+            let enough = bytes.len();
+            has_ended = receive(app, &mut body, &mut bytes, enough, deadline).await?;
+            received.store(bytes.len(), Ordering::Relaxed);
         }
-        if length > LARGE_MANIFEST_BYTES && turn.is_none() {
-            turn = Some(large_manifest_turn().await?);
-            deadline = Some(Instant::now() + LARGE_MANIFEST_TIMEOUT);
-            // Allocated at once, because a growing buffer leaves freed buffers of half its size to the allocator.
-            bytes.reserve((announced.unwrap_or(0) as usize).saturating_sub(bytes.len()));
+        Ok(())
+    };
+    turn.receive(&received, rest).await.unwrap_or(Err(ApiError::TooManyManifests))?;
+    Ok((bytes.freeze(), Some(turn)))
+}
+
+/// Appends to `bytes` until there are more than `enough` or the body ends. Returns whether it has ended.
+async fn receive(
+    app: &App,
+    body: &mut Body,
+    bytes: &mut BytesMut,
+    enough: usize,
+    deadline: Option<Instant>,
+) -> Result<bool, ApiError> {
+    let limit = Manifest::MAX_PUSHED_LENGTH;
+    while bytes.len() <= enough {
+        let Some(frame) = next_frame(app, body, deadline).await? else { return Ok(true) };
+        let Ok(data) = frame.into_data() else { continue };
+        if (bytes.len() + data.len()) as u64 > limit {
+            return Err(ApiError::ManifestTooLarge { limit });
         }
         bytes.extend_from_slice(&data);
     }
-    Ok((bytes.freeze(), turn))
+    Ok(false)
 }
 
 async fn next_frame(app: &App, body: &mut Body, deadline: Option<Instant>) -> Result<Option<Frame<Bytes>>, ApiError> {
@@ -255,11 +281,6 @@ async fn next_frame(app: &App, body: &mut Body, deadline: Option<Instant>) -> Re
     let until = deadline.map_or(progress, |deadline| deadline.min(progress));
     let frame = timeout_at(until, body.frame()).await.map_err(|_| ApiError::Body)?;
     frame.transpose().map_err(|_| ApiError::Body)
-}
-
-async fn large_manifest_turn() -> Result<SemaphorePermit<'static>, ApiError> {
-    let turn = timeout(LARGE_MANIFEST_TURN_TIMEOUT, LARGE_MANIFESTS.acquire()).await;
-    turn.ok().and_then(Result::ok).ok_or(ApiError::TooManyManifests)
 }
 
 /// Everything that a manifest refers to must be in its repository, except a subject and layers that are fetched elsewhere.

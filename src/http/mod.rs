@@ -47,13 +47,14 @@ use tower_service::Service;
 use crate::access::{AccessError, Gate, Peer};
 use crate::oci::STALE_WARNING;
 use crate::printable::Printable;
-use crate::pull::Puller;
+use crate::pull::{LargeDocuments, Puller};
 use crate::resolve::ResolveError;
 use crate::store::Store;
 use crate::telemetry::{Metrics, RequestTrace};
 use call::Call;
 use dispatch::dispatch;
 use error::ApiError;
+pub use manifests::large_manifests;
 use outcome::Outcome;
 
 /// Where the distribution API is, unless a mirror URL has a path.
@@ -78,6 +79,8 @@ pub struct App {
     /// How long the body of an upload may make no progress.
     pub progress_timeout: Duration,
     pub foreign_names: ForeignNames,
+    /// Bounds the large manifests that are received and checked at the same time.
+    pub large_manifests: LargeDocuments,
     /// Headers that are added to every response that does not have them.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
 }

@@ -109,7 +109,7 @@ impl TagConfirmation<'_> {
 
     /// Stores the manifest in the response, and points the tag to it.
     async fn take(&self, response: UpstreamResponse) -> Result<Served, PullError> {
-        let new = match self.engine.read_manifest(self.upstream, response, None, self.deadline).await {
+        let new = match self.engine.read_manifest(self.upstream, self.repo, response, None, self.deadline).await {
             Err(PullError::WrongManifest { upstream, announced, found }) => {
                 for digest in [&announced, &found] {
                     if let Ok(served) = self.point_to(digest.clone()).await {

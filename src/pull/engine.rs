@@ -9,6 +9,7 @@ use super::error::PullError;
 use super::fill::Fills;
 use super::flight::Flights;
 use super::freshness::TagFreshness;
+use super::large_documents::LargeDocuments;
 use super::memory::Referrers;
 use super::proof::Proofs;
 use super::served::Served;
@@ -19,6 +20,10 @@ use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, RequestTrace};
 use crate::upstream::{BreakerState, Hops, Upstream};
+
+/// Large manifests of one upstream that are received and parsed at the same time. Each upstream has this limit of its own,
+/// so a slow upstream delays only its own manifests.
+const MAX_LARGE_MANIFESTS: usize = 4;
 
 /// A handle on the engine. Clones share it.
 #[derive(Clone)]
@@ -41,6 +46,7 @@ pub(super) struct Engine {
     pub(super) fills: Fills,
     pub(super) bypasses: Bypasses,
     pub(super) proofs: Arc<Proofs>,
+    pub(super) large_manifests: LargeDocuments,
     pub(super) tags: Flights<(RepoId, Tag), Result<Served, PullError>>,
     pub(super) manifests: Flights<(RepoId, Digest), Result<Served, PullError>>,
     /// The flag is true if the list may be out of date.
@@ -58,11 +64,14 @@ impl Puller {
     ) -> Self {
         let caps = upstreams.iter().map(|(name, upstream)| (Scope::Upstream(name.clone()), upstream.max_fills()));
         let fill_slots = Slots::new(config.max_fills, caps);
+        let scopes = upstreams.keys().map(|name| Scope::Upstream(name.clone()));
+        let large_manifests = LargeDocuments::for_each(MAX_LARGE_MANIFESTS, scopes);
         let bypasses = Bypasses::new(config.max_bypasses, metrics.clone());
         let context = Arc::new(Context::new(store, config, metrics));
         let engine = Engine {
             fills: Fills::new(context.clone(), fill_slots, tasks.clone()),
             bypasses,
+            large_manifests,
             proofs: Arc::new(Proofs::new(context.clone(), tasks.clone())),
             tags: Flights::new(tasks.clone()),
             manifests: Flights::new(tasks.clone()),

@@ -1,24 +1,23 @@
 //! Manifests by digest. Such content never changes, so it is fetched once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::ask::{ask, request};
 use super::engine::{Engine, PullRequest};
 use super::error::PullError;
+use super::large_documents::{DocumentTurn, LARGE_DOCUMENT_BYTES};
 use super::served::Served;
 use crate::oci::{Algorithm, Digest, Manifest, Reference, RepoId, media_type};
 use crate::store::{NewManifest, StoreError, StoredManifest};
 use crate::tasks::on_bytes;
 use crate::telemetry::CacheResult;
-use crate::upstream::{Effort, Kind, Upstream, UpstreamResponse};
-
-/// A manifest with more bytes waits for a turn, so that many large manifests do not fill the memory.
-const LARGE_MANIFEST_BYTES: u64 = 256 << 10;
+use crate::upstream::{Effort, Kind, Upstream, UpstreamBody, UpstreamError, UpstreamResponse};
 
 impl PullRequest<'_> {
     /// Returns a manifest of a mirrored repository by digest.
@@ -83,7 +82,7 @@ impl Engine {
             return Ok(Served::new(manifest, result));
         }
         let response = self.ask_for_manifest(Method::GET, upstream, repo, digest, deadline).await?;
-        let new = self.read_manifest(upstream, response, Some(digest), deadline).await?;
+        let new = self.read_manifest(upstream, repo, response, Some(digest), deadline).await?;
         let (manifest, stored) = self.store_manifest(repo, new).await?;
         Ok(Served::new(manifest, if stored { CacheResult::Miss } else { CacheResult::Bypass }))
     }
@@ -168,6 +167,7 @@ impl Engine {
     pub(super) async fn read_manifest(
         &self,
         upstream: &Upstream,
+        repo: &RepoId,
         response: UpstreamResponse,
         requested: Option<&Digest>,
         deadline: Instant,
@@ -178,9 +178,7 @@ impl Engine {
         }
         let declared = usable_media_type(&response);
         let announced = response.docker_content_digest().and_then(|digest| digest.parse().ok());
-        let is_large = response.content_length().is_none_or(|length| length > LARGE_MANIFEST_BYTES);
-        let _turn = if is_large { Some(upstream.large_document(deadline).await?) } else { None };
-        let bytes: Bytes = response.body.collect(Manifest::MAX_LENGTH as usize, deadline).await?;
+        let (bytes, _turn) = self.receive_manifest(repo, response.body, deadline).await?;
         let expected: Option<Digest> = requested.cloned().or(announced);
         let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let read = on_bytes(bytes.clone(), move |bytes| (Digest::of(algorithm, bytes), Manifest::parse(bytes)));
@@ -200,6 +198,39 @@ impl Engine {
         let manifest = manifest.map_err(|error| bad(error.to_string()))?;
         let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
         Ok(NewManifest { digest, media_type, bytes, manifest })
+    }
+
+    /// Receives a manifest. A large one waits for a turn, which the result holds.
+    async fn receive_manifest(
+        &self,
+        repo: &RepoId,
+        mut body: UpstreamBody,
+        deadline: Instant,
+    ) -> Result<(Bytes, Option<DocumentTurn>), PullError> {
+        let limit = Manifest::MAX_LENGTH as usize;
+        let announced = body.announced_length(limit)?;
+        let mut bytes = BytesMut::with_capacity(announced.min(LARGE_DOCUMENT_BYTES));
+        let begin = body.receive(&mut bytes, LARGE_DOCUMENT_BYTES, limit);
+        let has_ended = timeout_at(deadline, begin).await;
+        if has_ended.unwrap_or_else(|_| Err(body.is_too_slow()))? {
+            return Ok((bytes.freeze(), None));
+        }
+        let turn = self.large_manifests.turn(repo, deadline).await.ok_or_else(|| body.has_no_turn())?;
+        // Allocated at once, because a growing buffer leaves freed buffers of half its size to the allocator.
+        bytes.reserve(announced.saturating_sub(bytes.len()));
+        let received = AtomicUsize::new(bytes.len());
+        let rest = async {
+            let mut has_ended = false;
+            while !has_ended {
+                let enough = bytes.len();
+                has_ended = body.receive(&mut bytes, enough, limit).await?;
+                received.store(bytes.len(), Ordering::Relaxed);
+            }
+            Ok::<_, UpstreamError>(())
+        };
+        let done = timeout_at(deadline, turn.receive(&received, rest)).await;
+        done.ok().flatten().unwrap_or_else(|| Err(body.is_too_slow()))?;
+        Ok((bytes.freeze(), Some(turn)))
     }
 }
 

@@ -3,8 +3,10 @@
 //! There is a cap for each upstream and one for all of them. Waiting transfers queue by repository, and repositories
 //! take turns: an image of a hundred layers delays another image by one layer, not by a hundred. Within a repository
 //! small blobs go first, because a client needs the config before the layers. One of every four slots is reserved for
-//! small blobs, so that large layers never delay a config. If an upstream has eight or more slots, one repository never
-//! takes all of them: if its transfers hang, those of other repositories still run.
+//! small blobs, so that large layers never delay a config.
+//!
+//! A quarter of each cap is *withheld* from repositories that already run a transfer of the same kind. So the transfers
+//! of a few repositories that hang do not take all slots, and those of another repository still run.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,9 +21,9 @@ const MAX_SMALL_BYTES: u64 = 1 << 20;
 /// One of every four slots is reserved for small blobs; at least one slot, if the cap is more than one.
 const SLOTS_PER_SMALL_SLOT: usize = 4;
 
-/// Of every eight slots of an upstream, one slot is not available to any one repository. With fewer than eight slots,
-/// all are available.
-const SLOTS_PER_WITHHELD_SLOT: usize = 8;
+/// One of every four slots is withheld from repositories that already run a transfer of the same kind; at least one, if
+/// there is more than one.
+const SLOTS_PER_WITHHELD_SLOT: usize = 4;
 
 /// Clones share the slots.
 #[derive(Clone, Debug)]
@@ -113,7 +115,7 @@ impl Slots {
     /// Returns the number of waiting transfers that could start when a transfer of this upstream ends.
     pub(super) fn waiting_for(&self, scope: &Scope) -> usize {
         let state = self.state.lock();
-        let all_taken = state.all.is_full();
+        let all_taken = state.all.has_only_withheld_slots();
         let queues = state.queues.iter().filter(|(repo, _)| all_taken || repo.scope == *scope);
         queues.map(|(_, queue)| queue.small.len() + queue.large.len()).sum()
     }
@@ -154,7 +156,7 @@ impl State {
         let may_run = |repo: &RepoId, small| {
             let (lane, own) = (self.upstreams.get(&repo.scope), self.running.get(repo).copied().unwrap_or_default());
             let fits = |lane: &Lane| lane.has_room(small) && lane.admits_repository(own, small);
-            self.all.has_room(small) && lane.is_none_or(fits)
+            fits(&self.all) && lane.is_none_or(fits)
         };
         self.order.iter().enumerate().find_map(|(place, repo)| {
             let queue = self.queues.get(repo)?;
@@ -198,24 +200,34 @@ impl Lane {
         Self { cap, running: Running::default() }
     }
 
-    fn is_full(&self) -> bool {
-        !self.has_room(false)
+    /// Whether a repository that runs a large transfer cannot run another one.
+    fn has_only_withheld_slots(&self) -> bool {
+        let Running { all, large } = self.running;
+        all + withheld(self.cap) >= self.cap || large + withheld(self.large_cap()) >= self.large_cap()
     }
 
     fn has_room(&self, small: bool) -> bool {
         self.running.all < self.cap && (small || self.running.large < self.large_cap())
     }
 
-    /// Whether a repository with these running transfers may run another one.
+    /// Whether a repository with these running transfers may run another one, if there is room. The first of a kind needs
+    /// no more than a free slot. Further ones leave the withheld slots free.
     fn admits_repository(&self, own: Running, small: bool) -> bool {
-        let foreign = self.cap / SLOTS_PER_WITHHELD_SLOT;
-        own.all < self.cap - foreign && (small || own.large < self.large_cap() - foreign)
+        if small {
+            own.all == own.large || self.running.all + withheld(self.cap) < self.cap
+        } else {
+            own.large == 0 || !self.has_only_withheld_slots()
+        }
     }
 
     fn large_cap(&self) -> usize {
         let reserved = if self.cap > 1 { (self.cap / SLOTS_PER_SMALL_SLOT).max(1) } else { 0 };
         self.cap - reserved
     }
+}
+
+fn withheld(cap: usize) -> usize {
+    if cap > 1 { (cap / SLOTS_PER_WITHHELD_SLOT).max(1) } else { 0 }
 }
 
 impl Running {
@@ -309,15 +321,18 @@ mod tests {
     #[test]
     fn no_more_run_than_the_caps_of_an_upstream_and_of_all_allow() {
         let slots = slots(7, 4);
-        let (one, other) = (repo("a.io", "x"), repo("b.io", "x"));
-        let mut turns: Vec<_> =
-            [&one, &one, &one, &one, &other, &other, &other, &other].map(|repo| slots.request(repo, LARGE)).into();
+        let repos: Vec<_> =
+            ["a.io", "b.io"].iter().flat_map(|up| ["w", "x", "y", "z"].map(|name| repo(up, name))).collect();
+        let mut turns: Vec<_> = repos.iter().map(|repo| slots.request(repo, LARGE)).collect();
         // One slot of four is reserved for small blobs: three large ones of each upstream, six in all.
         assert_eq!(called(&mut turns), [0, 1, 2, 4, 5, 6]);
-        assert_eq!((slots.waiting_for(&one.scope), slots.waiting_for(&other.scope)), (2, 2), "all slots are taken");
+        assert_eq!(
+            (slots.waiting_for(&scope("a.io")), slots.waiting_for(&scope("b.io"))),
+            (2, 2),
+            "all slots are taken"
+        );
         drop(turns.remove(0));
         assert_eq!(called(&mut turns), [0, 1, 2, 3, 4, 5]);
-        assert_eq!((slots.waiting_for(&one.scope), slots.waiting_for(&other.scope)), (1, 1));
     }
 
     #[test]
@@ -335,11 +350,11 @@ mod tests {
         let slots = slots(64, 4);
         let x = repo("a.io", "x");
         let mut layers: Vec<_> = (0..5).map(|_| slots.request(&x, LARGE)).collect();
-        assert_eq!(called(&mut layers), [0, 1, 2]);
+        assert_eq!(called(&mut layers), [0, 1], "of three for large blobs, one is for another repository");
         let mut configs = vec![slots.request(&x, SMALL), slots.request(&x, SMALL), slots.request(&x, None)];
         assert_eq!(called(&mut configs), [0], "an unknown size counts as large");
         drop(layers.remove(0));
-        assert_eq!((called(&mut layers), called(&mut configs)), (vec![0, 1], vec![0, 1]));
+        assert_eq!((called(&mut layers), called(&mut configs)), (vec![0], vec![0, 1]));
     }
 
     #[test]
@@ -347,13 +362,42 @@ mod tests {
         let slots = slots(64, 16);
         let (hanging, other) = (repo("a.io", "hanging"), repo("a.io", "other"));
         let mut large: Vec<_> = (0..20).map(|_| slots.request(&hanging, LARGE)).collect();
-        assert_eq!(called(&mut large).len(), 10, "12 are for large blobs, and two of them for other repositories");
+        assert_eq!(called(&mut large).len(), 9, "12 are for large blobs, and three of them for other repositories");
         let mut small: Vec<_> = (0..20).map(|_| slots.request(&hanging, SMALL)).collect();
-        assert_eq!(called(&mut small).len(), 4, "14 in all");
+        assert_eq!(called(&mut small).len(), 3, "12 in all");
         assert!(slots.request(&other, LARGE).is_slot());
         assert!(slots.request(&other, SMALL).is_slot());
         drop(large.remove(0));
-        assert_eq!((called(&mut large).len(), called(&mut small).len()), (9, 5), "small ones go first");
+        assert_eq!((called(&mut large).len(), called(&mut small).len()), (8, 4), "small ones go first");
+    }
+
+    #[test]
+    fn hanging_repositories_leave_a_slot_for_another_one() {
+        // The limit of all transfers, of each upstream, and the number of repositories that hang.
+        let table = [(64, 16, 1), (64, 16, 2), (64, 16, 3), (64, 4, 1), (64, 3, 1), (64, 8, 1), (4, 16, 1), (8, 16, 1)];
+        for (cap, cap_of_each, hanging) in table {
+            let slots = slots(cap, cap_of_each);
+            let names: Vec<_> = (0..hanging).map(|n| repo("a.io", &format!("hanging{n}"))).collect();
+            let taken: Vec<_> = names.iter().flat_map(|name| (0..16).map(|_| slots.request(name, LARGE))).collect();
+            let what = format!("{cap} {cap_of_each} {hanging}");
+            assert!(taken.iter().any(Turn::is_slot), "{what}");
+            for size in [LARGE, SMALL, None] {
+                assert!(slots.request(&repo("a.io", "other"), size).is_slot(), "{what}: {size:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn hanging_small_blobs_leave_a_slot_for_another_repository() {
+        for (cap, hanging) in [(2, 1), (3, 1), (4, 1), (8, 2), (16, 2), (16, 4)] {
+            let slots = slots(64, cap);
+            let names: Vec<_> = (0..hanging).map(|n| repo("a.io", &format!("hanging{n}"))).collect();
+            let taken: Vec<_> = names.iter().flat_map(|name| (0..16).map(|_| slots.request(name, SMALL))).collect();
+            assert!(taken.iter().any(Turn::is_slot));
+            for size in [LARGE, SMALL] {
+                assert!(slots.request(&repo("a.io", "other"), size).is_slot(), "{cap} {hanging} {size:?}");
+            }
+        }
     }
 
     #[test]

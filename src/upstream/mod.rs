@@ -42,8 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use tokio::sync::SemaphorePermit;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::config::{OnDenied, UpstreamConfig};
 use crate::oci::RepoName;
@@ -173,15 +172,6 @@ impl Upstream {
     /// Largest number of concurrent fills from this upstream.
     pub fn max_fills(&self) -> usize {
         self.remote.max_fills
-    }
-
-    /// Waits for a turn to receive and parse a large document. The turn ends when the permit is dropped.
-    ///
-    /// # Errors
-    /// [`UpstreamError::Timeout`] at `deadline`.
-    pub async fn large_document(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, UpstreamError> {
-        let turn = timeout_at(deadline, self.remote.large_documents.acquire()).await;
-        turn.ok().and_then(Result::ok).ok_or_else(|| UpstreamError::timeout(self.name(), "too many large manifests"))
     }
 
     /// The state of the circuit breaker.

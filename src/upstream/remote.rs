@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::header::HeaderValue;
 use parking_lot::Mutex;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use url::Url;
 
 use super::allowed_hosts::AllowedHosts;
@@ -20,9 +20,6 @@ use super::{UpstreamError, UpstreamSetupError};
 use crate::config::{OnDenied, UpstreamConfig};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
-
-/// Manifests of unknown or large size of one upstream that are in memory before they are parsed.
-const MAX_LARGE_DOCUMENTS: usize = 4;
 
 /// One configured registry.
 ///
@@ -44,9 +41,6 @@ pub(super) struct Remote {
     /// Updated by requests and by the probe.
     pub(super) breaker: Mutex<Breaker>,
     pub(super) limits: Mutex<Limits>,
-    /// Largest number of large documents that are received and parsed at the same time. Each upstream has this limit of
-    /// its own, so a slow upstream delays only its own documents.
-    pub(super) large_documents: Semaphore,
     /// Owns the probing task.
     pub(super) tasks: Tasks,
     connection: OnceCell<Connection>,
@@ -95,7 +89,6 @@ impl Remote {
             }),
             breaker: Mutex::default(),
             limits: Mutex::default(),
-            large_documents: Semaphore::new(MAX_LARGE_DOCUMENTS),
             tasks,
             connection: OnceCell::new(),
         })

@@ -113,26 +113,53 @@ impl UpstreamBody {
     /// Those of [`chunk`](Self::chunk), `BadResponse` if the body is longer, and `Timeout` if it is not complete at
     /// `deadline`: a slow body may never reach `idle_timeout`.
     pub async fn collect(self, limit: usize, deadline: Instant) -> Result<Bytes, UpstreamError> {
-        let late = UpstreamError::timeout(&self.upstream, "the body is too slow");
+        let late = self.is_too_slow();
         timeout_at(deadline, self.collect_all(limit)).await.unwrap_or(Err(late))
     }
 
     async fn collect_all(mut self, limit: usize) -> Result<Bytes, UpstreamError> {
-        let too_long = || UpstreamError::bad(&self.upstream, format!("a {} over {limit} bytes", self.kind.as_str()));
-        let announced = self.response.as_ref().and_then(|response| content_length(response.headers()));
-        if announced.is_some_and(|length| length > limit as u64) {
-            return Err(too_long());
-        }
-        let too_long = too_long();
         // Allocated at once, because a growing buffer leaves freed buffers of half its size to the allocator.
-        let mut body = BytesMut::with_capacity(announced.map_or(0, |length| length as usize));
-        while let Some(bytes) = self.chunk().await? {
+        let mut body = BytesMut::with_capacity(self.announced_length(limit)?);
+        self.receive(&mut body, limit, limit).await?;
+        Ok(body.freeze())
+    }
+
+    /// The length in the headers; zero if there is none.
+    ///
+    /// # Errors
+    /// `BadResponse` if it is more than `limit` bytes.
+    pub fn announced_length(&self, limit: usize) -> Result<usize, UpstreamError> {
+        let announced = self.response.as_ref().and_then(|response| content_length(response.headers())).unwrap_or(0);
+        if announced > limit as u64 { Err(self.is_too_long(limit)) } else { Ok(announced as usize) }
+    }
+
+    /// Appends to `body` until it has more than `enough` bytes or the body ends. Returns whether it has ended.
+    ///
+    /// # Errors
+    /// Those of [`chunk`](Self::chunk), and `BadResponse` if `body` would have more than `limit` bytes.
+    pub async fn receive(&mut self, body: &mut BytesMut, enough: usize, limit: usize) -> Result<bool, UpstreamError> {
+        while body.len() <= enough {
+            let Some(bytes) = self.chunk().await? else { return Ok(true) };
             if body.len() + bytes.len() > limit {
-                return Err(too_long);
+                return Err(self.is_too_long(limit));
             }
             body.extend_from_slice(&bytes);
         }
-        Ok(body.freeze())
+        Ok(false)
+    }
+
+    fn is_too_long(&self, limit: usize) -> UpstreamError {
+        UpstreamError::bad(&self.upstream, format!("a {} over {limit} bytes", self.kind.as_str()))
+    }
+
+    /// The error of a body that is not complete in time.
+    pub fn is_too_slow(&self) -> UpstreamError {
+        UpstreamError::timeout(&self.upstream, "the body is too slow")
+    }
+
+    /// The error of a large document that had no turn in time.
+    pub fn has_no_turn(&self) -> UpstreamError {
+        UpstreamError::timeout(&self.upstream, "too many large manifests")
     }
 
     fn count(&self, bytes: usize) {

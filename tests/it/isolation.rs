@@ -1,9 +1,14 @@
-//! If one repository of an upstream, or one upstream, misbehaves, the others are served as usual.
+//! If one repository of an upstream, one upstream or one client misbehaves, the others are served as usual.
 
 use std::time::Duration;
 
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
 use crate::scene::{blob, blob_path, until};
-use crate::support::{Image, Reply, TestServer, Upstream};
+use crate::support::image::OCI_MANIFEST;
+use crate::support::{Content, Image, Reply, TestServer, Upstream};
 
 const BAD: &str = "org/bad";
 /// Requests for the bad repository at the same time: more than an upstream has slots.
@@ -105,5 +110,98 @@ async fn one_bad_repository_does_not_harm_the_others() {
 async fn one_bad_upstream_does_not_harm_the_others() {
     for (what, trouble) in troubles() {
         others_are_served_as_without_it(what, trouble, "bad.example").await;
+    }
+}
+
+/// A manifest with the config of `image`, and a filler that makes it larger than 600,000 bytes.
+fn large_manifest(image: &Image) -> Content {
+    let filler = "x".repeat(600_000);
+    let config = image.config.descriptor();
+    let value = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [], "annotations": {"a": filler}
+    });
+    Content::json(OCI_MANIFEST, &value)
+}
+
+/// The requests for manifests that are in flight.
+async fn manifests_in_flight(server: &TestServer) -> f64 {
+    server.metric("registry_http_in_flight_requests", &[("handler", "manifest")]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hanging_manifests_do_not_delay_those_of_other_repositories() {
+    // The bytes that arrive before the silence, the repositories that hang, and the requests for each.
+    for (arrived, repos, tags) in [(20, 1, 8), (20, 8, 1), (300_000, 1, 8), (300_000, 5, 1)] {
+        let upstream = Upstream::start().await;
+        let image = Image::new(1, &[10]);
+        let large = large_manifest(&image);
+        upstream.add_image("org/small", "1", &image);
+        upstream.add_image("org/large", "1", &image);
+        upstream.add_manifest("org/large", &large);
+        upstream.tag("org/large", "2", &large.digest);
+        upstream.always("GET", "/v2/org/small/manifests/*", Reply::normal().chunked());
+        upstream.always("GET", "/v2/org/large/manifests/*", Reply::normal().chunked());
+        let mut paths = Vec::new();
+        for repo in (0..repos).map(|n| format!("org/bad{n}")) {
+            upstream.add_manifest(&repo, &large);
+            for tag in 0..tags {
+                upstream.tag(&repo, &tag.to_string(), &large.digest);
+                paths.push(format!("/v2/{repo}/manifests/{tag}"));
+            }
+            let hangs = Reply::normal().chunked().silent_after(arrived);
+            upstream.always("GET", &format!("/v2/{repo}/manifests/*"), hangs);
+        }
+        let server = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io").start().await;
+        let clients: Vec<_> = paths
+            .iter()
+            .map(|path| {
+                let (client, url) = (server.client().clone(), server.url(path));
+                tokio::spawn(async move {
+                    let _ = client.try_send("GET", &url, &[], bytes::Bytes::new()).await;
+                })
+            })
+            .collect();
+        let hanging = paths.len();
+        let gets =
+            || upstream.requests().iter().filter(|seen| seen.method == "GET" && seen.path.contains("/bad")).count();
+        until("all are asked for", async || gets() >= hanging).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let what = format!("{arrived} bytes, {repos} repositories");
+        let small = server.get("/v2/org/small/manifests/1").await;
+        assert_eq!((small.status, &small.body), (200, &image.manifest.bytes), "{what}: {}", small.text());
+        let got = server.get("/v2/org/large/manifests/2").await;
+        assert!(got.status == 200 && got.body == large.bytes, "{what}: {}", got.status);
+        assert!(manifests_in_flight(&server).await >= 1.0, "{what}: they were served before the others ended");
+        clients.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hanging_pushes_of_manifests_do_not_refuse_those_of_others() {
+    // The bytes that arrive before the silence, and the repositories that the 20 pushes go to.
+    for (arrived, repos) in [(300_000, 1), (300_000, 20), (20, 1), (2_000_000, 3)] {
+        let server = TestServer::builder().start().await;
+        let image = Image::new(1, &[10]);
+        server.client().push_image(&server.url(""), "team/app", "1", &image).await;
+        let mut pushes = Vec::new();
+        for n in 0..20 {
+            let mut push = TcpStream::connect(server.addr()).await.unwrap();
+            let headers = format!("Host: x\r\nContent-Type: {OCI_MANIFEST}\r\nContent-Length: 3000000");
+            let request = format!("PUT /v2/team/bad{}/manifests/{n} HTTP/1.1\r\n{headers}\r\n\r\n", n % repos);
+            push.write_all(request.as_bytes()).await.unwrap();
+            // Not all bytes are received while the push waits for its turn.
+            pushes.push(tokio::spawn(async move {
+                let _ = push.write_all(&vec![b' '; arrived]).await;
+                std::future::pending::<()>().await;
+            }));
+        }
+        until("all are in flight", async || manifests_in_flight(&server).await == 20.0).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let large = large_manifest(&image);
+        let headers = [("Content-Type", OCI_MANIFEST)];
+        let answer = server.send("PUT", "/v2/team/app/manifests/2", &headers, large.bytes.clone()).await;
+        assert_eq!(answer.status, 201, "{arrived} bytes, {repos} repositories: {}", answer.text());
+        assert!(manifests_in_flight(&server).await >= 1.0, "it was stored before the others ended");
+        pushes.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }

@@ -311,3 +311,23 @@ async fn unfinished_uploads_beyond_their_bounds_give_way_to_new_ones() {
         assert!((2..=3).contains(&gone) && statuses[gone..].iter().all(|status| *status == 204), "{statuses:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_empty_uploads_do_not_end_those_of_another_client() {
+    for bytes in ["", "x"] {
+        let server = TestServer::builder().config("[push]\nmax_unfinished = 8").start().await;
+        let location = open(&server).await;
+        let part = random_bytes(11, 1000);
+        assert_eq!(send(&server, "PATCH", &location, "", part.clone()).await.status, 202);
+        // So long that it may give way.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        for _ in 0..12 {
+            let other = server.client().start_upload(&server.url(""), "team/other").await;
+            if !bytes.is_empty() {
+                assert_eq!(send(&server, "PATCH", &other, "", bytes).await.status, 202);
+            }
+        }
+        let answer = send(&server, "PATCH", &location, "1000-1999", part.clone()).await;
+        assert_eq!(answer.status, 202, "{bytes:?}: {}", answer.text());
+    }
+}

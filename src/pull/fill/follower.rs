@@ -85,8 +85,8 @@ impl From<&Extent> for Start {
 // === impl Following ===
 
 impl Following {
-    /// Waits until a response can begin. At the deadline a response begins without bytes if the blob's length is known and more
-    /// than 64 KiB. `complete`: waits for the complete blob. `answer_within` is for the error.
+    /// Waits until a response can begin. At the deadline a response begins without bytes if the fill has a slot, and the blob's
+    /// length is known and more than 64 KiB. `complete`: waits for the complete blob. `answer_within` is for the error.
     ///
     /// # Errors
     /// Those of the fill; at the deadline `Busy` or `TooLate`.
@@ -107,6 +107,8 @@ impl Following {
         let (progress, fill) = (self.progress.borrow(), self.fill());
         let (total, generation) = match &*progress {
             Progress::Readable(extent) if !extent.is_complete() => (extent.total(), extent.generation()),
+            // Without a slot, nothing says that the bytes come at all.
+            Progress::Queued => (None, 0),
             // The length is from a manifest, so the blob should exist. Send the headers now: clients wait longer for bytes than
             // for headers.
             _ if fill.had_to_wait.load(Ordering::Acquire) => (fill.size, 0),

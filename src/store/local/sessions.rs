@@ -2,11 +2,19 @@
 //! many.
 //!
 //! The number and the bytes of idle sessions, which no request uses, are bounded. Without bounds, abandoned uploads
-//! would evict the cache and then make other pushes fail. Beyond the bounds, the session that has been idle for longest
-//! is removed (*gives way*), because it is probably abandoned. A session that was used within the last two seconds does
-//! not give way, because clients pause between two requests. A new push waits until such a session is older or is used
-//! again.
+//! would evict the cache and then make other pushes fail. Beyond the bounds, sessions are removed (*give way*) in this
+//! order:
+//!
+//! 1. Those that have been idle for ten minutes, because they are probably abandoned; the longest idle first.
+//! 2. Those of a repository that has more than a quarter of the bound, so that one client does not end the uploads of
+//!    others.
+//! 3. All others.
+//!
+//! In the last two groups, empty sessions go first, then those of the repository that has the most, then the longest
+//! idle. A session that was used within the last two seconds does not give way, because clients pause between two
+//! requests. A new push waits until such a session is older or is used again.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +31,10 @@ use crate::store::settings::UploadBounds;
 
 /// Shortest time without a request after which a session may give way.
 const MIN_IDLE_TIME: Duration = Duration::from_secs(2);
+/// Time without a request after which a session is probably abandoned.
+const ABANDONED_IDLE_TIME: Duration = Duration::from_secs(10 * 60);
+/// A repository dominates if it has more than this part of a bound.
+const DOMINANT_PART: u64 = 4;
 
 /// The sessions by id.
 #[derive(Debug)]
@@ -39,8 +51,10 @@ struct Table {
     idle: HashMap<Uuid, IdleSession>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct IdleSession {
+    /// `None`: the description of an earlier process's session cannot be read.
+    repo: Option<RepoId>,
     bytes: u64,
     since: Instant,
 }
@@ -103,10 +117,10 @@ impl Sessions {
     }
 
     /// Adds a session of an earlier process that has been idle for `idle`.
-    pub(super) fn found(&self, id: Uuid, bytes: u64, idle: Duration) {
+    pub(super) fn found(&self, id: Uuid, repo: Option<RepoId>, bytes: u64, idle: Duration) {
         let now = Instant::now();
         let since = now.checked_sub(idle).unwrap_or(now);
-        self.table.lock().idle.insert(id, IdleSession { bytes, since });
+        self.table.lock().idle.insert(id, IdleSession { repo, bytes, since });
     }
 
     pub(super) fn get(&self, id: Uuid) -> Option<Arc<Session>> {
@@ -162,22 +176,51 @@ impl Sessions {
         if !too_many && bytes <= self.bounds.max_bytes {
             return Admission::Admitted;
         }
-        // If only the bytes exceed their bound, the removal of an empty session would not help.
-        let candidates = table.idle.iter().filter(|(_, idle)| too_many || idle.bytes > 0);
-        let Some((id, oldest)) = candidates.min_by_key(|(_, idle)| idle.since) else { return Admission::Admitted };
-        match MIN_IDLE_TIME.checked_sub(now.saturating_duration_since(oldest.since)) {
-            Some(wait) if !wait.is_zero() => Admission::Wait(wait),
-            _ => Admission::Remove(*id),
+        match table.first_to_give_way(now, self.bounds, too_many) {
+            None => Admission::Admitted,
+            Some((id, idle)) => match MIN_IDLE_TIME.checked_sub(now.saturating_duration_since(idle.since)) {
+                Some(wait) if !wait.is_zero() => Admission::Wait(wait),
+                _ => Admission::Remove(id),
+            },
         }
     }
 
     fn release(&self, busy: &BusySession) {
         let mut table = self.table.lock();
         if table.open.contains_key(&busy.id) {
-            let idle = IdleSession { bytes: busy.session.file.len(), since: Instant::now() };
+            let (repo, bytes) = (Some(busy.session.repo.clone()), busy.session.file.len());
+            let idle = IdleSession { repo, bytes, since: Instant::now() };
             table.idle.insert(busy.id, idle);
         }
         *busy.session.busy.lock() = false;
+    }
+}
+
+// === impl Table ===
+
+impl Table {
+    /// The idle session that gives way next. `too_many`: their number exceeds its bound, and not only their bytes.
+    fn first_to_give_way(&self, now: Instant, bounds: UploadBounds, too_many: bool) -> Option<(Uuid, &IdleSession)> {
+        let bound = if too_many { bounds.max_count as u64 } else { bounds.max_bytes };
+        // What a session contributes to the exceeded bound. If only the bytes exceed theirs, an empty session does not
+        // matter.
+        let weight = |idle: &IdleSession| if too_many { 1 } else { idle.bytes };
+        let mut weights: HashMap<&RepoId, u64> = HashMap::new();
+        for idle in self.idle.values() {
+            if let Some(repo) = &idle.repo {
+                *weights.entry(repo).or_default() += weight(idle);
+            }
+        }
+        let rank = |idle: &IdleSession| {
+            if now.saturating_duration_since(idle.since) >= ABANDONED_IDLE_TIME {
+                return (0, false, Reverse(0), idle.since);
+            }
+            let of_repo = idle.repo.as_ref().and_then(|repo| weights.get(repo).copied()).unwrap_or_default();
+            let group = if of_repo > bound / DOMINANT_PART { 1 } else { 2 };
+            (group, idle.bytes > 0, Reverse(of_repo), idle.since)
+        };
+        let candidates = self.idle.iter().filter(|(_, idle)| weight(idle) > 0);
+        candidates.min_by_key(|(_, idle)| rank(idle)).map(|(id, idle)| (*id, idle))
     }
 }
 
@@ -210,12 +253,16 @@ impl Drop for BusySession {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::Scope;
 
-    fn sessions(max_bytes: u64, max_count: usize, idle: &[(u64, u64)]) -> (Sessions, Vec<Uuid>) {
+    /// The repository, bytes and seconds without a request of a session.
+    type Idle = (&'static str, u64, u64);
+
+    fn sessions(max_bytes: u64, max_count: usize, idle: &[Idle]) -> (Sessions, Vec<Uuid>) {
         let sessions = Sessions::new(UploadBounds { max_bytes, max_count });
-        let ids = idle.iter().map(|(bytes, seconds)| {
-            let id = Uuid::new_v4();
-            sessions.found(id, *bytes, Duration::from_secs(*seconds));
+        let ids = idle.iter().map(|(repo, bytes, seconds)| {
+            let (id, repo) = (Uuid::new_v4(), RepoId::new(Scope::Local, repo.parse().unwrap()));
+            sessions.found(id, Some(repo), *bytes, Duration::from_secs(*seconds));
             id
         });
         let ids = ids.collect();
@@ -225,16 +272,43 @@ mod tests {
     #[test]
     fn the_longest_idle_session_gives_way_and_a_recent_one_is_waited_for() {
         let now = Instant::now();
-        let (within, _) = sessions(100, 4, &[(50, 9), (50, 1), (0, 20)]);
+        let (within, _) = sessions(100, 4, &[("a", 50, 9), ("a", 50, 1), ("a", 0, 20)]);
         assert_eq!(within.admission(now), Admission::Admitted);
-        let (bytes, ids) = sessions(100, 9, &[(50, 9), (51, 8), (0, 20)]);
+        let (bytes, ids) = sessions(100, 9, &[("a", 50, 9), ("a", 51, 8), ("a", 0, 20)]);
         assert_eq!(bytes.admission(now), Admission::Remove(ids[0]), "an empty one stays");
-        let (count, ids) = sessions(100, 3, &[(50, 9), (5, 8), (0, 20)]);
+        let (count, ids) = sessions(100, 3, &[("a", 50, 9), ("a", 5, 8), ("a", 0, 20)]);
         assert_eq!(count.admission(now), Admission::Remove(ids[2]));
         assert!(count.remove_idle(ids[2]));
         assert_eq!(count.admission(now), Admission::Admitted);
-        let (recent, ids) = sessions(100, 9, &[(101, 0)]);
+        let (recent, ids) = sessions(100, 9, &[("a", 101, 0)]);
         assert!(matches!(recent.admission(now), Admission::Wait(wait) if wait <= MIN_IDLE_TIME));
         assert_eq!(recent.admission(now + 2 * MIN_IDLE_TIME), Admission::Remove(ids[0]));
+    }
+
+    #[test]
+    fn many_sessions_of_one_client_do_not_end_those_of_others() {
+        let now = Instant::now();
+        // What the client with many sessions does, all sessions, and the one that gives way. The first is that of another
+        // client, and idle for longest.
+        let table: [(&str, u64, &[Idle], usize); 7] = [
+            ("empty ones", 900, &[("a", 5, 9), ("evil", 0, 4), ("evil", 0, 5), ("evil", 0, 3)], 2),
+            (
+                "with bytes, and the other is empty",
+                900,
+                &[("a", 0, 9), ("evil", 1, 4), ("evil", 1, 5), ("evil", 1, 3)],
+                2,
+            ),
+            ("some with bytes", 900, &[("a", 5, 9), ("evil", 1, 5), ("evil", 1, 4), ("evil", 0, 3)], 3),
+            ("many bytes", 100, &[("a", 5, 9), ("a", 5, 8), ("evil", 95, 3)], 2),
+            ("many bytes in several", 100, &[("a", 5, 9), ("evil", 50, 5), ("evil", 50, 6)], 2),
+            ("an abandoned one", 900, &[("a", 5, 9), ("evil", 1, 4), ("b", 9, 700), ("evil", 0, 3)], 2),
+            ("a repository for each", 900, &[("a", 5, 9), ("evil1", 0, 4), ("evil2", 0, 5), ("evil3", 0, 3)], 2),
+        ];
+        for (what, max_bytes, idle, gives_way) in table {
+            let (sessions, ids) = sessions(max_bytes, 4, idle);
+            assert_eq!(sessions.admission(now), Admission::Remove(ids[gives_way]), "{what}");
+        }
+        let (recent, _) = sessions(900, 4, &[("a", 5, 9), ("evil", 0, 0), ("evil", 0, 0), ("evil", 0, 0)]);
+        assert!(matches!(recent.admission(now), Admission::Wait(_)), "the one of the other client stays");
     }
 }

@@ -196,7 +196,9 @@ impl Local {
             let folder = entry.at("read", &uploads)?.path();
             let Some(id) = id_of(&folder) else { continue };
             let bytes = fs::metadata(&data_path(&folder)).map_or(0, |data| data.len());
-            self.uploads.found(id, bytes, self.idle_time(&folder));
+            let description = fs::read_to_string(&folder.join("repository")).ok();
+            let repo = description.and_then(|text| parse_description(&text)).map(|(repo, _)| repo);
+            self.uploads.found(id, repo, bytes, self.idle_time(&folder));
         }
         Ok(())
     }
