@@ -139,6 +139,9 @@ async fn an_inconsistent_manifest_is_502_and_not_stored() {
         ("cut short", TAG, Reply::normal().cut_after(20)),
         ("not JSON", TAG, unusual("<html>welcome to the hotel</html>")),
         ("an array", TAG, unusual("[]")),
+        ("an error", TAG, unusual(r#"{"errors":[{"code":"DENIED","message":"no"}]}"#)),
+        ("a status", TAG, unusual(r#"{"message":"please log in","status":200}"#)),
+        ("an empty object", TAG, unusual("{}")),
         ("schema 1", TAG, unusual("{\"schemaVersion\":1}")),
         ("a part", TAG, Reply::status(206).header("Content-Range", "bytes 0-1/9").body("{}")),
     ] {
@@ -154,6 +157,28 @@ async fn an_inconsistent_manifest_is_502_and_not_stored() {
     assert_eq!(server.metric("roadstead_digest_mismatches_total", &[("upstream", "docker.io")]).await, 3.0);
     assert_eq!(server.get(TAG).await.body, image.manifest.bytes);
     assert_eq!(server.get(digest).await.body, image.manifest.bytes);
+}
+
+#[tokio::test]
+async fn an_error_with_status_200_replaces_no_cached_tag() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    let server = mirror(&upstream, "tag_ttl = \"0s\"").await;
+    assert_eq!(server.get(TAG).await.body, image.manifest.bytes);
+    for body in [
+        r#"{"errors":[{"code":"UNAVAILABLE","message":"no","detail":{"manifests":[]}}]}"#,
+        r#"{"error":"service unavailable"}"#,
+        r#"{"title":"Bad gateway","status":502,"mediaType":"application/problem+json"}"#,
+        "{}",
+    ] {
+        let reply = Reply::status(200).header("Content-Type", "application/json").body(body);
+        upstream.always("HEAD", TAG, reply.clone());
+        upstream.always("GET", TAG, reply);
+        let answer = server.get(TAG).await;
+        assert_eq!((answer.status, &answer.body), (200, &image.manifest.bytes), "{body}");
+        assert!(answer.header("warning").starts_with("299"), "{body}");
+        upstream.end_scripts();
+    }
 }
 
 #[tokio::test]
@@ -239,6 +264,11 @@ async fn manifests_with_faults_that_clients_accept_are_passed_on() {
         format!(r#"{{"schemaVersion":2,"layers":[null,{good}],"subject":null,"annotations":null}}"#),
         format!(r#"{{"SchemaVersion":2,"Layers":[{{"Digest":"{digest}","Size":{size}}}]}}"#),
         format!(r#"{{"schemaVersion":2,"layers":[{good}],"config":{{"digest":"","size":-1}}}}"#),
+        format!(r#"{{"schemaVersion":1,"mediaType":"{OCI_MANIFEST}","layers":[{good}]}}"#),
+        format!(r#"{{"schemaVersion":1,"config":{good}}}"#),
+        format!(r#"{{"layers":[{good}]}}"#),
+        format!(r#"{{"blobs":[{good}]}}"#),
+        r#"{"schemaVersion":2,"manifests":[]}"#.to_owned(),
         format!(r#"{{"schemaVersion":2,"layers":[{good}{}]}}"#, r#",{"digest":""}"#.repeat(50_000)),
     ];
     for (n, body) in bodies.iter().enumerate() {
