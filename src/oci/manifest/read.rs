@@ -14,7 +14,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 
 use super::value::{AnyScalar, Field, FieldName, Scalar, SeenFields, other_values};
 use super::{Child, Manifest, ManifestError};
-use crate::oci::{Digest, DigestError, media_type};
+use crate::oci::{Digest, DigestError, digest, media_type};
 
 /// Largest number of references with an unsupported digest algorithm that are kept for an error message.
 const MAX_UNSUPPORTED: usize = 50;
@@ -167,9 +167,9 @@ impl Reader {
 
     fn add<E: Error>(&mut self, descriptor: Descriptor, place: Place) -> Result<(), E> {
         let text = descriptor.digest.unwrap_or_default();
-        let digest: Digest = match text.parse() {
-            Ok(digest) => digest,
-            Err(DigestError::Algorithm) if is_digest_grammar(&text) => {
+        let parsed: Digest = match text.parse() {
+            Ok(parsed) => parsed,
+            Err(DigestError::Algorithm) if digest::is_digest_grammar(&text) => {
                 let unsupported = &mut self.read.manifest.unsupported;
                 if place != Place::Subject && unsupported.len() < MAX_UNSUPPORTED {
                     unsupported.push(text);
@@ -180,13 +180,13 @@ impl Reader {
             Err(_) => return Ok(()),
         };
         if place == Place::Subject {
-            self.read.manifest.subject = Some(digest);
+            self.read.manifest.subject = Some(parsed);
             return Ok(());
         }
         let media_type = self.shared(descriptor.media_type.unwrap_or_default());
         let is_manifest = place == Place::Index;
         self.read.manifest.children.push(Child {
-            digest,
+            digest: parsed,
             size: descriptor.size,
             is_manifest,
             may_be_blob: !is_manifest || !media_type::MANIFESTS.contains(&&*media_type),
@@ -203,17 +203,6 @@ impl Reader {
             _ => media_type.into(),
         }
     }
-}
-
-/// Whether text has the form of a digest of any algorithm (image-spec, descriptor.md, "Digests").
-fn is_digest_grammar(text: &str) -> bool {
-    let Some((algorithm, encoded)) = text.split_once(':') else { return false };
-    let is_algorithm = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+._-".contains(&b);
-    let is_encoded = |b: u8| b.is_ascii_alphanumeric() || b"=_-".contains(&b);
-    !algorithm.is_empty()
-        && algorithm.bytes().all(is_algorithm)
-        && !encoded.is_empty()
-        && encoded.bytes().all(is_encoded)
 }
 
 // === the manifest ===
