@@ -171,13 +171,53 @@ async fn an_error_with_status_200_replaces_no_cached_tag() {
         r#"{"title":"Bad gateway","status":502,"mediaType":"application/problem+json"}"#,
         "{}",
     ] {
-        let reply = Reply::status(200).header("Content-Type", "application/json").body(body);
+        let reply = Reply::status(200).without_digest().header("Content-Type", "application/json").body(body);
         upstream.always("HEAD", TAG, reply.clone());
         upstream.always("GET", TAG, reply);
         let answer = server.get(TAG).await;
         assert_eq!((answer.status, &answer.body), (200, &image.manifest.bytes), "{body}");
         assert!(answer.header("warning").starts_with("299"), "{body}");
         upstream.end_scripts();
+    }
+}
+
+/// Transforming proxies send other statuses with the right bytes.
+#[tokio::test]
+async fn a_status_like_200_does_not_hide_the_right_content() {
+    for status in [203_u16, 206, 226, 201] {
+        let image = Image::new(u64::from(status), &[300_000]);
+        let upstream = upstream_with(&image).await;
+        let layer = &image.layers[0];
+        let reply = |content: &Content| {
+            let last = content.bytes.len() - 1;
+            let reply = Reply::status(status).header("Content-Type", &content.media_type).body(content.bytes.clone());
+            match status {
+                206 => reply.header("Content-Range", &format!("bytes 0-{last}/{}", last + 1)),
+                _ => reply,
+            }
+        };
+        let (digest, blob) =
+            (format!("/v2/{REPO}/manifests/{}", image.digest()), format!("/v2/{REPO}/blobs/{}", layer.digest));
+        for (path, content) in [(TAG, &image.manifest), (&digest, &image.manifest), (&blob, layer)] {
+            for method in ["HEAD", "GET"] {
+                upstream.always(method, path, reply(content));
+            }
+            // Without an upstream in the path, the HEAD of an unknown blob may belong to a push and is 404.
+            let methods = if *path == *blob { &["GET"][..] } else { &["HEAD", "GET"] };
+            for method in methods {
+                let server = mirror(&upstream, "").await;
+                let answer = if *method == "HEAD" { server.head(path).await } else { server.get(path).await };
+                assert_eq!(answer.status, 200, "{status} {method} {path}: {}", answer.text());
+                assert_eq!(answer.header("content-range"), "");
+                if *method == "GET" {
+                    assert_eq!(answer.body, content.bytes, "{status} {path}");
+                }
+            }
+        }
+        // The digest decides for these statuses too.
+        upstream.end_scripts();
+        upstream.always("GET", &digest, reply(&Image::new(77, &[10]).manifest));
+        assert_eq!(mirror(&upstream, "").await.get(&digest).await.status, 502, "{status}");
     }
 }
 
