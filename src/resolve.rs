@@ -4,9 +4,10 @@
 //! upstream's name after `/v2`, a local repository, the default upstream. A host that is not configured is never
 //! contacted, whatever a client sends.
 //!
-//! `ns` is an upstream or a name of this server. Names under `[local] namespaces` are local for docker.io and for every
-//! registry that is not configured. Clients send docker.io for every image name without a registry. A server without
-//! upstreams ignores `ns`.
+//! `ns` is an upstream or a name of this server, without the dot of the DNS root. A name of this server means local
+//! repositories, unless the path names an upstream. Names under `[local] namespaces` are local for docker.io and for
+//! every registry that is not configured. Clients send docker.io for every image name without a registry. A server
+//! without upstreams ignores `ns`.
 
 #[cfg(test)]
 mod tests;
@@ -162,22 +163,13 @@ impl Routes {
         is_local: impl Fn(&RepoName) -> bool,
     ) -> Result<Target, ResolveError> {
         if let Some(ns) = self.counted(asked.ns) {
-            return self.resolve_namespace(ns, asked, is_local);
+            return self.resolve_namespace(&ns, asked, is_local);
+        }
+        if let Some(named) = self.named_by_host_or_path(asked)? {
+            return Ok(named);
         }
         let target = |repo, rule| Ok(Target { repo, rule });
-        if let Some(prefix) = asked.prefix {
-            let upstream = self.upstream(prefix).ok_or_else(|| ResolveError::UnknownRegistry(prefix.to_owned()))?;
-            return target(mirrored(upstream, asked.name)?, Rule::Path);
-        }
-        if let Some(host) = asked.host
-            && let Some(upstream) = self.host_route(host)?
-        {
-            return target(mirrored(upstream, asked.name)?, Rule::Host);
-        }
         let (first, rest) = asked.name.split_once('/').unwrap_or((asked.name, ""));
-        if let Some(upstream) = self.upstream(first).filter(|_| !rest.is_empty()) {
-            return target(mirrored(upstream, rest.strip_prefix("v2/").unwrap_or(rest))?, Rule::Path);
-        }
         let name: RepoName = match asked.name.parse() {
             Err(NameError::Grammar) if looks_like_host(first) && !rest.is_empty() => {
                 return Err(ResolveError::UnknownRegistry(first.to_owned()));
@@ -196,9 +188,29 @@ impl Routes {
         }
     }
 
-    /// `ns`, unless there is no upstream at all: then it is ignored, as `registry:2` does.
-    fn counted<'a>(&self, ns: Option<&'a str>) -> Option<&'a str> {
-        ns.filter(|_| !self.upstreams.is_empty())
+    /// The repository of the upstream that the path or the request's host names, if one does.
+    fn named_by_host_or_path(&self, asked: RequestedRepo<'_>) -> Result<Option<Target>, ResolveError> {
+        let target = |repo, rule| Ok(Some(Target { repo, rule }));
+        if let Some(prefix) = asked.prefix {
+            let upstream = self.upstream(prefix).ok_or_else(|| ResolveError::UnknownRegistry(prefix.to_owned()))?;
+            return target(mirrored(upstream, asked.name)?, Rule::Path);
+        }
+        if let Some(host) = asked.host
+            && let Some(upstream) = self.host_route(host)?
+        {
+            return target(mirrored(upstream, asked.name)?, Rule::Host);
+        }
+        let (first, rest) = asked.name.split_once('/').unwrap_or((asked.name, ""));
+        match self.upstream(first).filter(|_| !rest.is_empty()) {
+            Some(upstream) => target(mirrored(upstream, rest.strip_prefix("v2/").unwrap_or(rest))?, Rule::Path),
+            None => Ok(None),
+        }
+    }
+
+    /// `ns` without the dot of the DNS root, unless there is no upstream at all: then it is ignored, as `registry:2`
+    /// does.
+    fn counted<'a>(&self, ns: Option<&'a str>) -> Option<Cow<'a, str>> {
+        ns.filter(|_| !self.upstreams.is_empty()).map(without_root_dot)
     }
 
     /// The repository that a read request with `ns` means.
@@ -223,13 +235,16 @@ impl Routes {
         if let Some(upstream) = self.host_route(ns)? {
             return target(mirrored(upstream, asked.name)?, Rule::Namespace);
         }
-        let name: RepoName = match asked.name.parse() {
-            Err(_) if !self.is_own(ns, asked.host) => return Err(ResolveError::UnknownRegistry(ns.to_owned())),
-            name => name?,
-        };
+        // A name of this server does not say that a path which names an upstream is local.
         if self.is_own(ns, asked.host) {
-            return target(RepoId::local(name), Rule::OwnNamespace);
+            return match self.named_by_host_or_path(asked)? {
+                Some(named) => Ok(named),
+                None => target(RepoId::local(asked.name.parse()?), Rule::OwnNamespace),
+            };
         }
+        let Ok(name) = asked.name.parse::<RepoName>() else {
+            return Err(ResolveError::UnknownRegistry(ns.to_owned()));
+        };
         let is_docker_io = config::canonical_name(without_https_port(&lowercase(ns))) == config::DOCKER_IO;
         match is_local(&name) {
             _ if self.local.matches(name.as_str()) => target(RepoId::local(name), Rule::Local),
@@ -246,6 +261,7 @@ impl Routes {
     /// If the name belongs to an upstream, is outside of the configured namespaces, or is not valid.
     pub fn resolve_push(&self, asked: RequestedRepo<'_>) -> Result<RepoId, PushRefused> {
         let ns = self.counted(asked.ns);
+        let ns = ns.as_deref();
         for host in [ns, asked.host].into_iter().flatten() {
             if let Some(upstream) = self.host_route(host)? {
                 return Err(PushRefused::Mirrored(upstream.clone()));
@@ -287,8 +303,9 @@ impl Routes {
     /// loopback name. Ports do not count: k3d pulls `k3d-reg:59813` from `http://k3d-reg:5000`.
     pub fn is_own(&self, ns: &str, host: Option<&str>) -> bool {
         let ns = ns.to_ascii_lowercase();
-        let bare = without_port(&ns);
-        host.is_some_and(|host| without_port(host).eq_ignore_ascii_case(bare))
+        let bare = without_root_dot(without_port(&ns));
+        let bare = &*bare;
+        host.is_some_and(|host| without_root_dot(without_port(host)).eq_ignore_ascii_case(bare))
             || self.own.iter().any(|name| without_port(name) == bare)
             || self.listen.to_string() == ns
             || bare == "localhost"
@@ -323,6 +340,16 @@ fn without_https_port(host: &str) -> &str {
 
 fn looks_like_host(component: &str) -> bool {
     component.contains(['.', ':']) || component == "localhost"
+}
+
+/// The host without the dot of the DNS root, as in `docker.io.` or `cache.example.:5000`.
+fn without_root_dot(host: &str) -> Cow<'_, str> {
+    let bare = without_port(host);
+    match bare.strip_suffix('.') {
+        Some(name) if bare.len() == host.len() => name.into(),
+        Some(name) => format!("{name}{}", &host[bare.len()..]).into(),
+        None => host.into(),
+    }
 }
 
 fn without_port(host: &str) -> &str {

@@ -4,13 +4,14 @@
 use url::Url;
 
 use super::units::{format_duration, format_size};
-use super::upstream::in_one_domain;
+use super::upstream::{BUILTIN_UPSTREAMS, canonical_name, in_one_domain};
 use super::{CacheConfig, Config, CredentialConfig, DOCKER_IO, GcConfig, Namespace, Pin, ScrubConfig, UpstreamConfig};
 
 /// Websites that users mistake for registries, and the host of the registry.
+/// The same names with `www.` are meant too.
 const WEBSITES: [(&str, &str); 8] = [
     ("docker.io", "registry-1.docker.io"),
-    ("www.docker.com", "registry-1.docker.io"),
+    ("docker.com", "registry-1.docker.io"),
     ("hub.docker.com", "registry-1.docker.io"),
     ("index.docker.io", "registry-1.docker.io"),
     ("github.com", "ghcr.io"),
@@ -30,6 +31,7 @@ impl Config {
         let mut found = Vec::new();
         for upstream in &self.upstreams {
             found.extend(self.useless_limits(upstream));
+            found.extend(self.long_limits_for_one_url(upstream));
             found.extend(upstream.urls.iter().filter_map(|url| not_a_registry(upstream, url)));
             found.extend(repeated_url(upstream));
             found.extend(useless_tls(upstream));
@@ -42,6 +44,8 @@ impl Config {
         found.extend(useless_times(&self.cache));
         found.extend(small_cache(&self.cache));
         found.extend(self.sizes_beyond_the_disk(disk_bytes));
+        found.extend(self.uploads_beyond_the_disk(disk_bytes));
+        found.extend(self.names_that_are_patterns());
         found.extend(self.switched_off());
         found
     }
@@ -75,6 +79,28 @@ impl Config {
         found
     }
 
+    /// Each URL has an equal share of the remaining time.
+    fn long_limits_for_one_url(&self, upstream: &UpstreamConfig) -> Vec<String> {
+        let (name, within, default) = (&upstream.name, self.cache.answer_within, UpstreamConfig::new("", Vec::new()));
+        let Some(urls) = u32::try_from(upstream.urls.len()).ok().filter(|urls| *urls > 1) else { return Vec::new() };
+        let mut found = Vec::new();
+        for (key, limit, default) in [
+            ("header_timeout", upstream.header_timeout, default.header_timeout),
+            ("connect_timeout", upstream.connect_timeout, default.connect_timeout),
+        ] {
+            if limit >= within / urls && limit < within && limit != default {
+                let lower = default.min(within / urls / 2).as_secs().max(1);
+                found.push(format!(
+                    "upstream.\"{name}\".{key} is {}, but of cache.answer_within ({}) the first of {urls} URLs has a part \
+                     only, so it has no effect there; set it lower, such as \"{lower}s\", or raise cache.answer_within",
+                    format_duration(limit),
+                    format_duration(within)
+                ));
+            }
+        }
+        found
+    }
+
     /// Two upstreams with the same URL share content, but neither tags nor limits nor credentials.
     fn shared_urls(&self) -> Vec<String> {
         let mut found = Vec::new();
@@ -94,9 +120,23 @@ impl Config {
 
     fn useless_pin(&self, pin: &Pin) -> Option<String> {
         let pattern = pin.as_str();
+        let (host, rest) = pattern.split_once('/')?;
+        let canonical = canonical_name(host);
+        if canonical != host {
+            return Some(format!(
+                "cache.pin \"{pattern}\" pins nothing: {host} is another name of {canonical}; write \"{canonical}/{rest}\""
+            ));
+        }
         if !self.upstreams.iter().any(|upstream| pin.may_match_upstream(&upstream.name)) {
             let what = "matches no configured upstream and pins nothing; check the host";
             return Some(format!("cache.pin \"{pattern}\" {what}"));
+        }
+        let (name, tag) = pin.name_and_tag();
+        if never_matches_a_name(name) {
+            let right = format!("{}{tag}", name.to_ascii_lowercase());
+            return Some(format!(
+                "cache.pin \"{pattern}\" pins nothing: names of repositories are in lower case; write \"{right}\""
+            ));
         }
         let official = pattern.strip_prefix(DOCKER_IO)?.strip_prefix('/')?;
         (!official.contains('/') && !official.contains("**")).then(|| {
@@ -162,6 +202,28 @@ impl Config {
         ))
     }
 
+    fn uploads_beyond_the_disk(&self, disk_bytes: Option<u64>) -> Option<String> {
+        let disk = disk_bytes?;
+        let size = self.push.max_unfinished_size.filter(|size| *size > disk)?;
+        Some(format!(
+            "push.max_unfinished_size is {}, but the file system of {} has {}, so it has no effect; set it lower, or remove \
+             it for the default",
+            format_size(size),
+            self.storage.path.display(),
+            format_size(disk)
+        ))
+    }
+
+    fn names_that_are_patterns(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for name in self.server.names.iter().filter(|name| name.contains(['*', '?', '{'])) {
+            found.push(format!(
+                "server.names \"{name}\" matches no host, because names are not patterns; write each name of this server"
+            ));
+        }
+        found
+    }
+
     fn switched_off(&self) -> Vec<String> {
         let (gc, scrub, mut found) = (GcConfig::default(), ScrubConfig::default(), Vec::new());
         if self.gc.interval.is_zero() && (GcConfig { interval: gc.interval, ..self.gc.clone() }) != gc {
@@ -189,8 +251,17 @@ impl Config {
 
 fn not_a_registry(upstream: &UpstreamConfig, url: &Url) -> Option<String> {
     let (name, host) = (&upstream.name, url.host_str()?);
-    let (_, right) = WEBSITES.iter().find(|(website, _)| *website == host)?;
+    let site = host.strip_prefix("www.").unwrap_or(host);
+    let website = WEBSITES.iter().find(|(website, _)| *website == site).map(|(_, right)| *right);
+    // A registry of ours below `www.`, such as www.quay.io.
+    let builtin = || BUILTIN_UPSTREAMS.iter().map(|(name, _)| *name).find(|name| site != host && *name == site);
+    let right = website.or_else(builtin)?;
     Some(format!("upstream.\"{name}\".url {url} is not the address of a registry's API; write \"https://{right}\""))
+}
+
+/// Whether a pattern has a capital letter, which no name of a repository has. False for patterns with alternatives.
+fn never_matches_a_name(pattern: &str) -> bool {
+    pattern.bytes().any(|byte| byte.is_ascii_uppercase()) && !pattern.contains(['[', '{'])
 }
 
 fn repeated_url(upstream: &UpstreamConfig) -> Option<String> {
@@ -229,6 +300,12 @@ fn useless_tls(upstream: &UpstreamConfig) -> Vec<String> {
 
 fn useless_token_realms(upstream: &UpstreamConfig) -> Vec<String> {
     let name = &upstream.name;
+    if upstream.credentials.is_empty() && !upstream.token_realms.is_empty() {
+        return vec![format!(
+            "upstream.\"{name}\".token_realms has no effect, because the upstream has no credentials; configure them, or \
+             remove it"
+        )];
+    }
     let is_own = |realm: &&String| {
         let host = realm.split_once(':').map_or(realm.as_str(), |(host, _)| host);
         upstream.urls.iter().filter_map(Url::host_str).any(|own| own == host || in_one_domain(own, host))
@@ -371,7 +448,8 @@ mod tests {
                 "remove insecure_skip_verify",
             ),
             (
-                "[upstream.\"a.example\"]\nurl = \"https://r.a.example\"\ntoken_realms = [\"auth.a.example\"]",
+                "[upstream.\"a.example\"]\nurl = \"https://r.a.example\"\ntoken_realms = [\"auth.a.example\"]\n\
+                 username = \"u\"\npassword = \"p\"",
                 "token_realms \"auth.a.example\"",
                 "remove it",
             ),
@@ -385,6 +463,37 @@ mod tests {
                 "[cache]\npin = [\"docker.io/alpine:3.*\"]",
                 "cache.pin \"docker.io/alpine:3.*\"",
                 "write \"docker.io/library/alpine:3.*\"",
+            ),
+            (
+                "[cache]\npin = [\"docker.io/Library/X:V1\"]",
+                "cache.pin \"docker.io/Library/X:V1\" pins nothing",
+                "write \"docker.io/library/x:V1\"",
+            ),
+            (
+                "[cache]\npin = [\"index.docker.io/library/x\"]",
+                "index.docker.io is another name of docker.io",
+                "write \"docker.io/library/x\"",
+            ),
+            ("[server]\nnames = [\"*.example\"]", "server.names \"*.example\"", "write each name of this server"),
+            (
+                "[upstream.\"ghcr.io\"]\ntoken_realms = [\"auth.example\"]",
+                "token_realms has no effect",
+                "configure them, or remove it",
+            ),
+            (
+                "[upstream.\"docker.io\"]\nurl = \"http://www.docker.io\"",
+                "http://www.docker.io/ is not",
+                "write \"https://registry-1.docker.io\"",
+            ),
+            (
+                "[upstream.\"quay.io\"]\nurl = \"https://www.quay.io\"",
+                "https://www.quay.io/ is not",
+                "write \"https://quay.io\"",
+            ),
+            (
+                "[upstream.\"a.b\"]\nurl = [\"https://a.b\", \"https://c.d\", \"https://e.f\"]\nheader_timeout = \"19s\"",
+                "header_timeout is 19s, but of cache.answer_within (20s) the first of 3 URLs",
+                "such as \"3s\"",
             ),
             ("[local]\nnamespaces = [\"**\"]", "local.namespaces \"**\"", "a narrower pattern"),
             (
@@ -426,7 +535,11 @@ mod tests {
             "[local]\nnamespaces = [\"team/**\"]",
             "[server]\nnames = [\"cache.example.com\"]",
             "[gc]\ninterval = \"0s\"",
-            "[upstream.\"a.example\"]\nurl = \"https://a.example\"\ntoken_realms = [\"auth.b.example\"]",
+            "[upstream.\"a.example\"]\nurl = \"https://a.example\"\ntoken_realms = [\"auth.b.example\"]\nusername = \"u\"\npassword = \"p\"",
+            "[upstream.\"a.b\"]\nurl = [\"https://a.b\", \"https://www.c.d\"]\nheader_timeout = \"9s\"",
+            "[upstream.\"a.b\"]\nurl = [\"https://a.b\", \"https://c.d\", \"https://e.f\"]",
+            "[cache]\npin = [\"docker.io/library/x:V1\", \"docker.io/{Library,library}/x\"]",
+            "[push]\nmax_unfinished_size = \"90GiB\"",
         ] {
             assert_eq!(found(text, Some(100 * GIB)), [""; 0], "{text}");
         }
@@ -474,6 +587,8 @@ mod tests {
             ("[cache]\nmax_size = \"49GiB\"", 50 * GIB, Some("so max_size has no effect")),
             ("[cache]\nmax_size = \"40GiB\"\nmin_free = \"5GiB\"", 50 * GIB, None),
             ("", GIB, None),
+            ("[push]\nmax_unfinished_size = \"90GiB\"", 50 * GIB, Some("push.max_unfinished_size is 90GiB, but")),
+            ("[push]\nmax_unfinished_size = \"40GiB\"", 50 * GIB, None),
         ];
         for (text, disk, named) in cases {
             let warnings = found(text, Some(disk));

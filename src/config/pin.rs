@@ -28,11 +28,14 @@ impl Pin {
             return None;
         }
         let glob = |text: &str| Some(GlobBuilder::new(text).literal_separator(true).build().ok()?.compile_matcher());
-        let (name, tag) = match rest.rsplit_once(':') {
-            Some((_, tag)) if !tag.contains('/') => (&pattern[..pattern.len() - tag.len() - 1], Some(glob(tag)?)),
-            _ => (pattern, None),
-        };
+        let (name, tag) = split_tag(pattern);
+        let tag = if tag.is_empty() { None } else { Some(glob(&tag[1..])?) };
         Some(Self { pattern: pattern.to_owned(), upstream: glob(upstream), name: glob(name)?, tag })
+    }
+
+    /// The pattern of the name, with the upstream, and that of the tag with its colon. Without a tag, the second is empty.
+    pub fn name_and_tag(&self) -> (&str, &str) {
+        split_tag(&self.pattern)
     }
 
     /// Whether the pattern may match images of this upstream.
@@ -48,6 +51,14 @@ impl Pin {
     /// The pattern as configured.
     pub fn as_str(&self) -> &str {
         &self.pattern
+    }
+}
+
+fn split_tag(pattern: &str) -> (&str, &str) {
+    let at = pattern.find('/').and_then(|first| pattern.rfind(':').filter(|colon| *colon > first));
+    match at {
+        Some(colon) if !pattern[colon..].contains('/') => pattern.split_at(colon),
+        _ => (pattern, ""),
     }
 }
 

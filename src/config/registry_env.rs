@@ -218,6 +218,22 @@ mod tests {
     }
 
     #[test]
+    fn yaml_has_many_forms_of_true() {
+        for written in
+            ["true", "True", "yes", "\"on\"", " true ", "true # on", "!!bool true", "!!bool 'true'", "!!str true"]
+        {
+            let (layer, _) = read_all(&[("REGISTRY_STORAGE_DELETE_ENABLED", written)]).unwrap();
+            assert!(layer.delete.enabled.unwrap().value, "{written}");
+        }
+        let (layer, _) = read_all(&[("REGISTRY_STORAGE", "{delete: {enabled: !!bool true}}")]).unwrap();
+        assert!(layer.delete.enabled.unwrap().value);
+        let (layer, _) = read_all(&[("REGISTRY_HTTP_HEADERS", "{X-A: [!!int 5], X-B: [!!bool true]}")]).unwrap();
+        let mut values: Vec<_> = layer.response_headers.iter().map(|(_, value)| value.to_str().unwrap()).collect();
+        values.sort_unstable();
+        assert_eq!(values, ["5", "true"]);
+    }
+
+    #[test]
     fn values_of_variables_are_yaml() {
         for (written, meant) in [
             ("\"hunter2\"", "hunter2"),
@@ -227,6 +243,8 @@ mod tests {
             ("'it''s'", "it's"),
             ("0123", "0123"),
             ("yes", "yes"),
+            ("!!str 0123", "0123"),
+            ("True", "True"),
             ("a#b", "a#b"),
             ("a: b", "a: b"),
             ("*secret", "*secret"),

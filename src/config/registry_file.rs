@@ -16,9 +16,21 @@ use super::registry_env::{PREFIX, RegistrySetting};
 /// The `version` key of every such file has no effect.
 const VERSION: &str = "REGISTRY_VERSION";
 
-/// Reads a document of the shape of the wrapped value again, with each scalar as text: YAML would read the password
-/// `0123` as a number.
-struct ScalarsAsText<'a>(&'a Value);
+/// Reads a document of the same shape again, with each scalar as text: YAML would read the password `0123` as a number.
+#[derive(Clone, Copy)]
+struct ScalarsAsText<'a> {
+    shape: &'a Value,
+    /// Scalars with a tag such as `!!bool` are no text, so they are read with their type.
+    typed: TypedScalars,
+}
+
+/// Which scalars are read with their type.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TypedScalars {
+    None,
+    Bools,
+    BoolsAndNumbers,
+}
 
 /// Reads the file and returns its settings by the names of their variables.
 ///
@@ -67,8 +79,14 @@ pub(super) fn of_variable(name: &str, text: &str) -> Result<BTreeMap<String, Reg
 fn parse(text: &str) -> Result<Value, String> {
     let options = || serde_saphyr::options! { with_snippet: false };
     let shape: Value = serde_saphyr::from_str_with_options(text, options()).map_err(without_snippet)?;
-    let written = |document: serde_saphyr::Deserializer<'_, '_>| ScalarsAsText(&shape).deserialize(document);
-    serde_saphyr::with_deserializer_from_str_with_options(text, options(), written).map_err(without_snippet)
+    let read = |typed: TypedScalars| {
+        let seed = ScalarsAsText { shape: &shape, typed };
+        serde_saphyr::with_deserializer_from_str_with_options(text, options(), |document| seed.deserialize(document))
+    };
+    let read = read(TypedScalars::None)
+        .or_else(|_| read(TypedScalars::Bools))
+        .or_else(|_| read(TypedScalars::BoolsAndNumbers));
+    read.map_err(without_snippet)
 }
 
 fn without_snippet(error: serde_saphyr::Error) -> String {
@@ -99,7 +117,7 @@ fn flatten(
         }
         Value::String(text) if text.is_empty() => return,
         Value::String(text) => text.clone(),
-        // Does not occur after [`ScalarsAsText`].
+        // Scalars with a tag.
         Value::Bool(_) | Value::Number(_) => value.to_string(),
     };
     let location = place(path);
@@ -121,11 +139,19 @@ fn within(
 
 // === impl ScalarsAsText ===
 
+impl<'a> ScalarsAsText<'a> {
+    fn within(self, shape: Option<&'a Value>) -> Self {
+        Self { shape: shape.unwrap_or(&Value::Null), ..self }
+    }
+}
+
 impl<'de> DeserializeSeed<'de> for ScalarsAsText<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<Value, D::Error> {
-        match self.0 {
+        match self.shape {
+            Value::Bool(_) if self.typed != TypedScalars::None => Value::deserialize(value),
+            Value::Number(_) if self.typed == TypedScalars::BoolsAndNumbers => Value::deserialize(value),
             Value::Object(_) => value.deserialize_map(self),
             Value::Array(_) => value.deserialize_seq(self),
             Value::Null => IgnoredAny::deserialize(value).map(|_| Value::Null),
@@ -144,7 +170,7 @@ impl<'de> Visitor<'de> for ScalarsAsText<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = serde_json::Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let value = entries.next_value_seed(ScalarsAsText(self.0.get(&key).unwrap_or(&Value::Null)))?;
+            let value = entries.next_value_seed(self.within(self.shape.get(&key)))?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))
@@ -152,7 +178,7 @@ impl<'de> Visitor<'de> for ScalarsAsText<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(ScalarsAsText(self.0.get(list.len()).unwrap_or(&Value::Null)))? {
+        while let Some(item) = items.next_element_seed(self.within(self.shape.get(list.len())))? {
             list.push(item);
         }
         Ok(Value::Array(list))

@@ -18,7 +18,7 @@ use crate::telemetry::ContentKind;
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 /// Referrers on one page.
 const MAX_PAGE: usize = 200;
-/// Bytes of the annotations on one page, beyond its first referrer. Clients read a page as one manifest, most of them up to
+/// Bytes of the descriptors on one page, beyond its first referrer. Clients read a page as one manifest, most of them up to
 /// 4 MiB.
 const MAX_PAGE_BYTES: usize = 2 << 20;
 

@@ -202,6 +202,17 @@ impl fmt::Debug for Hasher {
     }
 }
 
+/// Whether text has the form of a digest of any algorithm (image-spec, descriptor.md, "Digests").
+pub(super) fn is_digest_grammar(text: &str) -> bool {
+    let Some((algorithm, encoded)) = text.split_once(':') else { return false };
+    let is_algorithm = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+._-".contains(&b);
+    let is_encoded = |b: u8| b.is_ascii_alphanumeric() || b"=_-".contains(&b);
+    !algorithm.is_empty()
+        && algorithm.bytes().all(is_algorithm)
+        && !encoded.is_empty()
+        && encoded.bytes().all(is_encoded)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -5,40 +5,37 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
 
+use super::digest::is_digest_grammar;
 use super::{Digest, media_type};
 
-/// One descriptor in a list of referrers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// Longest digest in bytes of a descriptor that is passed on.
+const MAX_DIGEST_BYTES: usize = 255;
+
+/// One descriptor in a list of referrers. A mirror passes it on with all its fields, also with those that it does not
+/// know or that have an unusual value. As in Go's clients, names of fields match in any case.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Referrer {
-    /// The media type of the manifest.
-    pub media_type: String,
-    /// The digest of the manifest.
+    /// The digest of the manifest, which may have an unsupported algorithm.
     pub digest: String,
-    /// Size of the manifest in bytes.
-    pub size: u64,
     /// The artifact type, which clients can filter by.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// The annotations of the manifest.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub annotations: Option<BTreeMap<String, String>>,
+    /// The descriptor as JSON.
+    json: Box<str>,
 }
 
 /// The response body of the referrers endpoint: an image index.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReferrerIndex {
     /// 2 in an index of this server.
-    #[serde(default)]
     pub schema_version: u32,
-    /// The type of an OCI image index, in an index of this server.
-    #[serde(default)]
+    /// The type of an OCI image index.
     pub media_type: String,
     /// The referrers.
-    #[serde(default)]
     pub manifests: Vec<Referrer>,
 }
 
@@ -55,7 +52,7 @@ struct ReferrerDocument {
 
 /// Reads a field of an unexpected type as absent: the manifest was accepted without checking these fields.
 fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Option<T>, D::Error> {
-    Ok(serde_json::from_value(serde_json::Value::deserialize(deserializer)?).ok())
+    Ok(serde_json::from_value(Value::deserialize(deserializer)?).ok())
 }
 
 #[derive(Deserialize)]
@@ -71,21 +68,34 @@ impl Referrer {
         // The type of an image manifest without `artifactType` is its config's media type. An index has no config.
         let config = document.config.and_then(|config| config.media_type);
         let artifact_type = document.artifact_type.filter(|kind| !kind.is_empty()).or(config);
-        Some(Self {
-            media_type: media_type.to_owned(),
-            digest: digest.to_string(),
-            size: bytes.len() as u64,
-            artifact_type,
-            annotations: document.annotations,
-        })
+        let mut fields = Map::new();
+        fields.insert("mediaType".to_owned(), media_type.into());
+        fields.insert("digest".to_owned(), digest.to_string().into());
+        fields.insert("size".to_owned(), bytes.len().into());
+        if let Some(kind) = artifact_type {
+            fields.insert("artifactType".to_owned(), kind.into());
+        }
+        if let Some(annotations) = document.annotations {
+            fields.insert("annotations".to_owned(), annotations.into_iter().collect());
+        }
+        Self::described_by(fields)
     }
 
-    /// Upper bound for the bytes of this descriptor's texts in JSON, where an escaped control character takes six
-    /// bytes.
+    /// A descriptor with these fields. `None` without a digest.
+    fn described_by(fields: Map<String, Value>) -> Option<Self> {
+        let text = |wanted: &str| {
+            let in_any_case =
+                || fields.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value);
+            fields.get(wanted).or_else(in_any_case)?.as_str().map(str::to_owned)
+        };
+        let digest = text("digest").filter(|digest| digest.len() <= MAX_DIGEST_BYTES && is_digest_grammar(digest))?;
+        let artifact_type = text("artifactType");
+        Some(Self { digest, artifact_type, json: Value::Object(fields).to_string().into() })
+    }
+
+    /// The bytes of this descriptor in JSON.
     pub fn weight(&self) -> usize {
-        let annotations = self.annotations.iter().flatten().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
-        let own = [self.media_type.as_str(), self.digest.as_str(), self.artifact_type.as_deref().unwrap_or_default()];
-        annotations.chain(own).map(json_length).sum()
+        self.json.len()
     }
 
     /// Whether the descriptor passes the filter `artifactType=<wanted>`. `None` passes everything.
@@ -94,10 +104,50 @@ impl Referrer {
     }
 }
 
-#[derive(Deserialize)]
-struct IndexDocument {
-    #[serde(default)]
-    manifests: ListedReferrers,
+impl Serialize for Referrer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let fields: Value = serde_json::from_str(&self.json).map_err(S::Error::custom)?;
+        fields.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Referrer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = Map::deserialize(deserializer)?;
+        Self::described_by(fields).ok_or_else(|| D::Error::custom("a descriptor without a digest"))
+    }
+}
+
+/// The referrers in an index. `None` if no field says that it is one, as in an error that is sent with status 200.
+struct IndexDocument(Option<Vec<Referrer>>);
+
+impl<'de> Deserialize<'de> for IndexDocument {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(IndexVisitor)
+    }
+}
+
+struct IndexVisitor;
+
+impl<'de> Visitor<'de> for IndexVisitor {
+    type Value = IndexDocument;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an index")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<IndexDocument, A::Error> {
+        let (mut found, mut is_index) = (Vec::new(), false);
+        while let Some(name) = map.next_key::<String>()? {
+            is_index |= ["manifests", "schemaVersion", "mediaType"].iter().any(|own| own.eq_ignore_ascii_case(&name));
+            if name.eq_ignore_ascii_case("manifests") {
+                found.extend(map.next_value::<ListedReferrers>()?.0);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(IndexDocument(is_index.then_some(found)))
+    }
 }
 
 /// The valid descriptors of a list. Entries are parsed one at a time to save memory, because most entries may be
@@ -122,9 +172,9 @@ impl<'de> Visitor<'de> for ReferrerList {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ListedReferrers, A::Error> {
         let mut found = Vec::new();
-        while let Some(entry) = list.next_element::<serde_json::Value>()? {
-            let referrer = Referrer::deserialize(&entry).ok();
-            found.extend(referrer.filter(|referrer| referrer.digest.parse::<Digest>().is_ok()));
+        while let Some(entry) = list.next_element::<Value>()? {
+            let Value::Object(fields) = entry else { continue };
+            found.extend(Referrer::described_by(fields));
         }
         Ok(ListedReferrers(found))
     }
@@ -139,22 +189,14 @@ impl<'de> Visitor<'de> for ReferrerList {
     }
 }
 
-fn json_length(text: &str) -> usize {
-    text.len() + 5 * text.bytes().filter(|byte| byte.is_ascii_control()).count() + text.matches(['"', '\\']).count()
-}
-
 impl ReferrerIndex {
-    /// Reads an index sent by an upstream. Entries that are not descriptors are skipped, and an index without a list is
+    /// Reads an index sent by an upstream. Entries without a digest are skipped, and an index without a list is
     /// empty.
     ///
-    /// `None` if `bytes` is not a JSON object.
+    /// `None` if `bytes` is not a JSON object with a field of an index.
     pub fn read(bytes: &[u8]) -> Option<Self> {
-        // serde also accepts a JSON array for a struct.
-        if bytes.trim_ascii_start().first() != Some(&b'{') {
-            return None;
-        }
-        let document: IndexDocument = serde_json::from_slice(bytes).ok()?;
-        Some(Self::new(document.manifests.0))
+        let document: IndexDocument = serde_json::from_str(&String::from_utf8_lossy(bytes)).ok()?;
+        document.0.map(Self::new)
     }
 
     /// An index of these descriptors.
@@ -200,42 +242,80 @@ mod tests {
         }
     }
 
-    prop_compose! {
-        fn referrers()(
-            media_type in ".{0,20}",
-            size in any::<u64>(),
-            artifact_type in prop::option::of(".{0,20}"),
-            annotations in prop::option::of(prop::collection::btree_map(".{0,9}", ".{0,9}", 0..4)),
-            content in any::<[u8; 8]>(),
-        ) -> Referrer {
-            let digest = Digest::of(Algorithm::Sha512, &content).to_string();
-            Referrer { media_type, digest, size, artifact_type, annotations }
+    #[test]
+    fn entries_that_clients_read_are_kept_with_all_their_fields() {
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        for entry in [
+            format!(r#"{{"digest":"{digest}","size":5}}"#),
+            format!(r#"{{"mediaType":"m/t","digest":"{digest}"}}"#),
+            format!(r#"{{"mediaType":null,"digest":"{digest}","size":null,"artifactType":null}}"#),
+            format!(r#"{{"digest":"{digest}","size":2.0}}"#),
+            format!(r#"{{"digest":"{digest}","size":-1}}"#),
+            format!(r#"{{"digest":"{digest}","annotations":{{"a":null,"b":1}}}}"#),
+            format!(r#"{{"Digest":"{digest}","Size":1,"ARTIFACTTYPE":"a/b"}}"#),
+            format!(r#"{{"digest":"{digest}","platform":{{"os":"linux"}},"data":"aGVsbG8=","urls":["u"],"x":[1]}}"#),
+            format!(r#"{{"digest":"sha384:{}","size":1}}"#, "0".repeat(96)),
+            r#"{"digest":"blake3+b64u:Zm9v-_=","size":1}"#.to_owned(),
+        ] {
+            for list in ["manifests", "Manifests"] {
+                let index = format!(r#"{{"schemaVersion":2,"{list}":[null,7,{{"size":1}},{entry},{{"digest":"x"}}]}}"#);
+                let read = ReferrerIndex::read(index.as_bytes()).unwrap();
+                let wanted: Value = serde_json::from_str(&entry).unwrap();
+                assert_eq!(serde_json::to_value(&read).unwrap()["manifests"], serde_json::json!([wanted]), "{entry}");
+                // The form on the disk keeps them as well.
+                let kept: Vec<Referrer> =
+                    serde_json::from_slice(&serde_json::to_vec(&read.manifests).unwrap()).unwrap();
+                assert_eq!(kept, read.manifests);
+            }
+        }
+        let upper = format!(r#"{{"manifests":[{{"Digest":"{digest}","ArtifactType":"a/b"}}]}}"#);
+        assert!(ReferrerIndex::read(upper.as_bytes()).unwrap().manifests[0].is_of_type(Some("a/b")));
+        for no_index in ["", "[]", "[[]]", "1", "null", "{\"manifests\":[}", "{}", "{\"errors\":[]}"] {
+            assert!(ReferrerIndex::read(no_index.as_bytes()).is_none(), "{no_index}");
         }
     }
 
     proptest! {
         #[test]
-        fn index_reads_back(manifests in prop::collection::vec(referrers(), 0..4)) {
-            let index = ReferrerIndex::new(manifests.clone());
+        fn index_reads_back(
+            content in prop::collection::vec(any::<[u8; 8]>(), 0..4),
+            kind in prop::option::of(".{0,20}"),
+            annotations in prop::option::of(prop::collection::btree_map(".{0,9}", ".{0,9}", 0..4)),
+        ) {
+            let json = serde_json::json!({"artifactType": kind, "annotations": annotations}).to_string();
+            let described = content.iter().map(|content| {
+                Referrer::of(&Digest::of(Algorithm::Sha512, content), "m/t", json.as_bytes()).unwrap()
+            });
+            let index = ReferrerIndex::new(described.collect());
             let json = serde_json::to_vec(&index).unwrap();
-            prop_assert_eq!(serde_json::from_slice::<ReferrerIndex>(&json).unwrap().manifests, manifests);
+            prop_assert_eq!(ReferrerIndex::read(&json).unwrap().manifests, index.manifests);
         }
 
         #[test]
-        fn descriptor_repeats_the_manifests_own_fields(wanted in referrers()) {
-            let json = serde_json::json!({"artifactType": wanted.artifact_type, "annotations": wanted.annotations}).to_string();
-            let digest: Digest = wanted.digest.parse().unwrap();
-            let found = Referrer::of(&digest, &wanted.media_type, json.as_bytes()).unwrap();
-            prop_assert_eq!(&found.annotations, &wanted.annotations);
-            prop_assert_eq!(found.artifact_type, wanted.artifact_type.filter(|kind| !kind.is_empty()));
-            prop_assert_eq!(found.size, json.len() as u64);
+        fn descriptor_repeats_the_manifests_own_fields(
+            kind in prop::option::of(".{0,20}"),
+            annotations in prop::option::of(prop::collection::btree_map(".{0,9}", ".{0,9}", 0..4)),
+        ) {
+            let json = serde_json::json!({"artifactType": kind, "annotations": annotations}).to_string();
+            let digest = Digest::of(Algorithm::Sha512, b"x");
+            let found = Referrer::of(&digest, "m/t", json.as_bytes()).unwrap();
+            let kind = kind.filter(|kind| !kind.is_empty());
+            let mut expected = serde_json::json!({"mediaType": "m/t", "digest": digest.to_string(), "size": json.len()});
+            if let Some(kind) = &kind {
+                expected["artifactType"] = kind.as_str().into();
+            }
+            if let Some(annotations) = &annotations {
+                expected["annotations"] = serde_json::json!(annotations);
+            }
+            prop_assert_eq!(serde_json::to_value(&found).unwrap(), expected);
+            prop_assert_eq!(found.artifact_type, kind);
         }
 
         #[test]
         fn no_input_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "[{}\\[\\]\":,a-z0-9]{0,60}") {
             for bytes in [&bytes[..], text.as_bytes()] {
                 let _ = Referrer::of(&Digest::of(Algorithm::Sha256, b"x"), "m/t", bytes);
-                let _ = serde_json::from_slice::<ReferrerIndex>(bytes);
+                let _ = ReferrerIndex::read(bytes);
             }
         }
     }

@@ -181,7 +181,8 @@ impl Engine {
         let (bytes, _turn) = self.receive_manifest(repo, response.body, deadline).await?;
         let expected: Option<Digest> = requested.cloned().or(announced);
         let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
-        let read = on_bytes(bytes.clone(), move |bytes| (Digest::of(algorithm, bytes), Manifest::parse(bytes)));
+        let read =
+            on_bytes(bytes.clone(), move |bytes| (Digest::of(algorithm, bytes), Manifest::parse_mirrored(bytes)));
         let (digest, manifest) = read.await.ok_or(PullError::Abandoned)?;
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             self.context.metrics.digest_mismatch(upstream.name());

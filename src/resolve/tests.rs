@@ -58,6 +58,21 @@ fn rules_apply_in_order() {
         ("CACHE.example:12345", "", "team/app", "OwnNamespace local:team/app"),
         ("10.0.0.90:5000", "", "team/other", "UnknownRegistry"),
         ("x.cache.example:5000", "", "team/other", "UnknownRegistry"),
+        // A name of this server says nothing about a path that names an upstream.
+        ("cache.example:59813", "", "docker.io/library/alpine", "Path docker.io:library/alpine"),
+        ("10.0.0.9:1", "", "ghcr.io/team/app", "Path ghcr.io:team/app"),
+        ("localhost", "", "docker.io/v2/library/alpine", "Path docker.io:library/alpine"),
+        ("cache.example", "docker.io", "library/alpine", "Path docker.io:library/alpine"),
+        ("cache.example", "evil.example", "a", "UnknownRegistry"),
+        ("cache.example", "", "alpine", "OwnNamespace local:alpine"),
+        ("cache.example", "", "UPPER", "Name(Grammar)"),
+        // The dot of the DNS root.
+        ("docker.io.", "", "alpine", "Namespace docker.io:library/alpine"),
+        ("Index.docker.io.:443", "", "alpine", "Namespace docker.io:library/alpine"),
+        ("cache.example.:5000", "", "x", "OwnNamespace local:x"),
+        ("10.0.0.9.", "", "x", "OwnNamespace local:x"),
+        ("docker.io..", "", "x", "UnknownRegistry"),
+        (".", "", "x", "UnknownRegistry"),
         ("", "", "library/alpine", "Default docker.io:library/alpine"),
         // 2: the path
         ("", "", "ghcr.io/org/app", "Path ghcr.io:org/app"),

@@ -110,7 +110,7 @@ impl Remote {
         let clients = built.unwrap_or_else(|error| {
             Err(UpstreamError::Connect { upstream: self.name.clone(), cause: error.to_string().into() })
         })?;
-        let tokens = Tokens::new(&self.name, self.header_timeout);
+        let tokens = Tokens::new(&self.name, &self.allowed_hosts, self.header_timeout);
         let auth = Authorizer::new(&self.name, &self.allowed_hosts, self.keyring.clone(), tokens);
         Ok(Connection { clients, auth })
     }

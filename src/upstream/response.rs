@@ -47,11 +47,7 @@ impl UpstreamResponse {
     /// The `Content-Range` header: first and last byte, both inclusive, and the complete length unless it is `*` (RFC
     /// 9110, section 14.4).
     pub fn content_range(&self) -> Option<(u64, u64, Option<u64>)> {
-        let (range, total) = split_content_range(&self.headers)?;
-        let (start, end) = range.split_once('-')?;
-        let (start, end) = (number(start)?, number(end)?);
-        let total = if total == "*" { None } else { Some(number(total)?) };
-        (start <= end && total.is_none_or(|total| end < total)).then_some((start, end, total))
+        content_range(&self.headers)
     }
 
     /// The `Docker-Content-Digest` header. Some registries omit it, and it proves nothing.
@@ -199,6 +195,19 @@ pub(super) async fn read_limited(
 /// The `Content-Length` header.
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     number(text(headers, &CONTENT_LENGTH)?)
+}
+
+fn content_range(headers: &HeaderMap) -> Option<(u64, u64, Option<u64>)> {
+    let (range, total) = split_content_range(headers)?;
+    let (start, end) = range.split_once('-')?;
+    let (start, end) = (number(start)?, number(end)?);
+    let total = if total == "*" { None } else { Some(number(total)?) };
+    (start <= end && total.is_none_or(|total| end < total)).then_some((start, end, total))
+}
+
+/// Whether `Content-Range` covers the complete content.
+pub(super) fn has_complete_range(headers: &HeaderMap) -> bool {
+    content_range(headers).is_some_and(|(start, end, total)| start == 0 && total == Some(end + 1))
 }
 
 /// The complete length in `Content-Range`: of `bytes 0-0/123`, or of `bytes */0` for empty content.

@@ -32,7 +32,7 @@ const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
 );
 
 /// Maximum number of redirects of one request.
-const MAX_REDIRECTS: usize = 5;
+pub(super) const MAX_REDIRECTS: usize = 5;
 /// Maximum number of bytes read of an unused body, so that its connection can be reused.
 const MAX_DISCARDED_BYTES: usize = 64 * 1024;
 /// Maximum time to read an unused body.
@@ -146,7 +146,7 @@ impl Remote {
         let attempt = RequestAttempt { method: &Method::GET, range: Some((0, 0)), ..attempt };
         let last = self.follow(connection, url, attempt).await?;
         let headers = last.response.headers();
-        let length = match last.response.status() {
+        let length = match meaning(last.response.status(), headers, true) {
             StatusCode::OK => response::content_length(headers),
             // 416: the content is empty.
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => response::content_range_total(headers),
@@ -284,7 +284,8 @@ impl Remote {
         last: FinalResponse,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let FinalResponse { response, other_host } = last;
-        let (status, headers) = (response.status(), response.headers());
+        let headers = response.headers();
+        let status = meaning(response.status(), headers, attempt.range.is_some());
         let upstream = self.name.clone();
         let expected = match status {
             StatusCode::OK => true,
@@ -293,7 +294,10 @@ impl Remote {
             _ => false,
         };
         if expected {
-            let headers = headers.clone();
+            let mut headers = headers.clone();
+            if status == StatusCode::OK {
+                headers.remove(CONTENT_RANGE);
+            }
             let has_body = *attempt.method != Method::HEAD && status != StatusCode::NOT_MODIFIED;
             return Ok(UpstreamResponse {
                 status,
@@ -387,7 +391,17 @@ impl Remote {
     }
 }
 
-fn redirect(response: &reqwest::Response) -> Option<&HeaderValue> {
+/// The status without the variants of 200 that transforming proxies send: 203, 226, 201, and 206 with the complete
+/// content although no range was requested. The digest decides whether the content is right.
+fn meaning(status: StatusCode, headers: &HeaderMap, is_range_requested: bool) -> StatusCode {
+    match status {
+        StatusCode::CREATED | StatusCode::NON_AUTHORITATIVE_INFORMATION | StatusCode::IM_USED => StatusCode::OK,
+        StatusCode::PARTIAL_CONTENT if !is_range_requested && response::has_complete_range(headers) => StatusCode::OK,
+        status => status,
+    }
+}
+
+pub(super) fn redirect(response: &reqwest::Response) -> Option<&HeaderValue> {
     let redirects = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
     redirects.then(|| response.headers().get(LOCATION)).flatten()
 }
@@ -406,7 +420,7 @@ fn may_mean_expired_token(status: StatusCode) -> bool {
 
 /// Removes user, password and fragment, because reqwest turns a user into `Authorization`. Neither call fails for an http
 /// URL.
-fn without_user(mut url: Url) -> Url {
+pub(super) fn without_user(mut url: Url) -> Url {
     let _ = url.set_username("");
     let _ = url.set_password(None);
     url.set_fragment(None);

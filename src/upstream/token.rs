@@ -14,12 +14,13 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use url::{Url, form_urlencoded};
 
-use super::allowed_hosts::Origin;
+use super::allowed_hosts::{AllowedHosts, Origin};
 use super::client::{ClientKind, HttpClients};
 use super::credentials::{Account, Credentials};
 use super::error::UpstreamError;
 use super::response::read_limited;
 use super::retry_after;
+use super::send::{MAX_REDIRECTS, redirect, without_user};
 
 /// The `client_id` of token requests.
 const CLIENT_ID: &str = "roadstead";
@@ -57,6 +58,7 @@ pub(super) struct Token {
 /// The tokens of one upstream. Concurrent requests for the same token share one fetch.
 pub(super) struct Tokens {
     upstream: Arc<str>,
+    allowed_hosts: Arc<AllowedHosts>,
     cache: Cache<TokenKey, Arc<Token>>,
     header_timeout: Duration,
 }
@@ -76,10 +78,10 @@ struct TokenExpiry;
 // === impl Tokens ===
 
 impl Tokens {
-    /// `header_timeout` limits each HTTP request to a token server.
-    pub(super) fn new(upstream: &Arc<str>, header_timeout: Duration) -> Self {
+    /// `header_timeout` limits each request to a token server, with its redirects.
+    pub(super) fn new(upstream: &Arc<str>, allowed_hosts: &Arc<AllowedHosts>, header_timeout: Duration) -> Self {
         let cache = Cache::builder().max_capacity(MAX_TOKENS).expire_after(TokenExpiry).build();
-        Self { upstream: upstream.clone(), cache, header_timeout }
+        Self { upstream: upstream.clone(), allowed_hosts: allowed_hosts.clone(), cache, header_timeout }
     }
 
     /// The token for `key`, from the cache or from its realm, with `credentials` if any.
@@ -131,7 +133,7 @@ impl Tokens {
     async fn exchange(&self, clients: &HttpClients, request: reqwest::Request) -> Result<Arc<Token>, UpstreamError> {
         let deadline = Instant::now() + self.header_timeout;
         let is_anonymous = request.method() == Method::GET && !request.headers().contains_key(AUTHORIZATION);
-        let mut response = clients.send(ClientKind::Control, "token", request, deadline).await?;
+        let mut response = self.follow(clients, request, deadline).await?;
         let (status, headers) = (response.status(), response.headers().clone());
         let read = timeout_at(deadline, read_limited(&mut response, MAX_TOKEN_RESPONSE_BYTES)).await;
         let body = read.map_err(|_| UpstreamError::timeout(&self.upstream, "reading a token"))?;
@@ -157,6 +159,56 @@ impl Tokens {
         let answer: TokenResponse = serde_json::from_slice(&body).map_err(|_| bad("a response that is not a token"))?;
         let token = answer.into_token(SystemTime::now()).ok_or_else(|| bad("a response without a usable token"))?;
         Ok(Arc::new(token))
+    }
+}
+
+impl Tokens {
+    /// Sends a request and follows redirects, as Go's clients do.
+    async fn follow(
+        &self,
+        clients: &HttpClients,
+        mut request: reqwest::Request,
+        deadline: Instant,
+    ) -> Result<reqwest::Response, UpstreamError> {
+        for _ in 0..=MAX_REDIRECTS {
+            let again = request.try_clone();
+            let response = clients.send(ClientKind::Control, "token", request, deadline).await?;
+            let next = again.map(|sent| self.redirected(sent, &response)).transpose()?.flatten();
+            match next {
+                Some(next) => request = next,
+                None => return Ok(response),
+            }
+        }
+        Err(UpstreamError::bad(&self.upstream, format!("its token server: more than {MAX_REDIRECTS} redirects")))
+    }
+
+    /// The request that a response redirects to. `None` if it redirects to none, or would send a password in a body to
+    /// another host. Another host receives no credentials, not even if it redirects back.
+    fn redirected(
+        &self,
+        mut sent: reqwest::Request,
+        response: &reqwest::Response,
+    ) -> Result<Option<reqwest::Request>, UpstreamError> {
+        let Some(location) = redirect(response) else { return Ok(None) };
+        let bad = |reason: &str| UpstreamError::bad(&self.upstream, format!("its token server: {reason}"));
+        let target = location.to_str().ok().and_then(|location| sent.url().join(location).ok());
+        let target = without_user(target.ok_or_else(|| bad("a redirect with an invalid Location"))?);
+        self.allowed_hosts.check_redirect(sent.url(), &target).map_err(|reason| bad(&reason))?;
+        let same_host = Origin::of(&target) == Origin::of(sent.url());
+        // After other statuses a client sends a GET, which would lose the form.
+        let keeps_method = matches!(response.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+        if sent.method() != Method::GET && !(same_host && keeps_method) {
+            return Ok(None);
+        }
+        if !same_host && sent.headers_mut().remove(AUTHORIZATION).is_some() {
+            tracing::warn!(
+                upstream = %self.upstream,
+                token_server = target.host_str(),
+                "the token server redirects to another host, which receives no credentials, so pulls are anonymous"
+            );
+        }
+        *sent.url_mut() = target;
+        Ok(Some(sent))
     }
 }
 

@@ -139,6 +139,9 @@ async fn an_inconsistent_manifest_is_502_and_not_stored() {
         ("cut short", TAG, Reply::normal().cut_after(20)),
         ("not JSON", TAG, unusual("<html>welcome to the hotel</html>")),
         ("an array", TAG, unusual("[]")),
+        ("an error", TAG, unusual(r#"{"errors":[{"code":"DENIED","message":"no"}]}"#)),
+        ("a status", TAG, unusual(r#"{"message":"please log in","status":200}"#)),
+        ("an empty object", TAG, unusual("{}")),
         ("schema 1", TAG, unusual("{\"schemaVersion\":1}")),
         ("a part", TAG, Reply::status(206).header("Content-Range", "bytes 0-1/9").body("{}")),
     ] {
@@ -154,6 +157,68 @@ async fn an_inconsistent_manifest_is_502_and_not_stored() {
     assert_eq!(server.metric("roadstead_digest_mismatches_total", &[("upstream", "docker.io")]).await, 3.0);
     assert_eq!(server.get(TAG).await.body, image.manifest.bytes);
     assert_eq!(server.get(digest).await.body, image.manifest.bytes);
+}
+
+#[tokio::test]
+async fn an_error_with_status_200_replaces_no_cached_tag() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    let server = mirror(&upstream, "tag_ttl = \"0s\"").await;
+    assert_eq!(server.get(TAG).await.body, image.manifest.bytes);
+    for body in [
+        r#"{"errors":[{"code":"UNAVAILABLE","message":"no","detail":{"manifests":[]}}]}"#,
+        r#"{"error":"service unavailable"}"#,
+        r#"{"title":"Bad gateway","status":502,"mediaType":"application/problem+json"}"#,
+        "{}",
+    ] {
+        let reply = Reply::status(200).without_digest().header("Content-Type", "application/json").body(body);
+        upstream.always("HEAD", TAG, reply.clone());
+        upstream.always("GET", TAG, reply);
+        let answer = server.get(TAG).await;
+        assert_eq!((answer.status, &answer.body), (200, &image.manifest.bytes), "{body}");
+        assert!(answer.header("warning").starts_with("299"), "{body}");
+        upstream.end_scripts();
+    }
+}
+
+/// Transforming proxies send other statuses with the right bytes.
+#[tokio::test]
+async fn a_status_like_200_does_not_hide_the_right_content() {
+    for status in [203_u16, 206, 226, 201] {
+        let image = Image::new(u64::from(status), &[300_000]);
+        let upstream = upstream_with(&image).await;
+        let layer = &image.layers[0];
+        let reply = |content: &Content| {
+            let last = content.bytes.len() - 1;
+            let reply = Reply::status(status).header("Content-Type", &content.media_type).body(content.bytes.clone());
+            match status {
+                206 => reply.header("Content-Range", &format!("bytes 0-{last}/{}", last + 1)),
+                _ => reply,
+            }
+        };
+        let (digest, blob) =
+            (format!("/v2/{REPO}/manifests/{}", image.digest()), format!("/v2/{REPO}/blobs/{}", layer.digest));
+        for (path, content) in [(TAG, &image.manifest), (&digest, &image.manifest), (&blob, layer)] {
+            for method in ["HEAD", "GET"] {
+                upstream.always(method, path, reply(content));
+            }
+            // Without an upstream in the path, the HEAD of an unknown blob may belong to a push and is 404.
+            let methods = if *path == *blob { &["GET"][..] } else { &["HEAD", "GET"] };
+            for method in methods {
+                let server = mirror(&upstream, "").await;
+                let answer = if *method == "HEAD" { server.head(path).await } else { server.get(path).await };
+                assert_eq!(answer.status, 200, "{status} {method} {path}: {}", answer.text());
+                assert_eq!(answer.header("content-range"), "");
+                if *method == "GET" {
+                    assert_eq!(answer.body, content.bytes, "{status} {path}");
+                }
+            }
+        }
+        // The digest decides for these statuses too.
+        upstream.end_scripts();
+        upstream.always("GET", &digest, reply(&Image::new(77, &[10]).manifest));
+        assert_eq!(mirror(&upstream, "").await.get(&digest).await.status, 502, "{status}");
+    }
 }
 
 #[tokio::test]
@@ -239,6 +304,11 @@ async fn manifests_with_faults_that_clients_accept_are_passed_on() {
         format!(r#"{{"schemaVersion":2,"layers":[null,{good}],"subject":null,"annotations":null}}"#),
         format!(r#"{{"SchemaVersion":2,"Layers":[{{"Digest":"{digest}","Size":{size}}}]}}"#),
         format!(r#"{{"schemaVersion":2,"layers":[{good}],"config":{{"digest":"","size":-1}}}}"#),
+        format!(r#"{{"schemaVersion":1,"mediaType":"{OCI_MANIFEST}","layers":[{good}]}}"#),
+        format!(r#"{{"schemaVersion":1,"config":{good}}}"#),
+        format!(r#"{{"layers":[{good}]}}"#),
+        format!(r#"{{"blobs":[{good}]}}"#),
+        r#"{"schemaVersion":2,"manifests":[]}"#.to_owned(),
         format!(r#"{{"schemaVersion":2,"layers":[{good}{}]}}"#, r#",{"digest":""}"#.repeat(50_000)),
     ];
     for (n, body) in bodies.iter().enumerate() {

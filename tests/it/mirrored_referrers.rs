@@ -130,6 +130,34 @@ async fn without_api_and_fallback_tag_the_list_is_empty() {
     assert_eq!(upstream.total(), 2);
 }
 
+/// What Docker's own parser reads is passed on, also from the disk.
+#[tokio::test]
+async fn unusual_entries_are_passed_on_with_all_their_fields() {
+    let (upstream, server, subject) = scene("[cache]\ntag_ttl = \"0s\"").await;
+    let digest = subject.digest.as_str();
+    for entry in [
+        json!({"digest": digest, "size": 5}),
+        json!({"mediaType": OCI_INDEX, "digest": digest}),
+        json!({"mediaType": OCI_INDEX, "digest": digest, "size": 2.0}),
+        json!({"mediaType": OCI_INDEX, "digest": digest, "size": -1}),
+        json!({"mediaType": OCI_INDEX, "digest": digest, "size": 5, "annotations": {"a": null}}),
+        json!({"mediaType": OCI_INDEX, "Digest": digest, "size": 5}),
+        json!({"digest": digest, "size": 5, "platform": {"os": "linux", "architecture": "arm64"}, "data": "aGVsbG8="}),
+        json!({"mediaType": OCI_INDEX, "digest": format!("sha384:{}", "0".repeat(96)), "size": 5}),
+    ] {
+        let index = json!({"schemaVersion": 2, "manifests": [entry]});
+        upstream.always("GET", &path(&subject), Reply::status(200).body(index.to_string()));
+        let wanted = (vec![entry], false);
+        assert_eq!(list(&server, &path(&subject)).await, wanted);
+        // An error with status 200 empties no list.
+        upstream.end_scripts();
+        let error = json!({"errors": [{"code": "UNAVAILABLE", "message": "later"}]});
+        upstream.always("GET", &path(&subject), Reply::status(200).body(error.to_string()));
+        assert_eq!(list(&server, &path(&subject)).await, (wanted.0, true));
+        upstream.end_scripts();
+    }
+}
+
 #[tokio::test]
 async fn an_expired_list_is_revalidated_or_served_stale() {
     let (upstream, server, subject) = scene("[cache]\ntag_ttl = \"0s\"").await;

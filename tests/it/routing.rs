@@ -70,6 +70,7 @@ async fn every_way_to_name_an_upstream_means_the_same_repository() {
         ("/v2/alpine/manifests/1?ns=index.docker.io", alpine, "index.docker.io"),
         ("/v2/org/app/manifests/1?ns=registry-1.docker.io", hub_app, "registry-1.docker.io"),
         ("/v2/org/app/manifests/1?ns=quay.io", quay_app, "quay.io"),
+        ("/v2/org/app/manifests/1?ns=quay.io.", quay_app, "quay.io."),
         ("/v2/quay.io/org/app/manifests/1?ns=quay.io", quay_app, "quay.io"),
         ("/v2/quay.io/org/app/manifests/1", quay_app, ""),
         ("/quay.io/v2/org/app/manifests/1", quay_app, ""),
@@ -114,7 +115,7 @@ async fn an_unconfigured_registry_is_never_contacted() {
     stranger.add_image("org/app", "1", &scene.hub_app);
     let config = &scene.hub_app.config.digest;
     let at_stranger = stranger.addr().to_string();
-    for host in ["evil.example", "evil.example:5000", "10.0.0.1", "localhost.evil.example", "", "docker.io.", "quay"] {
+    for host in ["evil.example", "evil.example:5000", "10.0.0.1", "localhost.evil.example", "", ".", "quay"] {
         for path in ["manifests/1", "tags/list", &format!("blobs/{config}"), &format!("manifests/{config}")] {
             let ns = format!("/v2/org/app/{path}?ns={host}");
             assert_refused(&scene.server.get(&ns).await, 404, "NAME_UNKNOWN", &ns);
@@ -146,10 +147,28 @@ async fn our_own_names_mean_local_repositories_only() {
         let absent = scene.server.get(&format!("/v2/org/app/manifests/1?ns={ns}")).await;
         assert_refused(&absent, 404, "MANIFEST_UNKNOWN", ns);
     }
+    assert_eq!(scene.requests(), 0);
     let host = [("Host", "cache.corp:5000")];
     let answer = scene.server.get_with("/v2/team/app/manifests/1?ns=cache.corp:5000", &host).await;
     assert_eq!(answer.header("docker-content-digest"), pushed.digest());
     assert_eq!(scene.requests(), 0);
+}
+
+/// k3d pulls `k3d-reg:59813/docker.io/library/alpine` from `http://k3d-reg:5000` with `ns=k3d-reg:59813`.
+#[tokio::test]
+async fn a_path_that_names_an_upstream_counts_beside_our_own_name() {
+    let scene = TwoUpstreams::configured("[server]\nnames = [\"cache.example\"]").await;
+    let layer = &scene.alpine.layers[0];
+    for ns in ["k3d-reg:59813", "k3d-reg.:1", "localhost:1", "CACHE.example:80", "cache.example."] {
+        for path in ["/v2/docker.io/library/alpine", "/docker.io/v2/library/alpine", "/v2/docker.io/v2/library/alpine"]
+        {
+            let host = [("Host", "k3d-reg:5000")];
+            let manifest = scene.server.get_with(&format!("{path}/manifests/1?ns={ns}"), &host).await;
+            assert_eq!(manifest.header("docker-content-digest"), scene.alpine.digest(), "{path} {ns}");
+            let blob = scene.server.get_with(&format!("{path}/blobs/{}?ns={ns}", layer.digest), &host).await;
+            assert_eq!(blob.body, layer.bytes, "{path} {ns}");
+        }
+    }
 }
 
 #[tokio::test]

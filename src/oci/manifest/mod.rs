@@ -57,6 +57,8 @@ pub enum ManifestError {
         "the media type of a manifest must begin with application/ and have at most 255 bytes, all of them visible"
     )]
     InvalidMediaType,
+    #[error("the JSON object has no field of a manifest")]
+    NoManifest,
     #[error("nothing says that this is a manifest; send its media type as Content-Type")]
     Unrecognizable,
     #[error("manifests of schema version 1 are not supported")]
@@ -71,14 +73,23 @@ impl Manifest {
     /// Largest manifest accepted in a push, in bytes (distribution-spec, "Pushing Manifests", asks for at least 4 MB).
     pub const MAX_PUSHED_LENGTH: u64 = 4 << 20;
 
-    /// Parses a manifest of any kind that an upstream sent, or that is stored. Every manifest that clients can read is
-    /// accepted.
+    /// Parses a manifest of any kind that is stored. Every manifest that clients can read is accepted.
     ///
     /// # Errors
     /// [`ManifestError::Shape`] if the bytes are not a JSON object, [`ManifestError::SchemaVersion`] for schema version
     /// 1.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         Self::read(bytes, Origin::Mirror).map(|read| read.manifest)
+    }
+
+    /// Parses a manifest of any kind that an upstream sent. Every manifest that clients can read is accepted.
+    ///
+    /// # Errors
+    /// Those of [`Manifest::parse`], and [`ManifestError::NoManifest`] for a JSON object without any field of a
+    /// manifest, such as the error of a proxy that answers 200.
+    pub fn parse_mirrored(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let read = Self::read(bytes, Origin::Mirror)?;
+        if read.is_recognizable() { Ok(read.manifest) } else { Err(ManifestError::NoManifest) }
     }
 
     /// Parses a manifest that is pushed, with `declared` as the valid media type in its `Content-Type`, if any.
@@ -101,7 +112,11 @@ impl Manifest {
 
     fn read(bytes: &[u8], origin: Origin) -> Result<ReadManifest, ManifestError> {
         let read = read::read(bytes, origin)?;
-        if read.schema_version == Some(1) { Err(ManifestError::SchemaVersion) } else { Ok(read) }
+        let is_refused = match origin {
+            Origin::Mirror => read.is_schema_1(),
+            Origin::Push => read.schema_version == Some(1),
+        };
+        if is_refused { Err(ManifestError::SchemaVersion) } else { Ok(read) }
     }
 
     /// The media type to serve if neither the client nor the upstream declared a usable one: the `mediaType` field if
@@ -182,6 +197,58 @@ mod tests {
             }
         }
         assert_eq!(Manifest::parse(br#"{"schemaVersion":1}"#), Err(ManifestError::SchemaVersion));
+    }
+
+    #[test]
+    fn json_without_a_field_of_a_manifest_is_none() {
+        for other in [
+            r#"{"errors":[{"code":"DENIED","message":"x","detail":{"manifests":[],"schemaVersion":2}}]}"#,
+            r#"{"error":"invalid_token"}"#,
+            r#"{"message":"not found","status":404}"#,
+            r#"{"mediaType":"application/problem+json","title":"x"}"#,
+            r#"{"schemaVersion":null,"mediaType":7}"#,
+            "{}",
+        ] {
+            assert_eq!(Manifest::parse_mirrored(other.as_bytes()), Err(ManifestError::NoManifest), "{other}");
+            // A manifest that was pushed with a Content-Type alone stays readable.
+            assert!(Manifest::parse(other.as_bytes()).is_ok(), "{other}");
+        }
+        let digest = digest("x");
+        for manifest in [
+            r#"{"schemaVersion":2}"#.to_owned(),
+            r#"{"schemaVersion":2,"manifests":[]}"#.to_owned(),
+            r#"{"manifests":[]}"#.to_owned(),
+            format!(r#"{{"manifests":[{{"digest":"{digest}","size":1}}]}}"#),
+            format!(r#"{{"config":{{"digest":"{digest}","size":1}}}}"#),
+            format!(r#"{{"Layers":[{{"digest":"{digest}","size":1}}]}}"#),
+            format!(r#"{{"blobs":[{{"digest":"{digest}","size":1}}]}}"#),
+            format!(r#"{{"subject":{{"digest":"{digest}","size":1}}}}"#),
+            format!(r#"{{"mediaType":"{}"}}"#, media_type::DOCKER_LIST),
+            r#"{"mediaType":"application/vnd.oci.artifact.manifest.v1+json"}"#.to_owned(),
+        ] {
+            assert!(Manifest::parse_mirrored(manifest.as_bytes()).is_ok(), "{manifest}");
+        }
+    }
+
+    #[test]
+    fn version_1_is_ignored_in_a_manifest_of_another_schema() {
+        for manifest in [
+            format!(r#"{{"schemaVersion":1,"mediaType":"{}"}}"#, media_type::OCI_MANIFEST),
+            format!(r#"{{"schemaVersion":1,"mediaType":"{}","manifests":[]}}"#, media_type::DOCKER_LIST),
+            r#"{"schemaVersion":1,"config":{},"layers":[]}"#.to_owned(),
+            r#"{"schemaVersion":1.0,"manifests":[]}"#.to_owned(),
+            r#"{"schemaVersion":1,"blobs":[]}"#.to_owned(),
+        ] {
+            assert!(Manifest::parse_mirrored(manifest.as_bytes()).is_ok(), "{manifest}");
+            let pushed = Manifest::parse_pushed(manifest.as_bytes(), None);
+            assert!(pushed.is_err(), "{manifest}");
+        }
+        for manifest in [
+            r#"{"schemaVersion":1,"name":"a","fsLayers":[],"history":[]}"#,
+            r#"{"schemaVersion":1,"mediaType":"application/vnd.docker.distribution.manifest.v1+prettyjws"}"#,
+        ] {
+            assert_eq!(Manifest::parse_mirrored(manifest.as_bytes()), Err(ManifestError::SchemaVersion), "{manifest}");
+        }
     }
 
     /// Each manifest is accepted from an upstream, because clients can read it, and refused in a push.

@@ -14,7 +14,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 
 use super::value::{AnyScalar, Field, FieldName, Scalar, SeenFields, other_values};
 use super::{Child, Manifest, ManifestError};
-use crate::oci::{Digest, DigestError, media_type};
+use crate::oci::{Digest, DigestError, digest, media_type};
 
 /// Largest number of references with an unsupported digest algorithm that are kept for an error message.
 const MAX_UNSUPPORTED: usize = 50;
@@ -28,11 +28,16 @@ pub(super) enum Origin {
 }
 
 /// The result of reading a manifest.
+#[derive(Default)]
 pub(super) struct ReadManifest {
     pub(super) manifest: Manifest,
     pub(super) schema_version: Option<u64>,
     /// Whether a field is present that only manifests have.
     pub(super) has_references: bool,
+    /// Whether the field of an artifact manifest's references, or of a manifest's subject, is present.
+    pub(super) has_artifact: bool,
+    /// Whether the layers of schema version 1 are present.
+    pub(super) has_fs_layers: bool,
 }
 
 /// Reads a manifest.
@@ -50,8 +55,7 @@ pub(super) fn read(bytes: &[u8], origin: Origin) -> Result<ReadManifest, Manifes
         (Err(_), Origin::Push) => return Err(ManifestError::Encoding),
         (Err(_), Origin::Mirror) => String::from_utf8_lossy(bytes),
     };
-    let read = ReadManifest { manifest: Manifest::default(), schema_version: None, has_references: false };
-    let mut reader = Reader { origin, read, failure: None };
+    let mut reader = Reader { origin, read: ReadManifest::default(), failure: None };
     let mut json = serde_json::Deserializer::from_str(&text);
     match json.deserialize_map(Document(&mut reader)).and_then(|()| json.end()) {
         Ok(()) => Ok(reader.read),
@@ -81,6 +85,34 @@ struct Reader {
     read: ReadManifest,
     /// Why reading ended early, unless the JSON itself is at fault.
     failure: Option<ManifestError>,
+}
+
+// === impl ReadManifest ===
+
+impl ReadManifest {
+    /// Whether this is schema version 1. Clients ignore the version of a manifest that has the fields or the media type
+    /// of another schema.
+    pub(super) fn is_schema_1(&self) -> bool {
+        let own_type = self.own_type();
+        let is_other = self.has_references
+            || self.has_artifact
+            || own_type.as_deref().is_some_and(|own| media_type::MANIFESTS.contains(&own));
+        self.schema_version == Some(1) && !is_other
+    }
+
+    /// Whether a field says that this is a manifest. An error or a status as JSON has none.
+    pub(super) fn is_recognizable(&self) -> bool {
+        let names_manifest = |own: &str| own.contains(".manifest.") || own.contains(".index.");
+        self.has_references
+            || self.has_artifact
+            || self.has_fs_layers
+            || self.schema_version.is_some()
+            || self.own_type().as_deref().is_some_and(names_manifest)
+    }
+
+    fn own_type(&self) -> Option<String> {
+        self.manifest.media_type.as_deref().and_then(media_type::of_manifest)
+    }
 }
 
 // === impl Reader ===
@@ -135,9 +167,9 @@ impl Reader {
 
     fn add<E: Error>(&mut self, descriptor: Descriptor, place: Place) -> Result<(), E> {
         let text = descriptor.digest.unwrap_or_default();
-        let digest: Digest = match text.parse() {
-            Ok(digest) => digest,
-            Err(DigestError::Algorithm) if is_digest_grammar(&text) => {
+        let parsed: Digest = match text.parse() {
+            Ok(parsed) => parsed,
+            Err(DigestError::Algorithm) if digest::is_digest_grammar(&text) => {
                 let unsupported = &mut self.read.manifest.unsupported;
                 if place != Place::Subject && unsupported.len() < MAX_UNSUPPORTED {
                     unsupported.push(text);
@@ -148,13 +180,13 @@ impl Reader {
             Err(_) => return Ok(()),
         };
         if place == Place::Subject {
-            self.read.manifest.subject = Some(digest);
+            self.read.manifest.subject = Some(parsed);
             return Ok(());
         }
         let media_type = self.shared(descriptor.media_type.unwrap_or_default());
         let is_manifest = place == Place::Index;
         self.read.manifest.children.push(Child {
-            digest,
+            digest: parsed,
             size: descriptor.size,
             is_manifest,
             may_be_blob: !is_manifest || !media_type::MANIFESTS.contains(&&*media_type),
@@ -171,17 +203,6 @@ impl Reader {
             _ => media_type.into(),
         }
     }
-}
-
-/// Whether text has the form of a digest of any algorithm (image-spec, descriptor.md, "Digests").
-fn is_digest_grammar(text: &str) -> bool {
-    let Some((algorithm, encoded)) = text.split_once(':') else { return false };
-    let is_algorithm = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+._-".contains(&b);
-    let is_encoded = |b: u8| b.is_ascii_alphanumeric() || b"=_-".contains(&b);
-    !algorithm.is_empty()
-        && algorithm.bytes().all(is_algorithm)
-        && !encoded.is_empty()
-        && encoded.bytes().all(is_encoded)
 }
 
 // === the manifest ===
@@ -214,10 +235,14 @@ impl<'de> Visitor<'de> for Document<'_> {
                 }
                 Field::Layers | Field::Blobs => map.next_value_seed(AnyList { reader, place: Place::Blob })?,
                 Field::Manifests => map.next_value_seed(AnyList { reader, place: Place::Index })?,
-                Field::Digest | Field::Size | Field::Other => drop(map.next_value::<IgnoredAny>()?),
+                Field::FsLayers | Field::Digest | Field::Size | Field::Other => drop(map.next_value::<IgnoredAny>()?),
             }
-            let is_reference = matches!(field, Field::Config | Field::Layers | Field::Manifests);
-            reader.read.has_references |= is_reference;
+            match field {
+                Field::Config | Field::Layers | Field::Manifests => reader.read.has_references = true,
+                Field::Blobs | Field::Subject => reader.read.has_artifact = true,
+                Field::FsLayers => reader.read.has_fs_layers = true,
+                _ => {}
+            }
         }
         Ok(())
     }

@@ -16,6 +16,8 @@ pub(super) enum Field {
     Layers,
     Manifests,
     Blobs,
+    /// The layers of a manifest of schema version 1.
+    FsLayers,
     Subject,
     Digest,
     Size,
@@ -42,13 +44,14 @@ pub(super) enum Scalar {
 
 impl Field {
     fn named(name: &[u8]) -> Self {
-        const NAMES: [(&str, Field); 9] = [
+        const NAMES: [(&str, Field); 10] = [
             ("schemaVersion", Field::SchemaVersion),
             ("mediaType", Field::MediaType),
             ("config", Field::Config),
             ("layers", Field::Layers),
             ("manifests", Field::Manifests),
             ("blobs", Field::Blobs),
+            ("fsLayers", Field::FsLayers),
             ("subject", Field::Subject),
             ("digest", Field::Digest),
             ("size", Field::Size),

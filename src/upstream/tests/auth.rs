@@ -286,6 +286,67 @@ async fn token_server_on_another_domain_gets_no_credentials() {
 }
 
 #[tokio::test]
+async fn token_server_may_redirect_within_its_host() {
+    for status in [301, 302, 303, 307, 308] {
+        let server = Server::start(move |seen| match seen.authorization() {
+            Some("Bearer t") => Reply::ok("content"),
+            Some(BASIC) if seen.target.starts_with("/moved") => Reply::token("t"),
+            _ if seen.target.starts_with("/token") => Reply::new(status).header("location", "/moved?x=1"),
+            _ => Reply::bearer(&seen.here("/token"), &scope(seen)),
+        })
+        .await;
+        let fixture = Fixture::with_password(&server);
+        assert_eq!(fixture.get(blob()).await.unwrap(), "content", "{status}");
+        assert_eq!(server.count("/moved?x=1"), 1, "{status}");
+        fixture.assert_requests_counted_at(&[&server]);
+    }
+}
+
+#[tokio::test]
+async fn redirected_token_request_carries_no_credentials_to_another_host() {
+    let other = Server::start(|_| Reply::token("anonymous")).await;
+    let away = other.at("/token");
+    let server = Server::start(move |seen| match seen.authorization() {
+        Some("Bearer anonymous") => Reply::ok("public content"),
+        _ if seen.target.starts_with("/token") => Reply::redirect(away.clone()),
+        _ => Reply::bearer(&seen.here("/token"), &scope(seen)),
+    })
+    .await;
+    assert_eq!(Fixture::with_password(&server).get(blob()).await.unwrap(), "public content");
+    assert_eq!(other.log(), [("/token".to_owned(), None)]);
+    // Nor does the first host when it is redirected back.
+    let (back, target) = (Arc::new(std::sync::OnceLock::<String>::new()), Arc::new(std::sync::OnceLock::new()));
+    let home = back.clone();
+    let other = Server::start(move |_| Reply::redirect(home.get().unwrap())).await;
+    target.set(other.at("/x")).unwrap();
+    let server = Server::start(move |seen| match seen.target.as_str() {
+        token if token.starts_with("/token") => Reply::redirect(target.get().unwrap()),
+        "/secret" => Reply::token("t"),
+        _ if seen.authorization() == Some("Bearer t") => Reply::ok("content"),
+        _ => Reply::bearer(&seen.here("/token"), &scope(seen)),
+    })
+    .await;
+    back.set(server.at("/secret")).unwrap();
+    assert_eq!(Fixture::with_password(&server).get(blob()).await.unwrap(), "content");
+    assert!(server.log().contains(&("/secret".to_owned(), None)), "{:?}", server.log());
+}
+
+#[tokio::test]
+async fn token_server_may_not_redirect_anywhere() {
+    for target in ["http://169.254.169.254/latest", "ftp://127.0.0.1/", "http://[", "/token"] {
+        let server = Server::start(move |seen| match seen.target.starts_with("/token") {
+            true => Reply::redirect(target),
+            false => Reply::bearer(&seen.here("/token"), &scope(seen)),
+        })
+        .await;
+        let error = Fixture::with_password(&server).get(blob()).await.unwrap_err();
+        assert!(matches!(error, UpstreamError::BadResponse { .. }), "{target}: {error}");
+        let requests = server.log().iter().filter(|(path, _)| path.starts_with("/token")).count();
+        assert_eq!(requests, if target == "/token" { 6 } else { 1 }, "{target}");
+    }
+}
+
+#[tokio::test]
 async fn slow_token_server_is_given_up() {
     let server = Server::start(|seen| match seen.target.starts_with("/token") {
         true => Reply::token("t").after(Duration::from_secs(60)),
