@@ -124,9 +124,11 @@ impl Routes {
     /// The configured upstream of a host, aliases and port 443 included.
     pub fn upstream(&self, host: &str) -> Option<&UpstreamName> {
         let lower = lowercase(host);
-        let host = &*lower;
-        let known = |host: &str| self.upstreams.get(host).or_else(|| self.upstreams.get(config::canonical_name(host)));
-        known(host).or_else(|| known(without_https_port(host)))
+        let bare = without_https_port(&lower);
+        let canonical = config::canonical_name(bare);
+        // Nearly all names are written in one way only, so that one look-up is enough.
+        let known = |other: &str, than: &str| if other == than { None } else { self.upstreams.get(other) };
+        self.upstreams.get(&*lower).or_else(|| known(bare, &lower)).or_else(|| known(canonical, bare))
     }
 
     /// The upstream of a host below one of the `host_routes`, such as `docker-io.cache.example:5000`. `None` for other
