@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::digest::is_digest_grammar;
-use super::{Digest, media_type};
+use super::{Digest, DigestError, media_type};
 
 /// Longest digest in bytes of a descriptor that is passed on.
 const MAX_DIGEST_BYTES: usize = 255;
@@ -88,7 +88,7 @@ impl Referrer {
                 || fields.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value);
             fields.get(wanted).or_else(in_any_case)?.as_str().map(str::to_owned)
         };
-        let digest = text("digest").filter(|digest| digest.len() <= MAX_DIGEST_BYTES && is_digest_grammar(digest))?;
+        let digest = text("digest").filter(|digest| is_digest(digest))?;
         let artifact_type = text("artifactType");
         Some(Self { digest, artifact_type, json: Value::Object(fields).to_string().into() })
     }
@@ -101,6 +101,15 @@ impl Referrer {
     /// Whether the descriptor passes the filter `artifactType=<wanted>`. `None` passes everything.
     pub fn is_of_type(&self, wanted: Option<&str>) -> bool {
         wanted.is_none_or(|wanted| self.artifact_type.as_deref() == Some(wanted))
+    }
+}
+
+/// Whether this is a valid digest, or may be one of an algorithm that is not supported here.
+fn is_digest(text: &str) -> bool {
+    match text.parse::<Digest>() {
+        Ok(_) => true,
+        Err(DigestError::Algorithm) => text.len() <= MAX_DIGEST_BYTES && is_digest_grammar(text),
+        Err(DigestError::Shape | DigestError::Encoded) => false,
     }
 }
 
