@@ -81,7 +81,7 @@ async fn others_are_served_as_without_it(what: &str, trouble: Reply, bad_upstrea
         })
         .collect();
     // More failures than a circuit needs to open, if they were of different repositories.
-    until("the bad repository was asked for", async || asked(misbehaving, BAD) >= 20).await;
+    until("the bad repository was asked for", async || asked(misbehaving, BAD) >= 10).await;
     for (repo, image) in &images {
         let manifest = server.get(&format!("/v2/{repo}/manifests/1")).await;
         assert_eq!((manifest.status, &manifest.body), (200, &image.manifest.bytes), "{what}: {}", manifest.text());
