@@ -84,11 +84,21 @@ impl Context {
         Ok(is_manifest.then_some(Member { size: None, proven: true }))
     }
 
-    /// Remembers an absence that the upstream has just confirmed: in memory for `negative_ttl`, in the repository's
-    /// note for an outage.
-    pub(super) async fn remember_absent(&self, repo: &RepoId, reference: Reference) {
-        self.memory.remember_absent(repo, reference.clone(), PullError::NotFound);
-        self.notes.remember_absent(repo, reference).await;
+    /// Remembers or forgets an absence after the upstream was asked for the content; `error` is `None` if it has the content.
+    /// A confirmed absence is kept in memory for `negative_ttl`, and in the repository's note for an outage. A presumed one
+    /// is kept in memory only.
+    pub(super) async fn note_answer(&self, repo: &RepoId, reference: Reference, error: Option<&PullError>) {
+        match error {
+            None => self.notes.forget_absent(repo, reference).await,
+            Some(PullError::NotFound) => {
+                self.memory.remember_absent(repo, reference.clone(), PullError::NotFound);
+                self.notes.remember_absent(repo, reference).await;
+            }
+            Some(PullError::PresumedAbsent) => {
+                self.memory.remember_absent(repo, reference, PullError::PresumedAbsent);
+            }
+            Some(_) => {}
+        }
     }
 
     /// Returns the error of a request for content that is not stored. If the upstream failed, and said before that the

@@ -12,6 +12,7 @@ use super::ask::{ask, request};
 use super::engine::{Engine, PullRequest};
 use super::error::PullError;
 use super::large_documents::{DocumentTurn, LARGE_DOCUMENT_BYTES};
+use super::proof::has_shared_right;
 use super::served::Served;
 use crate::oci::{Algorithm, Digest, Manifest, Reference, RepoId, media_type};
 use crate::store::{NewManifest, StoreError, StoredManifest};
@@ -98,7 +99,7 @@ impl Engine {
         deadline: Instant,
     ) -> Result<Option<(Option<String>, CacheResult)>, PullError> {
         if let Some(listed) = self.context.store.member(repo, digest).await?
-            && (listed.proven || self.proofs.has_shared_right(upstream, repo, digest).await?)
+            && (listed.proven || has_shared_right(&self.context, upstream, repo, digest).await?)
         {
             return Ok(Some((None, CacheResult::Hit)));
         }
@@ -125,15 +126,7 @@ impl Engine {
         let answer = ask(upstream, request, deadline).await;
         // Only a GET says that the manifest does not exist.
         if is_get {
-            let (reference, context) = (Reference::Digest(digest.clone()), &self.context);
-            match &answer {
-                Ok(_) => context.notes.forget_absent(repo, reference).await,
-                Err(PullError::NotFound) => context.remember_absent(repo, reference).await,
-                Err(PullError::PresumedAbsent) => {
-                    context.memory.remember_absent(repo, reference, PullError::PresumedAbsent)
-                }
-                Err(_) => {}
-            }
+            self.context.note_answer(repo, Reference::Digest(digest.clone()), answer.as_ref().err()).await;
         }
         answer
     }

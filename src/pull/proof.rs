@@ -48,17 +48,6 @@ impl Proofs {
         Ok(flight.await?.0)
     }
 
-    /// Whether a repository of the same upstream, which uses the same credentials, has a proven right to read this
-    /// digest.
-    pub(super) async fn has_shared_right(
-        &self,
-        upstream: &Upstream,
-        repo: &RepoId,
-        digest: &Digest,
-    ) -> Result<bool, PullError> {
-        has_shared_right(&self.context, upstream, repo, digest).await
-    }
-
     /// Returns the length that a manifest or an earlier proof gave. Without one, asks for a proof now.
     pub(super) async fn known_length(
         &self,
@@ -74,7 +63,8 @@ impl Proofs {
     }
 }
 
-async fn has_shared_right(
+/// Whether a repository of the same upstream, which uses the same credentials, has a proven right to read this digest.
+pub(super) async fn has_shared_right(
     context: &Context,
     upstream: &Upstream,
     repo: &RepoId,
@@ -116,14 +106,8 @@ async fn ask_for_proof(
     }
     let head = request(Method::HEAD, Kind::Blob, repo, format!("blobs/{digest}"));
     let answer = ask(upstream, head, deadline).await;
-    let reference = Reference::Digest(digest.clone());
-    // If the upstream did not answer the HEAD, `send` has sent a GET. So this 404 is an absence.
-    match &answer {
-        Ok(_) => context.notes.forget_absent(repo, reference).await,
-        Err(PullError::NotFound) => context.remember_absent(repo, reference).await,
-        Err(PullError::PresumedAbsent) => context.memory.remember_absent(repo, reference, PullError::PresumedAbsent),
-        Err(_) => {}
-    }
+    // If the upstream did not answer the HEAD, `send` has sent a GET. So a 404 is an absence.
+    context.note_answer(repo, Reference::Digest(digest.clone()), answer.as_ref().err()).await;
     let answer = answer?;
     let proof = Member { size: answer.content_length(), proven: true };
     if let Some(length) = proof.size {

@@ -110,27 +110,17 @@ impl Engine {
         let deadline = if stale.is_some() { context.deadline_with_stale() } else { context.deadline() };
         let known = cached.map(|cached| (cached.record.digest, cached.manifest.is_some()));
         let confirmation = TagConfirmation { engine: self, upstream, repo, tag, known, deadline };
-        let error = match confirmation.run().await {
+        let (reference, answer) = (Reference::Tag(tag.clone()), confirmation.run().await);
+        context.note_answer(repo, reference.clone(), answer.as_ref().err()).await;
+        let error = match answer {
             Ok(served) => {
-                context.notes.forget_absent(repo, Reference::Tag(tag.clone())).await;
                 let (digest, result) = (&served.manifest.digest, served.result.as_str());
                 tracing::info!(%repo, %tag, %digest, result, "resolved a tag");
                 return Ok(served);
             }
+            Err(error) if error.is_not_found() => return Err(error),
             Err(error) => error,
         };
-        let reference = Reference::Tag(tag.clone());
-        match error {
-            PullError::NotFound => {
-                context.remember_absent(repo, reference).await;
-                return Err(error);
-            }
-            PullError::PresumedAbsent => {
-                context.memory.remember_absent(repo, reference, PullError::PresumedAbsent);
-                return Err(error);
-            }
-            _ => {}
-        }
         // An absence that is still remembered is newer than the last confirmation of the cached tag.
         let error = context.or_known_absence(upstream, repo, reference, error).await;
         if error.is_not_found() {

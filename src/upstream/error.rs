@@ -149,14 +149,14 @@ impl UpstreamError {
             | (_, Self::NotFound { upstream } | Self::Contradicted { upstream }) => {
                 Self::Contradicted { upstream: upstream.clone() }
             }
-            // A response about the content, after a URL that did not respond.
+            // No URL says that the content does not exist.
             _ => later,
         }
     }
 
     /// Whether this response to a HEAD does not predict the response to a GET. Some registries and storage services
     /// refuse HEAD or answer it wrongly (moby/moby#50065, buildbuddy-io/buildbuddy#12635).
-    pub fn may_concern_head_only(&self) -> bool {
+    pub(super) fn may_concern_head_only(&self) -> bool {
         matches!(
             self,
             Self::NotFound { .. }

@@ -72,16 +72,8 @@ impl Run {
 
     async fn remember(&self, error: &PullError) {
         let Job { context, fill, .. } = &self.job;
-        match error {
-            PullError::NotFound => {
-                context.remember_absent(&fill.source.repo, Reference::Digest(fill.digest.clone())).await;
-            }
-            PullError::PresumedAbsent => {
-                let reference = Reference::Digest(fill.digest.clone());
-                context.memory.remember_absent(&fill.source.repo, reference, PullError::PresumedAbsent);
-            }
-            error => context.memory.remember_failure(&fill.source, &fill.digest, error),
-        }
+        context.note_answer(&fill.source.repo, Reference::Digest(fill.digest.clone()), Some(error)).await;
+        context.memory.remember_failure(&fill.source, &fill.digest, error);
         if fill.received.load(Ordering::Relaxed) > 0 {
             context.memory.remember_unstorable(&fill.source, &fill.digest, error);
         }
@@ -95,7 +87,7 @@ impl Run {
             Some(verified) => {
                 let length = verified.commit(&self.job).await?;
                 let Job { context, fill, .. } = &self.job;
-                context.notes.forget_absent(&fill.source.repo, Reference::Digest(fill.digest.clone())).await;
+                context.note_answer(&fill.source.repo, Reference::Digest(fill.digest.clone()), None).await;
                 Ok(Filled::Stored(length))
             }
             None => Ok(Filled::Found),
