@@ -127,27 +127,11 @@ impl<W: fmt::Write> fmt::Write for Shortened<'_, W> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use parking_lot::Mutex;
     use tracing_subscriber::fmt;
     use tracing_subscriber::layer::SubscriberExt;
 
+    use super::super::shared_output::SharedOutput;
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct SharedOutput(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for SharedOutput {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     /// Text of a client in every kind of field.
     fn log(text: &str) {

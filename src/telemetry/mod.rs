@@ -10,6 +10,8 @@ mod outcome;
 mod reference;
 mod request;
 mod series;
+#[cfg(test)]
+mod shared_output;
 mod storage;
 mod writer;
 

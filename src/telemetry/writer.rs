@@ -131,23 +131,8 @@ fn write_lines(lines: &Receiver<QueueItem>, counts: &QueueCounts, mut out: impl 
 
 #[cfg(test)]
 mod tests {
-    use parking_lot::Mutex;
-
+    use super::super::shared_output::SharedOutput;
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct SharedOutput(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for SharedOutput {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn guard_writes_every_line_in_order() {

@@ -1,11 +1,18 @@
 //! The answers of an upstream are remembered for an outage, also after a restart: absences, referrers and lists of
 //! tags.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::freshness::{REPO, TAG, upstream_with};
 use crate::support::image::OCI_INDEX;
 use crate::support::{Content, Image, Reply, TestServer};
+
+/// A referrer, and an upstream's list of it.
+fn one_referrer() -> (Value, Reply) {
+    let signature = json!({"mediaType": "application/x", "digest": Image::new(9, &[]).digest(), "size": 7});
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [signature]});
+    (signature, Reply::status(200).body(index.to_string()))
+}
 
 async fn server_of(upstream: &crate::support::Upstream, cache: &str) -> TestServer {
     let builder = TestServer::builder().upstream("docker.io", upstream).default_upstream("docker.io");
@@ -100,9 +107,8 @@ async fn referrers_are_200_in_an_outage_with_what_is_known() {
     let upstream = upstream_with(&image).await;
     let mut server = server_of(&upstream, "tag_ttl = \"0s\"").await;
     let known = format!("/v2/{REPO}/referrers/{}", image.digest());
-    let signature = json!({"mediaType": "application/x", "digest": Image::new(9, &[]).digest(), "size": 7});
-    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [signature]});
-    upstream.always("GET", &known, Reply::status(200).body(index.to_string()));
+    let (signature, list_of_it) = one_referrer();
+    upstream.always("GET", &known, list_of_it.clone());
     server.get(TAG).await;
     assert_eq!(server.get(&known).await.json()["manifests"], json!([signature]));
     upstream.go_down().await;
@@ -149,8 +155,7 @@ async fn a_refusal_by_something_in_front_of_the_registry_is_no_absence() {
     let image = Image::new(1, &[10]);
     let referrers = format!("/v2/{REPO}/referrers/{}", image.digest());
     let list = format!("/v2/docker.io/{REPO}/tags/list");
-    let signature = json!({"mediaType": "application/x", "digest": Image::new(9, &[]).digest(), "size": 7});
-    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [signature]});
+    let (signature, list_of_it) = one_referrer();
     let basic = [("WWW-Authenticate", "Basic realm=\"proxy\"")];
     for (what, reply) in [
         ("a page", Reply::status(403).header("Content-Type", "text/html").body("<html>you have been blocked")),
@@ -159,7 +164,7 @@ async fn a_refusal_by_something_in_front_of_the_registry_is_no_absence() {
         ("an answer of no registry", Reply::status(403).body("{\"message\":\"Forbidden\"}")),
     ] {
         let upstream = upstream_with(&image).await;
-        upstream.always("GET", &referrers, Reply::status(200).body(index.to_string()));
+        upstream.always("GET", &referrers, list_of_it.clone());
         let mut server = server_of(&upstream, "tag_ttl = \"0s\"").await;
         server.get(TAG).await;
         for path in [&referrers, &list] {
@@ -203,8 +208,7 @@ async fn known_referrers_survive_every_refusal() {
     let image = Image::new(1, &[10]);
     let referrers = format!("/v2/{REPO}/referrers/{}", image.digest());
     let fallback = format!("/v2/{REPO}/manifests/{}", image.digest().replace(':', "-"));
-    let signature = json!({"mediaType": "application/x", "digest": Image::new(9, &[]).digest(), "size": 7});
-    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [signature]});
+    let (signature, list_of_it) = one_referrer();
     let broken = Reply::error(401, "UNAUTHORIZED").header("WWW-Authenticate", "Bearer service=\"x\"");
     let refusals = [400, 401, 403, 405, 408, 421, 451, 500].map(|status| Reply::error(status, "DENIED"));
     for reply in refusals.into_iter().chain([broken]) {
@@ -213,7 +217,7 @@ async fn known_referrers_survive_every_refusal() {
         let server = server_of(&upstream, "tag_ttl = \"0s\"").await;
         server.get(TAG).await;
         assert_eq!(server.get(&fallback).await.status, 404);
-        upstream.always("GET", &referrers, Reply::status(200).body(index.to_string()));
+        upstream.always("GET", &referrers, list_of_it.clone());
         assert_eq!(server.get(&referrers).await.json()["manifests"], json!([signature]));
         upstream.end_scripts();
         upstream.always("*", "/v2/*", reply);
