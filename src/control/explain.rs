@@ -142,7 +142,7 @@ impl ExplainSources<'_> {
 
     /// Returns the age limits of a repository's tags. Only a running server knows whether few pulls are left at its upstream.
     fn freshness(&self, repo: &RepoId) -> TagFreshness {
-        let in_force = self.server.and_then(|server| server.puller.tag_freshness(repo.scope.as_str()));
+        let in_force = self.server.and_then(|server| server.puller.tag_freshness(repo));
         in_force.unwrap_or_else(|| TagFreshness::new(&self.config.cache, false))
     }
 }

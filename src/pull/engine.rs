@@ -93,9 +93,10 @@ impl Puller {
         self.engine.upstreams.get(upstream).map(|upstream| upstream.breaker_state())
     }
 
-    /// Returns the current age limits of an upstream's tags; `None` for an upstream that is not configured.
-    pub fn tag_freshness(&self, upstream: &str) -> Option<TagFreshness> {
-        self.engine.upstreams.get(upstream).map(|upstream| self.engine.tag_freshness(upstream))
+    /// Returns the current age limits of a repository's tags; `None` for an upstream that is not configured.
+    pub fn tag_freshness(&self, repo: &RepoId) -> Option<TagFreshness> {
+        let upstream = self.engine.upstreams.get(repo.scope.as_str())?;
+        Some(self.engine.tag_freshness(upstream, repo))
     }
 
     /// Cancels the fills without followers: the first step of a shutdown.
@@ -119,7 +120,7 @@ impl PullRequest<'_> {
 }
 
 impl Engine {
-    pub(super) fn tag_freshness(&self, upstream: &Upstream) -> TagFreshness {
-        TagFreshness::new(&self.context.config, upstream.is_scarce())
+    pub(super) fn tag_freshness(&self, upstream: &Upstream, repo: &RepoId) -> TagFreshness {
+        TagFreshness::new(&self.context.config, upstream.is_scarce(&repo.name))
     }
 }

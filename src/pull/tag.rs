@@ -53,7 +53,7 @@ impl Engine {
     ) -> Result<Served, PullError> {
         let context = &self.context;
         let cached = self.cached_tag(repo, tag).await?;
-        let (freshness, now) = (self.tag_freshness(upstream), SystemTime::now());
+        let (freshness, now) = (self.tag_freshness(upstream, repo), SystemTime::now());
         if let Some(cached) = &cached
             && let Some(served) = cached.served_if(freshness.is_fresh(cached.record.confirmed, now), CacheResult::Hit)
         {
@@ -97,7 +97,7 @@ impl Engine {
     ) -> Result<Served, PullError> {
         let context = &self.context;
         let cached = self.cached_tag(repo, tag).await?;
-        let (freshness, now) = (self.tag_freshness(upstream), SystemTime::now());
+        let (freshness, now) = (self.tag_freshness(upstream, repo), SystemTime::now());
         // Another flight may have confirmed the tag after the requester checked the store.
         if let Some(cached) = &cached
             && let Some(served) = cached.served_if(freshness.is_fresh(cached.record.confirmed, now), CacheResult::Hit)

@@ -2,13 +2,18 @@
 //!
 //! Docker Hub has two limits. The limit on pulls counts GETs of manifests only: blobs can still be fetched, and tags
 //! can be confirmed by HEAD. The limit on abuse counts all requests of an address.
+//!
+//! Registries count pulls for each account. So each credential rule of an upstream has limits of its own: one exhausted
+//! account does not pause the requests of the others.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Method;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::Kind;
+use super::{CredentialId, Kind};
 
 /// Maximum time for which requests are paused. A longer `Retry-After` is cut, because the limit may end earlier.
 const MAX_HOLD: Duration = Duration::from_secs(15 * 60);
@@ -32,7 +37,11 @@ pub(super) enum LimitedRequests {
     Blobs,
 }
 
-/// The limits of one upstream. Each `Instant` is when a limit ends.
+/// The limits of one upstream, by account. Bounded by the number of configured credential rules.
+#[derive(Debug, Default)]
+pub(super) struct AccountLimits(Mutex<BTreeMap<CredentialId, Limits>>);
+
+/// The limits of one account at one upstream. Each `Instant` is when a limit ends.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     everything: Option<Instant>,
@@ -52,6 +61,13 @@ impl LimitedRequests {
         // "Too Many Requests" as plain text.
         let says_pulls = || String::from_utf8_lossy(body).to_ascii_lowercase().contains("pull rate limit");
         if is_pull(kind, method) && says_pulls() { Self::Pulls } else { Self::Everything }
+    }
+}
+
+impl AccountLimits {
+    /// Calls `operation` with the limits of an account, under the lock.
+    pub(super) fn of<T>(&self, account: CredentialId, operation: impl FnOnce(&mut Limits) -> T) -> T {
+        operation(self.0.lock().entry(account).or_default())
     }
 }
 

@@ -110,7 +110,7 @@ pub enum Kind {
 }
 
 /// Identifies which credential rule of an upstream is used. Two values are equal if the rule is the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CredentialId(Option<usize>);
 
 // === impl Upstream ===
@@ -179,9 +179,10 @@ impl Upstream {
         self.remote.breaker.lock().state(Instant::now())
     }
 
-    /// Whether so few pulls are left that they should be kept for content that is not cached.
-    pub fn is_scarce(&self) -> bool {
-        self.remote.limits.lock().is_scarce(Instant::now())
+    /// Whether the account for a repository has so few pulls left that they should be kept for content that is not
+    /// cached.
+    pub fn is_scarce(&self, repository: &RepoName) -> bool {
+        self.remote.limits.of(self.credential(repository), |limits| limits.is_scarce(Instant::now()))
     }
 }
 

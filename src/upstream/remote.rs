@@ -13,7 +13,7 @@ use super::auth::Authorizer;
 use super::breaker::Breaker;
 use super::client::{self, ClientSetup, HttpClients};
 use super::credentials::Keyring;
-use super::limits::Limits;
+use super::limits::AccountLimits;
 use super::tls::TlsSetup;
 use super::token::Tokens;
 use super::{UpstreamError, UpstreamSetupError};
@@ -40,7 +40,7 @@ pub(super) struct Remote {
     pub(super) setup: Arc<ClientSetup>,
     /// Updated by requests and by the probe.
     pub(super) breaker: Mutex<Breaker>,
-    pub(super) limits: Mutex<Limits>,
+    pub(super) limits: AccountLimits,
     /// Owns the probing task.
     pub(super) tasks: Tasks,
     connection: OnceCell<Connection>,
@@ -88,7 +88,7 @@ impl Remote {
                 use_proxy: !config.urls.iter().all(client::is_loopback),
             }),
             breaker: Mutex::default(),
-            limits: Mutex::default(),
+            limits: AccountLimits::default(),
             tasks,
             connection: OnceCell::new(),
         })

@@ -81,7 +81,8 @@ impl Remote {
     /// Whether the request may be sent now: the circuit is closed, and no rate limit applies.
     fn admit(&self, request: &UpstreamRequest) -> Result<(), UpstreamError> {
         let (upstream, now) = (self.name.clone(), Instant::now());
-        if let Err(left) = self.limits.lock().admit(request.kind, &request.method, now) {
+        let account = self.keyring.id(request.repository.as_str());
+        if let Err(left) = self.limits.of(account, |limits| limits.admit(request.kind, &request.method, now)) {
             return Err(UpstreamError::RateLimited { upstream, retry_after: Some(left) });
         }
         match self.breaker.lock().admit(now) {

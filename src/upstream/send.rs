@@ -222,7 +222,9 @@ impl Remote {
             grant = match &grant {
                 None if status == StatusCode::UNAUTHORIZED => {
                     let answer = auth.answer(clients, target, headers, attempt.deadline).await;
-                    match answer.map_err(|error| self.record_limit(LimitedRequests::Everything, error))? {
+                    match answer
+                        .map_err(|error| self.record_limit(attempt.request, LimitedRequests::Everything, error))?
+                    {
                         Some(grant) => Some(grant),
                         None => return Ok(response),
                     }
@@ -273,7 +275,7 @@ impl Remote {
         let deadline = attempt.deadline.min(started + self.header_timeout);
         let response = connection.clients.send(client_kind, attempt.request.kind.as_str(), request, deadline).await?;
         self.metrics.upstream_first_byte(&self.name, started.elapsed().as_secs_f64());
-        self.note_rate_limit(response.headers());
+        self.note_rate_limit(attempt.request, response.headers());
         Ok(response)
     }
 
@@ -323,7 +325,7 @@ impl Remote {
                 let body = body.unwrap_or_default();
                 let covers = LimitedRequests::of(attempt.request.kind, attempt.method, other_host, &body);
                 let retry_after = retry_after.or_else(|| retry_after::from_body(&body));
-                self.record_limit(covers, UpstreamError::RateLimited { upstream, retry_after })
+                self.record_limit(attempt.request, covers, UpstreamError::RateLimited { upstream, retry_after })
             }
             _ if status.is_client_error() || status.is_server_error() => {
                 UpstreamError::Status { upstream, status, retry_after }
@@ -360,19 +362,20 @@ impl Remote {
             .map_err(|_| UpstreamError::bad(&self.name, "a URL that cannot be combined with the path of the request"))
     }
 
-    /// Records a 429. If the response has no `Retry-After`, adds the default wait.
-    fn record_limit(&self, covers: LimitedRequests, error: UpstreamError) -> UpstreamError {
+    /// Records a 429 for the account of the request. If the response has no `Retry-After`, adds the default wait.
+    fn record_limit(&self, request: &UpstreamRequest, covers: LimitedRequests, error: UpstreamError) -> UpstreamError {
         let UpstreamError::RateLimited { upstream, retry_after: requested } = error else { return error };
-        let hold = self.limits.lock().hold(covers, requested, Instant::now());
+        let account = self.keyring.id(request.repository.as_str());
+        let hold = self.limits.of(account, |limits| limits.hold(covers, requested, Instant::now()));
         tracing::warn!(
-            %upstream, ?covers, seconds = hold.as_secs_f64(),
-            "upstream returned 429; requests are paused"
+            %upstream, repository = %request.repository, ?covers, seconds = hold.as_secs_f64(),
+            "upstream returned 429; requests with the same credentials are paused"
         );
         UpstreamError::RateLimited { upstream, retry_after: requested.or(Some(hold)) }
     }
 
     /// Records Docker Hub's `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`.
-    fn note_rate_limit(&self, headers: &HeaderMap) {
+    fn note_rate_limit(&self, request: &UpstreamRequest, headers: &HeaderMap) {
         let text = |name| headers.get(HeaderName::from_static(name))?.to_str().ok();
         let read = |name| {
             let number = text(name)?.split(';').next()?.trim().parse().ok();
@@ -386,7 +389,8 @@ impl Remote {
             let window = text("ratelimit-limit")
                 .and_then(|value| value.split(';').find_map(|part| part.trim().strip_prefix("w=")));
             let window = window.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
-            self.limits.lock().note_budget(limit, remaining, window, Instant::now());
+            let account = self.keyring.id(request.repository.as_str());
+            self.limits.of(account, |limits| limits.note_budget(limit, remaining, window, Instant::now()));
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::server::{Reply, Server};
-use super::{Fixture, Kind, UpstreamError, blob, head, manifest, request};
+use super::{Fixture, Kind, UpstreamError, blob, head, manifest, request, with_password};
+use crate::config::Namespace;
 
 const HUB_PULLS: &str =
     r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit. You may increase it"}]}"#;
@@ -106,9 +107,30 @@ async fn scarce_pulls_follow_the_latest_response() {
     })
     .await;
     let fixture = Fixture::new(&[&server]);
-    assert!(!fixture.upstream.is_scarce());
+    assert!(!fixture.upstream.is_scarce(&"a".parse().unwrap()));
     fixture.get(manifest()).await.unwrap();
-    assert!(fixture.upstream.is_scarce());
+    assert!(fixture.upstream.is_scarce(&"a".parse().unwrap()));
     fixture.get(request(Kind::Manifest, "a", "manifests/other")).await.unwrap();
-    assert!(!fixture.upstream.is_scarce());
+    assert!(!fixture.upstream.is_scarce(&"a".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn limit_of_one_account_does_not_affect_the_others() {
+    let server = Server::start(|seen| match (seen.target.contains("/paid/"), seen.header("authorization")) {
+        (true, None) => Reply::new(401).header("www-authenticate", "Basic"),
+        (true, Some(_)) => Reply::new(429).body("Too Many Requests").header("retry-after", "60"),
+        (false, _) => Reply::ok("content").header("ratelimit-limit", "100").header("ratelimit-remaining", "1"),
+    })
+    .await;
+    let fixture = Fixture::configured(&[&server], |config| {
+        config.credentials = with_password("user", "x");
+        config.credentials[0].repository = Namespace::parse("paid/*");
+    });
+    let (paid, other) = (request(Kind::Manifest, "paid/app", "manifests/latest"), manifest());
+    assert_eq!(limited(&fixture, paid.clone()).await, Some(Duration::from_secs(60)));
+    assert!(limited(&fixture, paid.clone()).await.is_some());
+    for _ in 0..3 {
+        assert_eq!(fixture.get(other.clone()).await.unwrap(), "content");
+    }
+    assert!(fixture.upstream.is_scarce(&other.repository) && !fixture.upstream.is_scarce(&paid.repository));
 }
