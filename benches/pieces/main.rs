@@ -45,7 +45,7 @@ fn follower(criterion: &mut Criterion) {
     let hot = runtime.block_on(Hot::new());
     let spool = runtime.block_on(async {
         let spool = hot.store.begin(Algorithm::Sha256, None).await.expect("a spool");
-        spool.append(vec![random_bytes(1, BLOB_BYTES)]).await.expect("the bytes are written");
+        spool.write_at(0, vec![random_bytes(1, BLOB_BYTES)]).await.expect("the bytes are written");
         spool
     });
     let content = spool.range_to(2 * READ_BYTES as u64);

@@ -99,7 +99,7 @@ async fn fill(store: &Store, repository: &RepoId, image: &Image) {
     for blob in image.blobs() {
         let digest: Digest = blob.digest.parse().expect("a digest");
         let spool = store.begin(Algorithm::Sha256, Some(blob.bytes.len() as u64)).await.expect("a spool");
-        spool.append(vec![blob.bytes.clone()]).await.expect("the bytes are written");
+        spool.write_at(0, vec![blob.bytes.clone()]).await.expect("the bytes are written");
         store.commit(spool, &digest, repository).await.expect("the content is stored");
     }
     tag(store, repository, image, &["v1".to_owned()]).await;

@@ -37,6 +37,7 @@ pub(super) fn merge(
     upstream.idle_timeout = positive(keys.idle_timeout, upstream.idle_timeout);
     upstream.min_rate = keys.min_rate.map_or(upstream.min_rate, |rate| rate.value.0);
     upstream.max_fills = positive(keys.max_fills, upstream.max_fills);
+    upstream.connections = positive(keys.connections, upstream.connections);
     if let Some(realms) = keys.token_realms {
         upstream.token_realms = hosts(realms.value.0, &realms.location, &format!("{path}.token_realms"))?;
     }

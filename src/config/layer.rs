@@ -212,6 +212,7 @@ section! {
         idle_timeout: Positive<Duration>,
         min_rate: Size,
         max_fills: Positive<usize>,
+        connections: Positive<usize>,
         token_realms: OneOrMore<String>,
         private_redirects: bool,
     }

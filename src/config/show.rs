@@ -155,6 +155,7 @@ impl TomlWriter {
         self.key("idle_timeout", format_duration(upstream.idle_timeout));
         self.key("min_rate", format_size(upstream.min_rate));
         self.key("max_fills", count(upstream.max_fills));
+        self.key("connections", count(upstream.connections));
         self.key("token_realms", upstream.token_realms.clone());
         self.key("private_redirects", upstream.private_redirects);
         for rule in of_some {
@@ -264,6 +265,7 @@ mod tests {
             on_denied = "stale"
             min_rate = "64KiB"
             max_fills = 3
+            connections = 2
         "#;
         let config = Config::from_toml(text, "test").unwrap();
         let shown = config.to_toml(None);

@@ -55,6 +55,9 @@ pub struct UpstreamConfig {
     pub min_rate: u64,
     /// Largest number of concurrent fills from this upstream. Further fills wait.
     pub max_fills: usize,
+    /// The number of connections that fetch one blob of at least 32 MiB. One of them needs no more than a slot of
+    /// `max_fills`; the others use slots that nothing else needs.
+    pub connections: usize,
     /// Hosts of token servers that may receive the credentials, in addition to the upstream's own domain.
     pub token_realms: Vec<String>,
     /// Whether redirects to private addresses are followed.
@@ -97,6 +100,7 @@ impl UpstreamConfig {
             idle_timeout: Duration::from_secs(30),
             min_rate: 0,
             max_fills: 16,
+            connections: 1,
             token_realms: Vec::new(),
             private_redirects: false,
         }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::ask::may_serve_stale;
 use super::error::PullError;
+use super::fill::window;
 use super::flight::{Flights, Role};
 use super::memory::Memory;
 use super::notes::Notes;
@@ -27,13 +28,15 @@ pub(super) struct Context {
     pub(super) metrics: Arc<Metrics>,
     pub(super) memory: Memory,
     pub(super) notes: Notes,
+    /// How many bytes ahead of the first missing one a blob is received unasked.
+    pub(super) segment_window: u64,
 }
 
 impl Context {
     pub(super) fn new(store: Store, config: CacheConfig, metrics: Arc<Metrics>) -> Self {
         let memory = Memory::new(&config);
         let notes = Notes::new(store.clone(), config.stale_if_error);
-        Self { store, config, metrics, memory, notes }
+        Self { store, config, metrics, memory, notes, segment_window: window() }
     }
 
     /// Returns the deadline of a request that arrives now.

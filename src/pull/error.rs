@@ -91,6 +91,15 @@ impl PullError {
         matches!(self, Self::Upstream(UpstreamError::Interrupted { .. } | UpstreamError::Timeout { .. }))
     }
 
+    /// Whether the upstream may send the complete content although it did not send a range of it.
+    pub(super) fn may_concern_range_only(&self) -> bool {
+        match self {
+            Self::Changed { .. } => true,
+            Self::Upstream(UpstreamError::Status { status, .. }) => status.is_client_error(),
+            _ => false,
+        }
+    }
+
     /// Whether the upstream answered 429.
     pub(super) fn is_rate_limit(&self) -> bool {
         matches!(self, Self::Upstream(UpstreamError::RateLimited { .. }))

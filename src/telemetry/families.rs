@@ -123,6 +123,8 @@ families! {
     bypasses_waiting: IntGauge = "roadstead_bypasses_waiting" [];
     /// Fills that were interrupted and resumed.
     fill_resumes: IntCounterVec = "roadstead_fill_resumes_total" ["upstream"];
+    /// Requests for a part of a blob beside the first transfer of its fill.
+    fill_segments: IntCounterVec = "roadstead_fill_segments_total" ["upstream"];
     /// Content from upstreams with a wrong digest. It was not stored.
     digest_mismatches: IntCounterVec = "roadstead_digest_mismatches_total" ["upstream"];
     /// Pulls that an upstream allows in its window, as it last reported.

@@ -133,6 +133,11 @@ impl Metrics {
         self.with_upstream(upstream, |series| series.fill_resumes.inc());
     }
 
+    /// Counts a request for a part of a blob beside the first transfer of its fill.
+    pub fn fill_segment(&self, upstream: &str) {
+        self.with_upstream(upstream, |series| series.fill_segments.inc());
+    }
+
     /// Counts content of an upstream with a wrong digest.
     pub fn digest_mismatch(&self, upstream: &str) {
         self.with_upstream(upstream, |series| series.digest_mismatches.inc());

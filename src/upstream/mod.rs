@@ -51,6 +51,9 @@ use crate::telemetry::Metrics;
 
 use remote::Remote;
 
+/// How long an upstream that ignored a range is not asked for ranges without need.
+const NO_RANGES_PERIOD: Duration = Duration::from_secs(60 * 60);
+
 pub use breaker::BreakerState;
 pub use error::{UpstreamError, UpstreamSetupError};
 pub use hops::Hops;
@@ -172,6 +175,27 @@ impl Upstream {
     /// Largest number of concurrent fills from this upstream.
     pub fn max_fills(&self) -> usize {
         self.remote.max_fills
+    }
+
+    /// The number of connections that receive one large blob.
+    pub fn connections(&self) -> usize {
+        self.remote.connections
+    }
+
+    /// False if the upstream has ignored a range of a blob in the last hour.
+    pub fn serves_ranges(&self) -> bool {
+        self.remote.ignored_range.lock().is_none_or(|ignored| ignored.elapsed() >= NO_RANGES_PERIOD)
+    }
+
+    /// Records that the upstream sent a complete blob in response to a request for a range.
+    pub fn note_ignored_range(&self) {
+        let ignored_before = self.remote.ignored_range.lock().replace(Instant::now());
+        if ignored_before.is_none() {
+            tracing::info!(
+                upstream = %self.name(),
+                "the upstream sent a complete blob instead of a range; blobs are fetched by one connection each"
+            );
+        }
     }
 
     /// The state of the circuit breaker.

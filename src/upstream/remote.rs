@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::header::HeaderValue;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 use url::Url;
 
 use super::allowed_hosts::AllowedHosts;
@@ -35,12 +36,15 @@ pub(super) struct Remote {
     pub(super) idle_timeout: Duration,
     pub(super) min_rate: u64,
     pub(super) max_fills: usize,
+    pub(super) connections: usize,
     pub(super) allowed_hosts: Arc<AllowedHosts>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) setup: Arc<ClientSetup>,
     /// Updated by requests and by the probe.
     pub(super) breaker: Mutex<Breaker>,
     pub(super) limits: AccountLimits,
+    /// When the upstream last ignored a range of a blob.
+    pub(super) ignored_range: Mutex<Option<Instant>>,
     /// Owns the probing task.
     pub(super) tasks: Tasks,
     connection: OnceCell<Connection>,
@@ -79,6 +83,7 @@ impl Remote {
             idle_timeout: config.idle_timeout,
             min_rate: config.min_rate,
             max_fills: config.max_fills,
+            connections: config.connections,
             allowed_hosts: Arc::new(AllowedHosts::new(config)),
             metrics,
             setup: Arc::new(ClientSetup {
@@ -89,6 +94,7 @@ impl Remote {
             }),
             breaker: Mutex::default(),
             limits: AccountLimits::default(),
+            ignored_range: Mutex::default(),
             tasks,
             connection: OnceCell::new(),
         })

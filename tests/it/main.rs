@@ -68,6 +68,7 @@ mod rights;
 mod routing;
 mod scene;
 mod scrub;
+mod segments;
 mod sessions;
 mod sha512;
 mod shared_content;

@@ -213,7 +213,7 @@ impl World {
                 self.runtime.block_on(async {
                     match store.begin(Algorithm::Sha256, Some(bytes.len() as u64)).await {
                         Ok(spool) => {
-                            spool.append(vec![bytes.clone()]).await.unwrap();
+                            spool.write_at(0, vec![bytes.clone()]).await.unwrap();
                             store.commit(spool, digest, &mirrored(repo)).await.unwrap();
                         }
                         Err(error) => assert!(error.is_full(), "{error}"),

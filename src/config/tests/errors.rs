@@ -78,7 +78,7 @@ fn every_config_error_names_file_line_and_key() {
             "roadstead.toml:2: upstream.\"docker.io\".user: unknown key; the keys here are url, username, password, \
              password_file, exec, exec_lifetime, docker_config, ca_file, client_cert, client_key, \
              insecure_skip_verify, on_denied, connect_timeout, header_timeout, idle_timeout, min_rate, \
-             max_fills, token_realms, private_redirects, credentials",
+             max_fills, connections, token_realms, private_redirects, credentials",
         ),
         (
             "[upstream.docker.io]\nusername = \"ann\"",

@@ -88,6 +88,7 @@ impl ColdBlob {
             listed: member.is_some(),
             new_repository: member.is_none() && !engine.context.store.repository_exists(repo).await?,
             size: member.and_then(|member| member.size),
+            is_for_range: wanted.ranges.is_some(),
         };
         let request = ColdRequest { engine: engine.clone(), source, digest: digest.clone(), wanted, deadline };
         Ok(Self { request, upstream, requester, fills_joined: 0, last_failure: PullError::Abandoned })

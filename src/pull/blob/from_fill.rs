@@ -1,5 +1,5 @@
-//! Builds the response to a request that joined a fill. A bypass fetches a range far ahead of the mark. All other responses
-//! follow the fill.
+//! Builds the response to a request that joined a fill. It follows the fill, which starts a transfer for a range far ahead of
+//! what it receives. A fill that cannot do that leaves such a range to a bypass.
 
 use std::sync::Arc;
 
@@ -7,13 +7,16 @@ use tokio::time::timeout_at;
 
 use super::super::content::{Content, ContentBody, ContentStream};
 use super::super::error::{ContentError, PullError};
-use super::super::fill::{Following, Start};
+use super::super::fill::{Following, Readiness, Start};
 use super::request::ColdRequest;
 use crate::oci::{ByteRange, Selected};
 use crate::telemetry::CacheResult;
 
-/// Maximum distance from the mark for which a range waits.
+/// A range at most this far from the mark waits for the first bytes of the blob, as all other requests do.
 const MAX_WAIT_DISTANCE_BYTES: u64 = 8 << 20;
+/// A range far ahead that is at most this long may reach into the held-back tail before it is verified. It is the footer that
+/// lazy pullers read first; they verify what they read.
+const MAX_UNVERIFIED_BYTES: u64 = 1 << 20;
 
 impl ColdRequest {
     /// `result` is the cache result if the fill succeeds.
@@ -38,6 +41,9 @@ impl ColdRequest {
                 Selected::Parts(_) | Selected::Whole => (0, start.total()),
             };
             let mut follower = following.read(&start, next, end);
+            if end.is_some_and(|end| end - next <= MAX_UNVERIFIED_BYTES && is_far(&start, next)) {
+                follower = follower.before_verification();
+            }
             match follower.read_ahead(self.deadline).await {
                 // No byte was sent, so the response can restart with the next attempt, even with another length.
                 Err(ContentError::Restarted) => following = follower.into_following(),
@@ -60,22 +66,30 @@ impl ColdRequest {
 
     async fn wait_for_start(&self, following: &mut Following) -> Result<Start, PullError> {
         let answer_within = self.engine.context.config.answer_within;
-        let start = following.start_by(self.deadline, self.wanted.needs_length, answer_within).await?;
-        if self.wanted.ranges.is_some() && start.total().is_none() {
+        if self.wanted.needs_length {
+            return following.start_by(self.deadline, Readiness::Complete, answer_within).await;
+        }
+        if self.wanted.ranges.is_none() {
+            return following.start_by(self.deadline, Readiness::FirstBytes, answer_within).await;
+        }
+        let start = following.start_by(self.deadline, Readiness::Length, answer_within).await?;
+        match start.total().map(|total| self.wanted.select(total)).transpose()? {
+            Some(Selected::Part(part)) if is_far(&start, part.start) => Ok(start),
+            Some(_) => following.start_by(self.deadline, Readiness::FirstBytes, answer_within).await,
             // A suffix range needs the blob length. If the length is not known in time, the complete blob is served.
-            if let Ok(complete) = timeout_at(self.deadline, following.start(true)).await {
-                return complete;
+            None => {
+                let complete = timeout_at(self.deadline, following.start(Readiness::Complete)).await;
+                complete.unwrap_or(Ok(start))
             }
         }
-        Ok(start)
     }
 
-    /// Returns a response that does not follow the fill: a range far ahead of the mark, or several parts that are all
-    /// readable.
+    /// Returns a response that does not follow the fill: a range far ahead that the fill starts no transfer for, or several
+    /// parts that are all readable.
     async fn answer_at_once(&self, start: &Start, selected: &Selected, result: CacheResult) -> Option<Content> {
         let total = start.total()?;
         match selected {
-            Selected::Part(part) if start.distance_to(part.start) > MAX_WAIT_DISTANCE_BYTES => {
+            Selected::Part(part) if is_far(start, part.start) && start.is_single() && self.source.serves_ranges() => {
                 self.range_past_fill(*part, total).await
             }
             Selected::Parts(parts) => {
@@ -92,4 +106,8 @@ impl ColdRequest {
         let slot = self.engine.bypasses.free_slot(self.repo(), part.len())?;
         self.range_past_store(part, total, slot).await.ok()
     }
+}
+
+fn is_far(start: &Start, position: u64) -> bool {
+    start.distance_to(position) > MAX_WAIT_DISTANCE_BYTES
 }

@@ -1,16 +1,24 @@
-//! One attempt to fetch a blob from byte zero: a spool, its running hash, and one or more transfers.
+//! One attempt to fetch a blob: a spool, its hash, and one or more transfers.
 //!
 //! Wrong bytes are never repaired. The attempt ends, and another one may begin, as the next generation.
 
+use std::sync::atomic::AtomicU32;
+
 use super::super::error::PullError;
-use super::super::source::{FetchRequest, Sent, Transfer};
+use super::super::source::{BlobSource, FetchRequest, Sent, Transfer};
+use super::inflow::Inflow;
 use super::job::Job;
-use super::segment::Segment;
-use super::transfer::SegmentTransfer;
+use super::pace::paced;
+use super::segments::{PIECE_BYTES, Segments};
+use super::transfer::Transfers;
+use crate::oci::ByteRange;
 use crate::store::Spool;
 
 /// Maximum number of attempts after the first one. Wrong bytes may have been damaged in transit.
 const MAX_REPEATS: u32 = 1;
+
+/// Blobs of fewer bytes are not divided among several connections.
+const MIN_DIVIDED_BYTES: u64 = 4 * PIECE_BYTES;
 
 pub(super) struct Attempt<'a> {
     job: &'a Job,
@@ -41,27 +49,84 @@ impl<'a> Attempt<'a> {
 
     /// Receives and verifies all of the blob, and publishes the progress.
     pub(super) async fn run(&self) -> Result<Verified, PullError> {
-        let Job { context, fill, source, publisher } = self.job;
+        let Job { context, fill, source, publisher, .. } = self.job;
         let (digest, generation) = (&fill.digest, self.generation);
-        let transfer = source.open(FetchRequest::complete(digest), context.deadline()).await?;
-        let total = match announced_length(transfer.sent) {
-            Some(total) => Some(total),
+        let transfer = self.open().await?;
+        let (total, first_end) = match transfer.sent {
+            Sent::Part { range, total } => (total, Some(range.end)),
+            Sent::Complete { length: Some(total) } => (Some(total), None),
             // The length from a HEAD is a hint. If it was wrong, the next attempt does not use it.
-            None if generation > 0 => None,
-            None => source.length(digest, context.deadline()).await,
+            Sent::Complete { length: None } if generation > 0 => (None, None),
+            Sent::Complete { length: None } => (source.length(digest, context.deadline()).await, None),
         };
         let is_doubtful = self.is_doubtful(&transfer, total);
         let spool = context.store.begin(digest.algorithm(), total).await?;
-        if !is_doubtful {
-            publisher.receiving(spool.range_to(0), total, generation);
+        let (segments, segment) = Segments::begin(total, first_end);
+        // After wrong bytes nothing is mixed: one connection, one URL.
+        if is_doubtful || generation > 0 || !source.serves_ranges() || !spool.may_have_gaps() {
+            segments.set_single();
         }
-        let segment = Segment::complete(total);
-        let length = SegmentTransfer::new(self.job, &spool, segment, transfer.strong_etag).run(transfer.bytes).await?;
+        if !is_doubtful {
+            publisher.receiving(spool.range_to(0), segments.clone(), generation);
+        }
+        let assistants = if segments.is_single() { 0 } else { assistants(&**source, total) };
+        if assistants > 0 {
+            segments.divide();
+        }
+        let (job, strong_etag) = (self.job, transfer.strong_etag.as_ref());
+        let transfers = Transfers {
+            job,
+            spool: &spool,
+            segments: &segments,
+            strong_etag,
+            assistants,
+            fruitless: AtomicU32::new(0),
+        };
+        let inflow = Inflow::new(paced(transfer.bytes, job), 0, first_end.is_none());
+        transfers.run(segment, inflow).await?;
+        let length = segments.prefix();
         if total.is_some_and(|total| total != length) || spool.digest().await? != *digest {
             return Err(self.job.wrong_content());
         }
         publisher.verified(spool.range_to(length), generation);
         Ok(Verified { spool, length, generation })
+    }
+
+    /// Sends the first request: for the first piece if other transfers are expected beside it, otherwise for the complete blob.
+    /// A transfer of the complete blob that is cut, because others took over the rest, wastes what was on its way.
+    async fn open(&self) -> Result<Transfer, PullError> {
+        let Job { context, fill, source, .. } = self.job;
+        let complete = FetchRequest::complete(&fill.digest);
+        if let Some((piece, total)) = self.first_piece() {
+            let request = FetchRequest { range: Some(piece), ..complete.clone() };
+            match source.open(request, context.deadline()).await {
+                Ok(transfer) if transfer.sent == (Sent::Part { range: piece, total: Some(total) }) => {
+                    return Ok(transfer);
+                }
+                Ok(transfer) if matches!(transfer.sent, Sent::Complete { .. }) => {
+                    source.note_ignored_range();
+                    return Ok(transfer);
+                }
+                Ok(_) => {}
+                Err(error) if error.may_concern_range_only() => {
+                    tracing::debug!(%error, "the source refused a range of the blob; requesting all of it");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match source.open(complete, context.deadline()).await? {
+            Transfer { sent: Sent::Part { .. }, .. } => Err(self.job.changed()),
+            transfer => Ok(transfer),
+        }
+    }
+
+    /// The range of the first request and the length of the blob, if the blob is to be received in pieces.
+    fn first_piece(&self) -> Option<(ByteRange, u64)> {
+        let Job { fill, source, .. } = self.job;
+        let total = fill.size.filter(|total| *total > 2 * PIECE_BYTES)?;
+        let in_pieces = fill.is_for_range || assistants(&**source, Some(total)) > 0;
+        let may_ask = self.generation == 0 && source.serves_ranges();
+        (in_pieces && may_ask).then_some((ByteRange { start: 0, end: PIECE_BYTES }, total))
     }
 
     /// Whether the headers contradict the known length or digest of the blob. The digest decides, not a header. But no byte is
@@ -94,9 +159,8 @@ impl Verified {
     }
 }
 
-fn announced_length(sent: Sent) -> Option<u64> {
-    match sent {
-        Sent::Complete { length } => length,
-        Sent::Part { total, .. } => total,
-    }
+/// The number of connections beside the first one that receive a blob of this length.
+fn assistants(source: &dyn BlobSource, total: Option<u64>) -> usize {
+    let is_worth_it = total.is_some_and(|total| total >= MIN_DIVIDED_BYTES);
+    if is_worth_it { source.connections().saturating_sub(1) } else { 0 }
 }

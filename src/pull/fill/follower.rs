@@ -13,6 +13,8 @@ use super::super::error::{ContentError, PullError};
 use super::super::held_back_tail::HELD_BACK_TAIL_BYTES;
 use super::progress::{Extent, Progress};
 use super::registry::Following;
+use super::segments::Reach;
+use crate::oci::ByteRange;
 use crate::store::FileRange;
 use crate::telemetry::CacheResult;
 
@@ -37,14 +39,28 @@ pub struct Follower {
     generation: u32,
     /// Whether bytes of this generation were returned to the caller.
     sent: bool,
+    /// Whether the bytes of the held-back tail are read before they are verified.
+    before_verification: bool,
     /// The first bytes, read before the response headers were sent.
     read_ahead: Option<Bytes>,
+}
+
+/// What must be known before a response begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pull) enum Readiness {
+    /// The length of the blob.
+    Length,
+    /// The first bytes.
+    FirstBytes,
+    /// All bytes.
+    Complete,
 }
 
 /// The next step of a follower, by the fill's progress.
 enum Step {
     Read(FileRange),
-    Wait,
+    /// Waits for a new state of the fill, or for one of the others.
+    Wait(Option<watch::Receiver<u64>>, Option<watch::Receiver<()>>),
     End,
 }
 
@@ -62,6 +78,11 @@ impl Start {
     /// Returns the number of bytes between the mark and `position`.
     pub(in crate::pull) fn distance_to(&self, position: u64) -> u64 {
         self.extent.as_ref().map_or(position, |extent| extent.distance_to(position))
+    }
+
+    /// Whether a range far ahead waits for the transfers before it, because the fill starts none for it.
+    pub(in crate::pull) fn is_single(&self) -> bool {
+        self.extent.as_ref().and_then(Extent::segments).is_some_and(|segments| segments.is_single())
     }
 
     /// Returns the cache result of a request that joined the fill as `result`. The request that caused a fetch is a miss, even
@@ -86,19 +107,19 @@ impl From<&Extent> for Start {
 
 impl Following {
     /// Waits until a response can begin. At the deadline a response begins without bytes if the fill has a slot, and the blob's
-    /// length is known and more than 64 KiB. `complete`: waits for the complete blob. `answer_within` is for the error.
+    /// length is known and more than 64 KiB. `answer_within` is for the error.
     ///
     /// # Errors
     /// Those of the fill; at the deadline `Busy` or `TooLate`.
     pub(in crate::pull) async fn start_by(
         &mut self,
         deadline: Instant,
-        complete: bool,
+        readiness: Readiness,
         answer_within: Duration,
     ) -> Result<Start, PullError> {
-        match timeout_at(deadline, self.start(complete)).await {
+        match timeout_at(deadline, self.start(readiness)).await {
             Ok(start) => start,
-            Err(_) => self.start_without_bytes(complete, answer_within),
+            Err(_) => self.start_without_bytes(readiness == Readiness::Complete, answer_within),
         }
     }
 
@@ -124,24 +145,56 @@ impl Following {
         }
     }
 
-    /// Waits until bytes can be read. With `complete`, waits until all bytes can be read.
-    pub(in crate::pull) async fn start(&mut self, complete: bool) -> Result<Start, PullError> {
-        let is_ready = |progress: &Progress| match progress {
-            Progress::Queued | Progress::Requesting => false,
-            Progress::Readable(extent) => extent.is_complete() || (extent.mark() > 0 && !complete),
-            Progress::Failed(_) => true,
-        };
-        match &*self.progress.wait_for(is_ready).await.map_err(|_| PullError::Abandoned)? {
-            Progress::Readable(extent) => Ok(Start::from(extent)),
-            Progress::Failed(error) => Err(error.clone()),
-            Progress::Queued | Progress::Requesting => Err(PullError::Abandoned),
+    /// Waits until a response can begin.
+    pub(in crate::pull) async fn start(&mut self, readiness: Readiness) -> Result<Start, PullError> {
+        loop {
+            let mark = match &*self.progress.borrow_and_update() {
+                Progress::Queued | Progress::Requesting => None,
+                Progress::Failed(error) => return Err(error.clone()),
+                Progress::Readable(extent) => {
+                    // Watched before it is read, so that no move is missed.
+                    let mark = extent.segments().map(|segments| segments.watch_mark());
+                    let is_ready = match readiness {
+                        Readiness::Length => extent.total().is_some() || extent.mark() > 0,
+                        Readiness::FirstBytes => extent.mark() > 0,
+                        Readiness::Complete => false,
+                    };
+                    if is_ready || extent.is_complete() {
+                        return Ok(Start::from(extent));
+                    }
+                    mark.filter(|_| readiness != Readiness::Complete)
+                }
+            };
+            wait(&mut self.progress, mark, None).await?;
         }
     }
 
     /// Returns a follower that reads the bytes `next..end` of the generation in `start`.
     pub(in crate::pull) fn read(self, start: &Start, next: u64, end: Option<u64>) -> Follower {
         let Start { generation, total, .. } = *start;
-        Follower { following: self, next, end, total, generation, sent: false, read_ahead: None }
+        let before_verification = false;
+        Follower { following: self, next, end, total, generation, sent: false, before_verification, read_ahead: None }
+    }
+}
+
+/// Waits for a new state of the fill, or for one of the others.
+async fn wait(
+    progress: &mut watch::Receiver<Progress>,
+    position: Option<watch::Receiver<u64>>,
+    changes: Option<watch::Receiver<()>>,
+) -> Result<(), PullError> {
+    // A segment that has ended has no position to watch: its sender is gone.
+    tokio::select! {
+        changed = progress.changed() => changed.map_err(|_| PullError::Abandoned),
+        () = changed(position) => Ok(()),
+        () = changed(changes) => Ok(()),
+    }
+}
+
+async fn changed<T>(watched: Option<watch::Receiver<T>>) {
+    match watched {
+        Some(mut watched) => drop(watched.changed().await),
+        None => std::future::pending().await,
     }
 }
 
@@ -154,6 +207,13 @@ impl Follower {
             self.read_ahead = first?;
         }
         Ok(())
+    }
+
+    /// Reads the held-back tail before it is verified. Only for a range that is a small part of the blob: its client verifies the
+    /// result, and a complete blob is never sent unverified.
+    #[must_use]
+    pub(in crate::pull) fn before_verification(self) -> Self {
+        Self { before_verification: true, ..self }
     }
 
     pub(in crate::pull) fn into_following(self) -> Following {
@@ -178,13 +238,9 @@ impl Follower {
                     self.sent = true;
                     return Ok(Some(bytes));
                 }
-                Step::Wait => self.progress().changed().await.map_err(|_| PullError::Abandoned)?,
+                Step::Wait(position, changes) => wait(&mut self.following.progress, position, changes).await?,
             }
         }
-    }
-
-    fn progress(&mut self) -> &mut watch::Receiver<Progress> {
-        &mut self.following.progress
     }
 
     fn step(&mut self) -> Result<Step, ContentError> {
@@ -195,7 +251,7 @@ impl Follower {
         let extent = match &*progress {
             // The bytes that were returned are wrong.
             Progress::Queued | Progress::Requesting if self.sent => return Err(ContentError::Restarted),
-            Progress::Queued | Progress::Requesting => return Ok(Step::Wait),
+            Progress::Queued | Progress::Requesting => return Ok(Step::Wait(None, None)),
             Progress::Readable(extent) => extent,
             Progress::Failed(error) => return Err(error.clone().into()),
         };
@@ -206,12 +262,35 @@ impl Follower {
             }
             self.generation = extent.generation();
         }
-        match (extent.readable_from(self.next, self.end), extent.is_complete(), self.end) {
-            (Some(range), ..) => Ok(Step::Read(range)),
-            (None, false, _) => Ok(Step::Wait),
-            (None, true, None) => Ok(Step::End),
-            // The complete blob is shorter than the length in the response headers.
-            (None, true, Some(_)) => Err(ContentError::Length),
+        let Some(segments) = extent.segments() else {
+            return match (extent.readable_from(self.next, self.end), self.end) {
+                (Some(range), _) => Ok(Step::Read(range)),
+                (None, None) => Ok(Step::End),
+                // The complete blob is shorter than the length in the response headers.
+                (None, Some(_)) => Err(ContentError::Length),
+            };
+        };
+        // Watched before they are read, so that no change is missed.
+        let (mark, changes) = (segments.watch_mark(), segments.watch_changes());
+        if let Some(range) = extent.readable_from(self.next, self.end) {
+            return Ok(Step::Read(range));
+        }
+        if self.next == extent.mark() && !self.before_verification {
+            return Ok(Step::Wait(Some(mark), None));
+        }
+        match segments.reach(self.next, self.before_verification) {
+            Reach::Readable(readable) => {
+                let end = self.end.map_or(readable, |end| end.min(readable));
+                Ok(Step::Read(extent.range(ByteRange { start: self.next, end })))
+            }
+            Reach::Receiving(position) => Ok(Step::Wait(Some(position), Some(changes))),
+            Reach::Later => Ok(Step::Wait(None, Some(changes))),
+            Reach::Far => {
+                if let Some(end) = self.end {
+                    segments.want(ByteRange { start: self.next, end });
+                }
+                Ok(Step::Wait(None, Some(changes)))
+            }
         }
     }
 }

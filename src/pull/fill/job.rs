@@ -10,6 +10,7 @@ use tracing::Span;
 
 use super::super::context::Context;
 use super::super::error::PullError;
+use super::super::slots::Slots;
 use super::super::source::{BlobSource, SourceId};
 use super::progress::{Progress, Publisher};
 use crate::oci::Digest;
@@ -21,6 +22,8 @@ pub(in crate::pull) struct Fill {
     pub(super) source: SourceId,
     /// The length in bytes, if a manifest or an earlier answer gave it.
     pub(super) size: Option<u64>,
+    /// The request that started it asks for a range. More ranges may follow, each of another part of the blob.
+    pub(super) is_for_range: bool,
     /// Written by the fill's task.
     pub(super) progress: watch::Receiver<Progress>,
     /// The source's repository has no stored content.
@@ -80,11 +83,21 @@ pub(super) struct Job {
     pub(super) fill: Arc<Fill>,
     pub(super) source: Arc<dyn BlobSource>,
     pub(super) publisher: Publisher,
+    /// The slots of all fills. A transfer beside the first one needs a slot of its own.
+    pub(super) slots: Slots,
 }
 
 impl Job {
     pub(super) fn wrong_content(&self) -> PullError {
         PullError::WrongContent { upstream: self.source.name().clone(), digest: self.fill.digest.clone() }
+    }
+
+    /// Remembers that the source sent the complete blob instead of a range, unless its entity tags show that the blob has
+    /// changed since the first transfer.
+    pub(super) fn note_ignored_range(&self, first_etag: Option<&String>, etag: Option<&String>) {
+        if first_etag.is_none() || first_etag == etag {
+            self.source.note_ignored_range();
+        }
     }
 
     pub(super) fn changed(&self) -> PullError {

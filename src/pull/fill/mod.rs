@@ -2,28 +2,26 @@
 //!
 //! - `registry`: the running fills, their followers, and the cancelling of orphans. `job`: the data of one fill.
 //! - `run`: the task of one fill. It takes a slot, makes attempts, commits the blob, and publishes the outcome.
-//! - `attempt`: one spool file from byte zero, its hash, and its verification.
-//! - `segment`: the missing bytes of the file. `transfer` receives them, at least at `min_rate` (`pace`), and `resume` requests
-//!   the rest after an interruption.
-//! - `progress`: the readable part of the file, as the fill publishes it. `follower`: a request that reads it.
-//!
-//! An attempt has one segment today, the complete blob, and the readable part is one range that ends at the mark. Several
-//! segments per file would need changes in three places: `attempt` (a list of segments and their transfers), `Extent` in
-//! `progress` (the readable bytes around a position), and the spool (writes at a position). Followers, sources and `resume`
-//! would not change.
+//! - `attempt`: one spool file, its hash, and its verification.
+//! - `segments`: which bytes of the file were received, are being received, or are wanted. `window`: how far ahead.
+//! - `transfer`: the transfers that receive the segments. `inflow`: the bytes of one of them, at least at `min_rate` (`pace`).
+//!   `resume`: requests a segment, and its rest after an interruption.
+//! - `progress`: the state of the fill, as it publishes it. `follower`: a request that reads the file.
 
 mod attempt;
 mod follower;
+mod inflow;
 mod job;
 mod pace;
 mod progress;
 mod registry;
 mod resume;
 mod run;
-mod segment;
+mod segments;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod window;
 
 use std::sync::Arc;
 
@@ -35,8 +33,9 @@ use registry::{Entered, Registry};
 use run::Run;
 
 pub use follower::Follower;
-pub(super) use follower::Start;
+pub(super) use follower::{Readiness, Start};
 pub(super) use registry::{Following, Requester};
+pub(super) use window::window;
 
 /// All fills of the engine.
 pub(super) struct Fills {

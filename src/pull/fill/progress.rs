@@ -1,12 +1,14 @@
 //! The progress that a fill publishes: its state, and which bytes of its spool file may be read.
 //!
-//! This module owns the rules of the mark: it moves forward only, stays before the held-back tail until verification, and
-//! belongs to one attempt (its generation).
+//! The state changes a few times for each attempt. The bytes that arrive in between move the mark, which followers watch in
+//! [`Segments`]. All of it belongs to one attempt (its generation).
+
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::super::error::PullError;
-use super::super::held_back_tail::readable_before_verification;
+use super::segments::Segments;
 use crate::oci::ByteRange;
 use crate::store::FileRange;
 
@@ -24,8 +26,10 @@ pub(super) enum Progress {
 /// The readable part of one attempt's file.
 #[derive(Clone, Debug)]
 pub(in crate::pull) struct Extent {
-    /// From the first byte of the blob to the mark.
+    /// The complete file once it is verified. Before that, only for reading what `segments` allows.
     file: FileRange,
+    /// What was received so far; `None` once all of the file may be read.
+    segments: Option<Arc<Segments>>,
     /// The length of the blob in bytes, if it is known.
     total: Option<u64>,
     /// Counts attempts from zero. A follower that has sent bytes of one generation must not send bytes of another.
@@ -59,12 +63,16 @@ impl Progress {
 impl Extent {
     /// Returns the extent of a blob that was in the store before the fill began.
     pub(super) fn found(file: FileRange) -> Self {
-        Self { total: Some(file.end()), file, generation: 0, stage: Stage::Committed { found: true } }
+        Self { total: Some(file.end()), file, segments: None, generation: 0, stage: Stage::Committed { found: true } }
     }
 
     /// Returns the number of bytes that may be read from the start of the blob.
     pub(in crate::pull) fn mark(&self) -> u64 {
-        self.file.end()
+        self.segments.as_ref().map_or(self.file.end(), |segments| segments.mark())
+    }
+
+    pub(super) fn segments(&self) -> Option<&Arc<Segments>> {
+        self.segments.as_ref()
     }
 
     pub(in crate::pull) fn total(&self) -> Option<u64> {
@@ -100,8 +108,14 @@ impl Extent {
 
     /// Returns the readable bytes from `position`, but not beyond `end`; `None` if there are none.
     pub(in crate::pull) fn readable_from(&self, position: u64, end: Option<u64>) -> Option<FileRange> {
-        let end = end.map_or(self.mark(), |end| end.min(self.mark()));
-        (position < end).then(|| self.file.with_range(ByteRange { start: position, end }))
+        let mark = self.mark();
+        let end = end.map_or(mark, |end| end.min(mark));
+        (position < end).then(|| self.range(ByteRange { start: position, end }))
+    }
+
+    /// Returns a range of the file. Its bytes must have been received.
+    pub(super) fn range(&self, range: ByteRange) -> FileRange {
+        self.file.with_range(range)
     }
 
     /// Returns the readable part of the file.
@@ -121,31 +135,20 @@ impl Publisher {
         self.0.send_replace(Progress::Requesting);
     }
 
-    /// Publishes that an attempt begins to write into `file`, which is still empty.
-    pub(super) fn receiving(&self, file: FileRange, total: Option<u64>, generation: u32) {
-        self.readable(Extent { file, total, generation, stage: Stage::Receiving });
-    }
-
-    /// Moves the mark: the first `received` bytes of the attempt are in the file.
-    pub(super) fn received(&self, received: u64) {
-        self.0.send_if_modified(|progress| match progress {
-            Progress::Readable(extent) if extent.stage == Stage::Receiving => {
-                let mark = readable_before_verification(received, extent.total);
-                let moved = mark > extent.mark();
-                extent.file.extend_to(mark);
-                moved
-            }
-            _ => false,
-        });
+    /// Publishes that an attempt receives into `file`.
+    pub(super) fn receiving(&self, file: FileRange, segments: Arc<Segments>, generation: u32) {
+        let (total, segments) = (segments.total(), Some(segments));
+        self.readable(Extent { file, segments, total, generation, stage: Stage::Receiving });
     }
 
     /// Publishes that length and digest of `file` are correct.
     pub(super) fn verified(&self, file: FileRange, generation: u32) {
-        self.readable(Extent { total: Some(file.end()), file, generation, stage: Stage::Verified });
+        self.readable(Extent { total: Some(file.end()), file, segments: None, generation, stage: Stage::Verified });
     }
 
     pub(super) fn committed(&self, file: FileRange, generation: u32) {
-        self.readable(Extent { total: Some(file.end()), file, generation, stage: Stage::Committed { found: false } });
+        let stage = Stage::Committed { found: false };
+        self.readable(Extent { total: Some(file.end()), file, segments: None, generation, stage });
     }
 
     pub(super) fn readable(&self, extent: Extent) {
@@ -178,7 +181,7 @@ mod tests {
 
     async fn spool(store: &Store) -> Spool {
         let spool = store.begin(Algorithm::Sha256, Some(TOTAL)).await.unwrap();
-        spool.append(vec![Bytes::from(vec![1; TOTAL as usize])]).await.unwrap();
+        spool.write_at(0, vec![Bytes::from(vec![1; TOTAL as usize])]).await.unwrap();
         spool
     }
 
@@ -194,15 +197,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_mark_moves_forward_only_and_reaches_the_tail_after_verification() {
+    async fn the_tail_is_readable_after_verification() {
         let folder = tempfile::tempdir().unwrap();
         let spool = spool(&Store::open(folder.path()).unwrap()).await;
         let (publisher, progress) = Progress::channel();
-        publisher.received(1000);
-        assert!(matches!(*progress.borrow(), Progress::Requesting), "no attempt receives yet");
-        publisher.receiving(spool.range_to(0), Some(TOTAL), 0);
-        for (received, mark) in [(1000, 1000), (500, 1000), (TOTAL, 2 * TAIL)] {
-            publisher.received(received);
+        let (segments, segment) = Segments::begin(Some(TOTAL), None);
+        publisher.receiving(spool.range_to(TOTAL), segments, 0);
+        for (received, mark) in [(1000, 1000), (TOTAL, 2 * TAIL)] {
+            segment.received(received);
             assert_eq!(extent(&progress).mark(), mark, "{received}");
         }
         assert_eq!(range(extent(&progress).readable_from(10, None)), Some((10, 2 * TAIL)));

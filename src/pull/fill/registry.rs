@@ -42,6 +42,8 @@ pub(in crate::pull) struct Requester {
     pub(in crate::pull) new_repository: bool,
     /// The blob's length in bytes, if a manifest or an earlier answer gave it.
     pub(in crate::pull) size: Option<u64>,
+    /// The request asks for a range.
+    pub(in crate::pull) is_for_range: bool,
 }
 
 impl Requester {
@@ -174,6 +176,7 @@ fn new_fill(digest: &Digest, requester: &Requester) -> (Publisher, Arc<Fill>) {
         digest: digest.clone(),
         source,
         size: requester.size,
+        is_for_range: requester.is_for_range,
         progress,
         new_repository: requester.new_repository,
         followers: AtomicUsize::new(0),

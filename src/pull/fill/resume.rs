@@ -1,4 +1,4 @@
-//! Resumes a segment after an interruption. Clients notice only a pause.
+//! Requests a segment, and the rest of it after an interruption. Clients notice only a pause.
 //!
 //! Requests the rest as a closed range, with the entity tag of the first transfer as `If-Range`. If the source sends the
 //! complete blob instead, compares its beginning with the bytes in the spool.
@@ -7,14 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
-
 use super::super::error::PullError;
-use super::super::source::{ByteStream, FetchRequest, Sent, Transfer};
+use super::super::source::{FetchRequest, Sent, Transfer};
+use super::inflow::Inflow;
 use super::job::Job;
 use super::pace::paced;
-use super::segment::Segment;
+use super::segments::{Segment, Segments};
 use crate::oci::ByteRange;
 use crate::store::FileRange;
 use crate::store::Spool;
@@ -28,25 +26,27 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Resumption<'a> {
     pub(super) job: &'a Job,
     pub(super) spool: &'a Spool,
+    pub(super) segments: &'a Segments,
     pub(super) segment: &'a Segment,
     pub(super) strong_etag: Option<&'a String>,
 }
 
-/// The bytes that follow the segment's position.
-pub(super) struct Continuation {
-    pub(super) bytes: ByteStream,
-    /// A server may send less than the requested range (RFC 9110, 15.3.7), so the stream may end before the segment.
-    pub(super) may_stop_short: bool,
-}
-
 impl Resumption<'_> {
+    /// Requests a segment of which nothing was received.
+    pub(super) async fn begin(&self) -> Result<Inflow, PullError> {
+        match self.ask(0).await? {
+            Ok(inflow) => Ok(inflow),
+            Err(cause) => self.run(cause, 0).await,
+        }
+    }
+
     /// Requests the rest, with growing pauses, until the source sends it or there are too many failures. `cause` is the error
     /// that interrupted the transfer, and `fruitless` the number of consecutive interruptions without progress.
-    pub(super) async fn run(&self, mut cause: PullError, fruitless: u32) -> Result<Continuation, PullError> {
+    pub(super) async fn run(&self, mut cause: PullError, fruitless: u32) -> Result<Inflow, PullError> {
         let Job { context, fill, source, .. } = self.job;
         if self.segment.is_complete() {
             // All bytes arrived before the connection broke.
-            return Ok(Continuation { bytes: stream::empty().boxed(), may_stop_short: false });
+            return Ok(Inflow::ended(self.segment.position()));
         }
         let mut was_limited = false;
         for attempt in fruitless..MAX_FRUITLESS_RESUMES {
@@ -58,29 +58,34 @@ impl Resumption<'_> {
             was_limited |= cause.is_rate_limit();
             tokio::time::sleep(pause(attempt).max(asked_to_wait)).await;
             tracing::debug!(position = self.segment.position(), error = %cause, "resuming the transfer");
-            let continuation = match source.open(self.request(attempt), context.deadline()).await {
-                Ok(transfer) => self.accept(transfer).await,
-                Err(error) if error.is_inconclusive() && !error.is_wrong_content() => {
-                    cause = error;
-                    continue;
-                }
-                Err(error) => Err(error),
-            };
-            match continuation {
-                Err(error) if error.is_interruption() => cause = error,
-                Err(error) => return Err(error),
-                Ok(continuation) => {
+            match self.ask(attempt).await? {
+                Err(error) => cause = error,
+                Ok(inflow) => {
                     context.metrics.fill_resumed(source.name());
                     fill.resumes.fetch_add(1, Ordering::Relaxed);
-                    return Ok(continuation);
+                    return Ok(inflow);
                 }
             }
         }
         Err(cause)
     }
 
+    /// Sends one request. The inner error is one that may pass.
+    async fn ask(&self, attempt: u32) -> Result<Result<Inflow, PullError>, PullError> {
+        let Job { context, source, .. } = self.job;
+        let transfer = match source.open(self.request(attempt), context.deadline()).await {
+            Ok(transfer) => transfer,
+            Err(error) if error.is_inconclusive() && !error.is_wrong_content() => return Ok(Err(error)),
+            Err(error) => return Err(error),
+        };
+        match self.accept(transfer).await {
+            Err(error) if !error.is_interruption() => Err(error),
+            accepted => Ok(accepted),
+        }
+    }
+
     fn request(&self, attempt: u32) -> FetchRequest {
-        let range = self.segment.rest();
+        let range = self.segment.missing();
         FetchRequest {
             range,
             if_range: range.and(self.strong_etag.cloned()),
@@ -92,46 +97,46 @@ impl Resumption<'_> {
     }
 
     /// Accepts a part that begins at the segment's position, or the complete blob if it begins with the bytes in the spool.
-    async fn accept(&self, transfer: Transfer) -> Result<Continuation, PullError> {
-        let (position, end) = (self.segment.position(), self.segment.end());
+    async fn accept(&self, transfer: Transfer) -> Result<Inflow, PullError> {
+        let (position, total) = (self.segment.position(), self.segments.total());
+        let bytes = paced(transfer.bytes, self.job);
         match transfer.sent {
-            Sent::Part { range, total } => {
+            Sent::Part { range, total: announced } => {
                 let fits = range.start == position
-                    && end.is_some_and(|end| range.end <= end)
-                    && total.is_none_or(|total| Some(total) == end);
+                    && self.segment.end().is_some_and(|end| range.end <= end)
+                    && announced.is_none_or(|announced| Some(announced) == total);
                 if !fits {
                     return Err(self.job.changed());
                 }
-                Ok(Continuation { bytes: self.paced(transfer.bytes), may_stop_short: true })
+                Ok(Inflow::new(bytes, position, false))
             }
             Sent::Complete { length } => {
-                if length.zip(end).is_some_and(|(length, end)| length != end) {
+                if length.zip(total).is_some_and(|(length, total)| length != total) {
                     return Err(self.job.changed());
                 }
-                self.skip_known(transfer.bytes).await
+                if position > 0 {
+                    // No other transfer may be started: each would send the complete blob.
+                    self.segments.set_single();
+                    self.job.note_ignored_range(self.strong_etag, transfer.strong_etag.as_ref());
+                }
+                self.skip_known(Inflow::new(bytes, 0, true)).await
             }
         }
     }
 
-    /// Reads the beginning of the complete blob, which must be the bytes in the spool.
-    async fn skip_known(&self, mut bytes: ByteStream) -> Result<Continuation, PullError> {
-        let known = self.spool.range_to(self.segment.position());
-        let mut first_new = Bytes::new();
-        let mut compared = 0;
-        while compared < known.end() {
-            let mut chunk = bytes.next().await.transpose()?.ok_or_else(|| self.job.changed())?;
-            let to_compare = chunk.split_to(chunk.len().min((known.end() - compared) as usize));
-            self.compare(
-                known.with_range(ByteRange { start: compared, end: compared + to_compare.len() as u64 }),
-                &to_compare,
-            )
-            .await?;
-            compared += to_compare.len() as u64;
-            first_new = chunk;
+    /// Skips the beginning of the complete blob. The bytes before the first missing one must be those in the spool.
+    async fn skip_known(&self, mut inflow: Inflow) -> Result<Inflow, PullError> {
+        let position = self.segment.position();
+        let known = self.spool.range_to(self.segments.prefix().min(position));
+        let mut start = 0;
+        while start < known.end() {
+            let chunk = inflow.receive_before(known.end()).await?.ok_or_else(|| self.job.changed())?;
+            let end = start + chunk.len() as u64;
+            self.compare(known.with_range(ByteRange { start, end }), &chunk).await?;
+            start = end;
         }
-        let ahead = (!first_new.is_empty()).then_some(Ok(first_new));
-        let bytes = stream::iter(ahead).chain(self.paced(bytes)).boxed();
-        Ok(Continuation { bytes, may_stop_short: false })
+        inflow.skip_to(self.job, position).await?;
+        Ok(inflow)
     }
 
     /// Compares received bytes with the spool.
@@ -148,11 +153,6 @@ impl Resumption<'_> {
             received = rest;
         }
         Ok(())
-    }
-
-    fn paced(&self, bytes: ByteStream) -> ByteStream {
-        let source = &self.job.source;
-        paced(bytes, source.min_rate(), source.name().clone())
     }
 }
 

@@ -19,7 +19,7 @@ use crate::oci::Reference;
 use crate::telemetry::InFlight;
 
 /// Maximum wait for a slot. After it the fill fails, because the running fills must be stuck.
-const MAX_SLOT_WAIT: Duration = Duration::from_secs(30 * 60);
+pub(super) const MAX_SLOT_WAIT: Duration = Duration::from_secs(30 * 60);
 
 pub(super) struct Run {
     job: Job,
@@ -45,7 +45,8 @@ impl Run {
         following: &Following,
         publisher: Publisher,
     ) -> Self {
-        let job = Job { context: context.clone(), fill: following.fill().clone(), source, publisher };
+        let (fill, slots) = (following.fill().clone(), registry.slots.clone());
+        let job = Job { context: context.clone(), fill, source, publisher, slots };
         Self { job, registry: registry.clone() }
     }
 
@@ -110,7 +111,7 @@ impl Run {
 
     /// Waits for a slot as long as the fill has followers.
     async fn wait_for_slot(&self) -> Result<Turn, PullError> {
-        let Job { context, fill, publisher, source } = &self.job;
+        let Job { context, fill, publisher, source, .. } = &self.job;
         let mut turn = self.registry.slots.request(&fill.source.repo, fill.size);
         if turn.is_slot() {
             return Ok(turn);

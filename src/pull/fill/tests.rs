@@ -13,7 +13,7 @@ use super::super::held_back_tail::HELD_BACK_TAIL_BYTES;
 use super::super::slots::Slots;
 use super::super::source::BlobSource;
 use super::super::source::scripted::{Answer, NAME, ScriptedSource};
-use super::{Fills, Follower, Following, Joined, Requester};
+use super::{Fills, Follower, Following, Joined, Readiness, Requester};
 use crate::config::CacheConfig;
 use crate::oci::{Algorithm, ByteRange, Digest};
 use crate::store::Store;
@@ -45,7 +45,8 @@ impl Fixture {
 
     fn join(&self, digest: &Digest, source: &Arc<ScriptedSource>) -> Following {
         let source: Arc<dyn BlobSource> = source.clone();
-        let requester = Requester { source, proven: false, listed: false, new_repository: false, size: None };
+        let requester =
+            Requester { source, proven: false, listed: false, new_repository: false, size: None, is_for_range: false };
         match self.fills.join(digest, &requester) {
             Joined::Led(following) | Joined::Followed(following) => following,
             Joined::NeedsProof => panic!("the fill has another source"),
@@ -54,7 +55,7 @@ impl Fixture {
 
     async fn follow(&self, digest: &Digest, source: &Arc<ScriptedSource>) -> Result<Follower, PullError> {
         let mut following = self.join(digest, source);
-        let start = following.start_by(Instant::now() + LIMIT, false, LIMIT).await?;
+        let start = following.start_by(Instant::now() + LIMIT, Readiness::FirstBytes, LIMIT).await?;
         let end = start.total();
         Ok(following.read(&start, 0, end))
     }

@@ -1,69 +1,249 @@
-//! Writes a segment into the spool, with one or more transfers, and publishes the mark.
+//! The transfers of one attempt. The first one, the *lead*, closes the gaps of the blob in order, and resumes after
+//! interruptions. Its failure is the failure of the attempt.
+//!
+//! Others receive pieces beside it: those that followers want, and those of further connections (`upstream.connections`). They
+//! need slots of their own. If one of them fails, the lead closes its gap. If the source refuses to serve ranges or several
+//! connections, the lead goes on alone.
 
-use std::sync::atomic::Ordering;
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt, future};
+use tokio::time::timeout;
 
 use super::super::error::PullError;
-use super::super::source::ByteStream;
+use super::super::slots::Turn;
+use super::super::source::{FetchRequest, Sent};
+use super::inflow::Inflow;
 use super::job::Job;
 use super::pace::paced;
-use super::resume::{Continuation, Resumption};
-use super::segment::Segment;
+use super::resume::Resumption;
+use super::run::MAX_SLOT_WAIT;
+use super::segments::{PIECE_BYTES, Segment, Segments};
+use crate::oci::ByteRange;
 use crate::store::{self, Spool};
 use crate::upstream::UpstreamError;
 
 /// Minimum number of bytes between two interruptions that counts as progress. Otherwise a source that sends one byte per
 /// transfer would be asked forever.
 const MIN_PROGRESS_BYTES: u64 = 4 << 10;
+/// Transfers for wanted ranges that run at the same time. Further ranges wait.
+const MAX_WANTED_TRANSFERS: usize = 8;
+/// Transfers beside the lead that may fail without progress before the lead goes on alone.
+const MAX_FRUITLESS_TRANSFERS: u32 = 2;
 
-pub(super) struct SegmentTransfer<'a> {
-    job: &'a Job,
-    spool: &'a Spool,
-    segment: Segment,
-    strong_etag: Option<String>,
+pub(super) struct Transfers<'a> {
+    pub(super) job: &'a Job,
+    pub(super) spool: &'a Spool,
+    pub(super) segments: &'a Arc<Segments>,
+    /// The entity tag of the first transfer.
+    pub(super) strong_etag: Option<&'a String>,
+    /// Further connections of the source that receive pieces unasked.
+    pub(super) assistants: usize,
+    /// Failures of transfers beside the lead without progress.
+    pub(super) fruitless: AtomicU32,
 }
 
-impl<'a> SegmentTransfer<'a> {
-    /// `strong_etag` is the entity tag of the first transfer.
-    pub(super) fn new(job: &'a Job, spool: &'a Spool, segment: Segment, strong_etag: Option<String>) -> Self {
-        Self { job, spool, segment, strong_etag }
+impl Transfers<'_> {
+    /// Receives all of the blob. `inflow` is the first transfer, and `segment` what it receives.
+    pub(super) async fn run(&self, segment: Segment, inflow: Inflow) -> Result<(), PullError> {
+        let lead = self.lead(segment, inflow);
+        if self.segments.is_single() {
+            return lead.await;
+        }
+        let assist = async {
+            future::try_join_all((0..self.assistants).map(|_| self.assist())).await?;
+            pending().await
+        };
+        tokio::select! {
+            biased;
+            outcome = lead => outcome,
+            outcome = self.serve_wanted() => outcome,
+            outcome = assist => outcome,
+        }
     }
 
-    /// Receives to the end. Resumes after interruptions as long as there is progress. Returns the position reached.
-    pub(super) async fn run(mut self, bytes: ByteStream) -> Result<u64, PullError> {
-        let source = &self.job.source;
-        let bytes = paced(bytes, source.min_rate(), source.name().clone());
-        let mut transfer = Continuation { bytes, may_stop_short: false };
-        let (mut reached, mut fruitless) = (0, 0);
+    // === the lead ===
+
+    async fn lead(&self, mut segment: Segment, mut inflow: Inflow) -> Result<(), PullError> {
         loop {
-            match self.receive(transfer).await {
+            inflow = self.receive_all(&segment, inflow).await?;
+            drop(segment);
+            segment = match self.next_segment().await {
+                Some(next) => next,
+                None => return Ok(()),
+            };
+            inflow = self.continue_at(&segment, inflow).await?;
+        }
+    }
+
+    /// Begins the segment of the first gap. Waits while there is none and other transfers run. `None` at the end.
+    async fn next_segment(&self) -> Option<Segment> {
+        let mut changes = self.segments.watch_changes();
+        loop {
+            if let Some(segment) = self.segments.begin_next() {
+                return Some(segment);
+            }
+            if self.segments.total().is_none() || self.segments.is_complete() {
+                return None;
+            }
+            changes.changed().await.ok()?;
+        }
+    }
+
+    /// The transfer for a segment: the rest of the last one if it goes on there, otherwise a new one.
+    async fn continue_at(&self, segment: &Segment, mut last: Inflow) -> Result<Inflow, PullError> {
+        let resumption = self.resumption(segment);
+        if last.continues_at(segment.start(), self.segments.is_single()) {
+            return match last.skip_to(self.job, segment.start()).await {
+                Err(error) if error.is_interruption() => resumption.run(error, 0).await,
+                outcome => outcome.map(|()| last),
+            };
+        }
+        drop(last);
+        resumption.begin().await
+    }
+
+    /// Receives to the end of the segment. Resumes after interruptions as long as there is progress. Returns the transfer.
+    async fn receive_all(&self, segment: &Segment, mut inflow: Inflow) -> Result<Inflow, PullError> {
+        let (mut reached, mut fruitless) = (segment.start(), 0);
+        loop {
+            match self.receive(segment, &mut inflow).await {
                 Err(error) if error.is_interruption() => {
-                    let position = self.segment.position();
+                    let position = segment.position();
                     fruitless = if position >= reached + MIN_PROGRESS_BYTES { 0 } else { fruitless + 1 };
                     reached = position;
-                    let Self { job, spool, segment, strong_etag } = &self;
-                    let resumption = Resumption { job, spool, segment, strong_etag: strong_etag.as_ref() };
-                    transfer = resumption.run(error, fruitless).await?;
+                    inflow = self.resumption(segment).run(error, fruitless).await?;
                 }
-                outcome => return outcome.map(|()| self.segment.position()),
+                outcome => return outcome.map(|()| inflow),
             }
         }
     }
 
-    /// Writes the received bytes and moves the mark, until the transfer ends or breaks.
-    async fn receive(&mut self, transfer: Continuation) -> Result<(), PullError> {
+    fn resumption<'a>(&'a self, segment: &'a Segment) -> Resumption<'a> {
+        let Self { job, spool, segments, strong_etag, .. } = *self;
+        Resumption { job, spool, segments, segment, strong_etag }
+    }
+
+    /// Writes the received bytes and records them, until the segment or the transfer ends.
+    async fn receive(&self, segment: &Segment, inflow: &mut Inflow) -> Result<(), PullError> {
         let (job, spool) = (self.job, self.spool);
-        let segment = &mut self.segment;
         let progress = |position| {
-            job.fill.received.store(position, Ordering::Relaxed);
-            segment.advance_to(position).map_err(|_overrun| job.wrong_content())?;
-            job.publisher.received(position);
+            job.fill.received.fetch_add(position - segment.position(), Ordering::Relaxed);
+            segment.received(position);
             Ok(())
         };
-        store::pump(transfer.bytes, |chunks| spool.append(chunks), progress).await?;
-        if transfer.may_stop_short && self.segment.is_short() {
-            let cause = "it sent less than the requested range".into();
-            return Err(UpstreamError::Interrupted { upstream: job.source.name().clone(), cause }.into());
+        let bytes = inflow.for_segment(job, segment);
+        store::pump(bytes, |chunks| spool.write_at(segment.position(), chunks), progress).await?;
+        if segment.end().is_none() || segment.is_complete() {
+            return Ok(());
         }
-        Ok(())
+        if inflow.is_complete() {
+            return Err(job.wrong_content());
+        }
+        let cause = "it sent less than the requested range".into();
+        Err(UpstreamError::Interrupted { upstream: job.source.name().clone(), cause }.into())
+    }
+
+    // === the others ===
+
+    /// Starts a transfer for each wanted range. Ends only with an error of the attempt.
+    async fn serve_wanted(&self) -> Result<(), PullError> {
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < MAX_WANTED_TRANSFERS
+                && let Some(range) = self.segments.next_wanted()
+            {
+                running.push(self.fetch_wanted(range));
+            }
+            tokio::select! {
+                () = self.segments.wait_wanted(), if running.len() < MAX_WANTED_TRANSFERS => {}
+                Some(outcome) = running.next() => outcome?,
+            }
+        }
+    }
+
+    async fn fetch_wanted(&self, range: ByteRange) -> Result<(), PullError> {
+        if !self.spool.allow_gaps().await {
+            self.segments.set_single();
+            return Ok(());
+        }
+        let length = (range.end - range.start).min(PIECE_BYTES);
+        let mut turn = self.request_slot(length);
+        if !turn.is_slot() && timeout(MAX_SLOT_WAIT, turn.wait()).await.is_err() {
+            return Ok(());
+        }
+        match self.segments.begin_wanted(range) {
+            Some(segment) => self.fetch_piece(segment).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Receives pieces ahead of the lead, as long as slots are free. Ends only with an error of the attempt.
+    async fn assist(&self) -> Result<(), PullError> {
+        let mut changes = self.segments.watch_changes();
+        if !self.spool.allow_gaps().await {
+            self.segments.set_single();
+        }
+        loop {
+            changes.mark_unchanged();
+            // The slot is released after each piece, for those that wait.
+            let turn = self.request_slot(PIECE_BYTES);
+            if turn.is_slot()
+                && let Some(segment) = self.segments.begin_ahead(self.job.context.segment_window)
+            {
+                self.fetch_piece(segment).await?;
+            } else {
+                drop(turn);
+                if changes.changed().await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn request_slot(&self, length: u64) -> Turn {
+        self.job.slots.request(&self.job.fill.source.repo, Some(length))
+    }
+
+    /// Receives a segment with one request. What does not arrive is left to the lead.
+    ///
+    /// # Errors
+    /// Only those that end the attempt: errors of the store.
+    async fn fetch_piece(&self, segment: Segment) -> Result<(), PullError> {
+        let Job { context, fill, source, .. } = self.job;
+        let Some(range) = segment.missing() else { return Ok(()) };
+        let request = FetchRequest { if_range: self.strong_etag.cloned(), ..FetchRequest::part(&fill.digest, range) };
+        context.metrics.fill_segment(source.name());
+        let transfer = match source.open(request, context.deadline()).await {
+            Ok(transfer) => transfer,
+            Err(error) => {
+                tracing::debug!(position = range.start, %error, "the source did not send a part of the blob");
+                // It may limit the number of connections.
+                self.segments.set_single();
+                return Ok(());
+            }
+        };
+        if transfer.sent != (Sent::Part { range, total: self.segments.total() }) {
+            if matches!(transfer.sent, Sent::Complete { .. }) {
+                self.job.note_ignored_range(self.strong_etag, transfer.strong_etag.as_ref());
+            }
+            self.segments.set_single();
+            return Ok(());
+        }
+        let mut inflow = Inflow::new(paced(transfer.bytes, self.job), range.start, false);
+        match self.receive(&segment, &mut inflow).await {
+            Err(error) if error.is_interruption() || error.is_wrong_content() => {
+                tracing::debug!(position = segment.position(), %error, "a part of the blob was interrupted");
+                let is_fruitless = segment.position() < range.start + MIN_PROGRESS_BYTES;
+                if is_fruitless && self.fruitless.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_FRUITLESS_TRANSFERS {
+                    self.segments.set_single();
+                }
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 }

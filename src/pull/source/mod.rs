@@ -51,6 +51,15 @@ pub(super) trait BlobSource: Debug + Send + Sync {
 
     /// The rate below which a transfer counts as interrupted.
     fn min_rate(&self) -> MinRate;
+
+    /// The number of connections that receive one large blob.
+    fn connections(&self) -> usize;
+
+    /// False if the source has ignored a range recently.
+    fn serves_ranges(&self) -> bool;
+
+    /// Records that the source sent the complete blob in response to a request for a range.
+    fn note_ignored_range(&self);
 }
 
 /// A request to a source.

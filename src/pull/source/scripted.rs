@@ -23,6 +23,7 @@ pub(in crate::pull) struct ScriptedSource {
     id: SourceId,
     name: Arc<str>,
     answers: Mutex<VecDeque<Answer>>,
+    connections: usize,
     pub(in crate::pull) requests: Mutex<Vec<FetchRequest>>,
 }
 
@@ -46,7 +47,8 @@ impl ScriptedSource {
         let name: Arc<str> = NAME.into();
         let repo = RepoId::new(Scope::Upstream(name.clone()), repository.parse().unwrap());
         let id = SourceId { repo, credential: CredentialId::ANONYMOUS };
-        Arc::new(Self { id, name, answers: Mutex::new(answers.into_iter().collect()), requests: Mutex::default() })
+        let answers = Mutex::new(answers.into_iter().collect());
+        Arc::new(Self { id, name, answers, connections: 1, requests: Mutex::default() })
     }
 }
 
@@ -119,4 +121,14 @@ impl BlobSource for ScriptedSource {
     fn min_rate(&self) -> MinRate {
         MinRate::default()
     }
+
+    fn connections(&self) -> usize {
+        self.connections
+    }
+
+    fn serves_ranges(&self) -> bool {
+        true
+    }
+
+    fn note_ignored_range(&self) {}
 }

@@ -85,6 +85,18 @@ impl BlobSource for UpstreamSource {
     fn min_rate(&self) -> MinRate {
         MinRate { bytes_per_second: self.upstream.min_rate(), window: self.upstream.idle_timeout() }
     }
+
+    fn connections(&self) -> usize {
+        self.upstream.connections()
+    }
+
+    fn serves_ranges(&self) -> bool {
+        self.upstream.serves_ranges()
+    }
+
+    fn note_ignored_range(&self) {
+        self.upstream.note_ignored_range();
+    }
 }
 
 fn byte_stream(body: UpstreamBody) -> ByteStream {

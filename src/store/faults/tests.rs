@@ -278,8 +278,9 @@ async fn upload(store: &Store, repo: &RepoId, image: &Image) -> Result<(), Store
 
 async fn fill(store: &Store, repo: &RepoId, image: &Image) -> Result<(), StoreError> {
     let spool = store.begin(Algorithm::Sha256, Some(BLOB as u64)).await?;
+    let mut position = 0;
     for part in image.parts() {
-        spool.append(vec![part]).await?;
+        position = spool.write_at(position, vec![part]).await?;
     }
     store.commit(spool, &digest_of(&image.blob), repo).await
 }

@@ -1,4 +1,4 @@
-//! A file that grows, and the running hash of its content: the body of a spool and of an upload.
+//! A file that grows, and the running hash of its content: the body of an upload.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -15,9 +15,9 @@ use crate::store::error::{At, StoreError};
 use crate::store::fs::{self, File};
 
 /// An append with more chunks than this joins them into one write.
-const MAX_CHUNKS_OF_WRITE: usize = 16;
+pub(super) const MAX_CHUNKS_OF_WRITE: usize = 16;
 /// Bytes of one read when a file is hashed again.
-const REHASH_READ_BYTES: usize = 1 << 20;
+pub(super) const REHASH_READ_BYTES: usize = 1 << 20;
 
 /// All methods block: they belong on the blocking pool. A write takes effect completely or not at all, so length and hash
 /// stay consistent even if the caller stops waiting.

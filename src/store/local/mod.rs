@@ -17,6 +17,7 @@ mod file_mode;
 mod folder;
 mod format;
 mod growing_file;
+mod intervals;
 mod layout;
 mod lease;
 mod lists;
@@ -37,6 +38,7 @@ mod recovery;
 mod referrers;
 mod remove_unreferenced;
 mod sessions;
+mod sparse_file;
 mod spool;
 mod sweep;
 mod tags;
@@ -45,6 +47,7 @@ mod view;
 mod write_check;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -94,6 +97,8 @@ pub(in crate::store) struct Local {
     leases: Leases,
     write_check: WriteCheck,
     events: Events,
+    /// False once the file system has refused to reserve blocks.
+    can_reserve_blocks: AtomicBool,
     /// Work on the blocking pool. It goes on when the request that started it is gone, and the folder stays locked until
     /// all of it has ended.
     operations: TaskTracker,

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -124,6 +125,7 @@ impl Local {
             marks: CollectorMarks::default(),
             leases: Leases::default(),
             write_check: WriteCheck::default(),
+            can_reserve_blocks: AtomicBool::new(true),
             events,
             operations: TaskTracker::new(),
             layout,

@@ -1,4 +1,4 @@
-//! A spool: cached content that is being received, readable while it grows.
+//! A spool: cached content that is being received, readable meanwhile.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::Local;
-use super::growing_file::{self, GrowingFile};
+use super::growing_file::hash;
+use super::sparse_file::{self, SparseFile};
 use crate::oci::{Algorithm, Digest, RepoId};
 use crate::store::blocking;
 use crate::store::cache::Reservation;
@@ -29,13 +30,14 @@ const WRITE_BACK_BYTES: u64 = 16 << 20;
 #[derive(Debug)]
 pub(super) struct LocalSpool {
     local: Arc<Local>,
-    file: Arc<GrowingFile>,
-    /// The same file, to be read.
-    open: Arc<fs::File>,
+    file: Arc<SparseFile>,
     path: PathBuf,
-    algorithm: Algorithm,
-    /// The expected length in bytes while blocks are still to be reserved for it; otherwise 0.
-    to_reserve: AtomicU64,
+    /// The expected length in bytes.
+    expected: Option<u64>,
+    /// The blocks of the expected length. Locked while they are reserved.
+    blocks: Arc<Mutex<Blocks>>,
+    /// No bytes were written yet, and blocks are still to be reserved.
+    to_reserve: AtomicBool,
     /// Bytes whose write-back has been started.
     written_back: AtomicU64,
     /// A write-back is running.
@@ -45,6 +47,15 @@ pub(super) struct LocalSpool {
     /// The room that is reserved for it. Released when the file is removed or counts as cached content.
     room: Arc<Mutex<Reservation>>,
     committed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blocks {
+    /// They are reserved behind the first bytes.
+    Later,
+    Reserved,
+    /// The file system cannot reserve them, or there are not enough.
+    Missing,
 }
 
 impl LocalSpool {
@@ -61,24 +72,27 @@ impl LocalSpool {
         }
         let step = local.cache.space().unknown_length_step();
         let mut room = local.cache.reserve(expected.unwrap_or(step), 1, &**local)?;
-        let file = local.layout.with_folder(&path, |path| GrowingFile::create(path, algorithm)).at("create", &path)?;
-        let open = file.file().at("open", &path)?;
-        let expected = expected.unwrap_or(0);
-        let to_reserve = if room.is_ample() { expected } else { 0 };
-        if to_reserve == 0 {
-            if let Err(error) = reserve_blocks(&open, expected) {
-                let _ = fs::remove_file(&path);
-                return Err(error).at("reserve", &path);
-            }
-            room.allocated();
-        }
+        let file = local.layout.with_folder(&path, |path| SparseFile::create(path, algorithm)).at("create", &path)?;
+        let blocks = match expected {
+            Some(expected) if expected > 0 && room.is_ample() => Blocks::Later,
+            _ => match local.reserve_blocks(file.file(), expected.unwrap_or(0)) {
+                Ok(blocks) => {
+                    room.allocated();
+                    blocks
+                }
+                Err(error) => {
+                    let _ = fs::remove_file(&path);
+                    return Err(error).at("reserve", &path);
+                }
+            },
+        };
         Ok(Self {
             local: local.clone(),
-            open,
             file: Arc::new(file),
             path,
-            algorithm,
-            to_reserve: AtomicU64::new(to_reserve),
+            expected,
+            blocks: Arc::new(Mutex::new(blocks)),
+            to_reserve: AtomicBool::new(blocks == Blocks::Later),
             written_back: AtomicU64::new(0),
             syncing: Arc::default(),
             sync_failed: Arc::default(),
@@ -88,45 +102,49 @@ impl LocalSpool {
     }
 
     /// Starts to sync what was received, if it is much.
-    fn write_back(&self, length: u64) {
-        let unsynced = length - self.written_back.load(Ordering::Relaxed);
+    fn write_back(&self) {
+        let written = self.file.written();
+        let unsynced = written.saturating_sub(self.written_back.load(Ordering::Relaxed));
         if unsynced < WRITE_BACK_BYTES || self.syncing.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.written_back.store(length, Ordering::Relaxed);
+        self.written_back.store(written, Ordering::Relaxed);
         let (file, syncing, failed) = (self.file.clone(), self.syncing.clone(), self.sync_failed.clone());
         tokio::task::spawn_blocking(move || {
-            if file.file().and_then(|file| fs::sync_data(&file)).is_err() {
+            if fs::sync_data(file.file()).is_err() {
                 failed.store(true, Ordering::Release);
             }
             syncing.store(false, Ordering::Release);
         });
     }
 
-    /// Reserves the blocks of the bytes after the first `length`, once.
-    fn reserve_rest(&self, length: u64) {
-        let expected = self.to_reserve.swap(0, Ordering::Relaxed);
-        if expected == 0 {
-            return;
-        }
-        if expected <= length {
-            self.room.lock().allocated();
-            return;
-        }
-        let (file, room) = (self.file.clone(), self.room.clone());
-        self.local.operations.spawn_blocking(move || {
-            // If there are no blocks left, the write that needs them fails.
-            if file.file().is_ok_and(|file| reserve_blocks(&file, expected).is_ok()) {
-                room.lock().allocated();
+    /// A task that reserves the blocks of the expected length, if that was left for later. Returns whether they are reserved.
+    /// Blocks.
+    fn reservation(&self) -> impl FnOnce() -> bool + Send + 'static {
+        let (local, file, expected) = (self.local.clone(), self.file.clone(), self.expected.unwrap_or(0));
+        let (blocks, room) = (self.blocks.clone(), self.room.clone());
+        move || {
+            let mut blocks = blocks.lock();
+            if *blocks == Blocks::Later {
+                // If there are no blocks left, the write that needs them fails.
+                *blocks = local.reserve_blocks(file.file(), expected).unwrap_or(Blocks::Missing);
+                if *blocks == Blocks::Reserved {
+                    room.lock().allocated();
+                }
             }
-        });
+            *blocks == Blocks::Reserved
+        }
     }
 
     /// As [`SpoolFile::commit`]. Blocks.
     fn commit_blocking(mut self, digest: &Digest, repo: &RepoId) -> Result<(), StoreError> {
-        let (length, found) = self.file.digest(digest.algorithm()).at("read", &self.path)?;
-        if found != *digest {
+        let (length, found) = self.digest_by(digest.algorithm())?;
+        if found != *digest || self.file.has_gaps() {
             return Err(StoreError::DigestMismatch { digest: found, length });
+        }
+        // A write that failed may have left bytes after the end.
+        if self.file.file().metadata().at("stat", &self.path)?.len() != length {
+            fs::set_len(self.file.file(), length).at("truncate", &self.path)?;
         }
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(io::Error::from(Errno::IO)).at("sync", &self.path);
@@ -139,38 +157,62 @@ impl LocalSpool {
         self.local.link_cached_blob(repo, digest, length)
     }
 
+    /// The length in bytes and the digest of the bytes before the first missing one. A digest by another algorithm than the
+    /// spool's own costs a read of the file.
+    fn digest_by(&self, algorithm: Algorithm) -> Result<(u64, Digest), StoreError> {
+        let (length, running) = self.file.digest().at("read", &self.path)?;
+        if running.algorithm() == algorithm {
+            return Ok((length, running));
+        }
+        let (hasher, length) = hash(self.file.file(), algorithm).at("read", &self.path)?;
+        Ok((length, hasher.finish()))
+    }
+
     /// Followers of the fill go on reading this file under its digest, so the evictor must know of them.
     fn share_file(&self, digest: &Digest, length: u64) -> Result<(), StoreError> {
         let path = self.local.layout.blob(digest);
-        let file = self.file.file().at("open", &path)?;
-        self.local.content.open_files().share(digest, &file, length, &path).at("stat", &path).map(drop)
+        self.local.content.open_files().share(digest, self.file.file(), length, &path).at("stat", &path).map(drop)
     }
 }
 
 #[async_trait]
 impl SpoolFile for LocalSpool {
     fn range_to(&self, length: u64) -> FileRange {
-        FileRange::new(self.open.clone(), 0..length)
+        FileRange::new(self.file.file().clone(), 0..length)
     }
 
-    async fn append(&self, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
-        let (file, local, room) = (self.file.clone(), self.local.clone(), self.room.clone());
-        let arriving = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        let prepare = move || local.grow_reservation(&room, file.len() + arriving);
-        let appended = growing_file::append(self.file.clone(), chunks, prepare).await;
-        let length = appended.inspect_err(|error| self.local.note_failure(error))?;
-        self.reserve_rest(length);
-        self.write_back(length);
-        Ok(length)
+    async fn write_at(&self, position: u64, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
+        let (local, room) = (self.local.clone(), self.room.clone());
+        let end = position + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        let prepare = move || local.grow_reservation(&room, end);
+        let written = sparse_file::write_at(self.file.clone(), position, chunks, prepare).await;
+        let end = written.inspect_err(|error| self.local.note_failure(error))?;
+        if self.to_reserve.swap(false, Ordering::Relaxed) {
+            if self.expected.is_some_and(|expected| self.file.written() >= expected) {
+                self.room.lock().allocated();
+            } else {
+                self.local.operations.spawn_blocking(self.reservation());
+            }
+        }
+        self.write_back();
+        Ok(end)
+    }
+
+    fn may_have_gaps(&self) -> bool {
+        self.expected.is_some() && self.local.can_reserve_blocks.load(Ordering::Relaxed)
+    }
+
+    async fn allow_gaps(&self) -> bool {
+        self.expected.is_some() && blocking(self.reservation()).await.unwrap_or(false)
     }
 
     fn length(&self) -> u64 {
-        self.file.len()
+        self.file.prefix()
     }
 
     async fn digest(&self) -> Result<Digest, StoreError> {
-        let (file, algorithm) = (self.file.clone(), self.algorithm);
-        let (_, digest) = blocking(move || file.digest(algorithm)).await?.at("read", &self.path)?;
+        let file = self.file.clone();
+        let (_, digest) = blocking(move || file.digest()).await?.at("read", &self.path)?;
         Ok(digest)
     }
 
@@ -182,6 +224,24 @@ impl SpoolFile for LocalSpool {
 }
 
 impl Local {
+    /// Reserves blocks without changing the length.
+    ///
+    /// # Errors
+    /// If there are not enough. A file system that cannot reserve blocks is no error.
+    fn reserve_blocks(&self, file: &fs::File, bytes: u64) -> io::Result<Blocks> {
+        if bytes == 0 {
+            return Ok(Blocks::Reserved);
+        }
+        match fs::fallocate(file, bytes) {
+            Ok(()) => Ok(Blocks::Reserved),
+            Err(error) if is_full(&error) => Err(error),
+            Err(_) => {
+                self.can_reserve_blocks.store(false, Ordering::Relaxed);
+                Ok(Blocks::Missing)
+            }
+        }
+    }
+
     /// Makes sure that the room of a spool covers `length` bytes.
     fn grow_reservation(&self, room: &Mutex<Reservation>, length: u64) -> Result<(), StoreError> {
         let mut room = room.lock();
@@ -197,17 +257,6 @@ impl Local {
 /// Whether the process may not write a file of this many bytes (`ulimit -f`).
 fn exceeds_file_size_limit(bytes: u64) -> bool {
     getrlimit(Resource::Fsize).current.is_some_and(|limit| bytes > limit)
-}
-
-/// Reserves blocks without changing the length. Without effect where the file system does not support that.
-fn reserve_blocks(file: &fs::File, bytes: u64) -> io::Result<()> {
-    if bytes == 0 {
-        return Ok(());
-    }
-    match fs::fallocate(file, bytes) {
-        Err(error) if is_full(&error) => Err(error),
-        _ => Ok(()),
-    }
 }
 
 impl Drop for LocalSpool {
@@ -251,7 +300,7 @@ mod tests {
     const LENGTH: u64 = 8 << 20;
 
     fn reserved(spool: &LocalSpool) -> u64 {
-        spool.file.file().unwrap().metadata().unwrap().blocks() * 512
+        spool.file.file().metadata().unwrap().blocks() * 512
     }
 
     #[tokio::test]
@@ -260,7 +309,7 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         let spool = begin(&store, Some(LENGTH));
         assert_eq!(reserved(&spool) == 0, spool.room.lock().is_ample(), "blocks come first where there is little room");
-        assert_eq!(spool.append(vec![Bytes::from_static(b"first")]).await.unwrap(), 5);
+        assert_eq!(spool.write_at(0, vec![Bytes::from_static(b"first")]).await.unwrap(), 5);
         let all = async {
             while reserved(&spool) < LENGTH {
                 sleep(Duration::from_millis(2)).await;
@@ -276,8 +325,8 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         let spool = begin(&store, None);
         let step = store.local().cache.space().unknown_length_step();
-        spool.append(vec![Bytes::from(vec![0; step as usize + 1])]).await.unwrap();
-        spool.append(vec![Bytes::from_static(b"more")]).await.unwrap();
+        spool.write_at(0, vec![Bytes::from(vec![0; step as usize + 1])]).await.unwrap();
+        spool.write_at(step + 1, vec![Bytes::from_static(b"more")]).await.unwrap();
         assert_eq!(spool.room.lock().unallocated(), step);
     }
 

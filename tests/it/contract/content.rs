@@ -15,6 +15,8 @@ use crate::scene::KIB;
 contract!(
     content_appears_complete_or_not_at_all,
     received_content_can_be_read_before_its_commit,
+    received_bytes_may_come_in_any_order_each_once,
+    content_with_missing_bytes_is_not_stored,
     a_commit_with_a_wrong_digest_stores_nothing,
     a_dropped_spool_leaves_nothing_and_releases_its_room,
     two_commits_of_one_digest_store_it_once,
@@ -50,8 +52,8 @@ async fn content_appears_complete_or_not_at_all<F: Factory>(factory: F) {
     let store = factory.open();
     let (library, blob) = (mirrored("library/app"), blob(1));
     let spool = store.begin(Algorithm::Sha256, None).await.unwrap();
-    for part in [0..5000, 5000..BLOB_BYTES] {
-        spool.append(vec![blob.bytes.slice(part)]).await.unwrap();
+    for part in [5000..BLOB_BYTES, 0..5000] {
+        spool.write_at(part.start as u64, vec![blob.bytes.slice(part)]).await.unwrap();
         assert!(!is_stored(&store, &blob).await && !is_member(&store, &library, &blob).await);
     }
     store.commit(spool, &blob.digest, &library).await.unwrap();
@@ -62,17 +64,49 @@ async fn received_content_can_be_read_before_its_commit<F: Factory>(factory: F) 
     let store = factory.open();
     let blob = blob(1);
     let spool = store.begin(Algorithm::Sha256, None).await.unwrap();
-    assert_eq!(spool.append(vec![blob.bytes.slice(..5000)]).await.unwrap(), 5000);
+    assert_eq!(spool.write_at(0, vec![blob.bytes.slice(..5000)]).await.unwrap(), 5000);
     assert_eq!(
         read(spool.range_to(5000).with_range(ByteRange { start: 10, end: 5000 })).await,
         blob.bytes.slice(10..5000)
     );
-    let rest = spool.append(vec![blob.bytes.slice(5000..9000), blob.bytes.slice(9000..)]).await.unwrap();
+    let rest = spool.write_at(5000, vec![blob.bytes.slice(5000..9000), blob.bytes.slice(9000..)]).await.unwrap();
     assert_eq!((rest, spool.length()), (blob.length(), blob.length()));
     assert_eq!(spool.digest().await.unwrap(), blob.digest);
     let content = spool.range_to(blob.length());
     store.commit(spool, &blob.digest, &mirrored("library/app")).await.unwrap();
     assert_eq!(read(content).await, blob.bytes, "also after the commit");
+}
+
+async fn received_bytes_may_come_in_any_order_each_once<F: Factory>(factory: F) {
+    let store = factory.open();
+    let (blob, library) = (blob(1), mirrored("library/app"));
+    let spool = store.begin(Algorithm::Sha256, Some(blob.length())).await.unwrap();
+    assert!(spool.may_have_gaps() && spool.allow_gaps().await);
+    assert_eq!(spool.write_at(9000, vec![blob.bytes.slice(9000..)]).await.unwrap(), blob.length());
+    assert_eq!(spool.length(), 0);
+    spool.write_at(0, vec![blob.bytes.slice(..5000)]).await.unwrap();
+    assert_eq!((spool.length(), spool.digest().await.unwrap()), (5000, Content::of(blob.bytes.slice(..5000)).digest));
+    for twice in [0, 4999, 8999, 9000] {
+        assert!(spool.write_at(twice, vec![Bytes::from_static(&[0; 2])]).await.is_err(), "{twice}");
+    }
+    let far = ByteRange { start: 9000, end: blob.length() };
+    assert_eq!(read(spool.range_to(0).with_range(far)).await, blob.bytes.slice(9000..));
+    spool.write_at(5000, vec![blob.bytes.slice(5000..9000)]).await.unwrap();
+    assert_eq!((spool.length(), spool.digest().await.unwrap()), (blob.length(), blob.digest.clone()));
+    store.commit(spool, &blob.digest, &library).await.unwrap();
+    assert!(is_stored(&store, &blob).await);
+}
+
+async fn content_with_missing_bytes_is_not_stored<F: Factory>(factory: F) {
+    let store = factory.open();
+    let (whole, library) = (blob(1), mirrored("library/app"));
+    let begin = Content::of(whole.bytes.slice(..5000));
+    let spool = store.begin(Algorithm::Sha256, Some(whole.length())).await.unwrap();
+    assert!(spool.allow_gaps().await);
+    spool.write_at(0, vec![whole.bytes.slice(..5000)]).await.unwrap();
+    spool.write_at(5001, vec![whole.bytes.slice(5001..)]).await.unwrap();
+    assert!(matches!(store.commit(spool, &begin.digest, &library).await, Err(StoreError::DigestMismatch { .. })));
+    assert!(!is_stored(&store, &begin).await && !is_stored(&store, &whole).await);
 }
 
 async fn a_commit_with_a_wrong_digest_stores_nothing<F: Factory>(factory: F) {
@@ -81,7 +115,7 @@ async fn a_commit_with_a_wrong_digest_stores_nothing<F: Factory>(factory: F) {
     let mut events = store.events().subscribe();
     let before = store.used();
     let spool = store.begin(Algorithm::Sha256, Some(received.length())).await.unwrap();
-    spool.append(vec![received.bytes.clone()]).await.unwrap();
+    spool.write_at(0, vec![received.bytes.clone()]).await.unwrap();
     match store.commit(spool, &expected.digest, &library).await {
         Err(StoreError::DigestMismatch { digest, length }) => {
             assert_eq!((digest, length), (received.digest.clone(), received.length()));
@@ -99,7 +133,7 @@ async fn a_commit_with_a_wrong_digest_stores_nothing<F: Factory>(factory: F) {
 async fn a_dropped_spool_leaves_nothing_and_releases_its_room<F: Factory>(factory: F) {
     let store = factory.open_bounded(MAX_SIZE);
     let spool = store.begin(Algorithm::Sha256, Some(MAX_SIZE)).await.unwrap();
-    spool.append(vec![Bytes::from_static(b"some")]).await.unwrap();
+    spool.write_at(0, vec![Bytes::from_static(b"some")]).await.unwrap();
     assert_eq!(store.used(), MAX_SIZE);
     drop(spool);
     until("the room is released", async || store.used() == 0).await;
@@ -139,7 +173,7 @@ async fn content_is_found_by_each_digest_algorithm<F: Factory>(factory: F) {
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
         let content = Content { digest: Digest::of(algorithm, &bytes), bytes: bytes.clone() };
         let spool = store.begin(Algorithm::Sha256, None).await.unwrap();
-        spool.append(vec![bytes.clone()]).await.unwrap();
+        spool.write_at(0, vec![bytes.clone()]).await.unwrap();
         assert!(!is_stored(&store, &content).await);
         store.commit(spool, &content.digest, &library).await.unwrap();
         assert!(is_stored(&store, &content).await);

@@ -208,7 +208,7 @@ async fn push(store: &Store, repo: &RepoId, blob: &Content) {
 /// Stores a blob of a mirrored repository.
 async fn fill(store: &Store, repo: &RepoId, blob: &Content) -> Result<(), StoreError> {
     let spool = store.begin(Algorithm::Sha256, Some(blob.length())).await?;
-    spool.append(vec![blob.bytes.clone()]).await?;
+    spool.write_at(0, vec![blob.bytes.clone()]).await?;
     store.commit(spool, &blob.digest, repo).await
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tokio::task::JoinSet;
@@ -141,11 +141,17 @@ impl Scene {
             stored(&data).cached + names * NAME_BYTES <= MAX_SIZE_BYTES
         })
         .await;
-        until("the sums match the files", async || {
+        let limit = Instant::now() + Duration::from_secs(90);
+        loop {
             let sum = async |class| self.process.metric("roadstead_storage_bytes", &[("class", class)]).await as u64;
-            (sum("cached").await, sum("pushed").await) == (stored(&data).cached, stored(&data).pushed)
-        })
-        .await;
+            let sums = (sum("cached").await, sum("pushed").await);
+            let files = (stored(&data).cached, stored(&data).pushed);
+            if sums == files {
+                break;
+            }
+            assert!(Instant::now() < limit, "the sums {sums:?} do not match the files {files:?} (cached, pushed)");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         assert!(files_below(&data.join("quarantine")).is_empty(), "no file was ever incomplete");
         assert!(!self.process.log().contains("panicked"), "{}", self.process.log());
     }

@@ -85,7 +85,7 @@ async fn a_fill_is_a_trace_of_its_own_that_followers_link_to() {
     let first = async { fixture.join(&digest, &source) }.instrument(tracing::info_span!("first")).await;
     let mut second = async { fixture.join(&digest, &source) }.instrument(tracing::info_span!("second")).await;
     gate.add_permits(1);
-    timeout(LIMIT, second.start(true)).await.unwrap().unwrap();
+    timeout(LIMIT, second.start(super::Readiness::Complete)).await.unwrap().unwrap();
     let logged = async {
         while seen.0.lock().messages.is_empty() {
             tokio::task::yield_now().await;
