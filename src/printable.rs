@@ -38,6 +38,14 @@ pub fn escape(out: &mut impl Write, text: &str) -> fmt::Result {
     Ok(())
 }
 
+/// The text on one line, with each [unprintable](is_unprintable) character escaped.
+pub fn line(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    // Writing to a string does not fail.
+    let _ = escape(&mut escaped, text);
+    escaped
+}
+
 /// The text with each [unprintable](is_unprintable) character but line ends and tabs escaped, for output of several
 /// lines.
 pub fn lines(text: &str) -> String {

@@ -141,7 +141,8 @@ impl Routes {
             return Ok(None);
         }
         let lower = host.to_ascii_lowercase();
-        let bare = without_port(&lower);
+        let bare = without_root_dot(without_port(&lower));
+        let bare = &*bare;
         if self.own.iter().any(|name| *name == lower || name == bare) {
             return Ok(None);
         }

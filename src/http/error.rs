@@ -273,9 +273,10 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             UpstreamError::Denied { .. } => (Status::FORBIDDEN, Code::Denied),
             UpstreamError::RateLimited { .. } => (Status::TOO_MANY_REQUESTS, Code::TooManyRequests),
             UpstreamError::Timeout { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
-            UpstreamError::Connect { .. } | UpstreamError::CircuitOpen { .. } | UpstreamError::Contradicted { .. } => {
-                (Status::SERVICE_UNAVAILABLE, Code::Unavailable)
-            }
+            UpstreamError::Connect { .. }
+            | UpstreamError::CircuitOpen { .. }
+            | UpstreamError::Overloaded { .. }
+            | UpstreamError::Contradicted { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
             UpstreamError::Status { status: Status::LOOP_DETECTED, .. } => (Status::LOOP_DETECTED, Code::Unavailable),
             UpstreamError::Status { status: Status::SERVICE_UNAVAILABLE, .. } => {
                 (Status::SERVICE_UNAVAILABLE, Code::Unavailable)

@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -76,10 +76,28 @@ pub(super) struct Place {
 /// a new connection needs a place.
 pub(super) struct Activity {
     state: AtomicU64,
+    /// The client has ended its side, and the connection waits for a response or for more of it.
+    is_half_closed: AtomicBool,
     /// Times in the state count from here.
     start: Instant,
     /// Cancelled when the connection is to end: at once if it gave way, otherwise after the requests in progress.
     ending: CancellationToken,
+}
+
+/// A connection that waits although its client has ended its side.
+struct HalfClosed<'a>(&'a Activity);
+
+impl<'a> HalfClosed<'a> {
+    fn begin(activity: &'a Activity) -> Self {
+        activity.is_half_closed.store(true, Ordering::Release);
+        Self(activity)
+    }
+}
+
+impl Drop for HalfClosed<'_> {
+    fn drop(&mut self) {
+        self.0.is_half_closed.store(false, Ordering::Release);
+    }
 }
 
 // === impl Places ===
@@ -140,7 +158,7 @@ impl Group {
             return Some(permit);
         }
         // The lock is not held across the wait.
-        let gives_way = group.open.lock().end_longest_unused();
+        let gives_way = group.open.lock().end_one();
         if gives_way { Some(Self::permit(group).await) } else { None }
     }
 
@@ -153,7 +171,8 @@ impl Group {
     }
 
     fn open(group: &Arc<Self>, permit: OwnedSemaphorePermit, ending: CancellationToken) -> Place {
-        let activity = Arc::new(Activity { state: AtomicU64::new(0), start: group.start, ending });
+        let state = AtomicU64::new(0);
+        let activity = Arc::new(Activity { state, is_half_closed: AtomicBool::new(false), start: group.start, ending });
         activity.rest(Instant::now());
         let mut open = group.open.lock();
         let key = open.next_key;
@@ -166,7 +185,23 @@ impl Group {
 // === impl OpenConnections ===
 
 impl OpenConnections {
-    /// Ends the connection that has been without a request for longest; false if every one has a request in progress.
+    /// Ends the connection that has been without a request for longest. Without one, ends one whose client has ended its side:
+    /// the client may have left, and it costs the client nothing to let the server wait. False if there is none either.
+    fn end_one(&mut self) -> bool {
+        self.end_longest_unused() || self.end_half_closed()
+    }
+
+    fn end_half_closed(&self) -> bool {
+        self.by_key.values().any(|activity| {
+            let gives_way = activity.is_half_closed.swap(false, Ordering::AcqRel);
+            if gives_way {
+                activity.state.store(GAVE_WAY, Ordering::Release);
+                activity.ending.cancel();
+            }
+            gives_way
+        })
+    }
+
     fn end_longest_unused(&mut self) -> bool {
         if self.end_candidate() {
             return true;
@@ -234,6 +269,13 @@ impl Activity {
         let unused = self.unused_since(Instant::now());
         let ended = |state| Some(if state & COUNT_MASK == 1 { unused } else { state - 1 });
         let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, ended);
+    }
+
+    /// The client has ended its side. Resolves when the connection has given way. Dropped, the connection does not give way
+    /// any more, because it goes on with a response.
+    pub(super) async fn half_closed(&self) {
+        let _waiting = HalfClosed::begin(self);
+        self.given_way().await;
     }
 
     /// Whether the connection has given way to another one.

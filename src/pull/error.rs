@@ -113,6 +113,7 @@ impl PullError {
                 error,
                 UpstreamError::RateLimited { .. }
                     | UpstreamError::CircuitOpen { .. }
+                    | UpstreamError::Overloaded { .. }
                     | UpstreamError::Credentials { .. }
             ),
             error => !error.is_local() && !matches!(error, Self::Abandoned),

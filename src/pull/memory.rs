@@ -96,7 +96,7 @@ impl Memory {
             | PullError::PresumedAbsent
             | PullError::Abandoned
             | PullError::Busy { .. }
-            | PullError::Upstream(UpstreamError::CircuitOpen { .. }) => {}
+            | PullError::Upstream(UpstreamError::CircuitOpen { .. } | UpstreamError::Overloaded { .. }) => {}
             error => self.failures.insert((source.clone(), digest.clone()), error.clone()),
         }
     }

@@ -125,6 +125,8 @@ fn host_below_a_routed_domain_names_its_upstream() {
         ("docker-io.cache.example:5000", None, "library/alpine", "Host docker.io:library/alpine"),
         ("docker-io.cache.example", None, "alpine", "Host docker.io:library/alpine"),
         ("Docker-IO.Cache.Example", None, "alpine", "Host docker.io:library/alpine"),
+        ("ghcr-io.cache.example.", None, "org/app", "Host ghcr.io:org/app"),
+        ("ghcr-io.cache.example.:5000", None, "org/app", "Host ghcr.io:org/app"),
         ("docker.io.cache.example:5000", None, "alpine", "Host docker.io:library/alpine"),
         ("ghcr-io.mirror.example", None, "org/app", "Host ghcr.io:org/app"),
         ("registry-k8s-io.cache.example", None, "pause", "Host registry.k8s.io:pause"),

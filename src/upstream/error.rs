@@ -15,9 +15,12 @@ use http::header::{HeaderMap, WWW_AUTHENTICATE};
 
 use super::allowed_hosts::ForbiddenAddress;
 use super::cause;
+use crate::printable;
 
 /// What a request waited for if it timed out before a connection was made.
 const CONNECTING: &str = "connecting";
+/// When a request that was refused because of others may succeed.
+const OVERLOADED_RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Largest number of bytes of a challenge that an error repeats.
 const MAX_CHALLENGE_BYTES: usize = 300;
 
@@ -67,6 +70,10 @@ pub enum UpstreamError {
     /// The circuit breaker is open. No request was sent; the next probe is sent after `retry_after`.
     #[error("{upstream} failed repeatedly and gets no requests until it answers a probe; try again later")]
     CircuitOpen { upstream: Arc<str>, retry_after: Duration },
+
+    /// Too many requests to the upstream are in progress. No request was sent.
+    #[error("too many requests to {upstream} are in progress; try again in a few seconds")]
+    Overloaded { upstream: Arc<str> },
 
     /// The file or program that should provide credentials failed. No request was sent.
     #[error("no credentials for {upstream}: {cause}")]
@@ -126,6 +133,7 @@ impl UpstreamError {
         match self {
             Self::RateLimited { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
             Self::CircuitOpen { retry_after, .. } => Some(*retry_after),
+            Self::Overloaded { .. } => Some(OVERLOADED_RETRY_AFTER),
             _ => None,
         }
     }
@@ -204,7 +212,7 @@ impl UpstreamError {
             text.truncate(text.floor_char_boundary(MAX_CHALLENGE_BYTES));
             text.push('…');
         }
-        Self::Challenge { upstream: upstream.clone(), challenge: text.into() }
+        Self::Challenge { upstream: upstream.clone(), challenge: printable::line(&text).into() }
     }
 
     /// A [`Self::Timeout`].

@@ -7,7 +7,7 @@
 //! failed.
 //!
 //! After repeated failures the circuit breaker withholds requests until a probe succeeds (`breaker`, `probe`). After a
-//! 429, requests that the limit applies to are withheld (`limits`). The text for each error is in `error`.
+//! 429, requests that the limit applies to are withheld (`limits`). Requests in progress are bounded (`in_flight`). The text for each error is in `error`.
 //!
 //! All HTTP requests of the server are sent here. This module neither verifies nor stores content, and knows neither
 //! the store nor the server's own clients. A host that is not configured is contacted only if a configured one
@@ -23,6 +23,7 @@ mod credentials;
 mod error;
 mod hops;
 mod identity;
+mod in_flight;
 mod limits;
 mod listed_certificate;
 mod pem;

@@ -14,6 +14,7 @@ use super::auth::Authorizer;
 use super::breaker::Breaker;
 use super::client::{self, ClientSetup, HttpClients};
 use super::credentials::Keyring;
+use super::in_flight::InFlight;
 use super::limits::AccountLimits;
 use super::tls::TlsSetup;
 use super::token::Tokens;
@@ -43,6 +44,7 @@ pub(super) struct Remote {
     /// Updated by requests and by the probe.
     pub(super) breaker: Mutex<Breaker>,
     pub(super) limits: AccountLimits,
+    pub(super) in_flight: InFlight,
     /// When the upstream last ignored a range of a blob.
     pub(super) ignored_range: Mutex<Option<Instant>>,
     /// Owns the probing task.
@@ -94,6 +96,7 @@ impl Remote {
             }),
             breaker: Mutex::default(),
             limits: AccountLimits::default(),
+            in_flight: InFlight::default(),
             ignored_range: Mutex::default(),
             tasks,
             connection: OnceCell::new(),

@@ -10,6 +10,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap,
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::UpstreamError;
+use super::in_flight::InFlightRequest;
 use super::{Kind, Upstream};
 use crate::oci::STALE_WARNING;
 use crate::telemetry::{ContentKind, Metrics};
@@ -34,6 +35,8 @@ pub struct UpstreamBody {
     pub(super) metrics: Arc<Metrics>,
     /// `None`: there is no body, or it has ended.
     pub(super) response: Option<reqwest::Response>,
+    /// Counts the request as in progress until the body is dropped.
+    pub(super) in_flight: Option<InFlightRequest>,
 }
 
 // === impl UpstreamResponse ===
@@ -243,6 +246,7 @@ mod tests {
             idle_timeout: Duration::ZERO,
             metrics: Arc::new(Metrics::new(&[])),
             response: None,
+            in_flight: None,
         };
         UpstreamResponse { status: StatusCode::OK, headers, body }
     }

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http::Method;
 use tokio::time::{Instant, sleep};
 
 use super::breaker::{AfterFailure, Breaker, FailureScope, Opening};
 use super::error::UpstreamError;
+use super::in_flight::InFlightRequest;
 use super::remote::Remote;
 use super::response::UpstreamResponse;
 use super::send::RequestAttempt;
-use super::{Effort, Upstream, UpstreamRequest};
+use super::{Effort, Kind, Upstream, UpstreamRequest};
 use crate::oci::RepoName;
 
 /// Rounds over all URLs, at most.
@@ -35,6 +37,7 @@ impl Upstream {
     /// For everything but a usable 200, 206 or 304; see [`UpstreamError`].
     pub async fn send(&self, request: UpstreamRequest, deadline: Instant) -> Result<UpstreamResponse, UpstreamError> {
         let remote = &self.remote;
+        let in_flight = remote.enter(&request)?;
         let connection = remote.connection().await?;
         let mut failure = None;
         for round in 0.. {
@@ -57,8 +60,9 @@ impl Upstream {
                 upstream_responded: &upstream_responded,
             };
             let error = match remote.round(connection, attempt).await {
-                Ok(response) => {
+                Ok(mut response) => {
                     remote.record_success();
+                    response.body.in_flight = in_flight;
                     return Ok(response);
                 }
                 Err(error) => error,
@@ -78,6 +82,15 @@ impl Upstream {
 }
 
 impl Remote {
+    /// Counts a request as in progress. `None` for a transfer of a blob: it has a slot.
+    fn enter(&self, request: &UpstreamRequest) -> Result<Option<InFlightRequest>, UpstreamError> {
+        if request.kind == Kind::Blob && request.method == Method::GET {
+            return Ok(None);
+        }
+        let in_flight = self.in_flight.enter(&request.repository);
+        in_flight.map(Some).ok_or_else(|| UpstreamError::Overloaded { upstream: self.name.clone() })
+    }
+
     /// Whether the request may be sent now: the circuit is closed, and no rate limit applies.
     fn admit(&self, request: &UpstreamRequest) -> Result<(), UpstreamError> {
         let (upstream, now) = (self.name.clone(), Instant::now());

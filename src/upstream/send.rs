@@ -342,6 +342,7 @@ impl Remote {
             idle_timeout: self.idle_timeout,
             metrics: self.metrics.clone(),
             response,
+            in_flight: None,
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::scene::{Scene, until};
@@ -253,4 +254,57 @@ async fn a_client_that_misbehaves_in_every_way_changes_nothing_for_others() {
     assert_eq!(scene.fetches(), 1);
     drop(held);
     assert_eq!(seen(&scene, &pushed).await, before);
+}
+
+#[tokio::test]
+async fn requests_whose_client_has_ended_its_side_give_way() {
+    let scene = Scene::configured(10, BOUND).await;
+    assert_eq!(scene.server.get(&scene.path()).await.status, 200);
+    let gate = Gate::new();
+    scene.upstream.always("*", "/v2/org/slow/*", Reply::normal().wait_before_head(&gate));
+    let mut waiting = Vec::new();
+    for n in 0..PLACES {
+        let mut client = open(scene.server.addr(), &get(&format!("/v2/org/slow/manifests/{n}"))).await;
+        client.shutdown().await.unwrap();
+        waiting.push(client);
+    }
+    gate.reached(PLACES).await;
+    for _ in 0..2 {
+        let cached = newcomer(scene.server.addr(), &get(&scene.path())).await;
+        assert_eq!(cached.status, 200);
+    }
+    // Those that did not have to give way get their responses.
+    gate.open();
+    let mut answered = 0;
+    for client in &mut waiting {
+        answered += usize::from(rest(client).await.starts_with("HTTP/1.1 404"));
+    }
+    assert_eq!(answered, PLACES - 1, "one place was needed, and the newcomers used it in turn");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_clients_that_left_are_bounded() {
+    let scene = Scene::with_blob(10).await;
+    let gate = Gate::new();
+    scene.upstream.always("*", "/v2/org/slow/*", Reply::normal().wait_before_head(&gate));
+    let slow = || scene.upstream.requests().iter().filter(|seen| seen.path.contains("/org/slow/")).count();
+    let mut clients = JoinSet::new();
+    for n in 0..200 {
+        let (client, url) = (Client::new(), scene.server.url(&format!("/v2/org/slow/manifests/{n}")));
+        clients.spawn(async move { client.get(&url).await });
+    }
+    let mut refused = 0;
+    while slow() + refused < 200 {
+        if let Ok(Some(answer)) = timeout(Duration::from_millis(20), clients.join_next()).await {
+            let answer = answer.unwrap();
+            assert!(answer.status == 503 && !answer.header("retry-after").is_empty(), "{}", answer.text());
+            refused += 1;
+        }
+    }
+    clients.abort_all();
+    assert!(slow() <= 128, "{} requests of one repository", slow());
+    // Other repositories of the upstream are served.
+    assert_eq!(scene.server.get(&scene.path()).await.status, 200);
+    assert_eq!(scene.server.get("/v2/org/other/manifests/1").await.status, 404);
+    gate.open();
 }

@@ -53,8 +53,11 @@ pub(super) async fn serve(
         let response = tokio::select! {
             biased;
             response = site.answer(peer, request) => response,
-            () = socket.left() => return None,
+            () = socket.left_or_gave_way(activity) => return None,
         };
+        if activity.gave_way() {
+            return None;
+        }
         let is_last = is_last || place.is_reserved() || activity.ending().is_cancelled();
         if let Err(error) = response::send(&mut socket, &mut scratch, response, is_head, is_last).await {
             tracing::debug!(%error, "a response ended early");

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::deadline::MovingDeadline;
 use super::request::MAX_HEADERS_BYTES;
+use crate::http::places::Activity;
 
 /// Buffer of one read. Request headers are usually shorter.
 const READ_BUFFER_BYTES: usize = 4 << 10;
@@ -60,16 +61,31 @@ impl Socket {
     /// Resolves when the connection has failed. Requests that the client sends in the meantime are kept, up to the
     /// length of one request's headers. A client that ends its side may still read the response, so it has not left.
     pub(super) async fn left(&mut self) {
+        if self.half_closed().await {
+            // A client that has left completely resets the connection when it gets bytes.
+            let _ = self.stream.ready(Interest::ERROR).await;
+        }
+    }
+
+    /// As [`Socket::left`], before a response. A connection whose client has ended its side gives way to a new one that
+    /// finds no other place.
+    pub(super) async fn left_or_gave_way(&mut self, activity: &Activity) {
+        if self.half_closed().await {
+            tokio::select! {
+                _ = self.stream.ready(Interest::ERROR) => {}
+                () = activity.half_closed() => {}
+            }
+        }
+    }
+
+    /// Resolves when the client has ended its side. False if the connection has failed.
+    async fn half_closed(&mut self) -> bool {
         while self.read.len() < MAX_HEADERS_BYTES {
             self.read.reserve(READ_BUFFER_BYTES);
             match self.stream.read_buf(&mut self.read).await {
-                Ok(0) => {
-                    // A client that has left completely resets the connection when it gets bytes.
-                    let _ = self.stream.ready(Interest::ERROR).await;
-                    return;
-                }
-                Err(_) => return,
+                Ok(0) => return true,
                 Ok(_) => {}
+                Err(_) => return false,
             }
         }
         pending().await

@@ -7,7 +7,9 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::oci::{Digest, RepoId};
 
 /// Digests or repositories whose hashes share a shard share a lock.
-const LOCK_SHARDS: usize = 64;
+///
+/// A push of a manifest with thousands of references holds its lock for long, so few other repositories should share it.
+const LOCK_SHARDS: usize = 4096;
 
 /// One lock for each digest: {evict, collect, quarantine} against {commit, mount, adopt}. Taken on the blocking pool only.
 #[derive(Debug, Default)]
@@ -24,13 +26,13 @@ pub(super) struct RepoLocks {
 
 #[derive(Debug)]
 struct Shards<L> {
-    locks: [L; LOCK_SHARDS],
+    locks: Box<[L]>,
     hasher: RandomState,
 }
 
 impl<L: Default> Default for Shards<L> {
     fn default() -> Self {
-        Self { locks: std::array::from_fn(|_| L::default()), hasher: RandomState::new() }
+        Self { locks: (0..LOCK_SHARDS).map(|_| L::default()).collect(), hasher: RandomState::new() }
     }
 }
 
