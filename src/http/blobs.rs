@@ -7,14 +7,14 @@ use axum::response::{IntoResponse, Response};
 use http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::body::{Counter, FilePart, Multipart, streamed};
+use super::body::{Counter, Multipart, streamed};
 use super::error::ApiError;
 use super::fields::insert;
 use super::fields::{FIELDS, insert_digest};
 use super::{App, Call, Outcome};
 use crate::access::{Authorized, Delete, Pull};
 use crate::oci::{Digest, RangeSet, RepoId, media_type};
-use crate::pull::{BlobRequest, Content, ContentBody, ContentStream};
+use crate::pull::{BlobRequest, Content, ContentBody};
 use crate::resolve::Rule;
 use crate::store::{FileRange, Member, StoreError};
 use crate::telemetry::{CacheResult, ContentKind};
@@ -96,13 +96,7 @@ async fn mirrored_length(
 
 fn respond(content: Content, counter: Counter) -> Response {
     let mut headers = HeaderMap::with_capacity(FIELDS);
-    let file = match &content.body {
-        ContentBody::Whole(ContentStream::File(range)) | ContentBody::Part(_, ContentStream::File(range)) => {
-            Some(FilePart { range: range.clone(), counter: counter.clone() })
-        }
-        _ => None,
-    };
-    let (status, length, body) = match (content.body, content.total) {
+    let (status, length, (body, file)) = match (content.body, content.total) {
         (ContentBody::Part(part, bytes), Some(total)) => {
             insert(&mut headers, CONTENT_RANGE, part.content_range(total));
             (StatusCode::PARTIAL_CONTENT, Some(part.len()), streamed(bytes, counter))
@@ -110,14 +104,14 @@ fn respond(content: Content, counter: Counter) -> Response {
         (ContentBody::Parts(parts), Some(total)) => {
             let multipart = Multipart::new(parts, total);
             insert(&mut headers, CONTENT_TYPE, multipart.content_type());
-            (StatusCode::PARTIAL_CONTENT, Some(multipart.length()), multipart.into_body(counter))
+            (StatusCode::PARTIAL_CONTENT, Some(multipart.length()), (multipart.into_body(counter), None))
         }
-        (ContentBody::Whole(_), Some(0)) => (StatusCode::OK, Some(0), Body::empty()),
+        (ContentBody::Whole(_), Some(0)) => (StatusCode::OK, Some(0), (Body::empty(), None)),
         (ContentBody::Whole(bytes) | ContentBody::Part(_, bytes), total) => {
             (StatusCode::OK, total, streamed(bytes, counter))
         }
         // Cannot happen: parts are selected only where the length is known.
-        (ContentBody::Parts(_), None) => (StatusCode::INTERNAL_SERVER_ERROR, Some(0), Body::empty()),
+        (ContentBody::Parts(_), None) => (StatusCode::INTERNAL_SERVER_ERROR, Some(0), (Body::empty(), None)),
     };
     if let Some(length) = length {
         headers.insert(CONTENT_LENGTH, length.into());

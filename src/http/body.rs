@@ -1,5 +1,6 @@
 //! Response bodies: content as a stream of frames, and guards that live as long as a body.
 
+use std::iter;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -10,10 +11,11 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, Stream};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::StreamBody;
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::oci::ByteRange;
-use crate::pull::{ContentError, ContentStream};
+use crate::pull::{ContentError, ContentStream, Follower};
 use crate::store::FileRange;
 use crate::telemetry::{ContentKind, Metrics};
 
@@ -21,12 +23,24 @@ use crate::telemetry::{ContentKind, Metrics};
 #[derive(Clone)]
 pub(super) struct Counter(pub(super) Option<(Arc<Metrics>, Arc<str>)>);
 
-/// A body that is a range of a file. A response carries it beside the body, for a connection that can use sendfile.
+/// A body whose bytes are in a file. A response carries it beside the body, for a connection that can use sendfile.
 #[derive(Clone)]
 pub(super) struct FilePart {
-    pub(super) range: FileRange,
+    pub(super) source: FileSource,
     pub(super) counter: Counter,
 }
+
+#[derive(Clone)]
+pub(super) enum FileSource {
+    /// The body has a clone of this range.
+    Stored(FileRange),
+    /// The body shares this follower.
+    Fill(SharedFollower),
+}
+
+/// A follower that the body of a response shares with its connection. The one that sends the response takes it.
+#[derive(Clone)]
+pub(super) struct SharedFollower(Arc<Mutex<Option<Box<Follower>>>>);
 
 impl Counter {
     /// `bytes` of a blob were sent to a client.
@@ -37,9 +51,39 @@ impl Counter {
     }
 }
 
-/// Streams content. An error is logged and ends the connection, never just the body.
-pub(super) fn streamed(content: ContentStream, counter: Counter) -> Body {
-    Body::new(StreamBody::new(Box::pin(frames(content, counter))))
+impl SharedFollower {
+    fn new(follower: Box<Follower>) -> Self {
+        Self(Arc::new(Mutex::new(Some(follower))))
+    }
+
+    /// Returns the follower; `None` if it has been taken.
+    pub(super) fn take(&self) -> Option<Box<Follower>> {
+        self.0.lock().take()
+    }
+}
+
+/// Streams content. An error is logged and ends the connection, never just the body. If the bytes are in a file, that is
+/// returned as well.
+pub(super) fn streamed(content: ContentStream, counter: Counter) -> (Body, Option<FilePart>) {
+    let beside = |source| Some(FilePart { source, counter: counter.clone() });
+    match content {
+        ContentStream::File(range) => {
+            let file = beside(FileSource::Stored(range.clone()));
+            (body_of(frames(ContentStream::File(range), counter)), file)
+        }
+        ContentStream::Follow(follower) => {
+            let shared = SharedFollower::new(follower);
+            let file = beside(FileSource::Fill(shared.clone()));
+            // Taken only when the first frame is requested.
+            let taken = stream::iter(iter::from_fn(move || shared.take()).map(ContentStream::Follow));
+            (body_of(taken.flat_map(move |content| frames(content, counter.clone()))), file)
+        }
+        content => (body_of(frames(content, counter)), None),
+    }
+}
+
+fn body_of(frames: impl Stream<Item = Result<Frame<Bytes>, ContentError>> + Send + 'static) -> Body {
+    Body::new(StreamBody::new(Box::pin(frames)))
 }
 
 fn frames(content: ContentStream, counter: Counter) -> impl Stream<Item = Result<Frame<Bytes>, ContentError>> + Send {
@@ -99,7 +143,7 @@ impl Multipart {
         let frame = |bytes| stream::once(async { Ok(Frame::data(bytes)) });
         let parts = stream::iter(self.parts)
             .flat_map(move |(head, content)| frame(head).chain(frames(content, counter.clone())));
-        Body::new(StreamBody::new(Box::pin(parts.chain(frame(self.end)))))
+        body_of(parts.chain(frame(self.end)))
     }
 }
 

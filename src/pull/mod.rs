@@ -44,6 +44,7 @@ pub use blob::BlobRequest;
 pub use content::{Content, ContentBody, ContentStream};
 pub use engine::{PullRequest, Puller};
 pub use error::{ContentError, PullError};
+pub use fill::Follower;
 pub use freshness::TagFreshness;
 pub use large_documents::{DocumentTurn, LARGE_DOCUMENT_BYTES, LargeDocuments};
 pub use served::Served;

@@ -46,6 +46,7 @@ mod mounts;
 mod operator;
 mod outages;
 mod plain;
+mod plain_followers;
 mod power;
 mod proxies;
 mod push;

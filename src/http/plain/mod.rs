@@ -1,11 +1,12 @@
 //! The fast path: GET or HEAD without a body, over HTTP/1.1 and without TLS, which is nearly every request to a cache.
 //!
 //! hyper sends a body from memory, so a file would be copied there on its way from the page cache to the socket. Here it is
-//! not (`response`, by sendfile). Request headers cost one pass of httparse, the parser that hyper uses as well (`request`).
+//! not (`files`, by sendfile). Request headers cost one pass of httparse, the parser that hyper uses as well (`request`).
 //! The handlers are the same. The first request of any other kind is left unread, and hyper serves the connection from there
 //! to its end, so neither depends on the other.
 
 mod deadline;
+mod files;
 mod request;
 mod response;
 mod socket;

@@ -1,8 +1,10 @@
 //! Writing a response: its headers, and its body with a length or in chunks (RFC 9112, sections 4, 6 and 7).
 
 use std::cell::RefCell;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use std::{io, mem};
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, HttpBody};
 use axum::response::Response;
@@ -11,23 +13,16 @@ use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
-use rustix::io::Errno;
-use tokio::net::TcpStream;
-use tokio::task::coop::consume_budget;
 
-use super::super::body::{FilePart, log};
+use super::super::body::FilePart;
+use super::files::FileSender;
 use super::socket::Socket;
-use crate::pull::ContentError;
 
-/// Bytes of a file that are probed in the page cache at once, and then sent by sendfile.
-const PROBED_BYTES: u64 = 2 << 20;
 /// A range up to this length is read and written together with the headers. That never blocks on the disk.
 const MAX_COPIED_BYTES: u64 = 32 << 10;
 /// The headers of a range up to this length are written before it. A packet takes 64 KiB, and together they would need one
 /// more.
 const MAX_HEADERS_FIRST_BYTES: u64 = 128 << 10;
-/// How long bytes are taken to stay in the page cache.
-const PROBE_LIFETIME: Duration = Duration::from_millis(100);
 const LINE_END: &[u8] = b"\r\n";
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
@@ -68,9 +63,13 @@ pub(super) async fn send(
     write_headers(scratch, parts.status, &parts.headers, framing, is_last);
     match (framing, part) {
         (Framing::None(_) | Framing::Length(0), _) => Ok(socket.write([scratch, &[], &[]]).await?),
-        (Framing::Length(length), Some(part)) if part.range.len() == length && length > MAX_COPIED_BYTES => {
-            // `body` lives to the end of the transfer: its guard counts the request as in progress.
-            send_file(socket, scratch, part).await
+        // `body` lives to the end of the transfer: its guard counts the request as in progress.
+        (Framing::Length(length), Some(FilePart { source, counter })) if length > MAX_COPIED_BYTES => {
+            if length <= MAX_HEADERS_FIRST_BYTES {
+                socket.write([scratch, &[], &[]]).await?;
+                scratch.clear();
+            }
+            FileSender::new(socket, scratch, counter).send(source, length).await
         }
         (Framing::Length(length), _) => send_whole(socket, scratch, &mut body, length).await,
         (Framing::Chunks, _) => send_chunks(socket, scratch, &mut body).await,
@@ -135,22 +134,29 @@ fn with_date(use_date: impl FnOnce(&str)) {
     });
 }
 
-/// The next bytes of a body. Writes `unsent` first if they have to be waited for. Fails if the client leaves before.
+/// Waits for `next`. Writes `unsent` before it waits. Fails if the client leaves before.
+pub(super) async fn ready<T>(
+    socket: &mut Socket,
+    unsent: &mut BytesMut,
+    next: impl Future<Output = T>,
+) -> Result<T, SendError> {
+    let mut next = pin!(next);
+    if let Some(ready) = next.as_mut().now_or_never() {
+        return Ok(ready);
+    }
+    socket.write([unsent, &[], &[]]).await?;
+    unsent.clear();
+    tokio::select! {
+        biased;
+        ready = next => Ok(ready),
+        () = socket.left() => Err(SendError::Left),
+    }
+}
+
+/// The next bytes of a body. Writes `unsent` before it waits for them. Fails if the client leaves before.
 async fn next(socket: &mut Socket, unsent: &mut BytesMut, body: &mut Body) -> Result<Option<Bytes>, SendError> {
     loop {
-        let frame = match body.frame().now_or_never() {
-            Some(frame) => frame,
-            None => {
-                socket.write([unsent, &[], &[]]).await?;
-                unsent.clear();
-                tokio::select! {
-                    biased;
-                    frame = body.frame() => frame,
-                    () = socket.left() => return Err(SendError::Left),
-                }
-            }
-        };
-        match frame {
+        match ready(socket, unsent, body.frame()).await? {
             None => return Ok(None),
             Some(Err(error)) => return Err(SendError::Content(error)),
             Some(Ok(frame)) => match frame.into_data() {
@@ -182,73 +188,4 @@ async fn send_chunks(socket: &mut Socket, out: &mut BytesMut, body: &mut Body) -
     }
     socket.write([out, LAST_CHUNK, &[]]).await?;
     Ok(())
-}
-
-/// Sends a range of a file from the page cache to the socket. What is not in the page cache is read by the blocking pool first.
-async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(), SendError> {
-    let FilePart { mut range, counter } = part;
-    let mut head = head;
-    let mut by_copy = false;
-    // Bytes of the range that were found in the page cache, and when.
-    let (mut cached, mut probed) = (0, Instant::now());
-    if range.len() <= MAX_HEADERS_FIRST_BYTES {
-        socket.write([mem::take(&mut head), &[], &[]]).await?;
-    }
-    while !range.is_empty() {
-        consume_budget().await;
-        if cached == 0 && !by_copy {
-            let probe = range.len().min(PROBED_BYTES);
-            cached = if range.is_cached(probe) { probe } else { 0 };
-            probed = Instant::now();
-        }
-        let sent = if cached == 0 {
-            let bytes = range.read().await.map_err(unreadable)?.unwrap_or_default();
-            socket.write([head, &bytes, &[]]).await?;
-            bytes.len() as u64
-        } else {
-            socket.write_ahead(head).await?;
-            let send = |stream: &TcpStream, waited: bool| {
-                // While the client took its time, bytes may have left the page cache.
-                if waited && probed.elapsed() > PROBE_LIFETIME {
-                    if !range.is_cached(cached) {
-                        return Ok(None);
-                    }
-                    probed = Instant::now();
-                }
-                range.send_to(stream, cached).map(Some)
-            };
-            match socket.write_by(send).await {
-                Ok(Some(sent)) => {
-                    cached -= sent;
-                    sent
-                }
-                Ok(None) => {
-                    cached = 0;
-                    0
-                }
-                // The file system does not support sendfile.
-                Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
-                    by_copy = true;
-                    cached = 0;
-                    0
-                }
-                // These are errors of the file, not of the socket.
-                Err(error) if is_of_file(&error) => return Err(unreadable(error)),
-                Err(error) => return Err(error.into()),
-            }
-        };
-        head = &[];
-        counter.count(sent);
-    }
-    Ok(())
-}
-
-fn is_of_file(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::UnexpectedEof || Errno::from_io_error(error) == Some(Errno::IO)
-}
-
-fn unreadable(error: io::Error) -> SendError {
-    let error = ContentError::from(error);
-    log(&error);
-    SendError::Content(axum::Error::new(error))
 }

@@ -229,18 +229,45 @@ impl Follower {
         if let Some(first) = self.read_ahead.take() {
             return Ok(Some(first));
         }
+        let Some(mut range) = self.readable().await? else { return Ok(None) };
+        // A read that is cancelled here has returned nothing.
+        let bytes = range.read().await?.ok_or(ContentError::Length)?;
+        self.advance_to(range.start());
+        Ok(Some(bytes))
+    }
+
+    /// Waits for the next bytes and returns them as a range of the fill's file; `None` at the end. The range has at least one
+    /// byte, and at most `max` bytes, which must not be 0. They count as returned, even if the caller does not read them.
+    ///
+    /// # Errors
+    /// As [`Follower::next`]. Whether the file can be read is found out by reading the range.
+    pub async fn next_range(&mut self, max: u64) -> Result<Option<FileRange>, ContentError> {
+        if let Some(first) = self.read_ahead.take() {
+            // These bytes were read and not returned.
+            self.next -= first.len() as u64;
+            self.sent = false;
+        }
+        let Some(range) = self.readable().await? else { return Ok(None) };
+        let end = range.end().min(range.start().saturating_add(max));
+        self.advance_to(end);
+        Ok(Some(range.with_range(ByteRange { start: range.start(), end })))
+    }
+
+    /// Waits for the next bytes, up to the mark; `None` at the end.
+    async fn readable(&mut self) -> Result<Option<FileRange>, ContentError> {
         loop {
             match self.step()? {
                 Step::End => return Ok(None),
-                Step::Read(mut range) => {
-                    let bytes = range.read().await?.ok_or(ContentError::Length)?;
-                    self.next += bytes.len() as u64;
-                    self.sent = true;
-                    return Ok(Some(bytes));
-                }
+                Step::Read(range) => return Ok(Some(range)),
                 Step::Wait(position, changes) => wait(&mut self.following.progress, position, changes).await?,
             }
         }
+    }
+
+    /// The bytes before `position` were returned to the caller.
+    fn advance_to(&mut self, position: u64) {
+        self.next = position;
+        self.sent = true;
     }
 
     fn step(&mut self) -> Result<Step, ContentError> {

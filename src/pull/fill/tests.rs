@@ -60,6 +60,15 @@ impl Fixture {
         Ok(following.read(&start, 0, end))
     }
 
+    async fn until_stored(&self, digest: &Digest) {
+        let stored = async {
+            while self.context.store.blob(digest).await.unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(LIMIT, stored).await.expect("the fill goes on to its end");
+    }
+
     /// Makes the only spool file unreadable from this position on.
     fn truncate_spool(&self, length: u64) {
         let spool: Vec<_> = std::fs::read_dir(self.folder.path().join("spool")).unwrap().collect();
@@ -176,10 +185,47 @@ async fn a_fill_without_followers_goes_on_while_slots_are_free() {
         ScriptedSource::new("a/b", [Answer::complete(LENGTH).send(&bytes[..1000]).wait(&gate).send(&bytes[1000..])]);
     drop(fixture.follow(&digest, &source).await.unwrap());
     gate.add_permits(1);
-    let stored = async {
-        while fixture.context.store.blob(&digest).await.unwrap().is_none() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+    fixture.until_stored(&digest).await;
+}
+
+/// Reads the rest of a fill by ranges of at most `max` bytes, from `start`.
+async fn read_ranges(follower: &mut Follower, mut start: u64, max: u64) -> Result<Vec<u8>, ContentError> {
+    let mut read = Vec::new();
+    while let Some(mut range) = timeout(LIMIT, follower.next_range(max)).await.expect("a range in time")? {
+        assert!(range.start() == start && (1..=max).contains(&range.len()), "{range:?} at {start}");
+        start = range.end();
+        while let Some(bytes) = range.read().await? {
+            read.extend_from_slice(&bytes);
         }
-    };
-    timeout(LIMIT, stored).await.expect("the fill goes on without followers");
+    }
+    Ok(read)
+}
+
+#[tokio::test]
+async fn ranges_begin_with_the_bytes_that_were_read_ahead() {
+    let ((bytes, digest), fixture, gate) = (content(), Fixture::new(), Arc::new(Semaphore::new(0)));
+    let answer = Answer::complete(LENGTH).send(&bytes[..1000]).wait(&gate).send(&bytes[1000..]);
+    let source = ScriptedSource::new("a/b", [answer]);
+    let mut follower = fixture.follow(&digest, &source).await.unwrap();
+    follower.read_ahead(Instant::now() + LIMIT).await.unwrap();
+    gate.add_permits(1);
+    assert!(read_ranges(&mut follower, 0, 999).await.unwrap() == bytes);
+}
+
+#[tokio::test]
+async fn a_range_that_was_returned_binds_a_follower_to_its_generation() {
+    let ((bytes, digest), fixture, gate) = (content(), Fixture::new(), Arc::new(Semaphore::new(0)));
+    let wrong = Answer::complete(LENGTH).send(&[0; 1000]).wait(&gate).send(&[0; LENGTH - 1000]);
+    let source = ScriptedSource::new("a/b", [wrong, Answer::complete(LENGTH).send(&bytes)]);
+    let mut bound = fixture.follow(&digest, &source).await.unwrap();
+    let mut free = fixture.follow(&digest, &source).await.unwrap();
+    for follower in [&mut bound, &mut free] {
+        follower.read_ahead(Instant::now() + LIMIT).await.unwrap();
+    }
+    assert_eq!(bound.next_range(10).await.unwrap().unwrap().len(), 10);
+    gate.add_permits(1);
+    fixture.until_stored(&digest).await;
+    assert!(read_ranges(&mut free, 0, u64::MAX).await.is_ok_and(|read| read == bytes));
+    let error = read_ranges(&mut bound, 10, u64::MAX).await.unwrap_err();
+    assert!(matches!(error, ContentError::Restarted), "{error}");
 }
