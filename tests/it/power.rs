@@ -1,10 +1,13 @@
 //! After a power cut, files that were not fsynced are verified before they are served.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use crate::disk::blob_file;
-use crate::scene::{KIB, MIB, Scene, entry_count, until};
-use crate::support::Image;
+use crate::scene::{KIB, MIB, Scene, blob, blob_path, entry_count, until};
+use crate::support::process::ServerProcess;
+use crate::support::settings::Settings;
+use crate::support::{Client, Image, Upstream};
 
 /// Sets the folder to the state after a power cut in another boot: index not closed, durability mark older than all files.
 fn cut_the_power(data: &std::path::Path) {
@@ -62,4 +65,28 @@ async fn a_manifest_file_with_wrong_content_is_refetched() {
     scene.server.restart().await;
     assert_eq!(scene.server.get(&path).await.body, image.manifest.bytes);
     until("the file is complete again", async || fs::read(&file).unwrap() == image.manifest.bytes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_whose_record_was_lost_counts_as_pushed_again() {
+    let upstream = Upstream::start().await;
+    let content = blob(1, 5000);
+    upstream.add_blob("org/app", &content);
+    let settings = Settings::new().upstream("docker.io", &upstream).default_upstream("docker.io");
+    let mut process = tokio::task::spawn_blocking(|| ServerProcess::start(settings)).await.unwrap();
+    let sums = async |process: &ServerProcess| {
+        let sum = async |class| process.metric("roadstead_storage_bytes", &[("class", class)]).await;
+        (sum("cached").await, sum("pushed").await)
+    };
+    assert_eq!(Client::new().get(&process.url(&blob_path("org/app", &content))).await.status, 200);
+    until("the blob is stored", async || sums(&process).await == (5000.0, 0.0)).await;
+    // The index is saved with the blob as cached content. Then a push changes the mode of the file, and the process is
+    // killed before the index has saved that.
+    process.stop();
+    process.begin();
+    process.kill();
+    let file = blob_file(&process.data_dir(), &content.digest);
+    fs::set_permissions(file, fs::Permissions::from_mode(0o400)).unwrap();
+    process.begin();
+    until("the blob counts as pushed", async || sums(&process).await == (0.0, 5000.0)).await;
 }

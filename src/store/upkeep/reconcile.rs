@@ -92,11 +92,21 @@ fn add_contents(
             unchecked.add(&digest);
         }
         let _locked = local.lock_content(&digest);
-        // A push may have recorded it since. A class only ever changes from cached to pushed.
-        if local.index().blob(&digest).is_none() {
-            let class = if local.has_pushed_mode(&metadata) { Class::Pushed } else { Class::Cached };
-            let added = metadata.modified().map(to_time).unwrap_or_default();
-            local.index().apply(&[Change::Blob(&digest, BlobRecord { size: metadata.len(), class, added })]);
+        match local.index().blob(&digest).map(|blob| blob.class) {
+            // A push may have recorded it since.
+            Some(Class::Pushed) => {}
+            // The process ended after the mode was changed, and the index lost the record of that.
+            Some(Class::Cached) => {
+                let now = optional(entry.metadata()).at("stat", &entry.path())?;
+                if let Some(metadata) = now.filter(|metadata| local.has_pushed_mode(metadata)) {
+                    local.record_stored(&digest, metadata.len(), Class::Pushed);
+                }
+            }
+            None => {
+                let class = if local.has_pushed_mode(&metadata) { Class::Pushed } else { Class::Cached };
+                let added = metadata.modified().map(to_time).unwrap_or_default();
+                local.index().apply(&[Change::Blob(&digest, BlobRecord { size: metadata.len(), class, added })]);
+            }
         }
     }
     Ok(())
