@@ -33,8 +33,8 @@ pub fn print_json(json: &str) -> Result<(), CliError> {
 pub fn bytes(count: u64) -> String {
     match count {
         0..10_000 => format!("{count} B"),
-        10_000..10_000_000 => format!("{:.1} kB", count as f64 / 1e3),
-        10_000_000..10_000_000_000 => format!("{:.1} MB", count as f64 / 1e6),
+        10_000..1_000_000 => format!("{:.1} kB", count as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", count as f64 / 1e6),
         _ => format!("{:.1} GB", count as f64 / 1e9),
     }
 }
@@ -81,8 +81,8 @@ mod tests {
 
     #[test]
     fn sizes_are_short() {
-        let shown = [0, 9_999, 10_000, 9_999_999, 12_345_678, 9_999_000_000, 12_345_678_901].map(bytes);
-        assert_eq!(shown, ["0 B", "9999 B", "10.0 kB", "10000.0 kB", "12.3 MB", "9999.0 MB", "12.3 GB"]);
+        let shown = [0, 9_999, 10_000, 999_900, 1_234_567, 999_900_000, 2_147_483_648].map(bytes);
+        assert_eq!(shown, ["0 B", "9999 B", "10.0 kB", "999.9 kB", "1.2 MB", "999.9 MB", "2.1 GB"]);
     }
 
     #[test]
