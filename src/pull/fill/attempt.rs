@@ -2,7 +2,7 @@
 //!
 //! Wrong bytes are never repaired. The attempt ends, and another one may begin, as the next generation.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::super::error::PullError;
 use super::super::source::{BlobSource, FetchRequest, Sent, Transfer};
@@ -51,6 +51,7 @@ impl<'a> Attempt<'a> {
     pub(super) async fn run(&self) -> Result<Verified, PullError> {
         let Job { context, fill, source, publisher, .. } = self.job;
         let (digest, generation) = (&fill.digest, self.generation);
+        fill.received.store(0, Ordering::Relaxed);
         let transfer = self.open().await?;
         let (total, first_end) = match transfer.sent {
             Sent::Part { range, total } => (total, Some(range.end)),
