@@ -274,6 +274,7 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
             UpstreamError::RateLimited { .. } => (Status::TOO_MANY_REQUESTS, Code::TooManyRequests),
             UpstreamError::Timeout { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
             UpstreamError::Connect { .. }
+            | UpstreamError::LocalLimit { .. }
             | UpstreamError::CircuitOpen { .. }
             | UpstreamError::Overloaded { .. }
             | UpstreamError::Contradicted { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),

@@ -48,3 +48,17 @@ pub(super) fn request(method: Method, kind: Kind, repo: &RepoId, path: String) -
         effort: Effort::Rounds,
     }
 }
+
+/// Whether to request a document once more from the next URL: one URL answered, and what it sent is unusable. `next_url`:
+/// that of the response, or 0 if there was none.
+pub(super) fn may_be_sent_by_next_url(upstream: &Upstream, error: &PullError, next_url: usize) -> bool {
+    let is_unusable = match error {
+        PullError::BadDocument { .. } | PullError::Upstream(UpstreamError::BadResponse { .. }) => true,
+        error => error.is_wrong_content() || error.is_interruption(),
+    };
+    let may = is_unusable && next_url > 0 && upstream.has_several_urls();
+    if may {
+        tracing::warn!(upstream = %upstream.name(), %error, "one URL sent an unusable document; trying the next URL");
+    }
+    may
+}

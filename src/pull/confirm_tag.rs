@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
-use super::ask::{ask, request};
+use super::ask::{ask, may_be_sent_by_next_url, request};
 use super::engine::Engine;
 use super::error::PullError;
 use super::served::Served;
@@ -94,9 +94,22 @@ impl TagConfirmation<'_> {
     }
 
     async fn get(&self) -> Result<Served, PullError> {
+        let mut next_url = 0;
+        match self.get_from(&mut next_url).await {
+            Err(error) if may_be_sent_by_next_url(self.upstream, &error, next_url) => {
+                self.get_from(&mut next_url).await.map_err(|_| error)
+            }
+            answer => answer,
+        }
+    }
+
+    /// Sends a GET, first to the URL at `next_url`, which becomes that of the response.
+    async fn get_from(&self, next_url: &mut usize) -> Result<Served, PullError> {
         let mut get = self.request(Method::GET);
+        get.skip_urls = *next_url;
         get.if_none_match = self.stored().map(|known| format!("\"{known}\""));
         let response = ask(self.upstream, get, self.deadline).await?;
+        *next_url = response.next_url;
         let stale = response.is_stale();
         if let (StatusCode::NOT_MODIFIED, Some(digest)) = (response.status, self.stored()) {
             if stale && let Some(served) = self.unconfirmed(digest).await? {

@@ -8,11 +8,11 @@ use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
-use super::ask::{ask, request};
+use super::ask::{ask, may_be_sent_by_next_url, request};
 use super::engine::{Engine, PullRequest};
 use super::error::PullError;
 use super::large_documents::{DocumentTurn, LARGE_DOCUMENT_BYTES};
-use super::proof::has_shared_right;
+use super::proof::{confirms, has_shared_right};
 use super::served::Served;
 use crate::oci::{Algorithm, Digest, Manifest, Reference, RepoId, media_type};
 use crate::store::{NewManifest, StoreError, StoredManifest};
@@ -75,35 +75,59 @@ impl Engine {
         // The content is stored. Only this repository's manifest link is missing.
         if let Some(bytes) = store.manifest_content(digest).await?
             && let Ok(manifest) = Manifest::parse(&bytes)
-            && let Some((declared, result)) = self.prove_manifest(upstream, repo, digest, deadline).await?
+            && let Some((declared, result)) =
+                self.prove_manifest(upstream, repo, digest, bytes.len() as u64, deadline).await?
         {
             let media_type = declared.unwrap_or_else(|| manifest.guess_media_type());
             let new = NewManifest { digest: digest.clone(), media_type, bytes, manifest };
             let (manifest, _) = self.store_manifest(repo, new).await?;
             return Ok(Served::new(manifest, result));
         }
-        let response = self.ask_for_manifest(Method::GET, upstream, repo, digest, deadline).await?;
-        let new = self.read_manifest(upstream, repo, response, Some(digest), deadline).await?;
+        let mut next_url = 0;
+        let new = match self.receive_by_digest(upstream, repo, digest, &mut next_url, deadline).await {
+            Err(error) if may_be_sent_by_next_url(upstream, &error, next_url) => {
+                let again = self.receive_by_digest(upstream, repo, digest, &mut next_url, deadline).await;
+                again.map_err(|_| error)?
+            }
+            new => new?,
+        };
         let (manifest, stored) = self.store_manifest(repo, new).await?;
         Ok(Served::new(manifest, if stored { CacheResult::Miss } else { CacheResult::Bypass }))
     }
 
+    /// Requests a manifest, first from the URL at `next_url`, which becomes that of the response.
+    async fn receive_by_digest(
+        &self,
+        upstream: &Upstream,
+        repo: &RepoId,
+        digest: &Digest,
+        next_url: &mut usize,
+        deadline: Instant,
+    ) -> Result<NewManifest, PullError> {
+        let response = self.ask_for_manifest(Method::GET, upstream, repo, digest, *next_url, deadline).await?;
+        *next_url = response.next_url;
+        self.read_manifest(upstream, repo, response, Some(digest), deadline).await
+    }
+
     /// Whether this repository may read a manifest that is stored for another one. It may if an index that was served
     /// here lists the manifest and a repository with the same rights has it, or if the upstream confirms it. Returns
-    /// the media type that the upstream sent. `None`: the upstream does not answer the HEAD, so a GET must decide.
+    /// the media type that the upstream sent. `None`: the upstream does not answer the HEAD, or its answer does not fit
+    /// the manifest of `length` bytes, so a GET must decide.
     async fn prove_manifest(
         &self,
         upstream: &Upstream,
         repo: &RepoId,
         digest: &Digest,
+        length: u64,
         deadline: Instant,
     ) -> Result<Option<(Option<String>, CacheResult)>, PullError> {
         if let Some(listed) = self.context.store.member(repo, digest).await?
-            && (listed.proven || has_shared_right(&self.context, upstream, repo, digest).await?)
+            && (listed.proven || has_shared_right(&self.context, upstream, repo, digest, deadline).await?)
         {
             return Ok(Some((None, CacheResult::Hit)));
         }
-        match self.ask_for_manifest(Method::HEAD, upstream, repo, digest, deadline).await {
+        match self.ask_for_manifest(Method::HEAD, upstream, repo, digest, 0, deadline).await {
+            Ok(head) if !confirms(&head, digest, Some(length)) => Ok(None),
             Ok(head) => Ok(Some((usable_media_type(&head), CacheResult::Revalidated))),
             Err(error) if error.may_be_answered_by_get() => Ok(None),
             Err(error) => Err(error),
@@ -116,10 +140,12 @@ impl Engine {
         upstream: &Upstream,
         repo: &RepoId,
         digest: &Digest,
+        skip_urls: usize,
         deadline: Instant,
     ) -> Result<UpstreamResponse, PullError> {
         let is_get = method == Method::GET;
         let mut request = request(method, Kind::Manifest, repo, format!("manifests/{digest}"));
+        request.skip_urls = skip_urls;
         if !is_get {
             request.effort = Effort::Once;
         }

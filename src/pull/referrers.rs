@@ -10,13 +10,13 @@ use http::Method;
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
-use super::ask::{ask, may_serve_stale, request};
+use super::ask::{ask, may_be_sent_by_next_url, may_serve_stale, request};
 use super::engine::{Engine, PullRequest};
 use super::error::PullError;
 use super::next_link::next_link;
 use crate::oci::{Digest, Referrer, ReferrerIndex, RepoId, Tag};
 use crate::tasks::on_bytes;
-use crate::upstream::{Kind, Upstream, UpstreamError};
+use crate::upstream::{Kind, Upstream, UpstreamError, UpstreamRequest};
 
 /// Maximum size of a page of an upstream's list. A longer page is an error.
 const MAX_PAGE_BYTES: usize = 4 << 20;
@@ -74,11 +74,32 @@ impl Engine {
         subject: &Digest,
         deadline: Instant,
     ) -> Result<(Vec<Referrer>, bool), PullError> {
+        let mut next_url = 0;
+        match self.referrers_from(upstream, repo, subject, &mut next_url, deadline).await {
+            Err(error) if may_be_sent_by_next_url(upstream, &error, next_url) => {
+                let again = self.referrers_from(upstream, repo, subject, &mut next_url, deadline).await;
+                again.map_err(|_| error)
+            }
+            answer => answer,
+        }
+    }
+
+    /// Requests all pages, first from the URL at `next_url`, which becomes that of the last response.
+    async fn referrers_from(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repo: &RepoId,
+        subject: &Digest,
+        next_url: &mut usize,
+        deadline: Instant,
+    ) -> Result<(Vec<Referrer>, bool), PullError> {
         let (mut referrers, mut received, mut stale) = (Vec::new(), 0, false);
         let mut path = Some(format!("referrers/{subject}"));
+        let skip_urls = *next_url;
         for page in 0..MAX_PAGES {
             let Some(next) = path.take() else { break };
-            let asked = ask(upstream, request(Method::GET, Kind::Referrers, repo, next), deadline).await;
+            let get = UpstreamRequest { skip_urls, ..request(Method::GET, Kind::Referrers, repo, next) };
+            let asked = ask(upstream, get, deadline).await;
             let response = match asked {
                 // The upstream has no referrers API, so its clients store the list under a tag.
                 Err(error) if page == 0 && lacks_referrers_api(&error) => {
@@ -97,6 +118,7 @@ impl Engine {
                 }
                 asked => asked?,
             };
+            *next_url = response.next_url;
             stale |= response.is_stale();
             path = next_link(&response.headers).and_then(next_page);
             let bytes = response.body.collect(MAX_PAGE_BYTES, deadline).await?;

@@ -7,12 +7,12 @@ use http::Method;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::ask::{ask, may_serve_stale, request};
+use super::ask::{ask, may_be_sent_by_next_url, may_serve_stale, request};
 use super::engine::PullRequest;
 use super::error::PullError;
 use super::next_link::next_link;
 use crate::oci::{RepoId, Tag};
-use crate::upstream::{Kind, Upstream};
+use crate::upstream::{Kind, Upstream, UpstreamRequest};
 
 /// Maximum size of a page of an upstream's list. A longer page is an error.
 const MAX_PAGE_BYTES: usize = 4 << 20;
@@ -28,6 +28,14 @@ const MAX_CACHED_TAGS: usize = 10_000;
 struct UpstreamTags {
     #[serde(deserialize_with = "Option::deserialize")]
     tags: Option<Vec<String>>,
+}
+
+/// A page as an upstream sent it.
+struct ReceivedTags {
+    list: UpstreamTags,
+    /// The query of the page that it links to.
+    linked: Option<Vec<(String, String)>>,
+    stale: bool,
 }
 
 /// The requested page.
@@ -90,14 +98,14 @@ impl PullRequest<'_> {
         if context.store.repository_exists(repo).await? {
             deadline = deadline.min(Instant::now() + MAX_WAIT_WITH_CACHED_TAGS);
         }
-        let response = ask(upstream, request(Method::GET, Kind::Tags, repo, path), deadline).await?;
-        let stale = response.is_stale();
-        let linked = next_link(&response.headers).map(query_of);
-        let bytes = response.body.collect(MAX_PAGE_BYTES, deadline).await?;
-        let list: UpstreamTags = serde_json::from_slice(&bytes).map_err(|_| PullError::BadDocument {
-            upstream: upstream.name().clone(),
-            reason: "its list of tags cannot be parsed".to_owned(),
-        })?;
+        let get = request(Method::GET, Kind::Tags, repo, path);
+        let mut next_url = 0;
+        let ReceivedTags { list, linked, stale } = match receive_tags(upstream, &get, &mut next_url, deadline).await {
+            Err(error) if may_be_sent_by_next_url(upstream, &error, next_url) => {
+                receive_tags(upstream, &get, &mut next_url, deadline).await.map_err(|_| error)?
+            }
+            received => received?,
+        };
         // Some registries ignore `n` and `last`, and some list names that are not valid tags.
         let mut tags: Vec<String> = list.tags.unwrap_or_default();
         tags.retain(|tag| tag.parse::<Tag>().is_ok());
@@ -112,6 +120,25 @@ impl PullRequest<'_> {
         tags.truncate(page.limit);
         Ok(TagList { tags, next, stale })
     }
+}
+
+/// Requests a page of tags, first from the URL at `next_url`, which becomes that of the response.
+async fn receive_tags(
+    upstream: &Upstream,
+    get: &UpstreamRequest,
+    next_url: &mut usize,
+    deadline: Instant,
+) -> Result<ReceivedTags, PullError> {
+    let response = ask(upstream, UpstreamRequest { skip_urls: *next_url, ..get.clone() }, deadline).await?;
+    *next_url = response.next_url;
+    let stale = response.is_stale();
+    let linked = next_link(&response.headers).map(query_of);
+    let bytes = response.body.collect(MAX_PAGE_BYTES, deadline).await?;
+    let list = serde_json::from_slice(&bytes).map_err(|_| PullError::BadDocument {
+        upstream: upstream.name().clone(),
+        reason: "its list of tags cannot be parsed".to_owned(),
+    })?;
+    Ok(ReceivedTags { list, linked, stale })
 }
 
 // === impl TagPage ===

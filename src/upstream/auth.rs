@@ -1,12 +1,13 @@
 //! Authentication towards an upstream: which `Authorization` a request gets, and what happens when it is refused.
 //!
 //! The first request to a host has no `Authorization`. The challenge in its response is remembered, so that later
-//! requests carry a token from the start. Registries refuse an expired token in different ways (401; ECR: 403; public
+//! requests carry a token from the start. A host that hides private names is asked for its challenge (`hidden_names`). Registries refuse an expired token in different ways (401; ECR: 403; public
 //! ECR: 400; nvcr.io: a 401 with a realm that does not work). The reaction is always the same and happens once: forget
 //! the token and the challenge, send the request without `Authorization`, and answer the new challenge.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue};
@@ -23,6 +24,10 @@ use super::token::{Token, TokenKey, Tokens};
 
 /// Challenges remembered per upstream, at most.
 const MAX_CHALLENGES: u64 = 10_000;
+/// Hosts remembered per upstream that do not challenge at `/v2/`, at most.
+const MAX_HOSTS_WITHOUT_CHALLENGE: u64 = 100;
+/// How long a host that does not challenge at `/v2/` is not asked for a challenge again.
+const NO_CHALLENGE_PERIOD: Duration = Duration::from_secs(5 * 60);
 
 /// Authenticates the requests of one upstream.
 pub(super) struct Authorizer {
@@ -32,6 +37,8 @@ pub(super) struct Authorizer {
     tokens: Tokens,
     /// By origin, and also by repository if the challenge is valid for one repository only.
     challenges: Cache<(Origin, Option<String>), Arc<KnownChallenge>>,
+    /// Hosts that answered `GET /v2/` without a challenge.
+    without_challenge: Cache<Origin, ()>,
     /// Whether a token server that may not see the credentials was already reported, so that this is logged once.
     warned: AtomicBool,
 }
@@ -86,6 +93,10 @@ impl Authorizer {
             keyring,
             tokens,
             challenges: Cache::new(MAX_CHALLENGES),
+            without_challenge: Cache::builder()
+                .max_capacity(MAX_HOSTS_WITHOUT_CHALLENGE)
+                .time_to_live(NO_CHALLENGE_PERIOD)
+                .build(),
             warned: AtomicBool::new(false),
         }
     }
@@ -169,6 +180,25 @@ impl Authorizer {
         self.challenges.invalidate(&(origin.clone(), Some(target.repository.to_owned())));
         self.challenges.invalidate(&(origin, None));
         true
+    }
+
+    /// Whether a request has credentials, also if its host has not challenged it.
+    pub(super) async fn has_credentials(
+        &self,
+        target: AuthTarget<'_>,
+        deadline: Instant,
+    ) -> Result<bool, UpstreamError> {
+        Ok(self.credentials(target, deadline).await?.is_some())
+    }
+
+    /// Whether the host answered `GET /v2/` without a challenge a short time ago.
+    pub(super) fn is_known_not_to_challenge(&self, origin: &Origin) -> bool {
+        self.without_challenge.contains_key(origin)
+    }
+
+    /// Records that the host answered `GET /v2/` without a challenge.
+    pub(super) fn note_no_challenge(&self, origin: Origin) {
+        self.without_challenge.insert(origin, ());
     }
 
     /// The credentials for the request. `None` for a host that the upstream redirected to.

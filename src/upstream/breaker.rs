@@ -1,8 +1,9 @@
 //! Circuit breaker of one upstream. This is pure logic without clock, network or task; `probe` contains the task.
 //!
-//! The circuit opens after consecutive failures that concern the whole upstream: failed connections, and failed
-//! requests for different repositories. Failures of one repository count once, so that one broken image does not stop
-//! requests for the others. If only such repeated failures reach the threshold, a check with one probe decides.
+//! The circuit opens after consecutive failures that concern the whole upstream: failed connections, and missing
+//! responses to requests for different repositories. Missing responses for one repository count once, and responses with
+//! a 5xx status do not count, so that broken images do not stop requests for the others. If the threshold is reached
+//! only with such failures, a check with one probe decides.
 //!
 //! While the circuit is open, requests fail at once, and one probe at a time is sent at growing intervals. It closes
 //! with the first response to a probe or request. If an upstream answers probes but fails requests again, the intervals
@@ -15,8 +16,8 @@ use tokio::time::Instant;
 
 use crate::oci::RepoName;
 
-/// Consecutive failures that open the circuit. One request causes at most four, one per round. Failures of one
-/// repository count once here; the same number of them starts a check.
+/// Consecutive failures that open the circuit. One request causes at most four, one per round. The same number of
+/// failures that do not concern the whole upstream starts a check.
 const FAILURES_TO_OPEN: u32 = 5;
 /// Shortest time between the first and the last of these failures. Without it, one short interruption of many
 /// concurrent requests would open the circuit, although their retries succeed.
@@ -56,7 +57,7 @@ struct FailureRun {
     last: Instant,
     /// All failures since the first one or the last check.
     count: u32,
-    /// Failures that concern the whole upstream: of connections, and one for each of `repositories`.
+    /// Failures that concern the whole upstream: of connections, and one missing response for each of `repositories`.
     general: u32,
     repositories: Vec<RepoName>,
 }
@@ -66,15 +67,17 @@ struct FailureRun {
 pub(super) enum FailureScope<'a> {
     /// No connection could be made.
     Connection,
-    /// A connection was made, and the request for this repository failed.
-    Repository(&'a RepoName),
+    /// A connection was made, and the request for this repository was not answered.
+    NoResponse(&'a RepoName),
+    /// The upstream responded with a failure. It may concern the requested content only.
+    Response,
 }
 
 /// What the caller must do after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AfterFailure {
     Nothing,
-    /// The failures concern too few repositories. Send one probe, and report it with [`Breaker::checked`].
+    /// The failures may concern single repositories. Send one probe, and report it with [`Breaker::checked`].
     Check,
     /// The circuit has opened.
     Probe(Opening),
@@ -208,13 +211,21 @@ impl FailureRun {
     fn add(&mut self, now: Instant, scope: FailureScope<'_>, weight: u32) {
         self.last = now;
         self.count = self.count.saturating_add(weight);
-        if let FailureScope::Repository(repository) = scope {
-            if self.repositories.contains(repository) || self.repositories.len() >= FAILURES_TO_OPEN as usize {
-                return;
+        let is_general = match scope {
+            FailureScope::Connection => true,
+            FailureScope::Response => false,
+            FailureScope::NoResponse(repository) => {
+                let is_new = !self.repositories.contains(repository);
+                let is_counted = is_new && self.repositories.len() < FAILURES_TO_OPEN as usize;
+                if is_counted {
+                    self.repositories.push(repository.clone());
+                }
+                is_counted
             }
-            self.repositories.push(repository.clone());
+        };
+        if is_general {
+            self.general = self.general.saturating_add(weight);
         }
-        self.general = self.general.saturating_add(weight);
     }
 }
 
@@ -294,13 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn failures_of_one_repository_open_it_only_after_a_failed_check() {
+    fn missing_responses_for_one_repository_open_it_only_after_a_failed_check() {
         let broken: RepoName = "org/broken".parse().unwrap();
         for alive in [true, false] {
             let (mut breaker, mut now) = (Breaker::default(), Instant::now());
             let fails = |breaker: &mut Breaker, now: &mut Instant| {
                 *now += SECOND;
-                breaker.failed(*now, FailureScope::Repository(&broken), false)
+                breaker.failed(*now, FailureScope::NoResponse(&broken), false)
             };
             for _ in 1..FAILURES_TO_OPEN {
                 assert_eq!(fails(&mut breaker, &mut now), AfterFailure::Nothing);
@@ -317,12 +328,28 @@ mod tests {
     }
 
     #[test]
-    fn failures_of_different_repositories_open_it() {
+    fn failed_responses_open_it_only_after_a_failed_check() {
+        for alive in [true, false] {
+            let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+            let fails = |breaker: &mut Breaker, now: &mut Instant| {
+                *now += SECOND;
+                breaker.failed(*now, FailureScope::Response, false)
+            };
+            let after: Vec<_> = (0..FAILURES_TO_OPEN).map(|_| fails(&mut breaker, &mut now)).collect();
+            assert!(matches!(after[..], [.., AfterFailure::Nothing, AfterFailure::Check]), "{after:?}");
+            assert!((0..100).all(|_| fails(&mut breaker, &mut now) == AfterFailure::Nothing), "the check decides");
+            assert_eq!(breaker.checked(now, alive).is_none(), alive);
+            assert_eq!(breaker.admit(now).is_ok(), alive);
+        }
+    }
+
+    #[test]
+    fn missing_responses_for_different_repositories_open_it() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         let names: Vec<RepoName> = (0..5).map(|n| format!("org/app{n}").parse().unwrap()).collect();
         let after: Vec<_> = (0_u32..)
             .zip(&names)
-            .map(|(n, name)| breaker.failed(now + n * SECOND, FailureScope::Repository(name), false))
+            .map(|(n, name)| breaker.failed(now + n * SECOND, FailureScope::NoResponse(name), false))
             .collect();
         assert!(matches!(after[..], [.., AfterFailure::Nothing, AfterFailure::Probe(_)]), "{after:?}");
     }
@@ -332,7 +359,7 @@ mod tests {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         let broken: RepoName = "org/broken".parse().unwrap();
         for n in 0..FAILURES_TO_OPEN {
-            breaker.failed(now + n * SECOND, FailureScope::Repository(&broken), false);
+            breaker.failed(now + n * SECOND, FailureScope::NoResponse(&broken), false);
         }
         breaker.succeeded();
         assert_eq!(breaker.checked(now, false), None);

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 
+use rustix::io::Errno;
 use rustls::{AlertDescription, CertificateError};
 
 use super::listed_certificate::is_authority;
@@ -32,6 +33,16 @@ fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'stat
 pub(super) fn refused_certificate(error: &reqwest::Error) -> Option<&CertificateError> {
     causes(error).find_map(|cause| match cause.downcast_ref() {
         Some(rustls::Error::InvalidCertificate(refused)) => Some(refused),
+        _ => None,
+    })
+}
+
+/// The limit of this server or machine that prevented a connection, and the remedy; `None` if that is not the cause.
+pub(super) fn local_limit(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    causes(error).find_map(|cause| match Errno::from_io_error(cause.downcast_ref()?)? {
+        Errno::MFILE => Some("this server has too many open files; raise its limit (ulimit -n)"),
+        Errno::NFILE => Some("this machine has too many open files; raise its limit (sysctl fs.file-max)"),
+        Errno::NOMEM | Errno::NOBUFS => Some("this machine has no memory for it; give this server more memory"),
         _ => None,
     })
 }
@@ -178,6 +189,23 @@ mod tests {
         for (refused, part) in cases {
             let text = certificate_text(&refused, "r");
             assert!(text.contains(part) && text.contains("; ") && !text.contains("CaUsed"), "{text}");
+        }
+    }
+
+    /// The error of a library that has another error as its source.
+    #[derive(Debug, thiserror::Error)]
+    #[error("error sending request")]
+    struct Wrapper(#[source] io::Error);
+
+    #[test]
+    fn a_local_limit_is_told_from_a_failure_of_the_network() {
+        for (number, part) in [(24, Some("ulimit -n")), (23, Some("fs.file-max")), (12, Some("memory")), (111, None)] {
+            let failed = || io::Error::from_raw_os_error(number);
+            for error in [failed(), io::Error::other(Wrapper(failed()))] {
+                let found = local_limit(&Wrapper(error));
+                assert_eq!(found.is_some(), part.is_some(), "{number}: {found:?}");
+                assert!(found.unwrap_or_default().contains(part.unwrap_or_default()), "{number}: {found:?}");
+            }
         }
     }
 

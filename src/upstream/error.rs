@@ -63,6 +63,11 @@ pub enum UpstreamError {
     #[error("cannot reach {upstream}: {cause}; check the network, the resolver and upstream.\"{upstream}\".url")]
     Connect { upstream: Arc<str>, cause: Arc<str> },
 
+    /// This server has no file descriptor or memory for a connection. No request was sent, and the upstream has not
+    /// failed. `cause` names the limit and the remedy.
+    #[error("cannot open a connection to {upstream}: {cause}")]
+    LocalLimit { upstream: Arc<str>, cause: &'static str },
+
     /// The upstream's certificate is not trusted. No request was sent.
     #[error("the certificate of {upstream} is not trusted: {cause}")]
     Certificate { upstream: Arc<str>, cause: Arc<str> },
@@ -144,19 +149,34 @@ impl UpstreamError {
             // The next URL may have the content that this one lacks, or may allow the access that this one denies.
             Self::NotFound { .. } | Self::Contradicted { .. } | Self::Denied { .. } | Self::Challenge { .. } => true,
             Self::Status { .. } | Self::BadResponse { .. } | Self::Certificate { .. } => true,
+            // Another host has limits of its own.
+            Self::RateLimited { .. } => true,
             _ => self.is_outage(),
         }
     }
 
-    /// The error of a request that one URL answered with `self` and a later one with `later`.
-    pub(super) fn combined_with(self, later: Self) -> Self {
+    /// The error of a request that one URL answered with `self` and a later one with `later`. `anonymous`: the request
+    /// had no credentials, so that a denial may mean that the content does not exist.
+    pub(super) fn combined_with(self, later: Self, anonymous: bool) -> Self {
         match (&self, &later) {
+            // The limit that ends first decides when to try again.
+            (Self::RateLimited { retry_after: Some(one), .. }, Self::RateLimited { retry_after: Some(other), .. })
+                if one < other =>
+            {
+                self
+            }
             (Self::NotFound { .. }, Self::NotFound { .. }) | (_, Self::RateLimited { .. }) => later,
+            // A retry may succeed at the URL without a limit.
+            (Self::RateLimited { .. }, later_failure) if later_failure.is_outage() => later,
+            (Self::RateLimited { .. }, _) => self,
             // One URL says that the content does not exist, and another one could not be asked.
             (Self::NotFound { upstream } | Self::Contradicted { upstream }, _)
             | (_, Self::NotFound { upstream } | Self::Contradicted { upstream }) => {
                 Self::Contradicted { upstream: upstream.clone() }
             }
+            (Self::Denied { .. }, _) => later,
+            // The URL that failed may have the content. What it has is not known from the other one.
+            (_, Self::Denied { .. }) if anonymous => self,
             // No URL says that the content does not exist.
             _ => later,
         }
@@ -187,10 +207,10 @@ impl UpstreamError {
         }
     }
 
-    /// Whether the upstream itself has a problem that may be temporary, so that a retry may succeed.
+    /// Whether the upstream, or this server, has a problem that may be temporary, so that a retry may succeed.
     pub(super) fn is_outage(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Timeout { .. } | Self::Interrupted { .. } => true,
+            Self::Connect { .. } | Self::LocalLimit { .. } | Self::Timeout { .. } | Self::Interrupted { .. } => true,
             Self::Status { status, .. } => is_outage(*status),
             _ => false,
         }
@@ -229,6 +249,9 @@ impl UpstreamError {
     pub(super) fn from_send(upstream: &Arc<str>, error: reqwest::Error) -> Self {
         if let Some(forbidden) = find::<ForbiddenAddress>(&error) {
             return Self::bad(upstream, forbidden.to_string());
+        }
+        if let Some(cause) = cause::local_limit(&error) {
+            return Self::LocalLimit { upstream: upstream.clone(), cause };
         }
         if error.is_connect() && error.is_timeout() {
             return Self::timeout(upstream, CONNECTING);

@@ -3,8 +3,8 @@
 //! Docker Hub has two limits. The limit on pulls counts GETs of manifests only: blobs can still be fetched, and tags
 //! can be confirmed by HEAD. The limit on abuse counts all requests of an address.
 //!
-//! Registries count pulls for each account. So each credential rule of an upstream has limits of its own: one exhausted
-//! account does not pause the requests of the others.
+//! Registries count pulls for each account. So each account has limits of its own at each host of the upstream's URLs: one
+//! exhausted account does not pause the requests of the others, and a mirror's limit does not pause the upstream itself.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,6 +26,9 @@ const SCARCE_FRACTION: f64 = 0.1;
 /// Longest window in which pulls are counted; also the default if the response has no `w=`.
 const MAX_PULL_WINDOW: Duration = Duration::from_secs(6 * 60 * 60);
 
+/// Accounts of one upstream whose limits are kept, at most. Docker's file may have many logins.
+const MAX_LIMITED_ACCOUNTS: usize = 1000;
+
 /// The requests that a 429 applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LimitedRequests {
@@ -37,9 +40,18 @@ pub(super) enum LimitedRequests {
     Blobs,
 }
 
-/// The limits of one upstream, by account. Bounded by the number of configured credential rules.
+/// An account at one host of an upstream's URLs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct LimitedAccount {
+    /// The position of the first URL with this host and port.
+    pub(super) host: usize,
+    /// The credentials that requests carry there.
+    pub(super) credential: CredentialId,
+}
+
+/// The limits of one upstream, by account. At most [`MAX_LIMITED_ACCOUNTS`].
 #[derive(Debug, Default)]
-pub(super) struct AccountLimits(Mutex<BTreeMap<CredentialId, Limits>>);
+pub(super) struct AccountLimits(Mutex<BTreeMap<LimitedAccount, Limits>>);
 
 /// The limits of one account at one upstream. Each `Instant` is when a limit ends.
 #[derive(Debug, Default)]
@@ -65,9 +77,26 @@ impl LimitedRequests {
 }
 
 impl AccountLimits {
-    /// Calls `operation` with the limits of an account, under the lock.
-    pub(super) fn of<T>(&self, account: CredentialId, operation: impl FnOnce(&mut Limits) -> T) -> T {
-        operation(self.0.lock().entry(account).or_default())
+    /// Calls `read` with the limits of an account, under the lock.
+    pub(super) fn read<T>(&self, account: LimitedAccount, read: impl FnOnce(&Limits) -> T) -> T {
+        match self.0.lock().get(&account) {
+            Some(limits) => read(limits),
+            None => read(&Limits::default()),
+        }
+    }
+
+    /// Calls `change` with the limits of an account, under the lock. If there are too many accounts, the limits that
+    /// have ended are dropped, or else those that end first.
+    pub(super) fn change<T>(&self, account: LimitedAccount, now: Instant, change: impl FnOnce(&mut Limits) -> T) -> T {
+        let mut accounts = self.0.lock();
+        if accounts.len() >= MAX_LIMITED_ACCOUNTS && !accounts.contains_key(&account) {
+            accounts.retain(|_, limits| limits.end().is_some_and(|end| now < end));
+            if accounts.len() >= MAX_LIMITED_ACCOUNTS {
+                let first = accounts.iter().min_by_key(|(_, limits)| limits.end()).map(|(account, _)| *account);
+                first.and_then(|first| accounts.remove(&first));
+            }
+        }
+        change(accounts.entry(account).or_default())
     }
 }
 
@@ -99,6 +128,11 @@ impl Limits {
     pub(super) fn note_budget(&mut self, limit: f64, remaining: f64, window: Option<Duration>, now: Instant) {
         let scarce = limit > 0.0 && remaining < limit * SCARCE_FRACTION;
         self.scarce_until = scarce.then(|| now + window.unwrap_or(MAX_PULL_WINDOW).min(MAX_PULL_WINDOW));
+    }
+
+    /// When the last limit ends.
+    fn end(&self) -> Option<Instant> {
+        self.everything.max(self.pulls).max(self.blobs).max(self.scarce_until)
     }
 
     /// Whether few pulls are left according to the latest response.

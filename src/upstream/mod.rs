@@ -21,6 +21,7 @@ mod challenge;
 mod client;
 mod credentials;
 mod error;
+mod hidden_names;
 mod hops;
 mod identity;
 mod in_flight;
@@ -50,6 +51,7 @@ use crate::oci::RepoName;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
+use credentials::Login;
 use remote::Remote;
 
 /// How long an upstream that ignored a range is not asked for ranges without need.
@@ -86,7 +88,7 @@ pub struct UpstreamRequest {
     /// With `range`: a strong entity tag. If the content has changed, the complete content is sent instead of the range
     /// (RFC 9110, section 13.1.5).
     pub if_range: Option<String>,
-    /// Number of URLs, from the first one, that are tried last because a transfer from them broke.
+    /// Number of URLs, from the first one, that are tried last because a transfer from them broke or was wrong.
     pub skip_urls: usize,
     /// How often the request is retried.
     pub effort: Effort,
@@ -113,9 +115,15 @@ pub enum Kind {
     Referrers,
 }
 
-/// Identifies which credential rule of an upstream is used. Two values are equal if the rule is the same.
+/// Identifies which credentials of an upstream are used. Two values are equal if the credential rule is the same and,
+/// for Docker's file, also the login in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CredentialId(Option<usize>);
+pub struct CredentialId {
+    /// The position of the rule. `None`: no rule is for the repository.
+    rule: Option<usize>,
+    /// `None`: all repositories of the rule use the same credentials.
+    login: Option<Login>,
+}
 
 // === impl Upstream ===
 
@@ -147,9 +155,17 @@ impl Upstream {
         &self.remote.name
     }
 
-    /// The credential rule for a repository. Requests with different rules must not share a response.
+    /// The credentials for a repository. Requests with different ids must not share a response.
+    ///
+    /// While Docker's file was not read, each repository has an id of its own: see [`Self::read_credentials`].
     pub fn credential(&self, repository: &RepoName) -> CredentialId {
         self.remote.keyring.id(repository.as_str())
+    }
+
+    /// Reads Docker's file, if it has the credentials for a repository and was not checked for changes recently. So
+    /// that repositories with the same login have the same [`CredentialId`].
+    pub async fn read_credentials(&self, repository: &RepoName, deadline: Instant) {
+        self.remote.keyring.read(repository.as_str(), deadline).await;
     }
 
     /// Whether requests for a repository use credentials. Before the first request this may be false although a file or
@@ -183,6 +199,11 @@ impl Upstream {
         self.remote.connections
     }
 
+    /// Whether it has several URLs, so that another one may send what one of them does not.
+    pub fn has_several_urls(&self) -> bool {
+        self.remote.urls.len() > 1
+    }
+
     /// False if the upstream has ignored a range of a blob in the last hour.
     pub fn serves_ranges(&self) -> bool {
         self.remote.ignored_range.lock().is_none_or(|ignored| ignored.elapsed() >= NO_RANGES_PERIOD)
@@ -207,7 +228,11 @@ impl Upstream {
     /// Whether the account for a repository has so few pulls left that they should be kept for content that is not
     /// cached.
     pub fn is_scarce(&self, repository: &RepoName) -> bool {
-        self.remote.limits.of(self.credential(repository), |limits| limits.is_scarce(Instant::now()))
+        let is_scarce = |url| {
+            let account = self.remote.account_at(url, repository);
+            self.remote.limits.read(account, |limits| limits.is_scarce(Instant::now()))
+        };
+        self.remote.urls.iter().any(is_scarce)
     }
 }
 
@@ -235,5 +260,5 @@ impl Kind {
 
 impl CredentialId {
     /// No rule: requests without credentials.
-    pub const ANONYMOUS: Self = Self(None);
+    pub const ANONYMOUS: Self = Self { rule: None, login: None };
 }

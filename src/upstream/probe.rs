@@ -26,7 +26,7 @@ impl Remote {
                 }
                 let alive = remote.is_alive().await;
                 let mut breaker = remote.breaker.lock();
-                if !alive {
+                if alive != Some(true) {
                     breaker.probe_failed(opening, Instant::now());
                 } else if breaker.probe_succeeded(Instant::now()) {
                     remote.report_recovery(&breaker);
@@ -35,14 +35,14 @@ impl Remote {
         });
     }
 
-    /// Starts a task that sends one probe, because requests for few repositories failed, the last one with `error`. The
-    /// circuit opens if the probe fails as well.
+    /// Starts a task that sends one probe, because requests failed that may concern single repositories, the last one with
+    /// `error`. The circuit opens if the probe fails as well.
     pub(super) fn start_check(self: &Arc<Self>, error: UpstreamError) {
         let remote = self.clone();
         self.tasks.spawn(async move {
             let alive = remote.is_alive().await;
             let mut breaker = remote.breaker.lock();
-            if let Some(opening) = breaker.checked(Instant::now(), alive) {
+            if let Some(opening) = breaker.checked(Instant::now(), alive != Some(false)) {
                 remote.report_outage(&breaker, opening, &error);
             }
         });
@@ -52,9 +52,11 @@ impl Remote {
         self.breaker.lock().next_probe(opening)
     }
 
-    /// Whether one of the URLs answers `GET /v2/`, and the status is not an outage (`is_outage`).
-    async fn is_alive(&self) -> bool {
-        let Ok(connection) = self.connection().await else { return false };
+    /// Whether one of the URLs answers `GET /v2/`, and the status is not an outage (`is_outage`). `None`: a probe could
+    /// not be sent because of a limit of this server, and none was answered.
+    async fn is_alive(&self) -> Option<bool> {
+        let Ok(connection) = self.connection().await else { return Some(false) };
+        let mut was_sent = true;
         for base in &self.urls {
             let Ok(url) = format!("{}/v2/", base.as_str().trim_end_matches('/')).parse() else { continue };
             let deadline = Instant::now() + self.header_timeout.min(PROBE_TIMEOUT);
@@ -62,14 +64,18 @@ impl Remote {
                 .clients
                 .send(ClientKind::Control, "probe", reqwest::Request::new(Method::GET, url), deadline)
                 .await;
-            if let Ok(response) = answer {
-                let alive = !is_outage(response.status());
-                self.discard(response, deadline).await;
-                if alive {
-                    return true;
+            match answer {
+                Ok(response) => {
+                    let alive = !is_outage(response.status());
+                    self.discard(response, deadline).await;
+                    if alive {
+                        return Some(true);
+                    }
                 }
+                Err(UpstreamError::LocalLimit { .. }) => was_sent = false,
+                Err(_) => {}
             }
         }
-        false
+        was_sent.then_some(false)
     }
 }

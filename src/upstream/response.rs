@@ -24,6 +24,8 @@ pub struct UpstreamResponse {
     pub headers: HeaderMap,
     /// The body; empty for HEAD and 304.
     pub body: UpstreamBody,
+    /// The `skip_urls` of a request that tries the URL after the one that answered.
+    pub next_url: usize,
 }
 
 /// The body of a response. Dropping it closes the connection or resets the stream.
@@ -63,6 +65,12 @@ impl UpstreamResponse {
         let (media_type, _) =
             text(&self.headers, &CONTENT_TYPE).map(|value| value.split_once(';').unwrap_or((value, "")))?;
         Some(media_type.trim())
+    }
+
+    /// Whether the content is a page for a browser, such as a login page.
+    pub fn is_page(&self) -> bool {
+        let pages = ["text/html", "application/xhtml+xml"];
+        self.content_type().is_some_and(|found| pages.iter().any(|page| found.eq_ignore_ascii_case(page)))
     }
 
     /// Whether another Roadstead served this from its cache because its own upstream failed. Other warnings with code
@@ -248,7 +256,7 @@ mod tests {
             response: None,
             in_flight: None,
         };
-        UpstreamResponse { status: StatusCode::OK, headers, body }
+        UpstreamResponse { status: StatusCode::OK, headers, body, next_url: 0 }
     }
 
     #[test]

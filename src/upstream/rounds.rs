@@ -13,10 +13,11 @@ use tokio::time::{Instant, sleep};
 use super::breaker::{AfterFailure, Breaker, FailureScope, Opening};
 use super::error::UpstreamError;
 use super::in_flight::InFlightRequest;
+use super::limits::LimitedAccount;
 use super::remote::Remote;
 use super::response::UpstreamResponse;
 use super::send::RequestAttempt;
-use super::{Effort, Kind, Upstream, UpstreamRequest};
+use super::{CredentialId, Effort, Kind, Upstream, UpstreamRequest};
 use crate::oci::RepoName;
 
 /// Rounds over all URLs, at most.
@@ -39,6 +40,8 @@ impl Upstream {
         let remote = &self.remote;
         let in_flight = remote.enter(&request)?;
         let connection = remote.connection().await?;
+        // Limits apply to a login, which must be known.
+        self.read_credentials(&request.repository, deadline).await;
         let mut failure = None;
         for round in 0.. {
             if let Err(refusal) = remote.admit(&request) {
@@ -56,6 +59,7 @@ impl Upstream {
                 range,
                 head_failed: round > 0,
                 hops,
+                account: LimitedAccount { host: 0, credential: CredentialId::ANONYMOUS },
                 deadline,
                 upstream_responded: &upstream_responded,
             };
@@ -91,14 +95,28 @@ impl Remote {
         in_flight.map(Some).ok_or_else(|| UpstreamError::Overloaded { upstream: self.name.clone() })
     }
 
-    /// Whether the request may be sent now: the circuit is closed, and no rate limit applies.
+    /// Whether the request may be sent now: the circuit is closed, and at least one URL is not under a rate limit.
     fn admit(&self, request: &UpstreamRequest) -> Result<(), UpstreamError> {
-        let (upstream, now) = (self.name.clone(), Instant::now());
-        let account = self.keyring.id(request.repository.as_str());
-        if let Err(left) = self.limits.of(account, |limits| limits.admit(request.kind, &request.method, now)) {
-            return Err(UpstreamError::RateLimited { upstream, retry_after: Some(left) });
+        let mut limited: Option<UpstreamError> = None;
+        for url in &self.urls {
+            match self.admit_at(self.account_at(url, &request.repository), request) {
+                Ok(()) => {
+                    limited = None;
+                    break;
+                }
+                Err(error) => {
+                    limited = Some(match limited {
+                        Some(earlier) => earlier.combined_with(error, true),
+                        None => error,
+                    });
+                }
+            }
         }
-        match self.breaker.lock().admit(now) {
+        if let Some(limited) = limited {
+            return Err(limited);
+        }
+        let upstream = self.name.clone();
+        match self.breaker.lock().admit(Instant::now()) {
             Err(left) if request.effort != Effort::Resume => {
                 Err(UpstreamError::CircuitOpen { upstream, retry_after: left.max(Duration::from_secs(1)) })
             }
@@ -125,13 +143,18 @@ impl Remote {
             // content.
             UpstreamError::Status { retry_after: Some(_), .. } => false,
             UpstreamError::Certificate { .. } => true,
+            // This server's own limit says nothing about the upstream.
+            UpstreamError::LocalLimit { .. } => false,
             error => error.is_outage(),
         };
         if !counts {
             return;
         }
-        let scope =
-            if error.is_connection_failure() { FailureScope::Connection } else { FailureScope::Repository(repository) };
+        let scope = match error {
+            error if error.is_connection_failure() => FailureScope::Connection,
+            UpstreamError::Status { .. } => FailureScope::Response,
+            _ => FailureScope::NoResponse(repository),
+        };
         let mut breaker = self.breaker.lock();
         match breaker.failed(Instant::now(), scope, matches!(error, UpstreamError::Timeout { .. })) {
             AfterFailure::Nothing => {}
@@ -178,6 +201,10 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
+    use crate::config::UpstreamConfig;
+    use crate::tasks::Tasks;
+    use crate::telemetry::Metrics;
+    use crate::upstream::BreakerState;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -196,12 +223,31 @@ mod tests {
         assert_eq!(pause(3), None);
     }
 
+    #[tokio::test]
+    async fn a_limit_of_this_server_does_not_open_the_circuit() {
+        let config = UpstreamConfig::new("r", vec!["http://127.0.0.1:1".parse().unwrap()]);
+        let remote = Remote::new(&config, "x", Arc::new(Metrics::new(&["r"])), Tasks::new()).map(Arc::new).unwrap();
+        let repository: RepoName = "org/app".parse().unwrap();
+        let failures = |error: &UpstreamError| {
+            for _ in 0..10 {
+                remote.record_failure(error, &repository, false);
+            }
+            match remote.breaker.lock().state(Instant::now()) {
+                BreakerState::Closed { failures } => failures,
+                open @ BreakerState::Open { .. } => panic!("{open:?}"),
+            }
+        };
+        assert_eq!(failures(&UpstreamError::LocalLimit { upstream: "r".into(), cause: "x" }), 0);
+        assert_eq!(failures(&status(500, None)), 10);
+    }
+
     #[test]
     fn only_temporary_failures_are_retried() {
         let name = || std::sync::Arc::from("r");
         let cause = || std::sync::Arc::from("cause");
         for (error, again) in [
             (UpstreamError::Connect { upstream: name(), cause: cause() }, true),
+            (UpstreamError::LocalLimit { upstream: name(), cause: "x" }, true),
             (UpstreamError::Interrupted { upstream: name(), cause: cause() }, true),
             (UpstreamError::timeout(&name(), "x"), true),
             (status(500, None), true),

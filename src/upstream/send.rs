@@ -16,10 +16,12 @@ use super::allowed_hosts::Origin;
 use super::auth::AuthTarget;
 use super::client::ClientKind;
 use super::error::{UpstreamError, is_outage};
-use super::limits::LimitedRequests;
+use super::hidden_names::may_hide_a_name;
+use super::limits::{LimitedAccount, LimitedRequests};
 use super::remote::{Connection, Remote};
 use super::response::{self, UpstreamBody, UpstreamResponse};
-use super::{Hops, Kind, UpstreamRequest, retry_after};
+use super::{CredentialId, Hops, Kind, UpstreamRequest, retry_after};
+use crate::oci::RepoName;
 
 /// All supported manifest types, in one header, the same for HEAD and GET. For a narrower list some registries send
 /// another representation, which has another digest. Schema 1 is omitted: its digest does not cover its bytes. `*/*` is
@@ -47,6 +49,8 @@ pub(super) struct RequestAttempt<'a> {
     /// Whether the HEAD of a blob failed in an earlier round, so that this round sends the GET at once.
     pub(super) head_failed: bool,
     pub(super) hops: &'a Hops,
+    /// The account at the URL that is asked. `round` sets it for each URL.
+    pub(super) account: LimitedAccount,
     pub(super) deadline: Instant,
     /// Set if the upstream itself responded to the last request. Responses of storage and token servers do not count.
     pub(super) upstream_responded: &'a AtomicBool,
@@ -68,11 +72,20 @@ impl Remote {
     ) -> Result<UpstreamResponse, UpstreamError> {
         let mut failure = None;
         let urls_left = (1..=u32::try_from(self.urls.len()).unwrap_or(u32::MAX)).rev();
-        let urls = self.urls.iter().cycle().skip(attempt.request.skip_urls);
-        for (base, urls_left) in urls.zip(urls_left) {
+        let urls = self.urls.iter().enumerate().cycle().skip(attempt.request.skip_urls);
+        for ((position, base), urls_left) in urls.zip(urls_left) {
             let now = Instant::now();
             let share = attempt.deadline.saturating_duration_since(now) / urls_left;
-            match self.try_url(connection, base, RequestAttempt { deadline: now + share, ..attempt }).await {
+            let account = self.account_at(base, &attempt.request.repository);
+            let answer = match self.admit_at(account, attempt.request) {
+                Ok(()) => {
+                    let attempt = RequestAttempt { account, deadline: now + share, ..attempt };
+                    self.try_url(connection, base, attempt).await
+                }
+                Err(limited) => Err(limited),
+            };
+            match answer {
+                Ok(response) => return Ok(UpstreamResponse { next_url: position + 1, ..response }),
                 Err(error) => {
                     // A mirror that gets no credentials need not know the content. Only the other URLs decide.
                     if self.keyring.is_anonymous_at(base, attempt.request.repository.as_str()) {
@@ -85,7 +98,10 @@ impl Remote {
                     }
                     let is_last = !error.is_worth_another_url() || Instant::now() >= attempt.deadline;
                     let error = match failure.take() {
-                        Some(earlier) => UpstreamError::combined_with(earlier, error),
+                        Some(earlier) => {
+                            let anonymous = !self.keyring.has(attempt.request.repository.as_str());
+                            earlier.combined_with(error, anonymous)
+                        }
                         None => error,
                     };
                     if is_last {
@@ -93,10 +109,25 @@ impl Remote {
                     }
                     failure = Some(error);
                 }
-                answered => return answered,
             }
         }
         Err(failure.unwrap_or_else(|| UpstreamError::timeout(&self.name, "no time left for a request")))
+    }
+
+    /// The account that limits apply to, of requests for a repository to this URL.
+    pub(super) fn account_at(&self, url: &Url, repository: &RepoName) -> LimitedAccount {
+        let place = |url: &Url| (url.host_str().map(str::to_owned), url.port_or_known_default());
+        let host = self.urls.iter().position(|other| place(other) == place(url)).unwrap_or_default();
+        let repository = repository.as_str();
+        let is_anonymous = self.keyring.is_anonymous_at(url, repository);
+        let credential = if is_anonymous { CredentialId::ANONYMOUS } else { self.keyring.id(repository) };
+        LimitedAccount { host, credential }
+    }
+
+    /// Whether the limits of an account allow the request. The error says when they end.
+    pub(super) fn admit_at(&self, account: LimitedAccount, request: &UpstreamRequest) -> Result<(), UpstreamError> {
+        let admitted = self.limits.read(account, |limits| limits.admit(request.kind, &request.method, Instant::now()));
+        admitted.map_err(|left| UpstreamError::RateLimited { upstream: self.name.clone(), retry_after: Some(left) })
     }
 
     async fn try_url(
@@ -148,8 +179,9 @@ impl Remote {
         let headers = last.response.headers();
         let length = match meaning(last.response.status(), headers, true) {
             StatusCode::OK => response::content_length(headers),
-            // 416: the content is empty.
-            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => response::content_range_total(headers),
+            StatusCode::PARTIAL_CONTENT => response::content_range_total(headers),
+            // The content is empty. Without its length, a 416 is only a refusal (RFC 9110, section 15.5.17).
+            StatusCode::RANGE_NOT_SATISFIABLE if response::content_range_total(headers) == Some(0) => Some(0),
             _ => return self.evaluate(attempt, last).await,
         };
         let mut headers = headers.clone();
@@ -159,7 +191,8 @@ impl Remote {
             headers.insert(CONTENT_LENGTH, length.into());
         }
         self.discard(last.response, attempt.deadline).await;
-        Ok(UpstreamResponse { status: StatusCode::OK, headers, body: self.body(attempt.request.kind, None) })
+        let body = self.body(attempt.request.kind, None);
+        Ok(UpstreamResponse { status: StatusCode::OK, headers, body, next_url: 0 })
     }
 
     /// Follows redirects. After the first redirect to another host no request carries credentials, not even if it is
@@ -192,8 +225,8 @@ impl Remote {
         Err(UpstreamError::bad(&self.name, format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    /// Requests one URL and answers its challenge. Sends at most four requests: one without and one with a token, then the
-    /// same again if a cached token was refused.
+    /// Requests one URL and answers its challenge. Sends at most five requests: one without and one with a token, then the
+    /// same again if a cached token was refused; and one for the challenge of a host that hides private names.
     async fn authorized(
         &self,
         connection: &Connection,
@@ -204,11 +237,14 @@ impl Remote {
         // This host may not require a token, so a failure of the token server matters only if the host sends a
         // challenge.
         let early = auth.authorize_early(clients, target, attempt.deadline).await;
-        let mut grant = early.unwrap_or_else(|error| {
-            tracing::debug!(upstream = %self.name, %error, "no token for the first request; sending it without one");
-            None
-        });
-        let mut renewed = false;
+        let (mut grant, mut early_failure) = match early {
+            Ok(grant) => (grant, None),
+            Err(error) => {
+                tracing::debug!(upstream = %self.name, %error, "no token for the first request; sending it without one");
+                (None, Some(error))
+            }
+        };
+        let (mut renewed, mut asked_for_challenge) = (false, false);
         loop {
             if target.is_upstream {
                 attempt.upstream_responded.store(false, Ordering::Relaxed);
@@ -222,11 +258,23 @@ impl Remote {
             grant = match &grant {
                 None if status == StatusCode::UNAUTHORIZED => {
                     let answer = auth.answer(clients, target, headers, attempt.deadline).await;
-                    match answer
-                        .map_err(|error| self.record_limit(attempt.request, LimitedRequests::Everything, error))?
-                    {
+                    match answer.map_err(|error| self.record_limit(attempt, LimitedRequests::Everything, error))? {
                         Some(grant) => Some(grant),
                         None => return Ok(response),
+                    }
+                }
+                // With credentials, the response to an anonymous request says nothing about the content.
+                None if may_hide_a_name(status) && target.is_upstream && !asked_for_challenge => {
+                    asked_for_challenge = true;
+                    if let Some(error) = early_failure.take()
+                        && auth.has_credentials(target, attempt.deadline).await?
+                    {
+                        return Err(self.record_limit(attempt, LimitedRequests::Everything, error));
+                    }
+                    match self.authorize_hidden(connection, target, attempt.deadline).await {
+                        Ok(Some(grant)) => Some(grant),
+                        Ok(None) => return Ok(response),
+                        Err(error) => return Err(self.record_limit(attempt, LimitedRequests::Everything, error)),
                     }
                 }
                 Some(refused) if may_mean_expired_token(status) && !renewed => {
@@ -275,7 +323,7 @@ impl Remote {
         let deadline = attempt.deadline.min(started + self.header_timeout);
         let response = connection.clients.send(client_kind, attempt.request.kind.as_str(), request, deadline).await?;
         self.metrics.upstream_first_byte(&self.name, started.elapsed().as_secs_f64());
-        self.note_rate_limit(attempt.request, response.headers());
+        self.note_rate_limit(attempt.account, response.headers());
         Ok(response)
     }
 
@@ -305,6 +353,7 @@ impl Remote {
                 status,
                 headers,
                 body: self.body(attempt.request.kind, has_body.then_some(response)),
+                next_url: 0,
             });
         }
         let retry_after = retry_after::from_headers(headers);
@@ -325,7 +374,7 @@ impl Remote {
                 let body = body.unwrap_or_default();
                 let covers = LimitedRequests::of(attempt.request.kind, attempt.method, other_host, &body);
                 let retry_after = retry_after.or_else(|| retry_after::from_body(&body));
-                self.record_limit(attempt.request, covers, UpstreamError::RateLimited { upstream, retry_after })
+                self.record_limit(attempt, covers, UpstreamError::RateLimited { upstream, retry_after })
             }
             _ if status.is_client_error() || status.is_server_error() => {
                 UpstreamError::Status { upstream, status, retry_after }
@@ -364,19 +413,24 @@ impl Remote {
     }
 
     /// Records a 429 for the account of the request. If the response has no `Retry-After`, adds the default wait.
-    fn record_limit(&self, request: &UpstreamRequest, covers: LimitedRequests, error: UpstreamError) -> UpstreamError {
+    fn record_limit(
+        &self,
+        attempt: RequestAttempt<'_>,
+        covers: LimitedRequests,
+        error: UpstreamError,
+    ) -> UpstreamError {
         let UpstreamError::RateLimited { upstream, retry_after: requested } = error else { return error };
-        let account = self.keyring.id(request.repository.as_str());
-        let hold = self.limits.of(account, |limits| limits.hold(covers, requested, Instant::now()));
+        let (now, repository) = (Instant::now(), &attempt.request.repository);
+        let hold = self.limits.change(attempt.account, now, |limits| limits.hold(covers, requested, now));
         tracing::warn!(
-            %upstream, repository = %request.repository, ?covers, seconds = hold.as_secs_f64(),
-            "upstream returned 429; requests with the same credentials are paused"
+            %upstream, %repository, ?covers, seconds = hold.as_secs_f64(),
+            "upstream returned 429; requests with the same credentials to the same URL are paused"
         );
         UpstreamError::RateLimited { upstream, retry_after: requested.or(Some(hold)) }
     }
 
     /// Records Docker Hub's `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`.
-    fn note_rate_limit(&self, request: &UpstreamRequest, headers: &HeaderMap) {
+    fn note_rate_limit(&self, account: LimitedAccount, headers: &HeaderMap) {
         let text = |name| headers.get(HeaderName::from_static(name))?.to_str().ok();
         let read = |name| {
             let number = text(name)?.split(';').next()?.trim().parse().ok();
@@ -390,8 +444,8 @@ impl Remote {
             let window = text("ratelimit-limit")
                 .and_then(|value| value.split(';').find_map(|part| part.trim().strip_prefix("w=")));
             let window = window.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
-            let account = self.keyring.id(request.repository.as_str());
-            self.limits.of(account, |limits| limits.note_budget(limit, remaining, window, Instant::now()));
+            let now = Instant::now();
+            self.limits.change(account, now, |limits| limits.note_budget(limit, remaining, window, now));
         }
     }
 }

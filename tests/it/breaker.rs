@@ -1,8 +1,10 @@
 //! The circuit breaker: no request waits for an upstream that is down, and probes notice its return.
 
+use futures_util::future::join_all;
+
 use crate::freshness::{ALWAYS_REVALIDATE, REPO, TAG, mirror, upstream_with};
 use crate::scene::{blob, blob_path, until};
-use crate::support::{Image, Reply, TestServer, Upstream};
+use crate::support::{Gate, Image, Reply, TestServer, Upstream};
 
 const QUICK: &str = "tag_ttl = \"0s\"\n[upstream.\"docker.io\"]\nheader_timeout = \"300ms\"";
 
@@ -129,4 +131,31 @@ async fn each_upstream_has_its_own_breaker() {
     until_circuit_open(&server).await;
     assert_eq!(server.get(&format!("{TAG}?ns=quay.io")).await.status, 200);
     assert_eq!(server.metric("roadstead_upstream_available", &[("upstream", "quay.io")]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_images_of_many_repositories_do_not_open_the_circuit() {
+    let image = Image::new(1, &[10]);
+    let upstream = upstream_with(&image).await;
+    let server = mirror(&upstream, ALWAYS_REVALIDATE).await;
+    upstream.always("*", "/v2/bad/*", Reply::error(500, "UNKNOWN"));
+    // While a probe is in flight, an open circuit would refuse requests.
+    let gate = Gate::new();
+    upstream.always("GET", "/v2/", Reply::normal().wait_before_head(&gate));
+    let failing = async {
+        loop {
+            let paths: Vec<String> = (0..8).map(|n| format!("/v2/bad/app{n}/manifests/1")).collect();
+            join_all(paths.iter().map(|path| server.get(path))).await;
+        }
+    };
+    let good = async {
+        gate.reached(1).await;
+        server.get(TAG).await
+    };
+    tokio::select! {
+        answer = good => assert_eq!((answer.status, answer.header("warning")), (200, "")),
+        () = failing => {}
+    }
+    assert!(available(&server).await);
+    gate.open();
 }

@@ -209,3 +209,41 @@ async fn the_server_starts_and_accepts_pushes_without_upstreams() {
     server.client().push_image(&server.url(""), "team/app", "1", &image).await;
     assert_eq!(server.get("/v2/team/app/manifests/1").await.body, image.manifest.bytes);
 }
+
+/// The first of two URLs fails, and the second one denies anonymous requests, as for content that does not exist.
+#[tokio::test]
+async fn a_denial_of_one_url_is_no_404_while_another_url_fails() {
+    let image = Image::new(1, &[10]);
+    let (upstream, denying) = (upstream_with(&image).await, Upstream::start().await);
+    let urls = format!("[upstream.\"docker.io\"]\nurl = [{:?}, {:?}]", upstream.url(""), denying.url(""));
+    let builder = TestServer::builder().default_upstream("docker.io");
+    let server = builder.config(&format!("{urls}\n[cache]\n{ALWAYS_REVALIDATE}")).start().await;
+    assert_eq!(server.get(TAG).await.status, 200);
+    let refused = Reply::error(401, "UNAUTHORIZED").header("WWW-Authenticate", "Basic realm=\"x\"");
+    let cold = [
+        format!("/v2/{REPO}/manifests/cold"),
+        format!("/v2/{REPO}/blobs/{}", image.layers[0].digest),
+        format!("/v2/{REPO}/manifests/sha256:{}", "0".repeat(64)),
+    ];
+    for denial in [refused, Reply::error(403, "DENIED")] {
+        denying.always("*", "/v2/*", denial);
+        for (what, failure) in [
+            ("500", Reply::error(500, "UNKNOWN")),
+            ("a closed connection", Reply::hang_up()),
+            ("the page of a firewall", Reply::status(403).header("Content-Type", "text/html").body("<html>")),
+        ] {
+            upstream.always("*", "/v2/*", failure);
+            assert_stale(&server.get(TAG).await, &image, what);
+            for path in &cold {
+                let status = server.get(path).await.status;
+                assert!([502, 503].contains(&status), "{what}: {path}: {status}");
+            }
+            upstream.end_scripts();
+        }
+        denying.end_scripts();
+    }
+    for both in [&upstream, &denying] {
+        both.always("*", "/v2/*", Reply::error(403, "DENIED"));
+    }
+    assert_eq!(server.get(TAG).await.status, 404, "all URLs deny it");
+}

@@ -146,3 +146,41 @@ async fn a_first_push_does_not_wait_for_a_silent_default_upstream() {
         assert_eq!(head.status, 404, "{path}");
     }
 }
+
+/// The first URL answers everything with status 200 and something unusable.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_url_is_tried_after_unusable_content_of_the_first() {
+    // Shorter than the held-back tail, so no client has received anything of a wrong blob.
+    let (image, wrong) = (Image::new(1, &[50 * KIB]), Image::new(2, &[10]));
+    let page = Reply::status(200).header("Content-Type", "text/html").body("<html>maintenance</html>");
+    let other =
+        Reply::status(200).header("Content-Type", &wrong.manifest.media_type).body(wrong.manifest.bytes.clone());
+    let subject = format!("/v2/{REPO}/referrers/{}", image.digest());
+    for (what, reply) in [
+        ("a page", page),
+        ("an empty body", Reply::status(200)),
+        ("another manifest", other),
+        ("a cut body", Reply::normal().cut_after(5)),
+        ("a flipped bit", Reply::normal().flip(1)),
+    ] {
+        let (first, second) = (upstream_with(&image).await, upstream_with(&image).await);
+        first.always("*", &format!("/v2/{REPO}/*"), reply);
+        let urls = format!("[upstream.\"docker.io\"]\nurl = [{:?}, {:?}]", first.url(""), second.url(""));
+        let server = TestServer::builder().default_upstream("docker.io").config(&urls).start().await;
+        let by_digest = format!("/v2/{REPO}/manifests/{}", image.digest());
+        assert_eq!(server.get(&by_digest).await.body, image.manifest.bytes, "{what}: by digest");
+        // Another valid manifest without a digest is a valid answer for a tag.
+        if what != "another manifest" {
+            assert_eq!(server.get(TAG).await.body, image.manifest.bytes, "{what}: by tag");
+        }
+        let list = server.get(&format!("/v2/{REPO}/tags/list")).await;
+        assert_eq!(list.status, 200, "{what}: list");
+        assert!(!list.json()["tags"].as_array().unwrap().is_empty(), "{what}: {}", list.text());
+        assert_eq!(server.get(&subject).await.status, 200, "{what}: referrers");
+        for content in [&image.config, &image.layers[0]] {
+            let answer = server.get(&format!("/v2/{REPO}/blobs/{}", content.digest)).await;
+            assert_eq!(answer.body, content.bytes, "{what}: blob");
+        }
+        assert!(second.total() > 0, "{what}");
+    }
+}

@@ -118,3 +118,54 @@ async fn other_credentials_of_one_upstream_need_a_proof() {
     let path = format!("/v2/a.example/evil/two/blobs/{}", image.layers[0].digest);
     assert_eq!(server.get(&path).await.status, 404);
 }
+
+/// An answer with status 200 that is not about the content: of a login page, for instance.
+#[tokio::test]
+async fn an_answer_that_does_not_fit_the_content_is_no_proof() {
+    let page = || Reply::status(200).header("Content-Type", "text/html").body("<html>login</html>");
+    let other = || format!("sha256:{}", "0".repeat(64));
+    for (what, answer) in [
+        ("a redirect to a login page", Reply::redirect("/login")),
+        ("a page", page()),
+        ("a page without length", page().chunked()),
+        ("another length", Reply::status(200).body("shorter")),
+        ("neither length nor digest", Reply::status(200).body("shorter").chunked()),
+        ("another digest", Reply::normal().header("Docker-Content-Digest", &other())),
+        ("416 without Content-Range", Reply::status(416)),
+    ] {
+        let (_owner, other, server, image) = two_upstreams().await;
+        other.always("*", "/login", page());
+        for path in [format!("blobs/{}", image.layers[0].digest), format!("manifests/{}", image.digest())] {
+            other.always("*", &format!("/v2/org/copy/{path}"), answer.clone());
+            let answer = server.get(&format!("/v2/b.example/org/copy/{path}")).await;
+            assert!([404, 502].contains(&answer.status), "{what}, {path}: {}", answer.status);
+        }
+        let unknown = format!("/v2/b.example/org/copy/blobs/sha256:{}", "1".repeat(64));
+        other.always("*", &unknown.replace("/b.example", ""), answer.clone());
+        let is_known = server.head(&unknown).await.status == 200;
+        // Nothing is stored to compare a length with.
+        assert_eq!(is_known, ["another length", "neither length nor digest"].contains(&what), "{what}: HEAD");
+    }
+}
+
+#[tokio::test]
+async fn the_first_byte_proves_what_a_wrong_head_does_not() {
+    let zeros = format!("sha256:{}", "0".repeat(64));
+    for (what, head) in [
+        ("another length", Reply::normal().header("Content-Length", "18")),
+        ("another digest", Reply::normal().header("Docker-Content-Digest", &zeros)),
+        ("a page", Reply::status(200).header("Content-Type", "text/html").body("<html>")),
+    ] {
+        let (_owner, other, server, image) = two_upstreams().await;
+        other.add_image("org/copy", "1", &image);
+        for content in [&image.layers[0], &image.manifest] {
+            let kind = if content.digest == image.digest() { "manifests" } else { "blobs" };
+            let path = format!("/v2/org/copy/{kind}/{}", content.digest);
+            other.always("HEAD", &path, head.clone());
+            let answer = server.get(&format!("/v2/b.example{}", &path[3..])).await;
+            assert_eq!(answer.body, content.bytes, "{what}: {kind}");
+            assert_eq!(other.count("GET", &path), 1, "{what}: {kind}");
+        }
+        assert!(other.bytes_sent() <= 1 + image.manifest.bytes.len() as u64, "{what}: only the first byte of the blob");
+    }
+}

@@ -163,7 +163,9 @@ fn right(head: Head, get: Get, object: Object, cache: Cache) -> (Right, &'static
         (_, Cache::Fresh) => (Right::Content, "it is here and fresh"),
         (Object::Manifest | Object::Blob, Cache::Stale) => (Right::Content, "what a digest names does not change"),
         (Object::Tag, Cache::Cold | Cache::Elsewhere) | (_, Cache::Cold) => get.decides(),
-        (_, Cache::Elsewhere) if head.exists() => (Right::Content, "the HEAD proves that this repository has it"),
+        (_, Cache::Elsewhere) if head.exists() && head != Head::OkElsewhere => {
+            (Right::Content, "the HEAD proves that this repository has it")
+        }
         (_, Cache::Elsewhere) => get.decides(),
         (Object::Tag, Cache::Stale) => match (head, get.decides()) {
             (Head::Ok | Head::OkWithoutLength | Head::OkWithLengthZero, _) => {

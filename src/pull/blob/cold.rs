@@ -81,6 +81,7 @@ impl ColdBlob {
         wanted: BlobRequest,
     ) -> Result<Self, PullError> {
         let deadline = engine.context.deadline();
+        upstream.read_credentials(&repo.name, deadline).await;
         let source: Arc<dyn BlobSource> = Arc::new(UpstreamSource::new(&upstream, repo, &engine.proofs));
         let requester = Requester {
             source: source.clone(),

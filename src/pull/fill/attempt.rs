@@ -2,7 +2,7 @@
 //!
 //! Wrong bytes are never repaired. The attempt ends, and another one may begin, as the next generation.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::super::error::PullError;
 use super::super::source::{BlobSource, FetchRequest, Sent, Transfer};
@@ -23,6 +23,10 @@ const MIN_DIVIDED_BYTES: u64 = 4 * PIECE_BYTES;
 pub(super) struct Attempt<'a> {
     job: &'a Job,
     generation: u32,
+    /// The URLs that are tried last, because one of them sent wrong bytes.
+    skip_urls: usize,
+    /// The `skip_urls` of the next attempt. Written when the first response arrives.
+    next_url: AtomicUsize,
 }
 
 /// A verified blob that only has to be committed to the store.
@@ -34,11 +38,12 @@ pub(super) struct Verified {
 
 impl<'a> Attempt<'a> {
     pub(super) fn first(job: &'a Job) -> Self {
-        Self { job, generation: 0 }
+        Self { job, generation: 0, skip_urls: 0, next_url: AtomicUsize::new(0) }
     }
 
     pub(super) fn next(self) -> Self {
-        Self { job: self.job, generation: self.generation + 1 }
+        let skip_urls = self.next_url.into_inner();
+        Self { job: self.job, generation: self.generation + 1, skip_urls, next_url: AtomicUsize::new(0) }
     }
 
     /// Whether another attempt may begin: only if the fill has followers. Followers that have sent bytes end with an error. The
@@ -53,6 +58,7 @@ impl<'a> Attempt<'a> {
         let (digest, generation) = (&fill.digest, self.generation);
         fill.received.store(0, Ordering::Relaxed);
         let transfer = self.open().await?;
+        self.next_url.store(transfer.next_url, Ordering::Relaxed);
         let (total, first_end) = match transfer.sent {
             Sent::Part { range, total } => (total, Some(range.end)),
             Sent::Complete { length: Some(total) } => (Some(total), None),
@@ -81,6 +87,7 @@ impl<'a> Attempt<'a> {
             segments: &segments,
             strong_etag,
             assistants,
+            skip_urls: self.skip_urls,
             fruitless: AtomicU32::new(0),
         };
         let inflow = Inflow::new(paced(transfer.bytes, job), 0, first_end.is_none());
@@ -97,7 +104,7 @@ impl<'a> Attempt<'a> {
     /// A transfer of the complete blob that is cut, because others took over the rest, wastes what was on its way.
     async fn open(&self) -> Result<Transfer, PullError> {
         let Job { context, fill, source, .. } = self.job;
-        let complete = FetchRequest::complete(&fill.digest);
+        let complete = FetchRequest { skip_urls: self.skip_urls, ..FetchRequest::complete(&fill.digest) };
         if let Some((piece, total)) = self.first_piece() {
             let request = FetchRequest { range: Some(piece), ..complete.clone() };
             match source.open(request, context.deadline()).await {

@@ -29,6 +29,8 @@ pub(super) struct Resumption<'a> {
     pub(super) segments: &'a Segments,
     pub(super) segment: &'a Segment,
     pub(super) strong_etag: Option<&'a String>,
+    /// The URLs that are tried last, because an earlier attempt received wrong bytes.
+    pub(super) skip_urls: usize,
 }
 
 impl Resumption<'_> {
@@ -90,7 +92,7 @@ impl Resumption<'_> {
             range,
             if_range: range.and(self.strong_etag.cloned()),
             // Try URLs that sent nothing last.
-            skip_urls: attempt as usize,
+            skip_urls: self.skip_urls + attempt as usize,
             effort: Effort::Resume,
             ..FetchRequest::complete(&self.job.fill.digest)
         }

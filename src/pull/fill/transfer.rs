@@ -42,6 +42,8 @@ pub(super) struct Transfers<'a> {
     pub(super) strong_etag: Option<&'a String>,
     /// Further connections of the source that receive pieces unasked.
     pub(super) assistants: usize,
+    /// The URLs that are tried last, because an earlier attempt received wrong bytes.
+    pub(super) skip_urls: usize,
     /// Failures of transfers beside the lead without progress.
     pub(super) fruitless: AtomicU32,
 }
@@ -123,8 +125,8 @@ impl Transfers<'_> {
     }
 
     fn resumption<'a>(&'a self, segment: &'a Segment) -> Resumption<'a> {
-        let Self { job, spool, segments, strong_etag, .. } = *self;
-        Resumption { job, spool, segments, segment, strong_etag }
+        let Self { job, spool, segments, strong_etag, skip_urls, .. } = *self;
+        Resumption { job, spool, segments, segment, strong_etag, skip_urls }
     }
 
     /// Writes the received bytes and records them, until the segment or the transfer ends.

@@ -70,7 +70,7 @@ pub(super) struct FetchRequest {
     pub(super) range: Option<ByteRange>,
     /// Only with `range`: a strong entity tag. If it no longer matches, the source sends the complete blob.
     pub(super) if_range: Option<String>,
-    /// The number of URLs that are tried last, because transfers from them broke.
+    /// The number of URLs that are tried last, because transfers from them broke or were wrong.
     pub(super) skip_urls: usize,
     pub(super) effort: Effort,
 }
@@ -82,6 +82,8 @@ pub(super) struct Transfer {
     pub(super) digest: Option<Digest>,
     /// A strong entity tag (RFC 9110, 8.8.3): equal tags mean equal bytes.
     pub(super) strong_etag: Option<String>,
+    /// The `skip_urls` of a request that tries the URL after the one that answered.
+    pub(super) next_url: usize,
     pub(super) bytes: ByteStream,
 }
 

@@ -111,7 +111,7 @@ impl BlobSource for ScriptedSource {
                 }
             }
         });
-        Box::pin(ready(Ok(Transfer { sent, digest: None, strong_etag, bytes: bytes.boxed() })))
+        Box::pin(ready(Ok(Transfer { sent, digest: None, strong_etag, next_url: 1, bytes: bytes.boxed() })))
     }
 
     fn length<'a>(&'a self, _digest: &'a Digest, _deadline: Instant) -> BoxFuture<'a, Option<u64>> {

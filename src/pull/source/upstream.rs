@@ -57,7 +57,8 @@ impl UpstreamSource {
         // A weak tag does not promise equal bytes.
         let strong_etag = response.etag().filter(|etag| !etag.starts_with("W/")).map(str::to_owned);
         let digest = response.docker_content_digest().and_then(|digest| digest.parse().ok());
-        Ok(Transfer { sent, digest, strong_etag, bytes: byte_stream(response.body) })
+        let next_url = response.next_url;
+        Ok(Transfer { sent, digest, strong_etag, next_url, bytes: byte_stream(response.body) })
     }
 
     fn changed(&self) -> PullError {

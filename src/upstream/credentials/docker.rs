@@ -4,6 +4,7 @@
 //! precedence. A helper for the host precedes the one for all hosts, and helpers precede logins in the file.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -29,6 +30,8 @@ pub(super) struct DockerConfig {
 pub(super) struct HostCredentials {
     pub(super) helper: Option<ProgramCall>,
     pub(super) login: Option<Arc<Credentials>>,
+    /// The key of `login`.
+    key: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -90,11 +93,22 @@ impl DockerConfig {
         let mut place = whole.as_str();
         loop {
             match (self.logins.get(place), place.rsplit_once('/')) {
-                (Some(login), _) => return HostCredentials { helper, login: Some(login.clone()) },
+                (Some(login), _) => {
+                    return HostCredentials { helper, login: Some(login.clone()), key: Some(place.to_owned()) };
+                }
                 (None, Some((shorter, _))) => place = shorter,
-                (None, None) => return HostCredentials { helper, login: None },
+                (None, None) => return HostCredentials { helper, login: None, key: None },
             }
         }
+    }
+}
+
+// === impl HostCredentials ===
+
+impl HostCredentials {
+    /// What distinguishes these credentials from others of the same file. A changed password makes it another identity.
+    pub(super) fn identity(self) -> impl Hash {
+        (self.helper, self.key, self.login.map(|login| login.account))
     }
 }
 

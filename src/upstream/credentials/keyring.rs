@@ -9,13 +9,15 @@ use url::{Position, Url};
 use super::docker::DockerConfig;
 use super::renewed::{OutputFormat, ProgramCall, Programs};
 use super::watched::Watched;
-use super::{Credentials, FailureReason, SourceResult, password};
+use super::{Credentials, FailureReason, Login, SourceResult, password};
 use crate::config::{CredentialConfig, CredentialSource, Namespace, UpstreamConfig};
 use crate::tasks::Tasks;
 use crate::upstream::{CredentialId, UpstreamError, UpstreamSetupError};
 
 /// How long the output of Docker's helpers is used, as they do not say.
 const HELPER_LIFETIME: Duration = Duration::from_secs(10 * 60);
+/// Longest wait for Docker's file before a request that may need no credentials.
+const MAX_READ_WAIT: Duration = Duration::from_secs(1);
 
 /// The credential rules of one upstream, in order.
 pub(in crate::upstream) struct Keyring {
@@ -59,9 +61,20 @@ impl Keyring {
         Ok(Self { upstream: config.name.as_str().into(), urls: config.urls.clone(), withheld, rules })
     }
 
-    /// The rule for a repository.
+    /// The rule for a repository, and the login if the rule has several.
     pub(in crate::upstream) fn id(&self, repository: &str) -> CredentialId {
-        CredentialId(self.rules.iter().position(|rule| rule.is_for(repository)))
+        let found = self.rules.iter().enumerate().find(|(_, rule)| rule.is_for(repository));
+        let login = found.and_then(|(_, rule)| rule.source.login(&self.urls, repository));
+        CredentialId { rule: found.map(|(position, _)| position), login }
+    }
+
+    /// Reads Docker's file, if that is the source for a repository. Waits for `MAX_READ_WAIT` at most, and not beyond
+    /// `deadline`. An error is reported by the request that needs the credentials.
+    pub(in crate::upstream) async fn read(&self, repository: &str, deadline: Instant) {
+        let rule = self.rules.iter().find(|rule| rule.is_for(repository));
+        if let Some(CredentialRule { source: Source::Docker(file, _), .. }) = rule {
+            let _ = timeout_at(deadline.min(Instant::now() + MAX_READ_WAIT), file.get()).await;
+        }
     }
 
     /// Whether requests for a repository use credentials, without reading a file or running a program.
@@ -151,6 +164,16 @@ impl Source {
         let Some(config) = file.known() else { return false };
         let found = config.look_up(host, repository);
         found.login.is_some() || found.helper.is_some_and(|call| programs.known(&call).flatten().is_some())
+    }
+
+    /// The login of Docker's file that a repository uses at these URLs; `None` for other sources. A file that was not
+    /// read gives each repository a login of its own, so that nothing is shared.
+    fn login(&self, urls: &[Url], repository: &str) -> Option<Login> {
+        let Self::Docker(file, _) = self else { return None };
+        Some(match file.known() {
+            None => Login::unknown(repository),
+            Some(config) => Login::of(urls.iter().map(|url| config.look_up(host(url), repository).identity())),
+        })
     }
 
     async fn get(&self, host: &str, repository: &str, deadline: Instant) -> Result<SourceResult, FailureReason> {

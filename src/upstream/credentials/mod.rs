@@ -15,7 +15,7 @@ mod renewed;
 mod watched;
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, LazyLock};
 
 use base64::Engine;
@@ -49,6 +49,13 @@ pub(super) struct Credentials {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Account(Option<u64>);
 
+/// Identifies a login of Docker's file within this process, without revealing it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Login(u64);
+
+/// A random key per process, so that a hash reveals nothing about a password.
+static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
 // === impl Account ===
 
 impl Account {
@@ -56,9 +63,21 @@ impl Account {
     pub(super) const ANONYMOUS: Self = Self(None);
 
     fn of(username: &str, password: &str) -> Self {
-        /// A random key per process, so that the hash reveals nothing about a password.
-        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         Self(Some(KEY.hash_one((username, password))))
+    }
+}
+
+// === impl Login ===
+
+impl Login {
+    /// The login that consists of these identities, one for each URL of the upstream.
+    fn of(identities: impl Iterator<Item = impl Hash>) -> Self {
+        Self(KEY.hash_one((true, identities.collect::<Vec<_>>())))
+    }
+
+    /// The login of a repository while the file is not known.
+    fn unknown(repository: &str) -> Self {
+        Self(KEY.hash_one((false, repository)))
     }
 }
 

@@ -214,3 +214,16 @@ async fn cancelled_request_is_counted() {
     assert_eq!(fixture.requests(r#"code="error",kind="referrers""#), 1);
     fixture.assert_requests_counted_at(&[&server]);
 }
+
+#[tokio::test]
+async fn head_of_a_blob_is_no_success_if_a_range_is_refused() {
+    for (range, length) in [(None, None), (Some("bytes */7"), None), (Some("bytes */0"), Some(0))] {
+        let server = Server::start(move |_| match range {
+            Some(range) => Reply::new(416).header("content-range", range),
+            None => Reply::new(416),
+        })
+        .await;
+        let answer = Fixture::new(&[&server]).send(head(blob())).await;
+        assert_eq!(answer.ok().and_then(|response| response.content_length()), length, "{range:?}");
+    }
+}

@@ -360,3 +360,70 @@ async fn slow_token_server_is_given_up() {
     assert!(started.elapsed() < Duration::from_secs(50), "the token server answers after a minute");
     fixture.assert_requests_counted_at(&[&server]);
 }
+
+/// A registry that challenges at `/v2/` only, and answers an anonymous request for a name with `status`.
+fn hiding(status: u16, challenge: &'static str) -> impl Fn(&Seen) -> Reply + Send + Sync {
+    move |seen| match seen.authorization() {
+        Some(BASIC) if seen.target.starts_with("/token") => Reply::token("t"),
+        _ if seen.target.starts_with("/token") => Reply::token("anonymous"),
+        Some("Bearer t" | BASIC) => Reply::ok("content"),
+        None if seen.target == "/v2/" && challenge == "Bearer" => Reply::bearer(&seen.here("/token"), "service=\"s\""),
+        None if seen.target == "/v2/" => Reply::new(401).header("www-authenticate", "Basic realm=\"x\""),
+        _ => Reply::denied(status),
+    }
+}
+
+#[tokio::test]
+async fn a_hidden_private_name_is_requested_with_credentials() {
+    for challenge in ["Basic", "Bearer"] {
+        for status in [404, 403] {
+            let server = Server::start(hiding(status, challenge)).await;
+            let fixture = Fixture::with_password(&server);
+            for request in [manifest(), blob(), request(Kind::Tags, "other/app", "tags/list")] {
+                assert_eq!(fixture.get(request).await.unwrap(), "content", "{challenge}, {status}");
+            }
+            let asked = server.seen().iter().filter(|seen| seen.target == "/v2/").count();
+            assert_eq!(asked, 1, "{challenge}, {status}: the challenge is remembered");
+            fixture.assert_requests_counted_at(&[&server]);
+
+            let server = Server::start(hiding(status, challenge)).await;
+            let error = Fixture::new(&[&server]).get(manifest()).await.unwrap_err();
+            assert!(matches!(error, UpstreamError::NotFound { .. } | UpstreamError::Denied { .. }), "{error}");
+            assert_eq!(server.seen().len(), 1, "without credentials there is nothing to log in with");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_without_a_challenge_is_asked_for_it_once() {
+    for status in [200, 404] {
+        let server = Server::start(move |seen| Reply::denied(if seen.target == "/v2/" { status } else { 404 })).await;
+        let fixture = Fixture::with_password(&server);
+        for _ in 0..3 {
+            assert!(fixture.get(manifest()).await.unwrap_err().is_not_found(), "{status}");
+        }
+        let asked = server.seen().iter().filter(|seen| seen.target == "/v2/").count();
+        assert_eq!((asked, server.seen().len()), (1, 4), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn without_the_challenge_a_hidden_name_is_not_known_to_be_absent() {
+    let server = Server::start(|seen| Reply::denied(if seen.target == "/v2/" { 503 } else { 404 })).await;
+    let error = Fixture::with_password(&server).get(manifest()).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Status { .. }), "{error}");
+
+    // The challenge is known, and then the token server fails.
+    let failing = Arc::new(AtomicBool::new(false));
+    let (switch, hides) = (failing.clone(), hiding(404, "Bearer"));
+    let server = Server::start(move |seen| match seen.target.starts_with("/token") && switch.load(Ordering::Relaxed) {
+        true => Reply::new(503),
+        false => hides(seen),
+    })
+    .await;
+    let fixture = Fixture::with_password(&server);
+    assert_eq!(fixture.get(manifest()).await.unwrap(), "content");
+    failing.store(true, Ordering::Relaxed);
+    let error = fixture.get(request(Kind::Tags, "other/app", "tags/list")).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Status { .. }), "{error}");
+}

@@ -114,6 +114,35 @@ async fn challenge_does_not_count_as_success() {
 }
 
 #[tokio::test]
+async fn many_broken_repositories_do_not_open_the_circuit() {
+    let server = Server::start(|seen| match seen.target.as_str() {
+        // While a probe is in flight, an open circuit would refuse requests.
+        "/v2/" => Reply::ok("").after(Duration::from_millis(300)),
+        target if target.contains("/bad/") => Reply::new(500),
+        _ => Reply::ok("content"),
+    })
+    .await;
+    let fixture = Fixture::new(&[&server]);
+    let names: Vec<String> = (0..8).map(|n| format!("bad/app{n}")).collect();
+    let failing = async {
+        loop {
+            join_all(names.iter().map(|name| fixture.get(request(Kind::Manifest, name, "manifests/1")))).await;
+        }
+    };
+    let good = async {
+        while server.seen().iter().all(|seen| seen.target != "/v2/") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        fixture.get(manifest()).await
+    };
+    tokio::select! {
+        answer = good => assert_eq!(answer.unwrap(), "content"),
+        () = failing => {}
+    }
+    assert_eq!(fixture.sum(AVAILABLE, ""), 1);
+}
+
+#[tokio::test]
 async fn failing_storage_does_not_open_the_circuit() {
     let server = Server::start(|seen| match seen.target.contains("/blobs/") {
         true => Reply::redirect("http://127.0.0.1:1/blob"),

@@ -339,3 +339,69 @@ async fn the_upstream_itself_decides_what_a_mirror_lacks() {
         assert_eq!(found, expected, "{mirrored}: {error}");
     }
 }
+
+/// Docker's file with logins by path, each with its user's name as password.
+fn logins_by_path(host: &str, logins: &[(&str, &str)]) -> String {
+    let entry = |(path, user): &(&str, &str)| {
+        let auth = BASE64_STANDARD.encode(format!("{user}:{user}"));
+        format!("\"{host}{path}\": {{\"auth\": \"{auth}\"}}")
+    };
+    format!("{{\"auths\": {{{}}}}}", logins.iter().map(entry).collect::<Vec<_>>().join(","))
+}
+
+#[tokio::test]
+async fn repositories_share_only_with_the_same_login_of_a_docker_file() {
+    let server = Server::start(naming).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let host = format!("127.0.0.1:{}", server.port());
+    write(&path, &logins_by_path(&host, &[("/corp", "ann"), ("/other", "bob")]));
+    let fixture = fixture(&server, CredentialSource::Docker { path: path.clone() });
+    let id = |repository: &str| fixture.upstream.credential(&repository.parse().unwrap());
+    let read = async || fixture.upstream.read_credentials(&"corp/app".parse().unwrap(), soon()).await;
+    assert_ne!(id("corp/app"), id("corp/tool"), "nothing is shared before the file is read");
+    read().await;
+    assert_eq!(id("corp/app"), id("corp/tool"));
+    assert_eq!(id("free/app"), id("free/tool"), "both are anonymous");
+    for other in ["other/app", "free/app"] {
+        assert_ne!(id("corp/app"), id(other), "{other}");
+    }
+    let before = id("corp/app");
+    write(&path, &logins_by_path(&host, &[("/corp", "eve"), ("/other", "bob")]));
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    read().await;
+    assert_ne!(id("corp/app"), before, "another account under the same key");
+    assert_eq!(id("corp/app"), id("corp/tool"));
+}
+
+#[tokio::test]
+async fn an_unreadable_docker_file_shares_nothing() {
+    let server = Server::start(naming).await;
+    let fixture = fixture(&server, CredentialSource::Docker { path: "/nonexistent/config.json".into() });
+    let names = ["corp/app", "corp/tool"].map(|name| name.parse().unwrap());
+    for name in &names {
+        fixture.upstream.read_credentials(name, soon()).await;
+    }
+    let [one, two] = names.map(|name| fixture.upstream.credential(&name));
+    assert_ne!(one, two);
+}
+
+#[tokio::test]
+async fn limit_of_one_login_of_a_docker_file_does_not_affect_the_others() {
+    let server = Server::start(|seen| match (seen.target.contains("/corp/"), seen.authorization()) {
+        (_, None) => Reply::new(401).header("www-authenticate", "Basic realm=\"x\""),
+        (true, Some(_)) => Reply::new(429).header("retry-after", "60"),
+        (false, Some(_)) => Reply::ok("content"),
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    write(&path, &logins_by_path(&format!("127.0.0.1:{}", server.port()), &[("/corp", "ann"), ("/other", "bob")]));
+    let fixture = fixture(&server, CredentialSource::Docker { path });
+    let get = async |repository: &str| fixture.get(request(Kind::Tags, repository, "tags/list")).await;
+    for repository in ["corp/app", "corp/tool"] {
+        assert!(matches!(get(repository).await, Err(UpstreamError::RateLimited { .. })), "{repository}");
+    }
+    assert_eq!(server.count("/v2/corp/tool"), 0, "the same login is paused");
+    assert_eq!(get("other/app").await.unwrap(), "content");
+}

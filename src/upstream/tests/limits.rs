@@ -1,10 +1,14 @@
 //! 429 responses: which requests are withheld, and for how long.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::server::{Reply, Server};
-use super::{Fixture, Kind, UpstreamError, blob, head, manifest, request, with_password};
-use crate::config::Namespace;
+use super::{Fixture, Kind, UpstreamError, blob, head, manifest, request, soon, with_password};
+use crate::config::{Namespace, UpstreamConfig};
+use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
+use crate::upstream::Upstream;
 
 const HUB_PULLS: &str =
     r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit. You may increase it"}]}"#;
@@ -133,4 +137,36 @@ async fn limit_of_one_account_does_not_affect_the_others() {
         assert_eq!(fixture.get(other.clone()).await.unwrap(), "content");
     }
     assert!(fixture.upstream.is_scarce(&other.repository) && !fixture.upstream.is_scarce(&paid.repository));
+}
+
+#[tokio::test]
+async fn limit_of_one_url_does_not_affect_the_others() {
+    let limited_server = Server::start(|_| Reply::new(429).header("retry-after", "60")).await;
+    let own = Server::start(|seen| match seen.target.contains("/limited/") {
+        true => Reply::new(429).header("retry-after", "30"),
+        false => Reply::ok("content"),
+    })
+    .await;
+    // With credentials, the first URL is an anonymous mirror, because it is not on the domain of the second one.
+    for credentials in [Vec::new(), with_password("user", "x")] {
+        let before = (limited_server.seen().len(), own.seen().len());
+        let mut config =
+            UpstreamConfig::new(format!("127.0.0.1:{}", own.port()), vec![limited_server.url(), own.url()]);
+        config.credentials = credentials;
+        let metrics = Arc::new(Metrics::new(&[]));
+        let upstream = Upstream::new(&config, "roadstead-test", metrics, Tasks::new()).unwrap();
+        for _ in 0..3 {
+            let body = upstream.send(manifest(), soon()).await.unwrap().body.collect(100, soon()).await.unwrap();
+            assert_eq!(body, "content");
+        }
+        assert_eq!(limited_server.seen().len(), before.0 + 1, "its own limit applies");
+        assert_eq!(own.seen().len(), before.1 + 3);
+        for _ in 0..2 {
+            let request = request(Kind::Manifest, "limited/app", "manifests/latest");
+            let error = upstream.send(request, soon()).await.unwrap_err();
+            let left = error.retry_after().expect("the time is always known");
+            assert!(left <= Duration::from_secs(30), "the limit that ends first: {error:?}");
+        }
+        assert_eq!(own.seen().len(), before.1 + 4, "no request is sent while all URLs are limited");
+    }
 }

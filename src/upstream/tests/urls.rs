@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::server::{Reply, Server};
@@ -33,24 +34,20 @@ async fn second_url_is_used_when_the_first_fails() {
 
 #[tokio::test]
 async fn content_of_any_url_is_served() {
-    for status in [404, 403, 401, 405, 400] {
+    for status in [404, 403, 401, 405, 400, 429] {
         let first = Server::start(move |_| Reply::new(status)).await;
         let second = Server::start(|_| Reply::ok("content")).await;
         let fixture = Fixture::new(&[&first, &second]);
         assert_eq!(fixture.get(blob()).await.unwrap(), "content", "{status}");
         fixture.assert_requests_counted_at(&[&first, &second]);
     }
-    let first = Server::start(|_| Reply::new(429)).await;
-    let second = Server::start(|_| Reply::ok("content")).await;
-    assert!(Fixture::new(&[&first, &second]).get(blob()).await.is_err(), "a rate limit is for all URLs");
-    assert!(second.seen().is_empty());
 }
 
 #[tokio::test]
 async fn an_absence_at_one_url_is_confirmed_by_the_others() {
     type Check = fn(&UpstreamError) -> bool;
     let contradicted: Check = |error| matches!(error, UpstreamError::Contradicted { .. });
-    let table: [(u16, u16, Check); 6] = [
+    let table: [(u16, u16, Check); 8] = [
         (404, 404, UpstreamError::is_not_found),
         (404, 500, contradicted),
         (404, 403, contradicted),
@@ -58,6 +55,8 @@ async fn an_absence_at_one_url_is_confirmed_by_the_others() {
         (500, 404, contradicted),
         (403, 403, |error| matches!(error, UpstreamError::Denied { .. })),
         (404, 429, |error| matches!(error, UpstreamError::RateLimited { .. })),
+        (429, 404, |error| matches!(error, UpstreamError::RateLimited { .. })),
+        (429, 403, |error| matches!(error, UpstreamError::RateLimited { .. })),
     ];
     for (first, second, check) in table {
         let one = Server::start(move |_| Reply::denied(first)).await;
@@ -66,6 +65,41 @@ async fn an_absence_at_one_url_is_confirmed_by_the_others() {
         let error = fixture.get(blob()).await.unwrap_err();
         assert!(check(&error), "{first}, {second}: {error}");
         fixture.assert_requests_counted_at(&[&one, &other]);
+    }
+}
+
+#[tokio::test]
+async fn a_limit_of_one_url_does_not_end_the_retries_of_another() {
+    let limited = Server::start(|_| Reply::new(429).header("retry-after", "60")).await;
+    let failures = Arc::new(AtomicUsize::new(2));
+    let other = Server::start(move |_| {
+        let left = failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if left.is_ok() { Reply::new(500) } else { Reply::ok("content") }
+    })
+    .await;
+    let fixture = Fixture::new(&[&limited, &other]);
+    assert_eq!(fixture.get(blob()).await.unwrap(), "content");
+    assert_eq!((limited.seen().len(), other.seen().len()), (1, 3));
+}
+
+/// Many registries deny what does not exist. But the URL that failed may have it.
+#[tokio::test]
+async fn an_anonymous_denial_counts_only_if_no_url_fails() {
+    type Reaction = fn() -> Reply;
+    let failures: [(&str, Reaction); 4] = [
+        ("500", || Reply::new(500)),
+        ("the page of a firewall", || Reply::new(403).body("<html>")),
+        ("a broken challenge", || Reply::bearer("nonsense", "service=\"s\"")),
+        ("503 with Retry-After", || Reply::new(503).header("retry-after", "600")),
+    ];
+    for (what, failure) in failures {
+        let (failing, denying) = (Server::start(move |_| failure()).await, Server::start(|_| Reply::denied(403)).await);
+        for servers in [[&failing, &denying], [&denying, &failing]] {
+            let error = Fixture::new(&servers).get(blob()).await.unwrap_err();
+            assert!(error.is_upstream_failure(), "{what}: {error}");
+            let error = Fixture::new(&[&denying, &denying]).get(blob()).await.unwrap_err();
+            assert!(matches!(error, UpstreamError::Denied { .. }), "{what}: {error}");
+        }
     }
 }
 
