@@ -1,5 +1,6 @@
 //! The records of the store's contract: what a name means, what belongs to a repository, and why content is kept.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -20,7 +21,8 @@ pub enum Class {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagRecord {
     pub digest: Digest,
-    pub media_type: String,
+    /// Shared, because each hit copies the record.
+    pub media_type: Arc<str>,
     /// When the upstream last confirmed the tag; for a local tag, when it was pushed. Whole seconds.
     pub confirmed: SystemTime,
 }

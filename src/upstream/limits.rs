@@ -7,6 +7,7 @@
 //! account does not pause the requests of the others.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Method;
@@ -39,7 +40,11 @@ pub(super) enum LimitedRequests {
 
 /// The limits of one upstream, by account. Bounded by the number of configured credential rules.
 #[derive(Debug, Default)]
-pub(super) struct AccountLimits(Mutex<BTreeMap<CredentialId, Limits>>);
+pub(super) struct AccountLimits {
+    accounts: Mutex<BTreeMap<CredentialId, Limits>>,
+    /// Whether pulls of any account may be scarce. Written with `accounts` locked. Each hit reads it, without the lock.
+    may_be_scarce: AtomicBool,
+}
 
 /// The limits of one account at one upstream. Each `Instant` is when a limit ends.
 #[derive(Debug, Default)]
@@ -67,7 +72,16 @@ impl LimitedRequests {
 impl AccountLimits {
     /// Calls `operation` with the limits of an account, under the lock.
     pub(super) fn of<T>(&self, account: CredentialId, operation: impl FnOnce(&mut Limits) -> T) -> T {
-        operation(self.0.lock().entry(account).or_default())
+        let mut accounts = self.accounts.lock();
+        let result = operation(accounts.entry(account).or_default());
+        let any_scarce = accounts.values().any(|limits| limits.scarce_until.is_some());
+        self.may_be_scarce.store(any_scarce, Ordering::Release);
+        result
+    }
+
+    /// Whether few pulls are left of the account that `account` returns.
+    pub(super) fn is_scarce(&self, account: impl FnOnce() -> CredentialId) -> bool {
+        self.may_be_scarce.load(Ordering::Acquire) && self.of(account(), |limits| limits.is_scarce(Instant::now()))
     }
 }
 

@@ -182,7 +182,7 @@ impl Upstream {
     /// Whether the account for a repository has so few pulls left that they should be kept for content that is not
     /// cached.
     pub fn is_scarce(&self, repository: &RepoName) -> bool {
-        self.remote.limits.of(self.credential(repository), |limits| limits.is_scarce(Instant::now()))
+        self.remote.limits.is_scarce(|| self.credential(repository))
     }
 }
 
