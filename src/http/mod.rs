@@ -125,8 +125,8 @@ impl Site {
         if self.is_crowded && !HEALTH_PATHS.contains(&request.uri().path()) {
             return self.refuse(&request, ApiError::Crowded);
         }
-        // Nearly all requests take this way, which costs less than a router.
-        let response = if request.uri().path().starts_with(REGISTRY) {
+        // Nearly all requests take this way, which costs less than a router. The URL of a mirror may have a path before `/v2/`.
+        let response = if request.uri().path().contains(REGISTRY) {
             dispatch(&self.app, peer, request).await
         } else {
             request.extensions_mut().insert(peer.clone());
