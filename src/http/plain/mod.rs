@@ -1,9 +1,9 @@
-//! The fast path: GET or HEAD without a body, over HTTP/1.1 and without TLS, which is nearly every request to a cache.
+//! The fast path: GET or HEAD without a body, over HTTP/1.1, which is nearly every request to a cache.
 //!
 //! hyper sends a body from memory, so a file would be copied there on its way from the page cache to the socket. Here it is
-//! not (`response`, by sendfile). Request headers cost one pass of httparse, the parser that hyper uses as well (`request`).
-//! The handlers are the same. The first request of any other kind is left unread, and hyper serves the connection from there
-//! to its end, so neither depends on the other.
+//! not (`response`, by sendfile), except with TLS. Request headers cost one pass of httparse, the parser that hyper uses as
+//! well (`request`). The handlers are the same. The first request of any other kind is left unread, and hyper serves the
+//! connection from there to its end, so neither depends on the other.
 
 mod deadline;
 mod request;
@@ -12,7 +12,6 @@ mod socket;
 
 use bytes::{Bytes, BytesMut};
 use http::Method;
-use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 
 use super::Site;
@@ -21,19 +20,20 @@ use super::places::{Activity, Place};
 use crate::access::Peer;
 use request::{NotPlain, PlainRequest};
 use socket::Socket;
+pub(super) use socket::Transport;
 
 /// Bytes that the headers of a response usually take.
 const RESPONSE_HEADERS_BYTES: usize = 1 << 10;
 
-/// Serves a connection as long as its requests are of this kind. Returns the socket, and what was read of it, if another
+/// Serves a connection as long as its requests are of this kind. Returns the stream, and what was read of it, if another
 /// request follows; `None` if the connection has ended.
-pub(super) async fn serve(
-    stream: TcpStream,
+pub(super) async fn serve<S: Transport>(
+    stream: S,
     peer: &Peer,
     deadlines: Deadlines,
     site: &Site,
     place: &Place,
-) -> Option<(TcpStream, Bytes)> {
+) -> Option<(S, Bytes)> {
     let activity = place.activity();
     let mut socket = Socket::new(stream, deadlines.headers, deadlines.progress);
     let mut scratch = BytesMut::with_capacity(RESPONSE_HEADERS_BYTES);
@@ -70,8 +70,8 @@ pub(super) async fn serve(
 }
 
 /// The next request; `None` at the end of the connection, or when it is to end.
-async fn next(
-    socket: &mut Socket,
+async fn next<S: Transport>(
+    socket: &mut Socket<S>,
     deadlines: Deadlines,
     activity: &Activity,
 ) -> Result<Option<PlainRequest>, NotPlain> {

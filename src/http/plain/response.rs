@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 
 use super::super::body::{FilePart, log};
-use super::socket::Socket;
+use super::socket::{Socket, Transport};
 use crate::pull::ContentError;
 
 /// Bytes of a file that are probed in the page cache at once, and then sent by sendfile.
@@ -54,8 +54,8 @@ pub(super) enum SendError {
 }
 
 /// Sends a response. With `is_last`, it announces the end of the connection.
-pub(super) async fn send(
-    socket: &mut Socket,
+pub(super) async fn send<S: Transport>(
+    socket: &mut Socket<S>,
     scratch: &mut BytesMut,
     mut response: Response,
     is_head: bool,
@@ -68,7 +68,9 @@ pub(super) async fn send(
     write_headers(scratch, parts.status, &parts.headers, framing, is_last);
     match (framing, part) {
         (Framing::None(_) | Framing::Length(0), _) => Ok(socket.write([scratch, &[], &[]]).await?),
-        (Framing::Length(length), Some(part)) if part.range.len() == length && length > MAX_COPIED_BYTES => {
+        (Framing::Length(length), Some(part))
+            if S::IS_PLAIN && part.range.len() == length && length > MAX_COPIED_BYTES =>
+        {
             // `body` lives to the end of the transfer: its guard counts the request as in progress.
             send_file(socket, scratch, part).await
         }
@@ -136,7 +138,11 @@ fn with_date(use_date: impl FnOnce(&str)) {
 }
 
 /// The next bytes of a body. Writes `unsent` first if they have to be waited for. Fails if the client leaves before.
-async fn next(socket: &mut Socket, unsent: &mut BytesMut, body: &mut Body) -> Result<Option<Bytes>, SendError> {
+async fn next<S: Transport>(
+    socket: &mut Socket<S>,
+    unsent: &mut BytesMut,
+    body: &mut Body,
+) -> Result<Option<Bytes>, SendError> {
     loop {
         let frame = match body.frame().now_or_never() {
             Some(frame) => frame,
@@ -163,7 +169,12 @@ async fn next(socket: &mut Socket, unsent: &mut BytesMut, body: &mut Body) -> Re
     }
 }
 
-async fn send_whole(socket: &mut Socket, out: &mut BytesMut, body: &mut Body, length: u64) -> Result<(), SendError> {
+async fn send_whole<S: Transport>(
+    socket: &mut Socket<S>,
+    out: &mut BytesMut,
+    body: &mut Body,
+    length: u64,
+) -> Result<(), SendError> {
     let mut left = length;
     while left > 0 {
         let Some(bytes) = next(socket, out, body).await? else { return Err(SendError::Length) };
@@ -174,7 +185,11 @@ async fn send_whole(socket: &mut Socket, out: &mut BytesMut, body: &mut Body, le
     Ok(())
 }
 
-async fn send_chunks(socket: &mut Socket, out: &mut BytesMut, body: &mut Body) -> Result<(), SendError> {
+async fn send_chunks<S: Transport>(
+    socket: &mut Socket<S>,
+    out: &mut BytesMut,
+    body: &mut Body,
+) -> Result<(), SendError> {
     while let Some(bytes) = next(socket, out, body).await? {
         out.put_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
         socket.write([out, &bytes, LINE_END]).await?;
@@ -185,7 +200,7 @@ async fn send_chunks(socket: &mut Socket, out: &mut BytesMut, body: &mut Body) -
 }
 
 /// Sends a range of a file from the page cache to the socket. What is not in the page cache is read by the blocking pool first.
-async fn send_file(socket: &mut Socket, head: &[u8], part: FilePart) -> Result<(), SendError> {
+async fn send_file<S: Transport>(socket: &mut Socket<S>, head: &[u8], part: FilePart) -> Result<(), SendError> {
     let FilePart { mut range, counter } = part;
     let mut head = head;
     let mut by_copy = false;
