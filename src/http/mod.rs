@@ -14,6 +14,7 @@ mod dispatch;
 mod drain;
 mod error;
 mod fields;
+mod hits;
 mod host;
 mod manifests;
 mod operation;

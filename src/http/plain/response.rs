@@ -8,7 +8,7 @@ use axum::body::{Body, HttpBody};
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use rustix::io::Errno;
@@ -115,11 +115,17 @@ fn write_headers(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap, fr
         Framing::Chunks => field(TRANSFER_ENCODING.as_str(), b"chunked"),
         Framing::None(_) | Framing::Length(_) => {}
     }
+    end_headers(out, is_last);
+}
+
+/// Writes the header lines that every response has, and the end of the headers.
+pub(super) fn end_headers(out: &mut BytesMut, is_last: bool) {
     if is_last {
-        field(CONNECTION.as_str(), b"close");
+        out.put_slice(b"connection: close\r\n");
     }
-    with_date(|date| field(DATE.as_str(), date.as_bytes()));
-    out.put_slice(LINE_END);
+    out.put_slice(b"date: ");
+    with_date(|date| out.put_slice(date.as_bytes()));
+    out.put_slice(b"\r\n\r\n");
 }
 
 /// The date in the form of RFC 9110, section 5.6.7, formatted once a second.
