@@ -42,6 +42,8 @@ pub(super) struct Hit<'s, 'r> {
     access: Authorized<Pull>,
     manifest: Arc<StoredManifest>,
     started: Instant,
+    /// The same time by the wall clock. Clocks are read seldom, as that is a part of the cost of a hit.
+    now: SystemTime,
     target: Target<'r>,
     fields: Fields<'r>,
     is_head: bool,
@@ -54,6 +56,8 @@ pub(super) struct HitResponse<'s> {
     app: &'s App,
     manifest: Arc<StoredManifest>,
     started: Instant,
+    /// When the response had been sent; `None` if it was not.
+    ended: Option<Instant>,
     is_head: bool,
     unchanged: bool,
     _in_flight: InFlight,
@@ -83,7 +87,7 @@ impl Site {
         if self.is_crowded || !app.response_headers.is_empty() || RequestTrace::is_wanted_for_hits() {
             return None;
         }
-        let started = Instant::now();
+        let (started, now) = (Instant::now(), SystemTime::now());
         let target = Target::parse(request.target)?;
         let fields = Fields::of(request.fields)?;
         // None of the fields that are understood here is about the caller.
@@ -96,15 +100,20 @@ impl Site {
             (Scope::Local, Reference::Tag(tag)) => {
                 app.store.cached_manifest(repo, &app.store.cached_tag(repo, tag)?.digest)?
             }
-            (Scope::Upstream(_), reference) => app.puller.cached(repo, reference, SystemTime::now())?,
+            (Scope::Upstream(_), reference) => app.puller.cached(repo, reference, now)?,
         };
         manifest.prepared(header_lines)?;
         let unchanged = fields.is_conditional && names_manifest(request.fields, &manifest);
-        Some(Hit { app, access, manifest, started, target, fields, is_head: request.is_head, unchanged })
+        Some(Hit { app, access, manifest, started, now, target, fields, is_head: request.is_head, unchanged })
     }
 }
 
 impl<'s> Hit<'s, '_> {
+    /// When the request was received.
+    pub(super) fn now(&self) -> SystemTime {
+        self.now
+    }
+
     /// Whether the client closes the connection after the response.
     pub(super) fn is_last(&self) -> bool {
         self.fields.is_last
@@ -112,7 +121,7 @@ impl<'s> Hit<'s, '_> {
 
     /// Begins the response: writes the status line and the header lines, except those of the connection.
     pub(super) fn respond(self, out: &mut BytesMut) -> HitResponse<'s> {
-        let Self { app, access, manifest, started, target, fields, is_head, unchanged } = self;
+        let Self { app, access, manifest, started, now: _, target, fields, is_head, unchanged } = self;
         let in_flight = app.metrics.http_started(HANDLER);
         if let Scope::Upstream(upstream) = &access.repo().scope {
             if !is_head {
@@ -137,7 +146,7 @@ impl<'s> Hit<'s, '_> {
         if let Some(id) = fields.id {
             put_line(out, "x-request-id", id);
         }
-        HitResponse { app, manifest, started, is_head, unchanged, _in_flight: in_flight }
+        HitResponse { app, manifest, started, ended: None, is_head, unchanged, _in_flight: in_flight }
     }
 }
 
@@ -145,13 +154,19 @@ impl HitResponse<'_> {
     pub(super) fn body(&self) -> &[u8] {
         if self.is_head || self.unchanged { &[] } else { &self.manifest.bytes }
     }
+
+    /// The response has been sent. Returns the present time.
+    pub(super) fn end(mut self) -> Instant {
+        *self.ended.insert(Instant::now())
+    }
 }
 
 impl Drop for HitResponse<'_> {
     fn drop(&mut self) {
         let method = if self.is_head { Method::HEAD } else { Method::GET };
         let code = if self.unchanged { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
-        self.app.metrics.http_finished(HANDLER, &method, code, self.started.elapsed().as_secs_f64());
+        let took = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(self.started);
+        self.app.metrics.http_finished(HANDLER, &method, code, took.as_secs_f64());
     }
 }
 

@@ -70,11 +70,12 @@ pub(super) async fn serve<S: Transport>(
                     tracing::debug!(%error, "a response ended early");
                     return None;
                 }
-                drop(response);
+                let now = response.end();
                 if is_last {
                     break;
                 }
-                activity.rest(socket.set_deadline(deadlines.idle));
+                socket.set_deadline_to(now + deadlines.idle);
+                activity.rest(now);
                 continue;
             }
         };
@@ -117,8 +118,9 @@ fn answer_at_once<'s>(
     }
     let is_last = hit.is_last() || place.is_reserved() || activity.ending().is_cancelled();
     out.clear();
+    let now = hit.now();
     let response = hit.respond(out);
-    response::end_headers(out, is_last);
+    response::end_headers(out, is_last, now);
     Some(AtOnce::Hit { response, is_last })
 }
 

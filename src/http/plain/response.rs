@@ -115,25 +115,25 @@ fn write_headers(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap, fr
         Framing::Chunks => field(TRANSFER_ENCODING.as_str(), b"chunked"),
         Framing::None(_) | Framing::Length(_) => {}
     }
-    end_headers(out, is_last);
+    end_headers(out, is_last, SystemTime::now());
 }
 
-/// Writes the header lines that every response has, and the end of the headers.
-pub(super) fn end_headers(out: &mut BytesMut, is_last: bool) {
+/// Writes the header lines that every response has, and the end of the headers. `now` is for `Date`.
+pub(super) fn end_headers(out: &mut BytesMut, is_last: bool, now: SystemTime) {
     if is_last {
         out.put_slice(b"connection: close\r\n");
     }
     out.put_slice(b"date: ");
-    with_date(|date| out.put_slice(date.as_bytes()));
+    with_date(now, |date| out.put_slice(date.as_bytes()));
     out.put_slice(b"\r\n\r\n");
 }
 
 /// The date in the form of RFC 9110, section 5.6.7, formatted once a second.
-fn with_date(use_date: impl FnOnce(&str)) {
+fn with_date(now: SystemTime, use_date: impl FnOnce(&str)) {
     thread_local! {
         static LAST: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     LAST.with_borrow_mut(|(second, text)| {
         if *second != now || text.is_empty() {
             *second = now;

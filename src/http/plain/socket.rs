@@ -73,6 +73,11 @@ impl<S: Transport> Socket<S> {
         self.deadline.set(time).into_std()
     }
 
+    /// Sets the deadline of reads.
+    pub(super) fn set_deadline_to(&mut self, until: Instant) {
+        self.deadline.set_to(until.into());
+    }
+
     /// Reads more bytes. Returns their number; 0 at the end of the stream.
     ///
     /// # Errors
@@ -122,8 +127,9 @@ impl<S: Transport> Socket<S> {
         while parts.iter().any(|part| !part.is_empty()) {
             let slices = parts.map(IoSlice::new);
             let mut written = if S::IS_PLAIN {
-                let send = |stream: &TcpStream, _waited| {
-                    Ok(rustix::net::sendmsg(stream, &slices, &mut SendAncillaryBuffer::default(), flags)?)
+                let send = |stream: &TcpStream, _waited| match parts {
+                    [only, [], []] => Ok(rustix::net::send(stream, only, flags)?),
+                    _ => Ok(rustix::net::sendmsg(stream, &slices, &mut SendAncillaryBuffer::default(), flags)?),
                 };
                 self.write_by(send).await?
             } else {
