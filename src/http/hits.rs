@@ -256,6 +256,22 @@ fn put_line(out: &mut BytesMut, name: &str, value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::{Algorithm, Digest, Manifest, media_type};
+
+    #[test]
+    fn the_longest_header_lines_are_kept() {
+        let typed = |length| format!("application/{}", "x".repeat(length));
+        let longest = (0..1000).rev().map(typed).find(|media_type| media_type::of_manifest(media_type).is_some());
+        let bytes = Bytes::from(vec![b' '; Manifest::MAX_PUSHED_LENGTH as usize]);
+        let digest = Digest::of(Algorithm::Sha512, &bytes);
+        let manifest = StoredManifest::new(digest, longest.unwrap(), bytes, &Manifest::default());
+        let first = manifest.prepared(header_lines).expect("they are kept").as_ptr();
+        assert_eq!(manifest.prepared(|_| unreachable!("they were made before")).unwrap().as_ptr(), first);
+        let of_304 = &manifest.prepared(header_lines).unwrap()[..];
+        let of_304 = &of_304[of_304.len() - digest_lines_len(&manifest)..];
+        let digest = &manifest.digest;
+        assert_eq!(of_304, format!("docker-content-digest: {digest}\r\netag: \"{digest}\"\r\n").as_bytes());
+    }
 
     #[test]
     fn only_plain_targets_of_manifests_are_understood() {

@@ -127,7 +127,8 @@ impl Site {
             return self.refuse(&request, ApiError::Crowded);
         }
         // Nearly all requests take this way, which costs less than a router. The URL of a mirror may have a path before `/v2/`.
-        let response = if request.uri().path().contains(REGISTRY) {
+        let path = request.uri().path();
+        let response = if path.starts_with(REGISTRY) || path.contains(REGISTRY) {
             dispatch(&self.app, peer, request).await
         } else {
             request.extensions_mut().insert(peer.clone());

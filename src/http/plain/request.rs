@@ -28,6 +28,7 @@ pub(super) struct PlainRequest {
 }
 
 /// A request that was taken out of what was read.
+#[expect(clippy::large_enum_variant, reason = "there is one for each connection, and a box would cost each request")]
 pub(super) enum Taken<T> {
     /// A response to it, of type `T`, was made from the headers as they were read.
     AtOnce(T),
