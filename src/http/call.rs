@@ -9,7 +9,7 @@ use http::{HeaderName, Method, Version};
 
 use super::App;
 use super::error::ApiError;
-use super::fields::insert;
+use super::fields::{insert, names_tag};
 use super::query::Query;
 use crate::access::{Authorized, Delete, Principal, Pull, Push};
 use crate::oci::Route;
@@ -54,9 +54,7 @@ impl<'a> Call<'a> {
     /// Whether the client has the content of this entity tag: an `If-None-Match` names it, by weak comparison (RFC
     /// 9110, section 13.1.2). Several lines of it are one list.
     pub(super) fn has_already(&self, etag: &[u8]) -> bool {
-        let lines = self.parts.headers.get_all(IF_NONE_MATCH).into_iter();
-        let mut tags = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim);
-        tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == etag)
+        self.parts.headers.get_all(IF_NONE_MATCH).iter().any(|line| names_tag(line.as_bytes(), etag))
     }
 
     /// Whether the request has passed the server of this name in `Via`.

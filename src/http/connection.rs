@@ -46,6 +46,8 @@ pub(super) struct RequestGuard(Arc<Requests>);
 /// A stream on which HTTP/1 requests must arrive within their deadlines.
 pub(super) struct TimedReads<S> {
     stream: S,
+    /// Bytes that were read from it before.
+    ahead: Bytes,
     deadlines: Deadlines,
     requests: Arc<Requests>,
     reading: Reading,
@@ -56,8 +58,6 @@ pub(super) struct TimedReads<S> {
 /// A socket whose peer must accept what is sent to it.
 pub(super) struct TimedWrites {
     stream: TcpStream,
-    /// Bytes that were read from it before.
-    ahead: Bytes,
     progress: Duration,
     /// The deadline of a write that makes no progress.
     write_deadline: Option<Pin<Box<Sleep>>>,
@@ -121,9 +121,10 @@ impl Drop for RequestGuard {
 // === impl TimedReads ===
 
 impl<S> TimedReads<S> {
-    pub(super) fn new(stream: S, deadlines: Deadlines, requests: Arc<Requests>) -> Self {
+    /// A stream from which `ahead` has been read already.
+    pub(super) fn new(stream: S, ahead: Bytes, deadlines: Deadlines, requests: Arc<Requests>) -> Self {
         let read_deadline = Box::pin(sleep(deadlines.headers));
-        Self { stream, deadlines, requests, reading: Reading::Head { started: 0 }, read_deadline }
+        Self { stream, ahead, deadlines, requests, reading: Reading::Head { started: 0 }, read_deadline }
     }
 
     /// Updates the state of the read side after `read` more bytes. A new state has a new deadline.
@@ -149,7 +150,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedReads<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let polled = if this.ahead.is_empty() {
+            Pin::new(&mut this.stream).poll_read(cx, buf)
+        } else {
+            buf.put_slice(&this.ahead.split_to(this.ahead.len().min(buf.remaining())));
+            Poll::Ready(Ok(()))
+        };
         if polled.is_pending() {
             this.requests.reader.register(cx.waker());
         }
@@ -191,12 +197,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedReads<S> {
 
 impl TimedWrites {
     pub(super) fn new(stream: TcpStream, progress: Duration) -> Self {
-        Self::with_ahead(stream, Bytes::new(), progress)
+        Self { stream, progress, write_deadline: None }
     }
 
-    /// A socket from which `ahead` has been read already.
-    pub(super) fn with_ahead(stream: TcpStream, ahead: Bytes, progress: Duration) -> Self {
-        Self { stream, ahead, progress, write_deadline: None }
+    /// The socket itself, whose writes are not watched.
+    pub(super) fn tcp(&self) -> &TcpStream {
+        &self.stream
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -215,12 +221,7 @@ impl TimedWrites {
 
 impl AsyncRead for TimedWrites {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.ahead.is_empty() {
-            return Pin::new(&mut this.stream).poll_read(cx, buf);
-        }
-        buf.put_slice(&this.ahead.split_to(this.ahead.len().min(buf.remaining())));
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
     }
 }
 

@@ -13,6 +13,19 @@ pub(super) const FIELDS: usize = 12;
 /// Largest value in bytes of a header that may repeat text of a client.
 const MAX_VALUE_BYTES: usize = 4 << 10;
 
+/// Whether a line of `If-None-Match` names an entity tag, by weak comparison (RFC 9110, section 13.1.2). A line with other
+/// characters than visible ASCII names none.
+pub(super) fn names_tag(line: &[u8], etag: &[u8]) -> bool {
+    // The usual case.
+    if line == etag {
+        return true;
+    }
+    let is_text = |line: &&str| line.bytes().all(|byte| byte == b'\t' || matches!(byte, b' '..=b'~'));
+    let mut tags =
+        str::from_utf8(line).ok().filter(is_text).into_iter().flat_map(|line| line.split(',')).map(str::trim);
+    tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == etag)
+}
+
 /// Sets the digest of the content and its entity tag. `quoted` is the digest in double quotes.
 pub(super) fn insert_digest(headers: &mut HeaderMap, quoted: &Bytes) {
     let bare = quoted.slice(1..quoted.len() - 1);

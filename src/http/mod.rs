@@ -14,6 +14,7 @@ mod dispatch;
 mod drain;
 mod error;
 mod fields;
+mod hits;
 mod host;
 mod manifests;
 mod operation;
@@ -125,8 +126,9 @@ impl Site {
         if self.is_crowded && !HEALTH_PATHS.contains(&request.uri().path()) {
             return self.refuse(&request, ApiError::Crowded);
         }
-        // Nearly all requests take this way, which costs less than a router.
-        let response = if request.uri().path().starts_with(REGISTRY) {
+        // Nearly all requests take this way, which costs less than a router. The URL of a mirror may have a path before `/v2/`.
+        let path = request.uri().path();
+        let response = if path.starts_with(REGISTRY) || path.contains(REGISTRY) {
             dispatch(&self.app, peer, request).await
         } else {
             request.extensions_mut().insert(peer.clone());

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Version};
 use hyper::body::Incoming;
@@ -61,13 +62,13 @@ impl Connections {
     pub(super) async fn serve(&self, stream: TcpStream, place: Place) {
         // Without TCP_NODELAY a small response may wait 40 ms.
         let _ = stream.set_nodelay(true);
-        let (progress, peer) = (self.deadlines.progress, Peer::at(stream.peer_addr().ok()));
+        let peer = Peer::at(stream.peer_addr().ok());
         let Some(certificates) = &self.certificates else {
             let left = plain::serve(stream, &peer, self.deadlines, self.site_at(&place), &place).await;
             let Some((stream, ahead)) = left else { return };
-            let stream = TimedWrites::with_ahead(stream, ahead, progress);
+            let stream = TimedWrites::new(stream, self.deadlines.progress);
             // Boxed, so that each connection does not allocate the largest future.
-            return Box::pin(self.http1(stream, peer, &place)).await;
+            return Box::pin(self.http1(stream, ahead, peer, &place)).await;
         };
         Box::pin(self.encrypted(stream, peer, certificates, &place)).await;
     }
@@ -86,14 +87,19 @@ impl Connections {
         };
         peer.certificate = certificate;
         match protocol {
-            Protocol::Http1 => self.http1(stream, peer, place).await,
+            Protocol::Http1 => {
+                let left = plain::serve(stream, &peer, self.deadlines, self.site_at(place), place).await;
+                let Some((stream, ahead)) = left else { return };
+                Box::pin(self.http1(stream, ahead, peer, place)).await;
+            }
             Protocol::Http2 => self.http2(stream, peer, place).await,
         }
     }
 
-    async fn http1(&self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, place: &Place) {
+    /// Serves the rest of a connection of which `ahead` has been read already.
+    async fn http1(&self, stream: impl AsyncRead + AsyncWrite + Unpin, ahead: Bytes, peer: Peer, place: &Place) {
         let (requests, peer) = (Arc::new(Requests::new(place.activity().clone())), Arc::new(peer));
-        let io = TokioIo::new(TimedReads::new(stream, self.deadlines, requests.clone()));
+        let io = TokioIo::new(TimedReads::new(stream, ahead, self.deadlines, requests.clone()));
         let service =
             service_fn(|request: Request<Incoming>| self.answer(&peer, request.map(Body::new), &requests, place));
         let mut builder = http1::Builder::new();

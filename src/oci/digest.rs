@@ -150,19 +150,28 @@ fn decode_hex<const N: usize>(hex: &str) -> Result<[u8; N], DigestError> {
         return Err(DigestError::Encoded);
     }
     let mut bytes = [0; N];
+    // Invalid digits are looked for once, at the end: every hit by digest parses one.
+    let mut bits = 0;
     for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-        *byte = hex_value(pair[0])? << 4 | hex_value(pair[1])?;
+        let [high, low] = [pair[0], pair[1]].map(|digit| HEX_VALUES[usize::from(digit)]);
+        bits |= high | low;
+        *byte = high << 4 | low;
     }
-    Ok(bytes)
+    if bits == INVALID_DIGIT { Err(DigestError::Encoded) } else { Ok(bytes) }
 }
 
-fn hex_value(digit: u8) -> Result<u8, DigestError> {
-    match digit {
-        b'0'..=b'9' => Ok(digit - b'0'),
-        b'a'..=b'f' => Ok(digit - b'a' + 10),
-        _ => Err(DigestError::Encoded),
+/// The value of each byte as a hexadecimal digit in lower case.
+const HEX_VALUES: [u8; 256] = {
+    let (digits, mut values, mut value) = (b"0123456789abcdef", [INVALID_DIGIT; 256], 0);
+    while value < digits.len() {
+        values[digits[value] as usize] = value as u8;
+        value += 1;
     }
-}
+    values
+};
+
+/// The value of other bytes. It has bits that no digit has.
+const INVALID_DIGIT: u8 = 0xff;
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

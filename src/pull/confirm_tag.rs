@@ -158,7 +158,7 @@ impl TagConfirmation<'_> {
     async fn confirm(&self, manifest: &StoredManifest) -> Result<(), PullError> {
         let record = TagRecord {
             digest: manifest.digest.clone(),
-            media_type: manifest.media_type.clone(),
+            media_type: manifest.media_type.as_str().into(),
             confirmed: SystemTime::now(),
         };
         let context = &self.engine.context;

@@ -28,7 +28,7 @@ const MAX_LARGE_MANIFESTS: usize = 4;
 /// A handle on the engine. Clones share it.
 #[derive(Clone)]
 pub struct Puller {
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
 }
 
 /// The engine on behalf of one request.

@@ -12,7 +12,7 @@ use tracing::{Instrument, Span};
 use super::ask::may_serve_stale;
 use super::confirm_tag::TagConfirmation;
 use super::context::MAX_WAIT_WITH_STALE;
-use super::engine::{Engine, PullRequest};
+use super::engine::{Engine, PullRequest, Puller};
 use super::error::PullError;
 use super::served::Served;
 use crate::oci::{Reference, RepoId, Tag};
@@ -32,6 +32,21 @@ impl CachedTag {
     fn served_if(&self, is_usable: bool, result: CacheResult) -> Option<Served> {
         let manifest = self.manifest.clone().filter(|_| is_usable)?;
         Some(Served::new(manifest, result))
+    }
+}
+
+impl Puller {
+    /// Returns a manifest of a mirrored repository if it can be served at once: it is in memory, and its tag is fresh at
+    /// `now`. `None`: [`PullRequest`] decides.
+    pub fn cached(&self, repo: &RepoId, reference: &Reference, now: SystemTime) -> Option<Arc<StoredManifest>> {
+        let store = &self.engine.context.store;
+        let tag = match reference {
+            Reference::Digest(digest) => return store.cached_manifest(repo, digest),
+            Reference::Tag(tag) => tag,
+        };
+        let record = store.cached_tag(repo, tag)?;
+        let is_fresh = self.tag_freshness(repo)?.is_fresh(record.confirmed, now);
+        if is_fresh { store.cached_manifest(repo, &record.digest) } else { None }
     }
 }
 

@@ -176,6 +176,11 @@ impl Store {
         }
     }
 
+    /// The manifest if it is in memory.
+    pub fn cached_manifest(&self, repo: &RepoId, digest: &Digest) -> Option<Arc<StoredManifest>> {
+        self.parts.names.cached_manifest(repo, digest)
+    }
+
     pub async fn has_manifest(&self, repo: &RepoId, digest: &Digest) -> Result<bool, StoreError> {
         self.parts.names.has_manifest(repo, digest).await
     }

@@ -1,5 +1,6 @@
 //! The records of the store's contract: what a name means, what belongs to a repository, and why content is kept.
 
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -20,7 +21,8 @@ pub enum Class {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagRecord {
     pub digest: Digest,
-    pub media_type: String,
+    /// Shared, because each hit copies the record.
+    pub media_type: Arc<str>,
     /// When the upstream last confirmed the tag; for a local tag, when it was pushed. Whole seconds.
     pub confirmed: SystemTime,
 }
@@ -35,6 +37,8 @@ pub struct StoredManifest {
     pub bytes: Bytes,
     /// The content that the manifest needs. Layers that are fetched from elsewhere are left out.
     children: Box<[Digest]>,
+    /// See [`StoredManifest::prepared`].
+    prepared: OnceLock<Bytes>,
     last_noted: LastNoted,
 }
 
@@ -92,12 +96,30 @@ impl Class {
 // === impl StoredManifest ===
 
 impl StoredManifest {
+    /// Maximum length in bytes of what [`StoredManifest::prepared`] keeps.
+    pub const MAX_PREPARED_BYTES: usize = 640;
+
     /// `bytes` is the manifest as it was received; `manifest` is the same, parsed.
     pub fn new(digest: Digest, media_type: String, bytes: Bytes, manifest: &Manifest) -> Self {
         let needed = manifest.children.iter().filter(|child| !child.optional);
         let children = needed.map(|child| child.digest.clone()).collect();
         let quoted_digest = digest.quoted();
-        Self { digest, quoted_digest, media_type, bytes, children, last_noted: LastNoted::default() }
+        let (prepared, last_noted) = (OnceLock::new(), LastNoted::default());
+        Self { digest, quoted_digest, media_type, bytes, children, prepared, last_noted }
+    }
+
+    /// Returns the bytes that `prepare` makes of the manifest, for a protocol that sends the same bytes with each response.
+    /// They are made by the first call and kept in memory with the manifest. `None` if they are longer than
+    /// [`StoredManifest::MAX_PREPARED_BYTES`], which bounds the memory.
+    pub fn prepared(&self, prepare: impl Fn(&Self) -> Bytes) -> Option<&Bytes> {
+        if let Some(prepared) = self.prepared.get() {
+            return Some(prepared);
+        }
+        let prepared = prepare(self);
+        if prepared.len() > Self::MAX_PREPARED_BYTES {
+            return None;
+        }
+        Some(self.prepared.get_or_init(|| prepared))
     }
 
     pub(in crate::store) fn children(&self) -> &[Digest] {
@@ -109,8 +131,8 @@ impl StoredManifest {
         self.last_noted.is_due()
     }
 
-    /// Approximate bytes of memory.
+    /// Approximate bytes of memory. The prepared bytes count from the start, because a cache asks for the weight once.
     pub(in crate::store) fn weight(&self) -> usize {
-        self.bytes.len() + self.children.len() * size_of::<Digest>()
+        self.bytes.len() + self.children.len() * size_of::<Digest>() + Self::MAX_PREPARED_BYTES
     }
 }

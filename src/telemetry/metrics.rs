@@ -82,6 +82,17 @@ impl Metrics {
         self.first_byte[kind as usize][result as usize].observe(seconds);
     }
 
+    /// Counts a client's GET of a mirrored manifest that is answered from memory, `seconds` after its headers were received,
+    /// and the `bytes` of its body: as the methods above and [`Metrics::pushed_bytes`], with one look-up.
+    pub fn manifest_hit(&self, upstream: &str, bytes: u64, seconds: f64) {
+        let (kind, result) = (ContentKind::Manifest, CacheResult::Hit);
+        self.with_upstream(upstream, |series| {
+            series.kind(kind).mirrored_get(result);
+            series.kind(kind).pushed_bytes.inc_by(bytes);
+        });
+        self.first_byte(kind, result, seconds);
+    }
+
     /// Counts bytes that were received from an upstream.
     pub fn pulled_bytes(&self, kind: ContentKind, upstream: &str, bytes: u64) {
         self.with_upstream(upstream, |series| series.kind(kind).pulled_bytes.inc_by(bytes));

@@ -29,13 +29,18 @@ pub struct RequestTrace {
 }
 
 impl RequestTrace {
-    /// `handler` is the value of the metric label. The client's id is used if it is 1 to 128 visible ASCII characters.
+    /// `handler` is the value of the metric label. The client's id is used if it is acceptable.
     pub fn new(handler: &'static str, method: Method, headers: &HeaderMap) -> Self {
         // A request has few headers, so comparing each of them costs less than hashing the name.
         let sent = headers.iter().find(|(name, _)| **name == REQUEST_ID).map(|(_, id)| id);
-        let sent = sent.filter(|id| is_acceptable(id.as_bytes())).map(|id| Box::new(id.clone()));
+        let sent = sent.filter(|id| Self::is_acceptable(id.as_bytes())).map(|id| Box::new(id.clone()));
         let (generated, span) = (OnceLock::new(), OnceLock::new());
         Self { handler, method, started: Instant::now(), sent, generated, span }
+    }
+
+    /// Whether an id of a client is used: it is 1 to 128 visible ASCII characters.
+    pub fn is_acceptable(id: &[u8]) -> bool {
+        (1..=MAX_ID_BYTES).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
     }
 
     /// Returns the time at which the headers of the request had arrived.
@@ -75,10 +80,6 @@ impl RequestTrace {
     pub fn is_wanted_for_hits() -> bool {
         tracing::enabled!(tracing::Level::DEBUG)
     }
-}
-
-fn is_acceptable(id: &[u8]) -> bool {
-    (1..=MAX_ID_BYTES).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! exhausted account does not pause the requests of the others, and a mirror's limit does not pause the upstream itself.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Method;
@@ -51,7 +52,11 @@ pub(super) struct LimitedAccount {
 
 /// The limits of one upstream, by account. At most [`MAX_LIMITED_ACCOUNTS`].
 #[derive(Debug, Default)]
-pub(super) struct AccountLimits(Mutex<BTreeMap<LimitedAccount, Limits>>);
+pub(super) struct AccountLimits {
+    accounts: Mutex<BTreeMap<LimitedAccount, Limits>>,
+    /// Whether pulls of any account may be scarce. Written with `accounts` locked. Each hit reads it, without the lock.
+    may_be_scarce: AtomicBool,
+}
 
 /// The limits of one account at one upstream. Each `Instant` is when a limit ends.
 #[derive(Debug, Default)]
@@ -79,7 +84,7 @@ impl LimitedRequests {
 impl AccountLimits {
     /// Calls `read` with the limits of an account, under the lock.
     pub(super) fn read<T>(&self, account: LimitedAccount, read: impl FnOnce(&Limits) -> T) -> T {
-        match self.0.lock().get(&account) {
+        match self.accounts.lock().get(&account) {
             Some(limits) => read(limits),
             None => read(&Limits::default()),
         }
@@ -88,7 +93,7 @@ impl AccountLimits {
     /// Calls `change` with the limits of an account, under the lock. If there are too many accounts, the limits that
     /// have ended are dropped, or else those that end first.
     pub(super) fn change<T>(&self, account: LimitedAccount, now: Instant, change: impl FnOnce(&mut Limits) -> T) -> T {
-        let mut accounts = self.0.lock();
+        let mut accounts = self.accounts.lock();
         if accounts.len() >= MAX_LIMITED_ACCOUNTS && !accounts.contains_key(&account) {
             accounts.retain(|_, limits| limits.end().is_some_and(|end| now < end));
             if accounts.len() >= MAX_LIMITED_ACCOUNTS {
@@ -96,7 +101,15 @@ impl AccountLimits {
                 first.and_then(|first| accounts.remove(&first));
             }
         }
-        change(accounts.entry(account).or_default())
+        let changed = change(accounts.entry(account).or_default());
+        let any_scarce = accounts.values().any(|limits| limits.scarce_until.is_some());
+        self.may_be_scarce.store(any_scarce, Ordering::Release);
+        changed
+    }
+
+    /// Whether few pulls may be left of an account. Takes no lock.
+    pub(super) fn may_be_scarce(&self) -> bool {
+        self.may_be_scarce.load(Ordering::Acquire)
     }
 }
 

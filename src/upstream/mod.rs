@@ -232,7 +232,7 @@ impl Upstream {
             let account = self.remote.account_at(url, repository);
             self.remote.limits.read(account, |limits| limits.is_scarce(Instant::now()))
         };
-        self.remote.urls.iter().any(is_scarce)
+        self.remote.limits.may_be_scarce() && self.remote.urls.iter().any(is_scarce)
     }
 }
 

@@ -38,6 +38,7 @@ mod isolation;
 mod layers;
 mod lazy;
 mod lists;
+mod manifest_headers;
 mod metrics;
 mod mirrored_manifests;
 mod mirrored_referrers;

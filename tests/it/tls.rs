@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::scene::until;
+use crate::scene::{blob, blob_path, until};
 use crate::support::http2::tls;
+use crate::support::metrics::Metrics;
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
-use crate::support::{Authority, Client, Image, TestServer, Upstream};
+use crate::support::wire::read_headers;
+use crate::support::{Authority, Client, Content, Image, TestServer, Upstream, digest_of};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -167,4 +169,94 @@ async fn an_unfinished_handshake_ends_at_its_deadline() {
         }
     };
     timeout(TEST_TIMEOUT, drip).await.expect("the server closes");
+}
+
+/// A server with a blob of this length in `team/app`, and the path of the blob.
+async fn with_blob(length: usize, more: &str) -> (Authority, TestServer, Client, Content, String) {
+    let authority = Authority::new();
+    let server = TestServer::builder().config(&format!("{}{more}", authority.config("one"))).start().await;
+    let (client, content) = (Client::trusting(&authority.ca, None), blob(1, length));
+    client.push_blob(&https(&server, ""), "team/app", &content).await;
+    let path = blob_path("team/app", &content);
+    (authority, server, client, content, path)
+}
+
+/// The status and the body of the next response on a connection.
+async fn response(stream: &mut (impl AsyncBufRead + Unpin)) -> (u16, Vec<u8>) {
+    let mut status = String::new();
+    stream.read_line(&mut status).await.expect("a status line");
+    let headers = read_headers(stream).await.expect("headers");
+    let length = headers.get("content-length").map_or(0, |length| length.to_str().unwrap().parse().unwrap());
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.expect("a complete body");
+    (status.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status"), body)
+}
+
+#[tokio::test]
+async fn one_encrypted_connection_mixes_pipelined_pulls_and_pushes() {
+    let (authority, server, _client, content, path) = with_blob(3_000_000, "").await;
+    let get = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n{more}\r\n");
+    let pushed = "x".repeat(50);
+    let digest = digest_of(pushed.as_bytes());
+    let push =
+        format!("POST /v2/team/app/blobs/uploads/?digest={digest} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n");
+    let part = get(&path, "Range: bytes=100000-199999\r\n");
+    let fresh = get(&format!("/v2/team/app/blobs/{digest}"), "Connection: close\r\n");
+    let all = [&get("/v2/", ""), &get(&path, ""), &part, &push, &pushed, &get(&path, ""), &fresh]
+        .map(String::as_str)
+        .concat();
+    let mut stream = BufReader::new(tls(server.addr(), &authority.ca, &["http/1.1"]).await.unwrap());
+    stream.write_all(all.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    assert_eq!(response(&mut stream).await, (200, b"{}".to_vec()));
+    assert!(response(&mut stream).await == (200, content.bytes.to_vec()));
+    assert!(response(&mut stream).await == (206, content.bytes[100_000..200_000].to_vec()));
+    assert_eq!(response(&mut stream).await.0, 201);
+    assert!(response(&mut stream).await == (200, content.bytes.to_vec()));
+    assert_eq!(response(&mut stream).await, (200, pushed.into_bytes()));
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "the server closes with a message of TLS");
+}
+
+#[tokio::test]
+async fn an_encrypted_connection_without_a_request_ends_at_its_deadline() {
+    let authority = Authority::new();
+    let config = format!("{}[server]\nhead_timeout = \"300ms\"\nkeep_alive = \"300ms\"", authority.config("one"));
+    let server = TestServer::builder().config(&config).start().await;
+    for (sent, answered) in [("", ""), ("GET /v2/ HTTP/1.1\r\nHo", ""), ("GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", "{}")]
+    {
+        let mut stream = tls(server.addr(), &authority.ca, &["http/1.1"]).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let mut response = Vec::new();
+        // The server may close without a message of TLS, which is an error.
+        let _ = timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await.expect("the connection is closed");
+        let response = String::from_utf8_lossy(&response);
+        assert!(response.ends_with(answered) && response.is_empty() == answered.is_empty(), "{sent:?}: {response}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_disconnected_with_tls() {
+    let (authority, server, client, _content, path) =
+        with_blob(32 << 20, "[server]\nprogress_timeout = \"300ms\"").await;
+    let mut stream = tls(server.addr(), &authority.ca, &["http/1.1"]).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    stream.read_exact(&mut [0; 1000]).await.unwrap();
+    let in_flight = async || {
+        let metrics = client.get(&https(&server, "/metrics")).await;
+        Metrics::parse(metrics.text()).sum("registry_http_in_flight_requests", &[("handler", "blob")])
+    };
+    until("no request is in flight", async || in_flight().await == 0.0).await;
+    drop(stream);
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_side_gets_every_encrypted_response() {
+    let (authority, server, _client, content, path) = with_blob(100_000, "").await;
+    let mut stream = tls(server.addr(), &authority.ca, &["http/1.1"]).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").repeat(3).as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut stream = BufReader::new(stream);
+    for _ in 0..3 {
+        assert!(response(&mut stream).await == (200, content.bytes.to_vec()));
+    }
 }

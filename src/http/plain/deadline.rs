@@ -23,11 +23,15 @@ impl MovingDeadline {
     /// Moves the deadline to `time` from now, which it returns.
     pub(super) fn set(&mut self, time: Duration) -> Instant {
         let now = Instant::now();
-        self.until = now + time;
-        if self.timer.deadline() > self.until {
-            self.timer.as_mut().reset(self.until);
-        }
+        self.set_to(now + time);
         now
+    }
+
+    pub(super) fn set_to(&mut self, until: Instant) {
+        self.until = until;
+        if self.timer.deadline() > until {
+            self.timer.as_mut().reset(until);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::task::coop::consume_budget;
 
 use super::super::body::{Counter, FileSource, log};
 use super::response::{SendError, ready};
-use super::socket::Socket;
+use super::socket::{Socket, Transport};
 use crate::pull::{ContentError, Follower};
 use crate::store::FileRange;
 
@@ -21,8 +21,8 @@ const PROBED_BYTES: u64 = 2 << 20;
 const PROBE_LIFETIME: Duration = Duration::from_millis(100);
 
 /// Sends ranges of files from the page cache to the socket. What is not in the page cache is read by the blocking pool first.
-pub(super) struct FileSender<'a> {
-    socket: &'a mut Socket,
+pub(super) struct FileSender<'a, S> {
+    socket: &'a mut Socket<S>,
     /// Headers that are sent together with the first bytes.
     unsent: &'a mut BytesMut,
     counter: Counter,
@@ -30,8 +30,8 @@ pub(super) struct FileSender<'a> {
     by_copy: bool,
 }
 
-impl<'a> FileSender<'a> {
-    pub(super) fn new(socket: &'a mut Socket, unsent: &'a mut BytesMut, counter: Counter) -> Self {
+impl<'a, S: Transport> FileSender<'a, S> {
+    pub(super) fn new(socket: &'a mut Socket<S>, unsent: &'a mut BytesMut, counter: Counter) -> Self {
         Self { socket, unsent, counter, by_copy: false }
     }
 

@@ -1,12 +1,14 @@
 //! Parsing the headers of a request that the fast path can answer (RFC 9112, section 3).
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
+use super::super::hits::ReceivedRequest;
 use super::super::host;
 
 /// Bytes of headers that are parsed here. hyper accepts more.
@@ -25,13 +27,25 @@ pub(super) struct PlainRequest {
     pub(super) is_last: bool,
 }
 
+/// A request that was taken out of what was read.
+#[expect(clippy::large_enum_variant, reason = "there is one for each connection, and a box would cost each request")]
+pub(super) enum Taken<T> {
+    /// A response to it, of type `T`, was made from the headers as they were read.
+    AtOnce(T),
+    Request(PlainRequest),
+}
+
 impl PlainRequest {
-    /// Takes the next request out of what was read; `None` if it is incomplete. A request of another kind stays as it was read.
-    pub(super) fn take(read: &mut BytesMut) -> Result<Option<Self>, NotPlain> {
+    /// Takes the next request out of what was read; `None` if it is incomplete. A request of another kind stays as it was
+    /// read. `at_once` may answer the request before it is assembled, which is a large part of the cost of a hit.
+    pub(super) fn take<T>(
+        read: &mut BytesMut,
+        at_once: impl FnOnce(&ReceivedRequest<'_>) -> Option<T>,
+    ) -> Result<Option<Taken<T>>, NotPlain> {
         // The parser ignores empty lines before a request, as RFC 9112, section 2.2, demands.
-        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut parsed = httparse::Request::new(&mut fields);
-        let length = match parsed.parse(read) {
+        let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut parsed = httparse::Request::new(&mut []);
+        let length = match parsed.parse_with_uninit_headers(read, &mut fields) {
             Ok(httparse::Status::Complete(length)) if length <= MAX_HEADERS_BYTES => length,
             Ok(httparse::Status::Partial) if read.len() < MAX_HEADERS_BYTES => return Ok(None),
             _ => return Err(NotPlain),
@@ -44,6 +58,12 @@ impl PlainRequest {
         let (Some(target), Some(1)) = (parsed.path.filter(|target| target.starts_with('/')), parsed.version) else {
             return Err(NotPlain);
         };
+        if let Some(answered) =
+            at_once(&ReceivedRequest { is_head: method == Method::HEAD, target, fields: parsed.headers })
+        {
+            read.advance(length);
+            return Ok(Some(Taken::AtOnce(answered)));
+        }
         let place = |part: &[u8]| {
             let start = part.as_ptr() as usize - read.as_ptr() as usize;
             start..start + part.len()
@@ -56,7 +76,7 @@ impl PlainRequest {
         }
         let head = read.split_to(length).freeze();
         match assemble(method, &head, target, &places[..count]) {
-            Some(asked) => Ok(Some(asked)),
+            Some(request) => Ok(Some(Taken::Request(request))),
             None => {
                 // Put back together as it was.
                 let mut whole = BytesMut::from(&head[..]);
@@ -106,22 +126,39 @@ mod tests {
 
     fn taken(text: &str) -> (Result<Option<PlainRequest>, NotPlain>, BytesMut) {
         let mut read = BytesMut::from(text.as_bytes());
-        let head = PlainRequest::take(&mut read);
+        let head = take(&mut read);
         (head, read)
+    }
+
+    fn take(read: &mut BytesMut) -> Result<Option<PlainRequest>, NotPlain> {
+        let never = |_: &ReceivedRequest<'_>| None::<std::convert::Infallible>;
+        Ok(PlainRequest::take(read, never)?.map(|Taken::Request(request)| request))
+    }
+
+    #[test]
+    fn a_request_answered_at_once_is_taken_out() {
+        let mut read = BytesMut::from("\r\nHEAD /v2/?a HTTP/1.1\r\nHost: h\r\n\r\nGET / HTT");
+        let taken = PlainRequest::take(&mut read, |request| {
+            let names: Vec<&str> = request.fields.iter().map(|field| field.name).collect();
+            Some((request.is_head, request.target.to_owned(), names.concat()))
+        });
+        let Ok(Some(Taken::AtOnce(seen))) = taken else { panic!("it was answered") };
+        assert_eq!(seen, (true, "/v2/?a".to_owned(), "Host".to_owned()));
+        assert_eq!(read, "GET / HTT");
     }
 
     #[test]
     fn pipelined_reads_are_taken_in_order() {
         let two = "GET /v2/a/blobs/x?ns=b HTTP/1.1\r\nHost: h\r\nRANGE:  bytes=0-1 \r\n\r\nHEAD / HTTP/1.1\r\nHost: h\r\nConnection: Close\r\n\r\n";
         let mut read = BytesMut::from(two);
-        let first = PlainRequest::take(&mut read).unwrap().unwrap();
+        let first = take(&mut read).unwrap().unwrap();
         assert_eq!((first.request.method(), first.is_last), (&Method::GET, false));
         assert_eq!(first.request.uri(), "/v2/a/blobs/x?ns=b");
         assert_eq!(first.request.headers()["range"], "bytes=0-1");
         assert_eq!(first.request.headers()["host"], "h");
-        let second = PlainRequest::take(&mut read).unwrap().unwrap();
+        let second = take(&mut read).unwrap().unwrap();
         assert_eq!((second.request.method(), second.is_last), (&Method::HEAD, true));
-        assert!(matches!(PlainRequest::take(&mut read), Ok(None)) && read.is_empty());
+        assert!(matches!(take(&mut read), Ok(None)) && read.is_empty());
     }
 
     #[test]

@@ -10,13 +10,13 @@ use axum::body::{Body, HttpBody};
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 
 use super::super::body::FilePart;
 use super::files::FileSender;
-use super::socket::Socket;
+use super::socket::{Socket, Transport};
 
 /// A range up to this length is read and written together with the headers. That never blocks on the disk.
 const MAX_COPIED_BYTES: u64 = 32 << 10;
@@ -49,8 +49,8 @@ pub(super) enum SendError {
 }
 
 /// Sends a response. With `is_last`, it announces the end of the connection.
-pub(super) async fn send(
-    socket: &mut Socket,
+pub(super) async fn send<S: Transport>(
+    socket: &mut Socket<S>,
     scratch: &mut BytesMut,
     mut response: Response,
     is_head: bool,
@@ -64,7 +64,7 @@ pub(super) async fn send(
     match (framing, part) {
         (Framing::None(_) | Framing::Length(0), _) => Ok(socket.write([scratch, &[], &[]]).await?),
         // `body` lives to the end of the transfer: its guard counts the request as in progress.
-        (Framing::Length(length), Some(FilePart { source, counter })) if length > MAX_COPIED_BYTES => {
+        (Framing::Length(length), Some(FilePart { source, counter })) if S::IS_PLAIN && length > MAX_COPIED_BYTES => {
             if length <= MAX_HEADERS_FIRST_BYTES {
                 socket.write([scratch, &[], &[]]).await?;
                 scratch.clear();
@@ -112,19 +112,25 @@ fn write_headers(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap, fr
         Framing::Chunks => field(TRANSFER_ENCODING.as_str(), b"chunked"),
         Framing::None(_) | Framing::Length(_) => {}
     }
+    end_headers(out, is_last, SystemTime::now());
+}
+
+/// Writes the header lines that every response has, and the end of the headers. `now` is for `Date`.
+pub(super) fn end_headers(out: &mut BytesMut, is_last: bool, now: SystemTime) {
     if is_last {
-        field(CONNECTION.as_str(), b"close");
+        out.put_slice(b"connection: close\r\n");
     }
-    with_date(|date| field(DATE.as_str(), date.as_bytes()));
-    out.put_slice(LINE_END);
+    out.put_slice(b"date: ");
+    with_date(now, |date| out.put_slice(date.as_bytes()));
+    out.put_slice(b"\r\n\r\n");
 }
 
 /// The date in the form of RFC 9110, section 5.6.7, formatted once a second.
-fn with_date(use_date: impl FnOnce(&str)) {
+fn with_date(now: SystemTime, use_date: impl FnOnce(&str)) {
     thread_local! {
         static LAST: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     LAST.with_borrow_mut(|(second, text)| {
         if *second != now || text.is_empty() {
             *second = now;
@@ -135,8 +141,8 @@ fn with_date(use_date: impl FnOnce(&str)) {
 }
 
 /// Waits for `next`. Writes `unsent` before it waits. Fails if the client leaves before.
-pub(super) async fn ready<T>(
-    socket: &mut Socket,
+pub(super) async fn ready<S: Transport, T>(
+    socket: &mut Socket<S>,
     unsent: &mut BytesMut,
     next: impl Future<Output = T>,
 ) -> Result<T, SendError> {
@@ -154,7 +160,11 @@ pub(super) async fn ready<T>(
 }
 
 /// The next bytes of a body. Writes `unsent` before it waits for them. Fails if the client leaves before.
-async fn next(socket: &mut Socket, unsent: &mut BytesMut, body: &mut Body) -> Result<Option<Bytes>, SendError> {
+async fn next<S: Transport>(
+    socket: &mut Socket<S>,
+    unsent: &mut BytesMut,
+    body: &mut Body,
+) -> Result<Option<Bytes>, SendError> {
     loop {
         match ready(socket, unsent, body.frame()).await? {
             None => return Ok(None),
@@ -169,7 +179,12 @@ async fn next(socket: &mut Socket, unsent: &mut BytesMut, body: &mut Body) -> Re
     }
 }
 
-async fn send_whole(socket: &mut Socket, out: &mut BytesMut, body: &mut Body, length: u64) -> Result<(), SendError> {
+async fn send_whole<S: Transport>(
+    socket: &mut Socket<S>,
+    out: &mut BytesMut,
+    body: &mut Body,
+    length: u64,
+) -> Result<(), SendError> {
     let mut left = length;
     while left > 0 {
         let Some(bytes) = next(socket, out, body).await? else { return Err(SendError::Length) };
@@ -180,7 +195,11 @@ async fn send_whole(socket: &mut Socket, out: &mut BytesMut, body: &mut Body, le
     Ok(())
 }
 
-async fn send_chunks(socket: &mut Socket, out: &mut BytesMut, body: &mut Body) -> Result<(), SendError> {
+async fn send_chunks<S: Transport>(
+    socket: &mut Socket<S>,
+    out: &mut BytesMut,
+    body: &mut Body,
+) -> Result<(), SendError> {
     while let Some(bytes) = next(socket, out, body).await? {
         out.put_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
         socket.write([out, &bytes, LINE_END]).await?;

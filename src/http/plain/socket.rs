@@ -1,15 +1,18 @@
 //! A socket on which every wait has a deadline.
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 
+use super::super::connection::TimedWrites;
 use super::deadline::MovingDeadline;
 use super::request::MAX_HEADERS_BYTES;
 use crate::http::places::Activity;
@@ -20,8 +23,34 @@ const READ_BUFFER_BYTES: usize = 4 << 10;
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_LINGER_BYTES: usize = 256 << 10;
 
-pub(super) struct Socket {
-    stream: TcpStream,
+/// A connection to a client, with or without encryption.
+pub(in crate::http) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Whether the bytes are sent as they are. Otherwise sendfile cannot be used, and the stream itself keeps the deadline of
+    /// writes.
+    const IS_PLAIN: bool;
+
+    /// The socket below.
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Transport for TcpStream {
+    const IS_PLAIN: bool = true;
+
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Transport for TlsStream<TimedWrites> {
+    const IS_PLAIN: bool = false;
+
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0.tcp()
+    }
+}
+
+pub(super) struct Socket<S> {
+    stream: S,
     /// Bytes that were read and not parsed yet.
     pub(super) read: BytesMut,
     deadline: MovingDeadline,
@@ -29,20 +58,25 @@ pub(super) struct Socket {
     progress: Duration,
 }
 
-impl Socket {
+impl<S: Transport> Socket<S> {
     /// The first read may take up to `time`. Every write must make progress within `progress`.
-    pub(super) fn new(stream: TcpStream, time: Duration, progress: Duration) -> Self {
+    pub(super) fn new(stream: S, time: Duration, progress: Duration) -> Self {
         Self { stream, read: BytesMut::new(), deadline: MovingDeadline::new(time), progress }
     }
 
     /// The socket, and the bytes that were read and not parsed.
-    pub(super) fn into_parts(self) -> (TcpStream, Bytes) {
+    pub(super) fn into_parts(self) -> (S, Bytes) {
         (self.stream, self.read.freeze())
     }
 
     /// Sets the deadline of reads to `time` from now, which it returns.
     pub(super) fn set_deadline(&mut self, time: Duration) -> Instant {
         self.deadline.set(time).into_std()
+    }
+
+    /// Sets the deadline of reads.
+    pub(super) fn set_deadline_to(&mut self, until: Instant) {
+        self.deadline.set_to(until.into());
     }
 
     /// Reads more bytes. Returns their number; 0 at the end of the stream.
@@ -63,7 +97,7 @@ impl Socket {
     pub(super) async fn left(&mut self) {
         if self.half_closed().await {
             // A client that has left completely resets the connection when it gets bytes.
-            let _ = self.stream.ready(Interest::ERROR).await;
+            let _ = self.stream.tcp().ready(Interest::ERROR).await;
         }
     }
 
@@ -72,7 +106,7 @@ impl Socket {
     pub(super) async fn left_or_gave_way(&mut self, activity: &Activity) {
         if self.half_closed().await {
             tokio::select! {
-                _ = self.stream.ready(Interest::ERROR) => {}
+                _ = self.stream.tcp().ready(Interest::ERROR) => {}
                 () = activity.half_closed() => {}
             }
         }
@@ -85,7 +119,8 @@ impl Socket {
             match self.stream.read_buf(&mut self.read).await {
                 Ok(0) => return true,
                 Ok(_) => {}
-                Err(_) => return false,
+                // A client with TLS may end its side without a message.
+                Err(error) => return error.kind() == io::ErrorKind::UnexpectedEof,
             }
         }
         pending().await
@@ -107,17 +142,27 @@ impl Socket {
     async fn write_with(&mut self, mut parts: [&[u8]; 3], flags: SendFlags) -> io::Result<()> {
         while parts.iter().any(|part| !part.is_empty()) {
             let slices = parts.map(IoSlice::new);
-            let send = |stream: &TcpStream, _waited| {
-                Ok(rustix::net::sendmsg(stream, &slices, &mut SendAncillaryBuffer::default(), flags)?)
+            let mut written = if S::IS_PLAIN {
+                let send = |stream: &TcpStream, _waited| match parts {
+                    [only, [], []] => Ok(rustix::net::send(stream, only, flags)?),
+                    _ => Ok(rustix::net::sendmsg(stream, &slices, &mut SendAncillaryBuffer::default(), flags)?),
+                };
+                self.write_by(send).await?
+            } else {
+                // Headers and body become one record, if they are short.
+                let stream = &mut self.stream;
+                poll_fn(|cx| Pin::new(&mut *stream).poll_write_vectored(cx, &slices)).await?
             };
-            let mut written = self.write_by(send).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
             for part in &mut parts {
                 let of_part = written.min(part.len());
                 *part = &part[of_part..];
                 written -= of_part;
             }
         }
-        Ok(())
+        if S::IS_PLAIN { Ok(()) } else { self.stream.flush().await }
     }
 
     /// Calls `write` whenever the socket may accept bytes, until it does not return `WouldBlock`. The second argument says
@@ -131,7 +176,8 @@ impl Socket {
     ) -> io::Result<T> {
         let mut waited = false;
         loop {
-            match self.stream.try_io(Interest::WRITABLE, || write(&self.stream, waited)) {
+            let stream = self.stream.tcp();
+            match stream.try_io(Interest::WRITABLE, || write(stream, waited)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => return written,
             }
@@ -139,7 +185,7 @@ impl Socket {
             self.deadline.set(self.progress);
             tokio::select! {
                 biased;
-                ready = self.stream.writable() => ready?,
+                ready = self.stream.tcp().writable() => ready?,
                 () = &mut self.deadline => return Err(io::ErrorKind::TimedOut.into()),
             }
         }

@@ -95,7 +95,8 @@ impl Local {
             media_type: media_type.clone(),
             bytes: length,
         });
-        let record = TagRecord { digest: digest.clone(), media_type: media_type.clone(), confirmed: SystemTime::now() };
+        let record =
+            TagRecord { digest: digest.clone(), media_type: media_type.as_str().into(), confirmed: SystemTime::now() };
         for tag in tags {
             self.write_tag(repo, tag, &record)?;
             self.names.cache().insert_tag(repo.clone(), tag.clone(), record.clone());

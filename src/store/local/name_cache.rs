@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use moka::Equivalent;
 use moka::sync::Cache;
 
 use crate::oci::{Digest, RepoId, Tag};
@@ -29,6 +30,16 @@ pub(super) struct NameCache {
     repositories: Cache<RepoId, ()>,
 }
 
+/// A borrowed key, so that a look-up copies nothing. It has the hash of the pair that it stands for.
+#[derive(Hash)]
+struct Key<'a, T>(&'a RepoId, &'a T);
+
+impl<T: Eq> Equivalent<(RepoId, T)> for Key<'_, T> {
+    fn equivalent(&self, (repo, name): &(RepoId, T)) -> bool {
+        self.1 == name && self.0 == repo
+    }
+}
+
 impl Default for NameCache {
     fn default() -> Self {
         Self {
@@ -47,7 +58,7 @@ impl Default for NameCache {
 
 impl NameCache {
     pub(super) fn manifest(&self, repo: &RepoId, digest: &Digest) -> Option<Arc<StoredManifest>> {
-        self.manifests.get(&(repo.clone(), digest.clone()))
+        self.manifests.get(&Key(repo, digest))
     }
 
     pub(super) fn insert_manifest(&self, repo: RepoId, manifest: Arc<StoredManifest>) {
@@ -55,11 +66,11 @@ impl NameCache {
     }
 
     pub(super) fn remove_manifest(&self, repo: &RepoId, digest: &Digest) {
-        self.manifests.invalidate(&(repo.clone(), digest.clone()));
+        self.manifests.invalidate(&Key(repo, digest));
     }
 
     pub(super) fn tag(&self, repo: &RepoId, tag: &Tag) -> Option<TagRecord> {
-        self.tags.get(&(repo.clone(), tag.clone()))
+        self.tags.get(&Key(repo, tag))
     }
 
     pub(super) fn insert_tag(&self, repo: RepoId, tag: Tag, record: TagRecord) {
@@ -67,11 +78,11 @@ impl NameCache {
     }
 
     pub(super) fn remove_tag(&self, repo: &RepoId, tag: &Tag) {
-        self.tags.invalidate(&(repo.clone(), tag.clone()));
+        self.tags.invalidate(&Key(repo, tag));
     }
 
     pub(super) fn member(&self, repo: &RepoId, digest: &Digest) -> Option<Member> {
-        self.members.get(&(repo.clone(), digest.clone()))
+        self.members.get(&Key(repo, digest))
     }
 
     pub(super) fn insert_member(&self, repo: RepoId, digest: Digest, member: Member) {
@@ -79,7 +90,7 @@ impl NameCache {
     }
 
     pub(super) fn remove_member(&self, repo: &RepoId, digest: &Digest) {
-        self.members.invalidate(&(repo.clone(), digest.clone()));
+        self.members.invalidate(&Key(repo, digest));
     }
 
     pub(super) fn has_repository(&self, repo: &RepoId) -> bool {

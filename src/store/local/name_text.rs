@@ -16,7 +16,7 @@ impl TagRecord {
         let confirmed = field(text, "confirmed")?.parse().ok()?;
         Some(Self {
             digest: field(text, "digest")?.parse().ok()?,
-            media_type: field(text, "media-type")?.to_owned(),
+            media_type: field(text, "media-type")?.into(),
             confirmed: UNIX_EPOCH.checked_add(Duration::from_secs(confirmed))?,
         })
     }

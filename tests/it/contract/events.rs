@@ -96,7 +96,7 @@ fn assert_emitted_unordered(events: &mut EventStream, mut expected: Vec<StoreEve
 async fn set_tag(store: &Store, name: &str, old: Option<&Digest>, new: &Content) -> bool {
     let record = TagRecord {
         digest: new.digest.clone(),
-        media_type: OCI_MANIFEST.to_owned(),
+        media_type: OCI_MANIFEST.into(),
         confirmed: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
     };
     store.compare_and_set_tag(&library(), &tag(name), old.cloned(), record, Duration::ZERO).await.unwrap()

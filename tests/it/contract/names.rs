@@ -44,7 +44,7 @@ fn app() -> RepoId {
 
 fn record(manifest: &Content) -> TagRecord {
     let confirmed = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-    TagRecord { digest: manifest.digest.clone(), media_type: OCI_MANIFEST.to_owned(), confirmed }
+    TagRecord { digest: manifest.digest.clone(), media_type: OCI_MANIFEST.into(), confirmed }
 }
 
 async fn tag_names(store: &Store, repo: &RepoId) -> Vec<String> {

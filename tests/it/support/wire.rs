@@ -75,7 +75,7 @@ pub(super) async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Resul
 }
 
 /// The header lines up to the empty one.
-pub(super) async fn read_headers<R>(stream: &mut R) -> io::Result<HeaderMap>
+pub async fn read_headers<R>(stream: &mut R) -> io::Result<HeaderMap>
 where
     R: tokio::io::AsyncBufRead + Unpin,
 {
