@@ -1,5 +1,5 @@
-//! Microbenchmarks of the parts of a hit, without sockets: `make pieces`. They show the effect of a change to one part; the
-//! figures that count are in docs/benchmarks.md.
+//! Microbenchmarks of the parts of a hit, without sockets: `make pieces`. They show the effect of a change to one
+//! part; the figures that count are in docs/benchmarks.md.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends the run")]
 

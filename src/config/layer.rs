@@ -1,8 +1,8 @@
-//! A layer: the settings of one configuration source, such as a file, the environment variables or the flags. Every key is
-//! optional.
+//! A layer: the settings of one configuration source, such as a file, the environment variables or the flags. Every
+//! key is optional.
 //!
-//! [`section!`] declares all keys in one place. From a declaration it generates the fields, `set` and the merging of two
-//! layers. Values keep their file and line, so that errors can report it.
+//! [`section!`] declares all keys in one place. From a declaration it generates the fields, `set` and the merging of
+//! two layers. Values keep their file and line, so that errors can report it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

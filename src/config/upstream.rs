@@ -55,8 +55,8 @@ pub struct UpstreamConfig {
     pub min_rate: u64,
     /// Largest number of concurrent fills from this upstream. Further fills wait.
     pub max_fills: usize,
-    /// The number of connections that fetch one blob of at least 32 MiB. One of them needs no more than a slot of
-    /// `max_fills`; the others use slots that nothing else needs.
+    /// The number of connections that fetch one blob of at least 32 MiB. The first one uses the slot of the fill. Each
+    /// other one uses a slot of `max_fills` that no other transfer waits for.
     pub connections: usize,
     /// Hosts of token servers that may receive the credentials, in addition to the upstream's own domain.
     pub token_realms: Vec<String>,

@@ -1,7 +1,7 @@
 //! `explain`: explains an image name or a request, from the configuration and the files of the data folder.
 //!
-//! It works with a running server and without one. Only the server knows confirmations of tags that are not yet written to
-//! their files, and the state of an upstream's circuit.
+//! It works with a running server and without one. Only the server knows confirmations of tags that are not yet
+//! written to their files, and the state of an upstream's circuit.
 
 use std::collections::HashSet;
 use std::time::SystemTime;
@@ -69,8 +69,8 @@ pub struct ExplainedBounds {
     pub min_free: u64,
 }
 
-/// The kind of the requested content. An explanation does not contain lists, because only a running server caches mirrored
-/// lists.
+/// The kind of the requested content. An explanation does not contain lists, because only a running server caches
+/// mirrored lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestKind {
@@ -140,7 +140,8 @@ impl ExplainSources<'_> {
         (!storage.read_only).then_some(ExplainedBounds { max_size, min_free })
     }
 
-    /// Returns the age limits of a repository's tags. Only a running server knows whether few pulls are left at its upstream.
+    /// Returns the age limits of a repository's tags. Only a running server knows whether few pulls are left at its
+    /// upstream.
     fn freshness(&self, repo: &RepoId) -> TagFreshness {
         let in_force = self.server.and_then(|server| server.puller.tag_freshness(repo));
         in_force.unwrap_or_else(|| TagFreshness::new(&self.config.cache, false))

@@ -86,8 +86,9 @@ async fn mirrored_length(
     access: &Authorized<Pull>,
     digest: &Digest,
 ) -> Result<Option<u64>, ApiError> {
-    // A first push sends HEADs without an upstream. An unknown repository has no blobs. Mirror clients send `library/alpine`,
-    // so a one-component name means a push. Blobs of the default upstream must not count as present.
+    // A first push sends HEADs without an upstream. An unknown repository has no blobs. Mirror clients send
+    // `library/alpine`, so a one-component name means a push. Blobs of the default upstream must not count as
+    // present.
     if access.rule() == Rule::Default && call.may_push(app).await.is_ok() {
         return Err(ApiError::Unknown(ContentKind::Blob));
     }

@@ -62,8 +62,8 @@ impl SharedFollower {
     }
 }
 
-/// Streams content. An error is logged and ends the connection, never just the body. If the bytes are in a file, that is
-/// returned as well.
+/// Streams content. An error is logged and ends the connection, never just the body. If the bytes are in a file, that
+/// is returned as well.
 pub(super) fn streamed(content: ContentStream, counter: Counter) -> (Body, Option<FilePart>) {
     let beside = |source| Some(FilePart { source, counter: counter.clone() });
     match content {

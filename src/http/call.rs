@@ -94,8 +94,9 @@ impl<'a> Call<'a> {
         Ok(app.gate.pull(&self.principal, self.requested(), |name| app.store.is_local(name))?)
     }
 
-    /// Permission to push to the repository that the request means. A name that is cached from the default upstream cannot
-    /// become local: a mirror client asks for such a name without an upstream, and must not get what was pushed instead.
+    /// Permission to push to the repository that the request means. A name that is cached from the default upstream
+    /// cannot become local: a mirror client asks for such a name without an upstream, and must not get what was
+    /// pushed instead.
     pub(super) async fn may_push(&self, app: &App) -> Result<Authorized<Push>, ApiError> {
         let access = app.gate.push(&self.principal, self.requested())?;
         let name = &access.repo().name;

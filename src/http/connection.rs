@@ -1,9 +1,10 @@
 //! The deadlines of a connection that hyper serves.
 //!
-//! hyper has a deadline for request headers only, so the socket enforces the deadlines ([`Deadlines`]). [`TimedReads`], above
-//! TLS, is for HTTP/1: the first headers must be complete within `headers` of the connection, and later headers within
-//! `headers` of their first byte. A connection without a request ends after `idle`. [`TimedWrites`], below TLS, ends any
-//! connection whose write makes no progress for `progress`. The deadline of a request body is kept by its handler.
+//! hyper has a deadline for request headers only, so the socket enforces the deadlines ([`Deadlines`]).
+//! [`TimedReads`], above TLS, is for HTTP/1: the first headers must be complete within `headers` of the connection,
+//! and later headers within `headers` of their first byte. A connection without a request ends after `idle`.
+//! [`TimedWrites`], below TLS, ends any connection whose write makes no progress for `progress`. The deadline of a
+//! request body is kept by its handler.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -1,9 +1,9 @@
 //! Every failure as a response: status, code, headers and the text that a client reads.
 //!
-//! This is the only place that decides the status and the code. The text is that of the error itself: [`ApiError`] here,
-//! [`UpstreamError`] in `upstream::error` (the text for an untrusted certificate is there), `PullError` in `pull::error`.
-//! Such a text names what a client can act on. Where a cause could name local files, `outside_message` replaces it here,
-//! and the cause is logged once.
+//! This is the only place that decides the status and the code. The text is that of the error itself: [`ApiError`]
+//! here, [`UpstreamError`] in `upstream::error` (the text for an untrusted certificate is there), `PullError` in
+//! `pull::error`. Such a text names what a client can act on. Where a cause could name local files, `outside_message`
+//! replaces it here, and the cause is logged once.
 
 use axum::body::Body;
 use axum::response::Response;

@@ -13,8 +13,8 @@ pub(super) const FIELDS: usize = 12;
 /// Largest value in bytes of a header that may repeat text of a client.
 const MAX_VALUE_BYTES: usize = 4 << 10;
 
-/// Whether a line of `If-None-Match` names an entity tag, by weak comparison (RFC 9110, section 13.1.2). A line with other
-/// characters than visible ASCII names none.
+/// Whether a line of `If-None-Match` names an entity tag, by weak comparison (RFC 9110, section 13.1.2). A line with
+/// other characters than visible ASCII names none.
 pub(super) fn names_tag(line: &[u8], etag: &[u8]) -> bool {
     // The usual case.
     if line == etag {
@@ -49,8 +49,8 @@ pub(super) fn content_type(media_type: &str) -> Option<HeaderValue> {
     known.cloned().or_else(|| HeaderValue::try_from(media_type).ok())
 }
 
-/// The `Range` header of an upload: what has been received (distribution-spec, "Pushing a blob in chunks"). Docker expects `0-0`
-/// for nothing as well.
+/// The `Range` header of an upload: what has been received (distribution-spec, "Pushing a blob in chunks"). Docker
+/// expects `0-0` for nothing as well.
 pub(super) fn received_range(length: u64) -> String {
     format!("0-{}", length.saturating_sub(1))
 }

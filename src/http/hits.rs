@@ -1,9 +1,9 @@
 //! Hits of manifests: answered from memory and from header lines that are prepared once for each manifest.
 //!
 //! Most requests of an HTTP/1.1 connection are such hits, and building a `Request` and a `Response` would be most of
-//! their cost. The rules are those of the handlers: the gate gives the permission, and the store and the miss engine say
-//! what can be served. This module answers only requests that it understands completely. All others, among them every
-//! request that fails, are left to `dispatch`.
+//! their cost. The rules are those of the handlers: the gate gives the permission, and the store and the miss engine
+//! say what can be served. This module answers only requests that it understands completely. All others, among them
+//! every request that fails, are left to `dispatch`.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};

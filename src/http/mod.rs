@@ -126,7 +126,8 @@ impl Site {
         if self.is_crowded && !HEALTH_PATHS.contains(&request.uri().path()) {
             return self.refuse(&request, ApiError::Crowded);
         }
-        // Nearly all requests take this way, which costs less than a router. The URL of a mirror may have a path before `/v2/`.
+        // Nearly all requests take this way, which costs less than a router. The URL of a mirror may have a path
+        // before `/v2/`.
         let path = request.uri().path();
         let response = if path.starts_with(REGISTRY) || path.contains(REGISTRY) {
             dispatch(&self.app, peer, request).await
@@ -184,8 +185,8 @@ async fn alive() -> impl IntoResponse {
     [(CACHE_CONTROL, HeaderValue::from_static("no-cache"))]
 }
 
-/// Removes the body of a response to HEAD and keeps its length in the header (RFC 9110, section 9.3.2). hyper does this for
-/// HTTP/1 only.
+/// Removes the body of a response to HEAD and keeps its length in the header (RFC 9110, section 9.3.2). hyper does
+/// this for HTTP/1 only.
 fn without_body(response: Response) -> Response {
     let (mut parts, body) = response.into_parts();
     if let (Entry::Vacant(length), Some(exact)) = (parts.headers.entry(CONTENT_LENGTH), body.size_hint().exact())

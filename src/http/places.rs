@@ -1,7 +1,8 @@
 //! Places for connections: how many may be open, and which connection is ended for a new one (*gives way*).
 //!
 //! If all places are taken, the connection that has been without a request for longest ends, as in nginx. A connection
-//! with a request in progress stays. If every connection has one, a few reserved places remain. They answer health
+//! with a request in progress stays. If no connection is unused, one ends that its client has half-closed before the
+//! response began. If every connection has one, a few reserved places remain. They answer health
 //! checks, and 503 to other requests.
 //!
 //! A request costs two atomic operations on the state of its own connection. The list of connections is locked only
@@ -76,7 +77,7 @@ pub(super) struct Place {
 /// a new connection needs a place.
 pub(super) struct Activity {
     state: AtomicU64,
-    /// The client has ended its side, and the connection waits for a response or for more of it.
+    /// The client has half-closed the connection, and its response has not begun.
     is_half_closed: AtomicBool,
     /// Times in the state count from here.
     start: Instant,
@@ -185,8 +186,8 @@ impl Group {
 // === impl OpenConnections ===
 
 impl OpenConnections {
-    /// Ends the connection that has been without a request for longest. Without one, ends one whose client has ended its side:
-    /// the client may have left, and it costs the client nothing to let the server wait. False if there is none either.
+    /// Ends the connection that has been without a request for longest. If there is none, ends a
+    /// half-closed connection, because its client may have left. False if there is none of either kind.
     fn end_one(&mut self) -> bool {
         self.end_longest_unused() || self.end_half_closed()
     }
@@ -271,8 +272,7 @@ impl Activity {
         let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, ended);
     }
 
-    /// The client has ended its side. Resolves when the connection has given way. Dropped, the connection does not give way
-    /// any more, because it goes on with a response.
+    /// Marks the connection as half-closed until the future is dropped. Resolves when the connection has given way.
     pub(super) async fn half_closed(&self) {
         let _waiting = HalfClosed::begin(self);
         self.given_way().await;

@@ -1,7 +1,7 @@
 //! Serves a connection from its first byte to its end: plain or TLS, HTTP/1.1 or HTTP/2 as ALPN negotiated.
 //!
-//! Its memory is bounded. HTTP/1: 128 KiB per direction. HTTP/2: the same for each of 100 streams. An abandoned stream keeps
-//! 16 KiB until the connection ends. Its waits are bounded as well (see `connection` and `streams`).
+//! Its memory is bounded. HTTP/1: 128 KiB per direction. HTTP/2: the same for each of 100 streams. An abandoned
+//! stream keeps 16 KiB until the connection ends. Its waits are bounded as well (see `connection` and `streams`).
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -34,8 +34,8 @@ use crate::tasks::Tasks;
 const MAX_BUFFER_BYTES: usize = 128 << 10;
 /// Maximum number of concurrent requests of one HTTP/2 connection.
 const MAX_STREAMS: u32 = 100;
-/// HTTP/2 receive window in bytes, for each stream and for the connection. The window of the connection limits the sum over
-/// its streams.
+/// HTTP/2 receive window in bytes, for each stream and for the connection. The window of the connection limits the
+/// sum over its streams.
 const WINDOW_BYTES: u32 = 1 << 20;
 
 /// The value of `Connection` in the last response of an HTTP/1 connection. HTTP/2 has no such header.

@@ -8,8 +8,9 @@ use crate::config::OnDenied;
 use crate::oci::RepoId;
 use crate::upstream::{Effort, Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 
-/// Sends a request and waits for the response headers until `deadline`. Many registries deny anonymous access to content that
-/// does not exist, so a denial of an anonymous request is a `PresumedAbsent`, unless `on_denied` says otherwise.
+/// Sends a request and waits for the response headers until `deadline`. Many registries deny anonymous access to
+/// content that does not exist, so a denial of an anonymous request is a `PresumedAbsent`, unless `on_denied` says
+/// otherwise.
 pub(super) async fn ask(
     upstream: &Upstream,
     request: UpstreamRequest,
@@ -49,8 +50,8 @@ pub(super) fn request(method: Method, kind: Kind, repo: &RepoId, path: String) -
     }
 }
 
-/// Whether to request a document once more from the next URL: one URL answered, and what it sent is unusable. `next_url`:
-/// that of the response, or 0 if there was none.
+/// Whether to request a document once more from the next URL: one URL answered, and what it sent is unusable.
+/// `next_url`: that of the response, or 0 if there was none.
 pub(super) fn may_be_sent_by_next_url(upstream: &Upstream, error: &PullError, next_url: usize) -> bool {
     let is_unusable = match error {
         PullError::BadDocument { .. } | PullError::Upstream(UpstreamError::BadResponse { .. }) => true,

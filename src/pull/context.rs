@@ -87,9 +87,9 @@ impl Context {
         Ok(is_manifest.then_some(Member { size: None, proven: true }))
     }
 
-    /// Remembers or forgets an absence after the upstream was asked for the content; `error` is `None` if it has the content.
-    /// A confirmed absence is kept in memory for `negative_ttl`, and in the repository's note for an outage. A presumed one
-    /// is kept in memory only.
+    /// Remembers or forgets an absence after the upstream was asked for the content; `error` is `None` if it has the
+    /// content. A confirmed absence is kept in memory for `negative_ttl`, and in the repository's note for an outage.
+    /// A presumed one is kept in memory only.
     pub(super) async fn note_answer(&self, repo: &RepoId, reference: Reference, error: Option<&PullError>) {
         match error {
             None => self.notes.forget_absent(repo, reference).await,

@@ -21,8 +21,8 @@ use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, RequestTrace};
 use crate::upstream::{BreakerState, Hops, Upstream};
 
-/// Large manifests of one upstream that are received and parsed at the same time. Each upstream has this limit of its own,
-/// so a slow upstream delays only its own manifests.
+/// Large manifests of one upstream that are received and parsed at the same time. Each upstream has this limit of its
+/// own, so a slow upstream delays only its own manifests.
 const MAX_LARGE_MANIFESTS: usize = 4;
 
 /// A handle on the engine. Clones share it.
@@ -82,8 +82,8 @@ impl Puller {
         Self { engine: Arc::new(engine) }
     }
 
-    /// Returns the engine for a request that has passed the servers `hops`. If several requests share a flight, the flight sends
-    /// the hops of the first one.
+    /// Returns the engine for a request that has passed the servers `hops`. If several requests share a flight, the
+    /// flight sends the hops of the first one.
     pub fn on_behalf_of<'a>(&'a self, trace: &'a RequestTrace, hops: &'a Hops) -> PullRequest<'a> {
         PullRequest { engine: &self.engine, trace, hops }
     }

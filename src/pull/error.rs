@@ -76,8 +76,8 @@ impl PullError {
         matches!(self, Self::WrongContent { .. } | Self::WrongManifest { .. } | Self::Changed { .. })
     }
 
-    /// Whether the error concerns one fill only, so that the requester may try again with another fill. `foreign`: a requester
-    /// with other rights started the fill.
+    /// Whether the error concerns one fill only, so that the requester may try again with another fill. `foreign`: a
+    /// requester with other rights started the fill.
     pub(super) fn concerns_one_fill(&self, foreign: bool) -> bool {
         match self {
             Self::Abandoned => true,
@@ -149,8 +149,8 @@ impl From<UpstreamError> for PullError {
     }
 }
 
-/// Why a body ends before its announced end. The server then ends the client's connection, so that the client does not take a
-/// part of the content for the complete content.
+/// Why a body ends before its announced end. The server then ends the client's connection, so that the client does
+/// not take a part of the content for the complete content.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
     /// The local disk failed, and not the upstream.

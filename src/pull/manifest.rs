@@ -182,7 +182,8 @@ impl Engine {
         }
     }
 
-    /// Reads and checks a manifest. Its digest must be the requested one or, for a tag, the one that the upstream announced.
+    /// Reads and checks a manifest. Its digest must be the requested one or, for a tag, the one that the upstream
+    /// announced.
     pub(super) async fn read_manifest(
         &self,
         upstream: &Upstream,

@@ -1,15 +1,15 @@
-//! The miss engine. It fetches missing content once, verifies it, stores it, and streams it to all clients that requested it
-//! in the meantime.
+//! The miss engine. It fetches missing content once, verifies it, stores it, and streams it to all clients that
+//! requested it in the meantime.
 //!
-//! - A request for a **blob** follows the one *fill* of its digest (`fill`), and starts it if none is running. A fill is a
-//!   detached task with one spool file. Its states are those of a shared fetch in other caches: `Queued`, `Requesting`,
-//!   `Readable` (receiving, verified, committed) and `Failed`. It publishes the mark, up to which its file may be read. Each
-//!   follower reads the file at its own position. No client waits for another one.
-//! - A request for a **tag**, a **manifest**, a list of **referrers** or a proof joins the one *flight* for it (`flight`). The
-//!   flight sends one request to the upstream, and all requests get its result.
+//! - A request for a **blob** follows the one *fill* of its digest (`fill`), and starts it if none is running. A fill
+//!   is a detached task with one spool file. Its states are those of a shared fetch in other caches: `Queued`,
+//!   `Requesting`, `Readable` (receiving, verified, committed) and `Failed`. It publishes the mark, up to which its
+//!   file may be read. Each follower reads the file at its own position. No client waits for another one.
+//! - A request for a **tag**, a **manifest**, a list of **referrers** or a proof joins the one *flight* for it
+//!   (`flight`). The flight sends one request to the upstream, and all requests get its result.
 //! - Bytes come from a `source::BlobSource`, which is an upstream today. Fills and bypasses use only this trait.
-//! - Access is checked first. A digest is readable in a mirrored repository if a manifest that was served there refers to it, or
-//!   if the upstream confirmed it to that repository's credentials (`proof`).
+//! - Access is checked first. A digest is readable in a mirrored repository if a manifest that was served there
+//!   refers to it, or if the upstream confirmed it to that repository's credentials (`proof`).
 //! - Content that cannot be stored, and ranges far ahead of a fill, are transferred past the store (`bypass`).
 //!
 //! Imports lead one way: `blob`, `tag`, `manifest`, `referrers`, `tag_list` -> `engine` -> `fill`, `bypass`, `proof` ->

@@ -1,9 +1,9 @@
 //! Proofs: an upstream confirms, to the credentials of a repository, that the repository has a blob.
 //!
-//! A blob that is stored for one repository is served in another one only after such a proof. A manifest that refers to
-//! the blob is not enough. A proof is one HEAD, or a GET of the first byte if the upstream refuses HEAD. Its headers
-//! must fit the stored content: a page, as for a login, proves nothing. No request is needed if a repository of the same
-//! upstream, with the same credentials, has proven it before. The store records a proof as a link.
+//! A blob that is stored for one repository is served in another one only after such a proof. A manifest that refers
+//! to the blob is not enough. A proof is one HEAD, or a GET of the first byte if the upstream refuses HEAD. Its
+//! headers must fit the stored content: a page, as for a login, proves nothing. No request is needed if a repository
+//! of the same upstream, with the same credentials, has proven it before. The store records a proof as a link.
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,8 +30,8 @@ impl Proofs {
         Self { context, flights: Flights::new(tasks) }
     }
 
-    /// Asks the upstream whether this repository has the blob, and records a link if it has. The result may include the blob's
-    /// length.
+    /// Asks the upstream whether this repository has the blob, and records a link if it has. The result may include
+    /// the blob's length.
     pub(super) async fn prove(
         &self,
         upstream: &Arc<Upstream>,

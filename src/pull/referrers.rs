@@ -132,8 +132,8 @@ impl Engine {
         Ok((referrers, stale))
     }
 
-    /// Returns the list that clients store under a tag (distribution-spec, "Referrers Tag Schema"). Waits for the flight of the
-    /// tag until `deadline`; the flight has its own deadline.
+    /// Returns the list that clients store under a tag (distribution-spec, "Referrers Tag Schema"). Waits for the
+    /// flight of the tag until `deadline`; the flight has its own deadline.
     async fn fallback_referrers(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
@@ -157,8 +157,8 @@ fn is_trouble(upstream: &Upstream, repo: &RepoId, error: &PullError) -> bool {
     is_unknown && !error.is_local() && !error.is_loop()
 }
 
-/// Whether the error means that there is no such API, rather than that the upstream failed. Registries without it answer
-/// 404, but also 400, 401, 403, 405 or 406.
+/// Whether the error means that there is no such API, rather than that the upstream failed. Registries without it
+/// answer 404, but also 400, 401, 403, 405 or 406.
 fn lacks_referrers_api(error: &PullError) -> bool {
     match error {
         PullError::NotFound | PullError::PresumedAbsent => true,

@@ -1,5 +1,5 @@
-//! Tags of mirrored repositories. A fresh tag is served at once. An older tag is confirmed by a HEAD. In an outage a stale tag
-//! is served.
+//! Tags of mirrored repositories. A fresh tag is served at once. An older tag is confirmed by a HEAD. In an outage a
+//! stale tag is served.
 //!
 //! The age limits are in `freshness`, the requests to the upstream in `confirm_tag`. At most one flight runs per tag,
 //! so an older response never overwrites a newer one.
@@ -36,8 +36,8 @@ impl CachedTag {
 }
 
 impl Puller {
-    /// Returns a manifest of a mirrored repository if it can be served at once: it is in memory, and its tag is fresh at
-    /// `now`. `None`: [`PullRequest`] decides.
+    /// Returns a manifest of a mirrored repository if it can be served at once: it is in memory, and its tag is fresh
+    /// at `now`. `None`: [`PullRequest`] decides.
     pub fn cached(&self, repo: &RepoId, reference: &Reference, now: SystemTime) -> Option<Arc<StoredManifest>> {
         let store = &self.engine.context.store;
         let tag = match reference {

@@ -16,8 +16,8 @@ use crate::upstream::{Kind, Upstream, UpstreamRequest};
 
 /// Maximum size of a page of an upstream's list. A longer page is an error.
 const MAX_PAGE_BYTES: usize = 4 << 20;
-/// Maximum wait for the upstream's list if there are cached tags. It is longer than for a single tag, because the cached tags
-/// are only a part of the list and a long list takes time.
+/// Maximum wait for the upstream's list if there are cached tags. It is longer than for a single tag, because the
+/// cached tags are only a part of the list and a long list takes time.
 const MAX_WAIT_WITH_CACHED_TAGS: Duration = Duration::from_secs(5);
 
 /// Maximum number of cached tags that are added to an incomplete list.
@@ -59,8 +59,8 @@ pub struct TagList {
 }
 
 impl PullRequest<'_> {
-    /// Returns a page of an upstream's tags. The client gets the upstream's cursor for the next page and sends it back with its
-    /// next request. The cursor may be any text.
+    /// Returns a page of an upstream's tags. The client gets the upstream's cursor for the next page and sends it
+    /// back with its next request. The cursor may be any text.
     pub async fn tag_list(&self, repo: &RepoId, page: TagPage<'_>) -> Result<TagList, PullError> {
         let (context, upstream) = (&self.engine.context, self.upstream(repo)?);
         let error = match self.ask_for_tags(&upstream, repo, page).await {
@@ -165,8 +165,8 @@ impl TagPage<'_> {
         query
     }
 
-    /// Returns the query of the page that an upstream links to, with the client's page size: some upstreams link to pages with
-    /// `n=0`.
+    /// Returns the query of the page that an upstream links to, with the client's page size: some upstreams link to
+    /// pages with `n=0`.
     fn next(&self, cursor: Vec<(String, String)>) -> Vec<(String, String)> {
         let mut query = vec![("n".to_owned(), self.limit.to_string())];
         query.extend(cursor.into_iter().filter(|(name, _)| name != "n"));

@@ -291,7 +291,8 @@ impl Store {
         digest: &Digest,
         member: Member,
     ) -> Result<Option<FileRange>, StoreError> {
-        // Read before the file is opened: the walk that makes the index ready may find the file corrupt in the meantime.
+        // Read before the file is opened: the walk that makes the index ready may find the file corrupt in the
+        // meantime.
         let is_indexed = member.size.is_some() || self.parts.local.index().is_ready();
         let Some(blob) = self.blob(digest).await? else { return Ok(None) };
         let is_doubtful = !is_indexed || member.size.is_some_and(|size| size != blob.len());
@@ -371,8 +372,8 @@ impl Store {
         }
     }
 
-    /// Puts noted uses in order, and evicts what the bounds ask for. If a reservation had to wait for room, evicts some more.
-    /// Runs slowly and with low priority, so that requests are not affected.
+    /// Puts noted uses in order, and evicts what the bounds ask for. If a reservation had to wait for room, evicts
+    /// some more. Runs slowly and with low priority, so that requests are not affected.
     ///
     /// # Errors
     /// When a pin cannot be read; [`StoreError::Task`] when no thread can be started.
@@ -447,7 +448,8 @@ impl Store {
 // === upkeep ===
 
 impl Store {
-    /// Runs a walk on the blocking pool. It is told to stop when the caller stops waiting, and [`Store::close`] waits for it.
+    /// Runs a walk on the blocking pool. It is told to stop when the caller stops waiting, and [`Store::close`] waits
+    /// for it.
     pub async fn walk<T: Send + 'static>(
         &self,
         walk: impl FnOnce(&Self, &AtomicBool) -> Result<T, StoreError> + Send + 'static,
@@ -459,8 +461,8 @@ impl Store {
         walk.await.map_err(|_| StoreError::Task)?
     }
 
-    /// A pass of the collector. Blocks for as long as a walk of the local names takes, or until `stop` is set. `progress` is
-    /// called with the number of repositories that were looked at.
+    /// A pass of the collector. Blocks for as long as a walk of the local names takes, or until `stop` is set.
+    /// `progress` is called with the number of repositories that were looked at.
     pub fn collect(
         &self,
         rules: CollectRules,
@@ -470,8 +472,8 @@ impl Store {
         upkeep::collect(&self.parts.local, rules, stop, progress)
     }
 
-    /// Removes unneeded names of mirrored repositories, including tags that no upstream has confirmed for `unconfirmed`.
-    /// Blocks for as long as a walk of all names takes, or until `stop` is set.
+    /// Removes unneeded names of mirrored repositories, including tags that no upstream has confirmed for
+    /// `unconfirmed`. Blocks for as long as a walk of all names takes, or until `stop` is set.
     pub fn sweep(&self, unconfirmed: Duration, stop: &AtomicBool) -> Result<Swept, StoreError> {
         upkeep::sweep(&self.parts.local, unconfirmed, stop)
     }
@@ -479,7 +481,8 @@ impl Store {
     /// Scrubs one part. With `repair`, moves corrupt files aside. Whether it came to the end, and the watch.
     ///
     /// # Errors
-    /// When folders cannot be listed, or descriptors or memory are lacking. A file that the disk cannot read is a finding.
+    /// When folders cannot be listed, or descriptors or memory are lacking. A file that the disk cannot read is a
+    /// finding.
     pub async fn scrub<W>(&self, part: ScrubPart, repair: bool, mut watch: W) -> Result<(bool, W), StoreError>
     where
         W: ScrubWatch + Send + 'static,
@@ -516,8 +519,8 @@ impl Store {
         self.parts.local.run(move |local| upkeep::usage(local, &mut report)).await
     }
 
-    /// Takes or renews a lease that holds back removals of content for `time`. Whether it was held before. Blocks while an
-    /// unlink is in progress.
+    /// Takes or renews a lease that holds back removals of content for `time`. Whether it was held before. Blocks
+    /// while an unlink is in progress.
     pub fn hold_deletions(&self, name: &str, time: Duration) -> bool {
         self.parts.local.leases().hold(name, time)
     }

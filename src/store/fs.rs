@@ -2,8 +2,8 @@
 //!
 //! The tests of the store make each operation fail in turn (`faults`), and the test `layers::file_access` finds code
 //! that does not come through here. Exceptions: sled works on the files of `index/` itself; reads and metadata of a
-//! file that is already open change nothing (`file_range`, `local::{growing_file, sparse_file}`, `upkeep::scrub::read`); and `flock`
-//! locks the open lock file (`local::folder`).
+//! file that is already open change nothing (`file_range`, `local::{growing_file, sparse_file}`,
+//! `upkeep::scrub::read`); and `flock` locks the open lock file (`local::folder`).
 
 use std::fs::{self as system, OpenOptions};
 use std::io::{self, Read, Write};

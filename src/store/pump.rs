@@ -8,8 +8,9 @@ use futures_util::{Stream, StreamExt};
 
 use super::StoreError;
 
-/// Bytes that are taken from the stream while earlier ones are written. One transfer holds up to three times this many, and a
-/// chunk more each: those received, those being written, and those being hashed (of a spool, up to 1 MiB).
+/// Bytes that are taken from the stream while earlier ones are written. One transfer holds up to three times this
+/// many, and a chunk more each: those received, those being written, and those being hashed (of a spool, up to 1
+/// MiB).
 const RECEIVE_AHEAD_BYTES: usize = 384 << 10;
 
 /// Appends all of `stream`. Calls `progress` with the new length in bytes after every append. Returns the final length.

@@ -108,8 +108,8 @@ impl StoredManifest {
         Self { digest, quoted_digest, media_type, bytes, children, prepared, last_noted }
     }
 
-    /// Returns the bytes that `prepare` makes of the manifest, for a protocol that sends the same bytes with each response.
-    /// They are made by the first call and kept in memory with the manifest. `None` if they are longer than
+    /// Returns the bytes that `prepare` makes of the manifest, for a protocol that sends the same bytes with each
+    /// response. They are made by the first call and kept in memory with the manifest. `None` if they are longer than
     /// [`StoredManifest::MAX_PREPARED_BYTES`], which bounds the memory.
     pub fn prepared(&self, prepare: impl Fn(&Self) -> Bytes) -> Option<&Bytes> {
         if let Some(prepared) = self.prepared.get() {

@@ -1,8 +1,8 @@
 //! Every metric family, with its name and labels. The doc comment of a field is its help text. Changes of the store are
 //! counted in `observer`, for each `StoreEvent`; everything else is counted in `metrics`.
 //!
-//! Dashboards depend on the names (`registry:2` exposes the `registry_…` names), so no name ever changes. No label has the name
-//! of an image as its value. `docs/reference/metrics.md` lists all families; a test keeps it up to date.
+//! Dashboards depend on the names (`registry:2` exposes the `registry_…` names), so no name ever changes. No label
+//! has the name of an image as its value. `docs/reference/metrics.md` lists all families; a test keeps it up to date.
 
 use prometheus::Result;
 use prometheus::core::Collector;

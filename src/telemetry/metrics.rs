@@ -42,7 +42,8 @@ pub struct InFlight(IntGauge);
 // === impl Metrics ===
 
 impl Metrics {
-    /// Creates all metrics. The series of these upstreams start at zero, so that a rate over the first event is correct.
+    /// Creates all metrics. The series of these upstreams start at zero, so that a rate over the first event is
+    /// correct.
     #[expect(clippy::expect_used, reason = "names and labels are constants, so every start succeeds or none does")]
     pub fn new(upstreams: &[&str]) -> Self {
         let registry = Registry::new();
@@ -82,8 +83,8 @@ impl Metrics {
         self.first_byte[kind as usize][result as usize].observe(seconds);
     }
 
-    /// Counts a client's GET of a mirrored manifest that is answered from memory, `seconds` after its headers were received,
-    /// and the `bytes` of its body: as the methods above and [`Metrics::pushed_bytes`], with one look-up.
+    /// Counts a client's GET of a mirrored manifest that is answered from memory, `seconds` after its headers were
+    /// received, and the `bytes` of its body: as the methods above and [`Metrics::pushed_bytes`], with one look-up.
     pub fn manifest_hit(&self, upstream: &str, bytes: u64, seconds: f64) {
         let (kind, result) = (ContentKind::Manifest, CacheResult::Hit);
         self.with_upstream(upstream, |series| {
@@ -103,7 +104,8 @@ impl Metrics {
         self.with_upstream(upstream, |series| series.kind(kind).pushed_bytes.inc_by(bytes));
     }
 
-    /// Counts a request to an upstream. `code` is the response's status, or a word for the reason why there was no response.
+    /// Counts a request to an upstream. `code` is the response's status, or a word for the reason why there was no
+    /// response.
     pub fn upstream_request(&self, upstream: &str, kind: &str, code: &str) {
         self.families.upstream_requests.with_label_values(&[upstream, kind, code]).inc();
     }
@@ -113,8 +115,8 @@ impl Metrics {
         self.with_upstream(upstream, |series| series.first_byte.observe(seconds));
     }
 
-    /// Records the rate limit in an upstream's response. The series appear with the first such response, because a remaining
-    /// number of zero would raise an alarm.
+    /// Records the rate limit in an upstream's response. The series appear with the first such response, because a
+    /// remaining number of zero would raise an alarm.
     pub fn upstream_ratelimit(&self, upstream: &str, limit: Option<f64>, remaining: Option<f64>) {
         if let Some(limit) = limit {
             self.families.upstream_ratelimit_limit.with_label_values(&[upstream]).set(limit);
@@ -267,8 +269,8 @@ impl Drop for InFlight {
     }
 }
 
-/// Returns the value of the `method` label, in lower case as in `registry:2`. Unknown methods share a value, so that the number
-/// of series is bounded.
+/// Returns the value of the `method` label, in lower case as in `registry:2`. Unknown methods share a value, so that
+/// the number of series is bounded.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "get",

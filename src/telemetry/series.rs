@@ -98,7 +98,8 @@ impl KindSeries {
         }
     }
 
-    /// Counts one request, one hit or miss, and one result. Only this method changes these families, so their sums agree.
+    /// Counts one request, one hit or miss, and one result. Only this method changes these families, so their sums
+    /// agree.
     pub(super) fn mirrored_get(&self, result: CacheResult) {
         self.requests.inc();
         if result.is_hit() {

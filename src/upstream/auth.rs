@@ -1,9 +1,10 @@
 //! Authentication towards an upstream: which `Authorization` a request gets, and what happens when it is refused.
 //!
 //! The first request to a host has no `Authorization`. The challenge in its response is remembered, so that later
-//! requests carry a token from the start. A host that hides private names is asked for its challenge (`hidden_names`). Registries refuse an expired token in different ways (401; ECR: 403; public
-//! ECR: 400; nvcr.io: a 401 with a realm that does not work). The reaction is always the same and happens once: forget
-//! the token and the challenge, send the request without `Authorization`, and answer the new challenge.
+//! requests carry a token from the start. A host that hides private names is asked for its challenge
+//! (`hidden_names`). Registries refuse an expired token in different ways (401; ECR: 403; public ECR: 400; nvcr.io: a
+//! 401 with a realm that does not work). The reaction is always the same and happens once: forget the token and the
+//! challenge, send the request without `Authorization`, and answer the new challenge.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

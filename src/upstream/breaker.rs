@@ -1,9 +1,9 @@
 //! Circuit breaker of one upstream. This is pure logic without clock, network or task; `probe` contains the task.
 //!
 //! The circuit opens after consecutive failures that concern the whole upstream: failed connections, and missing
-//! responses to requests for different repositories. Missing responses for one repository count once, and responses with
-//! a 5xx status do not count, so that broken images do not stop requests for the others. If the threshold is reached
-//! only with such failures, a check with one probe decides.
+//! responses to requests for different repositories. Missing responses for one repository count once, and responses
+//! with a 5xx status do not count, so that broken images do not stop requests for the others. If the threshold is
+//! reached only with such failures, a check with one probe decides.
 //!
 //! While the circuit is open, requests fail at once, and one probe at a time is sent at growing intervals. It closes
 //! with the first response to a probe or request. If an upstream answers probes but fails requests again, the intervals

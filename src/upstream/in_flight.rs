@@ -1,8 +1,8 @@
 //! Bounds the requests to one upstream that are in progress, except transfers of blobs, which need slots of their own
 //! (`pull::slots`).
 //!
-//! The work for a request goes on when its client has left, so connections of clients do not bound it. Each request takes a
-//! descriptor and memory.
+//! The work for a request goes on when its client has left, so connections of clients do not bound it. Each request
+//! takes a descriptor and memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,8 +12,9 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::oci::RepoName;
 
-/// Largest bound, and the smallest one, whatever the limit of descriptors is.
+/// Most requests in flight to one upstream.
 const MAX_REQUESTS: u64 = 256;
+/// Fewest, even if the limit of descriptors is low.
 const MIN_REQUESTS: u64 = 32;
 /// Descriptors of the process for each request that may be in progress.
 const DESCRIPTORS_PER_REQUEST: u64 = 16;
@@ -41,8 +42,7 @@ impl Default for InFlight {
 }
 
 impl InFlight {
-    /// A further request; `None` if there are too many. The requests of one repository leave a half of the bound to the
-    /// others.
+    /// A further request; `None` if there are too many. One repository gets at most half of the bound.
     pub(super) fn enter(&self, repository: &RepoName) -> Option<InFlightRequest> {
         let mut by_repository = self.by_repository.lock();
         let own = by_repository.get(repository).copied().unwrap_or(0);

@@ -3,8 +3,9 @@
 //! Docker Hub has two limits. The limit on pulls counts GETs of manifests only: blobs can still be fetched, and tags
 //! can be confirmed by HEAD. The limit on abuse counts all requests of an address.
 //!
-//! Registries count pulls for each account. So each account has limits of its own at each host of the upstream's URLs: one
-//! exhausted account does not pause the requests of the others, and a mirror's limit does not pause the upstream itself.
+//! Registries count pulls for each account. So each account has limits of its own at each host of the upstream's
+//! URLs: one exhausted account does not pause the requests of the others, and a mirror's limit does not pause the
+//! upstream itself.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,8 +69,8 @@ pub(super) struct Limits {
 }
 
 impl LimitedRequests {
-    /// Returns the requests that a 429 applies to, by the request and the response body. `other_host`: the response came from
-    /// another host.
+    /// Returns the requests that a 429 applies to, by the request and the response body. `other_host`: the response
+    /// came from another host.
     pub(super) fn of(kind: Kind, method: &Method, other_host: bool, body: &[u8]) -> Self {
         if other_host && kind == Kind::Blob {
             return Self::Blobs;

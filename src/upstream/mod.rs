@@ -6,8 +6,9 @@
 //! or an [`UpstreamError`]. The error says whether the upstream answered about the content (`NotFound`, `Denied`) or
 //! failed.
 //!
-//! After repeated failures the circuit breaker withholds requests until a probe succeeds (`breaker`, `probe`). After a
-//! 429, requests that the limit applies to are withheld (`limits`). Requests in progress are bounded (`in_flight`). The text for each error is in `error`.
+//! After repeated failures the circuit breaker withholds requests until a probe succeeds (`breaker`, `probe`). After
+//! a 429, requests that the limit applies to are withheld (`limits`). Requests in progress are bounded (`in_flight`).
+//! The text for each error is in `error`.
 //!
 //! All HTTP requests of the server are sent here. This module neither verifies nor stores content, and knows neither
 //! the store nor the server's own clients. A host that is not configured is contacted only if a configured one
@@ -54,7 +55,7 @@ use crate::telemetry::Metrics;
 use credentials::Login;
 use remote::Remote;
 
-/// How long an upstream that ignored a range is not asked for ranges without need.
+/// Time for which an upstream that ignored a range gets range requests only for resumes.
 const NO_RANGES_PERIOD: Duration = Duration::from_secs(60 * 60);
 
 pub use breaker::BreakerState;

@@ -35,8 +35,8 @@ impl Remote {
         });
     }
 
-    /// Starts a task that sends one probe, because requests failed that may concern single repositories, the last one with
-    /// `error`. The circuit opens if the probe fails as well.
+    /// Starts a task that sends one probe, because requests failed that may concern single repositories, the last one
+    /// with `error`. The circuit opens if the probe fails as well.
     pub(super) fn start_check(self: &Arc<Self>, error: UpstreamError) {
         let remote = self.clone();
         self.tasks.spawn(async move {

@@ -86,9 +86,11 @@ impl Upstream {
 }
 
 impl Remote {
-    /// Counts a request as in progress. `None` for a transfer of a blob: it has a slot.
+    /// Counts a request as in progress. `None` for a transfer of a blob: it has a slot. A request for the first byte
+    /// of a blob only proves that the blob exists, and has none.
     fn enter(&self, request: &UpstreamRequest) -> Result<Option<InFlightRequest>, UpstreamError> {
-        if request.kind == Kind::Blob && request.method == Method::GET {
+        let is_first_byte = request.range == Some((0, 0));
+        if request.kind == Kind::Blob && request.method == Method::GET && !is_first_byte {
             return Ok(None);
         }
         let in_flight = self.in_flight.enter(&request.repository);

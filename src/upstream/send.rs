@@ -225,8 +225,9 @@ impl Remote {
         Err(UpstreamError::bad(&self.name, format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    /// Requests one URL and answers its challenge. Sends at most five requests: one without and one with a token, then the
-    /// same again if a cached token was refused; and one for the challenge of a host that hides private names.
+    /// Requests one URL and answers its challenge. Sends at most five requests: one without and one with a token,
+    /// then the same again if a cached token was refused; and one for the challenge of a host that hides private
+    /// names.
     async fn authorized(
         &self,
         connection: &Connection,
@@ -362,8 +363,8 @@ impl Remote {
         // manifests to another registry, which may deny them.
         let is_registry = body.as_deref().is_some_and(has_registry_errors);
         let (kind, repository) = (attempt.request.kind, attempt.request.repository.as_str());
-        // A proxy or firewall in front of the registry may refuse any request. Without credentials, only the registry's own
-        // denial says something about the content.
+        // A proxy or firewall in front of the registry may refuse any request. Without credentials, only the
+        // registry's own denial says something about the content.
         let denies =
             if other_host { kind != Kind::Blob && is_registry } else { is_registry || self.keyring.has(repository) };
         Err(match status {
@@ -424,7 +425,7 @@ impl Remote {
         let hold = self.limits.change(attempt.account, now, |limits| limits.hold(covers, requested, now));
         tracing::warn!(
             %upstream, %repository, ?covers, seconds = hold.as_secs_f64(),
-            "upstream returned 429; requests with the same credentials to the same URL are paused"
+            "upstream returned 429; requests with the same credentials to the same host are paused"
         );
         UpstreamError::RateLimited { upstream, retry_after: requested.or(Some(hold)) }
     }
@@ -471,14 +472,14 @@ fn has_registry_errors(body: &[u8]) -> bool {
     parsed.is_ok_and(|body| body.get("errors").is_some_and(serde_json::Value::is_array))
 }
 
-/// Whether a status may mean that the token has expired. For an expired token ECR sends 403, and public ECR 400, without a
-/// challenge.
+/// Whether a status may mean that the token has expired. For an expired token ECR sends 403, and public ECR 400,
+/// without a challenge.
 fn may_mean_expired_token(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST)
 }
 
-/// Removes user, password and fragment, because reqwest turns a user into `Authorization`. Neither call fails for an http
-/// URL.
+/// Removes user, password and fragment, because reqwest turns a user into `Authorization`. Neither call fails for an
+/// http URL.
 pub(super) fn without_user(mut url: Url) -> Url {
     let _ = url.set_username("");
     let _ = url.set_password(None);

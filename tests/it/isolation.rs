@@ -63,7 +63,8 @@ async fn others_are_served_as_without_it(what: &str, trouble: Reply, bad_upstrea
     }
     misbehaving.always("*", &format!("/v2/{BAD}/*"), trouble);
     let builder = TestServer::builder().upstream("docker.io", &upstream).upstream("bad.example", &elsewhere);
-    let short = "header_timeout = \"1s\"\nidle_timeout = \"1s\"";
+    // Long enough for the good repositories on a busy machine, where a repeated request would count.
+    let short = "header_timeout = \"8s\"\nidle_timeout = \"8s\"";
     let timeouts = format!("[upstream.\"docker.io\"]\n{short}\n[upstream.\"bad.example\"]\n{short}");
     let server = builder.default_upstream("docker.io").config(&timeouts).start().await;
 

@@ -101,8 +101,8 @@ fn request(method: &str, path: &str, lines: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: registry\r\nAccept: */*\r\n{}\r\n", as_sent(lines))
 }
 
-/// Conditions and other header lines of a request, whether the answer is 304, and the lines that it adds to the response.
-/// `{digest}` stands for the digest of the manifest.
+/// Conditions and other header lines of a request, whether the answer is 304, and the lines that it adds to the
+/// response. `{digest}` stands for the digest of the manifest.
 const REQUESTS: [(&str, bool, &str); 21] = [
     ("", false, ""),
     ("User-Agent: containerd/2.1; Accept-Encoding: gzip; Accept: a/b", false, ""),

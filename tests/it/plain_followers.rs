@@ -253,7 +253,8 @@ async fn a_client_that_leaves_ends_its_own_response_only() {
     let mut waits = Conn::get(scene.server.addr(), &scene.path()).await;
     assert!(waits.take(RECEIVED - 1).await == scene.bytes()[..RECEIVED - 1]);
     until("all three are in progress", async || in_flight(&scene).await == 3.0).await;
-    drop((reads, waits));
+    reads.reset();
+    waits.reset();
     until("the clients that left are noticed", async || in_flight(&scene).await == 1.0).await;
     gate.open();
     assert!(stays.rest().await == (scene.bytes().slice(RECEIVED..), Ended::Complete));

@@ -9,7 +9,8 @@ use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
 use crate::support::{Client, Image, Upstream};
 
-/// Sets the folder to the state after a power cut in another boot: index not closed, durability mark older than all files.
+/// Sets the folder to the state after a power cut in another boot: index not closed, durability mark older than all
+/// files.
 fn cut_the_power(data: &std::path::Path) {
     fs::remove_dir_all(data.join("index")).unwrap();
     fs::write(data.join("settled"), "boot another-one\nsettled 1.000000000\n").unwrap();

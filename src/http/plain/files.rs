@@ -14,13 +14,14 @@ use super::socket::{Socket, Transport};
 use crate::pull::{ContentError, Follower};
 use crate::store::FileRange;
 
-/// Bytes of a file that are probed in the page cache at once, and then sent by sendfile. The state of a running fill is checked
-/// again after at most that many bytes.
+/// Bytes of a file that are probed in the page cache at once, and then sent by sendfile. The state of a running fill
+/// is checked again after at most that many bytes.
 const PROBED_BYTES: u64 = 2 << 20;
 /// How long bytes are taken to stay in the page cache.
 const PROBE_LIFETIME: Duration = Duration::from_millis(100);
 
-/// Sends ranges of files from the page cache to the socket. What is not in the page cache is read by the blocking pool first.
+/// Sends ranges of files from the page cache to the socket. What is not in the page cache is read by the blocking
+/// pool first.
 pub(super) struct FileSender<'a, S> {
     socket: &'a mut Socket<S>,
     /// Headers that are sent together with the first bytes.
@@ -47,8 +48,8 @@ impl<'a, S: Transport> FileSender<'a, S> {
         }
     }
 
-    /// Sends `length` bytes of a fill as they become readable. The state of the fill is checked before each range, so that bytes
-    /// of two generations are never mixed.
+    /// Sends `length` bytes of a fill as they become readable. The state of the fill is checked before each range, so
+    /// that bytes of two generations are never mixed.
     async fn follow(&mut self, follower: &mut Follower, length: u64) -> Result<(), SendError> {
         let mut left = length;
         while left > 0 {

@@ -1,10 +1,10 @@
 //! The fast path: GET or HEAD without a body, over HTTP/1.1, which is nearly every request to a cache.
 //!
-//! hyper sends a body from memory, so a file would be copied there on its way from the page cache to the socket. Here it is
-//! not (`files`, by sendfile), except with TLS. Request headers cost one pass of httparse, the parser that hyper uses as
-//! well (`request`). A manifest in memory is answered from the parsed headers (`http::hits`). For all other requests the
-//! handlers are the same. The first request of any other kind is left unread, and hyper serves the connection from there to
-//! its end, so neither depends on the other.
+//! hyper sends a body from memory, so a file would be copied there on its way from the page cache to the socket. Here
+//! it is not (`files`, by sendfile), except with TLS. Request headers cost one pass of httparse, the parser that
+//! hyper uses as well (`request`). A manifest in memory is answered from the parsed headers (`http::hits`). For all
+//! other requests the handlers are the same. The first request of any other kind is left unread, and hyper serves the
+//! connection from there to its end, so neither depends on the other.
 
 mod deadline;
 mod files;
@@ -41,8 +41,8 @@ enum AtOnce<'s> {
     GaveWay,
 }
 
-/// Serves a connection as long as its requests are of this kind. Returns the stream, and what was read of it, if another
-/// request follows; `None` if the connection has ended.
+/// Serves a connection as long as its requests are of this kind. Returns the stream, and what was read of it, if
+/// another request follows; `None` if the connection has ended.
 pub(super) async fn serve<S: Transport>(
     stream: S,
     peer: &Peer,

@@ -36,8 +36,8 @@ pub(super) enum Taken<T> {
 }
 
 impl PlainRequest {
-    /// Takes the next request out of what was read; `None` if it is incomplete. A request of another kind stays as it was
-    /// read. `at_once` may answer the request before it is assembled, which is a large part of the cost of a hit.
+    /// Takes the next request out of what was read; `None` if it is incomplete. A request of another kind stays as it
+    /// was read. `at_once` may answer the request before it is assembled, which is a large part of the cost of a hit.
     pub(super) fn take<T>(
         read: &mut BytesMut,
         at_once: impl FnOnce(&ReceivedRequest<'_>) -> Option<T>,

@@ -20,8 +20,8 @@ use super::socket::{Socket, Transport};
 
 /// A range up to this length is read and written together with the headers. That never blocks on the disk.
 const MAX_COPIED_BYTES: u64 = 32 << 10;
-/// The headers of a range up to this length are written before it. A packet takes 64 KiB, and together they would need one
-/// more.
+/// The headers of a range up to this length are written before it. A packet takes 64 KiB, and together they would
+/// need one more.
 const MAX_HEADERS_FIRST_BYTES: u64 = 128 << 10;
 const LINE_END: &[u8] = b"\r\n";
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";

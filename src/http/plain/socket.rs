@@ -25,8 +25,8 @@ const MAX_LINGER_BYTES: usize = 256 << 10;
 
 /// A connection to a client, with or without encryption.
 pub(in crate::http) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {
-    /// Whether the bytes are sent as they are. Otherwise sendfile cannot be used, and the stream itself keeps the deadline of
-    /// writes.
+    /// Whether the bytes are sent as they are. Otherwise sendfile cannot be used, and the stream itself keeps the
+    /// deadline of writes.
     const IS_PLAIN: bool;
 
     /// The socket below.
@@ -165,8 +165,8 @@ impl<S: Transport> Socket<S> {
         if S::IS_PLAIN { Ok(()) } else { self.stream.flush().await }
     }
 
-    /// Calls `write` whenever the socket may accept bytes, until it does not return `WouldBlock`. The second argument says
-    /// whether the call had to wait.
+    /// Calls `write` whenever the socket may accept bytes, until it does not return `WouldBlock`. The second argument
+    /// says whether the call had to wait.
     ///
     /// # Errors
     /// Those of `write`; `TimedOut` if the client accepts nothing for the progress timeout.
@@ -191,8 +191,8 @@ impl<S: Transport> Socket<S> {
         }
     }
 
-    /// Ends the connection and waits briefly for the client's end. If bytes of the client were left unread, the kernel would
-    /// reset the connection, and the client could lose the end of the last response.
+    /// Ends the connection and waits briefly for the client's end. If bytes of the client were left unread, the
+    /// kernel would reset the connection, and the client could lose the end of the last response.
     pub(super) async fn end(&mut self) {
         let ended = async {
             let _ = self.stream.shutdown().await;

@@ -9,8 +9,8 @@
 //! PastStore      -> exit
 //! ```
 //!
-//! pingora's cache lock has the same outcomes for a waiting reader under the names `Done`, `TransientError`, `Dangling`,
-//! `GiveUp` and `WaitTimeout`. Here a reader need not wait for the writer to finish: it follows.
+//! pingora's cache lock has the same outcomes for a waiting reader under the names `Done`, `TransientError`,
+//! `Dangling`, `GiveUp` and `WaitTimeout`. Here a reader need not wait for the writer to finish: it follows.
 
 use std::sync::Arc;
 

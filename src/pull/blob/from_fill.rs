@@ -1,5 +1,5 @@
-//! Builds the response to a request that joined a fill. It follows the fill, which starts a transfer for a range far ahead of
-//! what it receives. A fill that cannot do that leaves such a range to a bypass.
+//! Builds the response to a request that joined a fill. It follows the fill, which starts a transfer for a range far
+//! ahead of what it receives. A fill that cannot do that leaves such a range to a bypass.
 
 use std::sync::Arc;
 
@@ -7,15 +7,13 @@ use tokio::time::timeout_at;
 
 use super::super::content::{Content, ContentBody, ContentStream};
 use super::super::error::{ContentError, PullError};
-use super::super::fill::{Following, Readiness, Start};
+use super::super::fill::{Following, MAX_WAIT_DISTANCE_BYTES, Readiness, Start};
 use super::request::ColdRequest;
 use crate::oci::{ByteRange, Selected};
 use crate::telemetry::CacheResult;
 
-/// A range at most this far from the mark waits for the first bytes of the blob, as all other requests do.
-const MAX_WAIT_DISTANCE_BYTES: u64 = 8 << 20;
-/// A range far ahead that is at most this long may reach into the held-back tail before it is verified. It is the footer that
-/// lazy pullers read first; they verify what they read.
+/// A range far ahead that is at most this long may reach into the held-back tail before it is verified. It is the
+/// footer that lazy pullers read first; they verify what they read.
 const MAX_UNVERIFIED_BYTES: u64 = 1 << 20;
 
 impl ColdRequest {
@@ -84,12 +82,12 @@ impl ColdRequest {
         }
     }
 
-    /// Returns a response that does not follow the fill: a range far ahead that the fill starts no transfer for, or several
-    /// parts that are all readable.
+    /// Returns a response that does not follow the fill: a range far ahead that the fill starts no transfer for, or
+    /// several parts that are all readable.
     async fn answer_at_once(&self, start: &Start, selected: &Selected, result: CacheResult) -> Option<Content> {
         let total = start.total()?;
         match selected {
-            Selected::Part(part) if is_far(start, part.start) && start.is_single() && self.source.serves_ranges() => {
+            Selected::Part(part) if is_far(start, part.start) && start.is_gapless() && self.source.serves_ranges() => {
                 self.range_past_fill(*part, total).await
             }
             Selected::Parts(parts) => {
@@ -100,8 +98,8 @@ impl ColdRequest {
         }
     }
 
-    /// Fetches the range with a bypass. `None`: no slot is free, or the source sent a different range. The request then follows
-    /// the fill.
+    /// Fetches the range with a bypass. `None`: no slot is free, or the source sent a different range. The request
+    /// then follows the fill.
     async fn range_past_fill(&self, part: ByteRange, total: u64) -> Option<Content> {
         let slot = self.engine.bypasses.free_slot(self.repo(), part.len())?;
         self.range_past_store(part, total, slot).await.ok()

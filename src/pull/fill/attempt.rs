@@ -46,8 +46,8 @@ impl<'a> Attempt<'a> {
         Self { job: self.job, generation: self.generation + 1, skip_urls, next_url: AtomicUsize::new(0) }
     }
 
-    /// Whether another attempt may begin: only if the fill has followers. Followers that have sent bytes end with an error. The
-    /// others follow the next attempt.
+    /// Whether another attempt may begin: only if the fill has followers. Followers that have sent bytes end with an
+    /// error. The others follow the next attempt.
     pub(super) fn may_be_repeated(&self) -> bool {
         self.generation < MAX_REPEATS && self.job.fill.follower_count() > 0
     }
@@ -70,8 +70,10 @@ impl<'a> Attempt<'a> {
         let spool = context.store.begin(digest.algorithm(), total).await?;
         let (segments, segment) = Segments::begin(total, first_end);
         // After wrong bytes nothing is mixed: one connection, one URL.
-        if is_doubtful || generation > 0 || !source.serves_ranges() || !spool.may_have_gaps() {
+        if is_doubtful || generation > 0 || !source.serves_ranges() {
             segments.set_single();
+        } else if !spool.may_have_gaps() {
+            segments.set_gapless();
         }
         if !is_doubtful {
             publisher.receiving(spool.range_to(0), segments.clone(), generation);
@@ -90,7 +92,11 @@ impl<'a> Attempt<'a> {
             skip_urls: self.skip_urls,
             fruitless: AtomicU32::new(0),
         };
-        let inflow = Inflow::new(paced(transfer.bytes, job), 0, first_end.is_none());
+        let bytes = paced(transfer.bytes, job);
+        let inflow = match first_end {
+            Some(end) => Inflow::part(bytes, ByteRange { start: 0, end }),
+            None => Inflow::complete(bytes, total),
+        };
         transfers.run(segment, inflow).await?;
         let length = segments.prefix();
         if total.is_some_and(|total| total != length) || spool.digest().await? != *digest {
@@ -100,8 +106,9 @@ impl<'a> Attempt<'a> {
         Ok(Verified { spool, length, generation })
     }
 
-    /// Sends the first request: for the first piece if other transfers are expected beside it, otherwise for the complete blob.
-    /// A transfer of the complete blob that is cut, because others took over the rest, wastes what was on its way.
+    /// Sends the first request: for the first piece if other transfers are expected beside it, otherwise for the
+    /// complete blob. If the complete blob were requested then, that transfer would be cut later, and its bytes in
+    /// flight would be wasted.
     async fn open(&self) -> Result<Transfer, PullError> {
         let Job { context, fill, source, .. } = self.job;
         let complete = FetchRequest { skip_urls: self.skip_urls, ..FetchRequest::complete(&fill.digest) };
@@ -137,8 +144,8 @@ impl<'a> Attempt<'a> {
         (in_pieces && may_ask).then_some((ByteRange { start: 0, end: PIECE_BYTES }, total))
     }
 
-    /// Whether the headers contradict the known length or digest of the blob. The digest decides, not a header. But no byte is
-    /// sent to a client before verification.
+    /// Whether the headers contradict the known length or digest of the blob. The digest decides, not a header. But
+    /// no byte is sent to a client before verification.
     fn is_doubtful(&self, transfer: &Transfer, total: Option<u64>) -> bool {
         let fill = &self.job.fill;
         let other_length = fill.size.zip(total).is_some_and(|(known, total)| known != total);

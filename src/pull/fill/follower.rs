@@ -18,8 +18,8 @@ use crate::oci::ByteRange;
 use crate::store::FileRange;
 use crate::telemetry::CacheResult;
 
-/// The state of a fill when a response begins. It is read once: a later state may have another generation with another length
-/// than the one sent to the client.
+/// The state of a fill when a response begins. It is read once: a later state may have another generation with
+/// another length than the one sent to the client.
 #[derive(Clone, Debug)]
 pub(in crate::pull) struct Start {
     generation: u32,
@@ -59,7 +59,7 @@ pub(in crate::pull) enum Readiness {
 /// The next step of a follower, by the fill's progress.
 enum Step {
     Read(FileRange),
-    /// Waits for a new state of the fill, or for one of the others.
+    /// Waits until the state of the fill, the position or the list of segments changes.
     Wait(Option<watch::Receiver<u64>>, Option<watch::Receiver<()>>),
     End,
 }
@@ -80,13 +80,13 @@ impl Start {
         self.extent.as_ref().map_or(position, |extent| extent.distance_to(position))
     }
 
-    /// Whether a range far ahead waits for the transfers before it, because the fill starts none for it.
-    pub(in crate::pull) fn is_single(&self) -> bool {
-        self.extent.as_ref().and_then(Extent::segments).is_some_and(|segments| segments.is_single())
+    /// Whether the fill starts no transfer for a range far ahead, because its file cannot have gaps.
+    pub(in crate::pull) fn is_gapless(&self) -> bool {
+        self.extent.as_ref().and_then(Extent::segments).is_some_and(|segments| segments.is_gapless())
     }
 
-    /// Returns the cache result of a request that joined the fill as `result`. The request that caused a fetch is a miss, even
-    /// if the fetch has ended.
+    /// Returns the cache result of a request that joined the fill as `result`. The request that caused a fetch is a
+    /// miss, even if the fetch has ended.
     pub(in crate::pull) fn result(&self, result: CacheResult) -> CacheResult {
         let extent = self.extent.as_ref();
         match result {
@@ -106,8 +106,8 @@ impl From<&Extent> for Start {
 // === impl Following ===
 
 impl Following {
-    /// Waits until a response can begin. At the deadline a response begins without bytes if the fill has a slot, and the blob's
-    /// length is known and more than 64 KiB. `answer_within` is for the error.
+    /// Waits until a response can begin. At the deadline a response begins without bytes if the fill has a slot, and
+    /// the blob's length is known and more than 64 KiB. `answer_within` is for the error.
     ///
     /// # Errors
     /// Those of the fill; at the deadline `Busy` or `TooLate`.
@@ -130,8 +130,8 @@ impl Following {
             Progress::Readable(extent) if !extent.is_complete() => (extent.total(), extent.generation()),
             // Without a slot, nothing says that the bytes come at all.
             Progress::Queued => (None, 0),
-            // The length is from a manifest, so the blob should exist. Send the headers now: clients wait longer for bytes than
-            // for headers.
+            // The length is from a manifest, so the blob should exist. Send the headers now: clients wait longer for
+            // bytes than for headers.
             _ if fill.had_to_wait.load(Ordering::Acquire) => (fill.size, 0),
             _ => (None, 0),
         };
@@ -177,7 +177,7 @@ impl Following {
     }
 }
 
-/// Waits for a new state of the fill, or for one of the others.
+/// Waits until the state of the fill, the position or the list of segments changes.
 async fn wait(
     progress: &mut watch::Receiver<Progress>,
     position: Option<watch::Receiver<u64>>,
@@ -209,8 +209,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Reads the held-back tail before it is verified. Only for a range that is a small part of the blob: its client verifies the
-    /// result, and a complete blob is never sent unverified.
+    /// Reads the held-back tail before it is verified. Only for a range that is a small part of the blob: its client
+    /// verifies the result, and a complete blob is never sent unverified.
     #[must_use]
     pub(in crate::pull) fn before_verification(self) -> Self {
         Self { before_verification: true, ..self }
@@ -223,8 +223,8 @@ impl Follower {
     /// Waits for the next bytes and returns them; `None` at the end.
     ///
     /// # Errors
-    /// `Transfer` if the fill fails, `LocalRead` if the spool file cannot be read, `Restarted` if bytes that were returned turned
-    /// out to be wrong.
+    /// `Transfer` if the fill fails, `LocalRead` if the spool file cannot be read, `Restarted` if bytes that were
+    /// returned turned out to be wrong.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ContentError> {
         if let Some(first) = self.read_ahead.take() {
             return Ok(Some(first));
@@ -236,8 +236,9 @@ impl Follower {
         Ok(Some(bytes))
     }
 
-    /// Waits for the next bytes and returns them as a range of the fill's file; `None` at the end. The range has at least one
-    /// byte, and at most `max` bytes, which must not be 0. They count as returned, even if the caller does not read them.
+    /// Waits for the next bytes and returns them as a range of the fill's file; `None` at the end. The range has at
+    /// least one byte, and at most `max` bytes, which must not be 0. They count as returned, even if the caller does
+    /// not read them.
     ///
     /// # Errors
     /// As [`Follower::next`]. Whether the file can be read is found out by reading the range.
@@ -312,11 +313,12 @@ impl Follower {
             }
             Reach::Receiving(position) => Ok(Step::Wait(Some(position), Some(changes))),
             Reach::Later => Ok(Step::Wait(None, Some(changes))),
-            Reach::Far => {
+            Reach::Far(position) => {
                 if let Some(end) = self.end {
                     segments.want(ByteRange { start: self.next, end });
                 }
-                Ok(Step::Wait(None, Some(changes)))
+                // If no transfer can start, those that run will reach the position.
+                Ok(Step::Wait(Some(position.unwrap_or(mark)), Some(changes)))
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The bytes of one transfer on their way into a segment. A transfer may go on after the end of its segment: another segment was
-//! begun there. The bytes after the end are kept for the next segment.
+//! The bytes of one transfer on their way into a segment. A transfer may go on after the end of its segment: another
+//! segment was begun there. The bytes after the end are kept for the next segment.
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt, stream};
@@ -8,6 +8,7 @@ use super::super::error::PullError;
 use super::super::source::ByteStream;
 use super::job::Job;
 use super::segments::Segment;
+use crate::oci::ByteRange;
 
 pub(super) struct Inflow {
     bytes: ByteStream,
@@ -15,20 +16,28 @@ pub(super) struct Inflow {
     leftover: Bytes,
     /// The position in the blob of the next byte.
     position: u64,
-    /// Whether the transfer sends the blob to its end. Otherwise it may send less than was requested (RFC 9110, 15.3.7).
+    /// The position after the last byte that the transfer sends, if that is known.
+    end: Option<u64>,
+    /// Whether the transfer sends the blob to its end. Otherwise it may send less than was requested (RFC 9110,
+    /// 15.3.7).
     is_complete: bool,
     has_ended: bool,
 }
 
 impl Inflow {
-    /// The bytes of a transfer that begins at `position`. `is_complete`: it sends all of the blob from there on.
-    pub(super) fn new(bytes: ByteStream, position: u64, is_complete: bool) -> Self {
-        Self { bytes, leftover: Bytes::new(), position, is_complete, has_ended: false }
+    /// The bytes of a transfer of the complete blob, whose length is `total` if it is known.
+    pub(super) fn complete(bytes: ByteStream, total: Option<u64>) -> Self {
+        Self { bytes, leftover: Bytes::new(), position: 0, end: total, is_complete: true, has_ended: false }
+    }
+
+    /// The bytes of a transfer of a part of the blob.
+    pub(super) fn part(bytes: ByteStream, ByteRange { start, end }: ByteRange) -> Self {
+        Self { position: start, is_complete: false, ..Self::complete(bytes, Some(end)) }
     }
 
     /// Nothing more: all bytes of the segment have arrived.
     pub(super) fn ended(position: u64) -> Self {
-        Self { has_ended: true, ..Self::new(stream::empty().boxed(), position, true) }
+        Self { position, has_ended: true, ..Self::complete(stream::empty().boxed(), None) }
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -37,7 +46,8 @@ impl Inflow {
 
     /// Whether the transfer can go on with a segment that starts at `position`.
     pub(super) fn continues_at(&self, position: u64, is_single: bool) -> bool {
-        !self.has_ended && (self.position == position || (is_single && self.is_complete && self.position < position))
+        let goes_on = !self.has_ended && self.end.is_none_or(|end| position < end);
+        goes_on && (self.position == position || (is_single && self.is_complete && self.position < position))
     }
 
     /// The bytes of `segment`.

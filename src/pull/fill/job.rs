@@ -39,8 +39,8 @@ pub(in crate::pull) struct Fill {
     /// The fill had to wait for a slot.
     pub(super) had_to_wait: AtomicBool,
     pub(super) abandon: CancellationToken,
-    /// The fill's own span, because a fill outlives the request that started it. The spans of followers link to it. The fill's
-    /// task takes it when it ends, so that the span does not last as long as the slowest follower.
+    /// The fill's own span, because a fill outlives the request that started it. The spans of followers link to it.
+    /// The fill's task takes it when it ends, so that the span does not last as long as the slowest follower.
     pub(super) span: Mutex<Option<Span>>,
 }
 
@@ -53,7 +53,8 @@ impl Fill {
         self.followers.load(Ordering::Acquire)
     }
 
-    /// Whether the fill runs without followers. A fill that has received all bytes is no orphan: it only has to be committed.
+    /// Whether the fill runs without followers. A fill that has received all bytes is no orphan: it only has to be
+    /// committed.
     pub(super) fn is_orphan(&self) -> bool {
         let fetches = match &*self.progress.borrow() {
             Progress::Requesting => true,
@@ -92,8 +93,8 @@ impl Job {
         PullError::WrongContent { upstream: self.source.name().clone(), digest: self.fill.digest.clone() }
     }
 
-    /// Remembers that the source sent the complete blob instead of a range, unless its entity tags show that the blob has
-    /// changed since the first transfer.
+    /// Remembers that the source sent the complete blob instead of a range, unless its entity tags show that the blob
+    /// has changed since the first transfer.
     pub(super) fn note_ignored_range(&self, first_etag: Option<&String>, etag: Option<&String>) {
         if first_etag.is_none() || first_etag == etag {
             self.source.note_ignored_range();

@@ -4,8 +4,8 @@
 //! - `run`: the task of one fill. It takes a slot, makes attempts, commits the blob, and publishes the outcome.
 //! - `attempt`: one spool file, its hash, and its verification.
 //! - `segments`: which bytes of the file were received, are being received, or are wanted. `window`: how far ahead.
-//! - `transfer`: the transfers that receive the segments. `inflow`: the bytes of one of them, at least at `min_rate` (`pace`).
-//!   `resume`: requests a segment, and its rest after an interruption.
+//! - `transfer`: the transfers that receive the segments. `inflow`: the bytes of one of them, at least at `min_rate`
+//!   (`pace`). `resume`: requests a segment, and its rest after an interruption.
 //! - `progress`: the state of the fill, as it publishes it. `follower`: a request that reads the file.
 
 mod attempt;
@@ -35,6 +35,7 @@ use run::Run;
 pub use follower::Follower;
 pub(super) use follower::{Readiness, Start};
 pub(super) use registry::{Following, Requester};
+pub(super) use segments::MAX_WAIT_DISTANCE_BYTES;
 pub(super) use window::window;
 
 /// All fills of the engine.

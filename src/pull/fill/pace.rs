@@ -1,7 +1,7 @@
 //! Interrupts a transfer of a fill that is slower than `min_rate`.
 //!
-//! Only the time spent waiting for the source is measured, because a slow local disk is not the source's fault. A check at
-//! each chunk is enough: if no chunk arrives, `idle_timeout` ends the transfer.
+//! Only the time spent waiting for the source is measured, because a slow local disk is not the source's fault. A
+//! check at each chunk is enough: if no chunk arrives, `idle_timeout` ends the transfer.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -46,8 +46,8 @@ impl Pace {
         Self { min_rate, waited: Duration::ZERO, bytes: 0, before: received }
     }
 
-    /// Records a chunk of `bytes` that took `waited` to arrive. Returns whether the rate is high enough: that of this transfer, or
-    /// that of all transfers of the fill.
+    /// Records a chunk of `bytes` that took `waited` to arrive. Returns whether the rate is high enough: that of this
+    /// transfer, or that of all transfers of the fill.
     fn is_kept(&mut self, waited: Duration, bytes: u64, received: u64) -> bool {
         self.waited += waited;
         self.bytes += bytes;

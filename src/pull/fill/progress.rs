@@ -1,7 +1,7 @@
 //! The progress that a fill publishes: its state, and which bytes of its spool file may be read.
 //!
-//! The state changes a few times for each attempt. The bytes that arrive in between move the mark, which followers watch in
-//! [`Segments`]. All of it belongs to one attempt (its generation).
+//! The state changes a few times for each attempt. The bytes that arrive in between move the mark, which followers
+//! watch in [`Segments`]. All of it belongs to one attempt (its generation).
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(super) enum Progress {
     Failed(PullError),
 }
 
-/// The readable part of one attempt's file.
+/// What may be read of one attempt's file.
 #[derive(Clone, Debug)]
 pub(in crate::pull) struct Extent {
     /// The complete file once it is verified. Before that, only for reading what `segments` allows.
@@ -118,7 +118,7 @@ impl Extent {
         self.file.with_range(range)
     }
 
-    /// Returns the readable part of the file.
+    /// Returns the file as a range. During a fill it is empty: use `with_range`.
     pub(in crate::pull) fn file(&self) -> &FileRange {
         &self.file
     }
@@ -129,8 +129,8 @@ impl Publisher {
         self.0.send_replace(Progress::Queued);
     }
 
-    /// Publishes that no bytes can be read. Called also between two attempts, so that new requests wait for the next attempt and
-    /// get no bytes that are known to be wrong.
+    /// Publishes that no bytes can be read. Called also between two attempts, so that new requests wait for the next
+    /// attempt and get no bytes that are known to be wrong.
     pub(super) fn requesting(&self) {
         self.0.send_replace(Progress::Requesting);
     }

@@ -102,8 +102,8 @@ impl Registry {
         Entered::Led { following, entry: Entry { registry: self.clone(), fill }, publisher }
     }
 
-    /// Called when the last follower of a fill has left. Cancels a queued fill. A running fill continues as long as no other
-    /// fill waits for its slot. If there are too many orphans, cancels the one with the fewest bytes.
+    /// Called when the last follower of a fill has left. Cancels a queued fill. A running fill continues as long as
+    /// no other fill waits for its slot. If there are too many orphans, cancels the one with the fewest bytes.
     fn orphaned(&self, fill: &Fill) {
         if fill.is_queued() && fill.follower_count() == 0 {
             return fill.abandon.cancel();

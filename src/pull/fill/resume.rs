@@ -1,7 +1,7 @@
 //! Requests a segment, and the rest of it after an interruption. Clients notice only a pause.
 //!
-//! Requests the rest as a closed range, with the entity tag of the first transfer as `If-Range`. If the source sends the
-//! complete blob instead, compares its beginning with the bytes in the spool.
+//! Requests the rest as a closed range, with the entity tag of the first transfer as `If-Range`. If the source sends
+//! the complete blob instead, compares its beginning with the bytes in the spool.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,8 +42,9 @@ impl Resumption<'_> {
         }
     }
 
-    /// Requests the rest, with growing pauses, until the source sends it or there are too many failures. `cause` is the error
-    /// that interrupted the transfer, and `fruitless` the number of consecutive interruptions without progress.
+    /// Requests the rest, with growing pauses, until the source sends it or there are too many failures. `cause` is
+    /// the error that interrupted the transfer, and `fruitless` the number of consecutive interruptions without
+    /// progress.
     pub(super) async fn run(&self, mut cause: PullError, fruitless: u32) -> Result<Inflow, PullError> {
         let Job { context, fill, source, .. } = self.job;
         if self.segment.is_complete() {
@@ -98,7 +99,8 @@ impl Resumption<'_> {
         }
     }
 
-    /// Accepts a part that begins at the segment's position, or the complete blob if it begins with the bytes in the spool.
+    /// Accepts a part that begins at the segment's position, or the complete blob if it begins with the bytes in the
+    /// spool.
     async fn accept(&self, transfer: Transfer) -> Result<Inflow, PullError> {
         let (position, total) = (self.segment.position(), self.segments.total());
         let bytes = paced(transfer.bytes, self.job);
@@ -110,7 +112,7 @@ impl Resumption<'_> {
                 if !fits {
                     return Err(self.job.changed());
                 }
-                Ok(Inflow::new(bytes, position, false))
+                Ok(Inflow::part(bytes, range))
             }
             Sent::Complete { length } => {
                 if length.zip(total).is_some_and(|(length, total)| length != total) {
@@ -121,7 +123,7 @@ impl Resumption<'_> {
                     self.segments.set_single();
                     self.job.note_ignored_range(self.strong_etag, transfer.strong_etag.as_ref());
                 }
-                self.skip_known(Inflow::new(bytes, 0, true)).await
+                self.skip_known(Inflow::complete(bytes, total)).await
             }
         }
     }

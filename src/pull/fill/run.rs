@@ -19,7 +19,7 @@ use crate::oci::Reference;
 use crate::telemetry::InFlight;
 
 /// Maximum wait for a slot. After it the fill fails, because the running fills must be stuck.
-pub(super) const MAX_SLOT_WAIT: Duration = Duration::from_secs(30 * 60);
+const MAX_SLOT_WAIT: Duration = Duration::from_secs(30 * 60);
 
 pub(super) struct Run {
     job: Job,

@@ -1,10 +1,12 @@
 //! The segments of one attempt: which bytes of the blob were received, which are being received, and which are wanted.
 //!
-//! A segment is a range of the blob that one transfer receives in order. Segments do not overlap, so every byte is requested
-//! once. Most attempts have one segment, the complete blob. A request for a range far ahead starts another one there, which
-//! ends the segment before it at that position. The bytes that belong to no segment are *gaps*; the fill closes them in order.
+//! A segment is a range of the blob that one transfer receives in order. Segments do not overlap, so every byte is
+//! received once, except those in flight when a transfer is cut. Most attempts have one segment, the complete blob. A
+//! request for a range far ahead starts another one there, which ends the segment before it at that position. The
+//! bytes that belong to no segment are *gaps*; the fill closes them in order.
 //!
-//! This is bookkeeping without I/O. Followers learn of changes by watching the *mark*, one segment, or the list of segments.
+//! This is bookkeeping without I/O. Followers learn of changes by watching the *mark*, one segment, or the list of
+//! segments.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -17,11 +19,13 @@ use crate::oci::ByteRange;
 
 /// Length of a segment that is not the rest of the blob: what one request asks for.
 pub(super) const PIECE_BYTES: u64 = 8 << 20;
-/// Shortest segment that a range starts, so that many small ranges do not cost a request each, and then another one for each
-/// gap between them.
+/// Shortest segment that a range starts, so that many small ranges do not cost a request each, and then another one
+/// for each gap between them.
 const MIN_WANTED_BYTES: u64 = 1 << 20;
+/// Ranges that wait for a transfer. Followers of further ones wait for the segments before them, and try again.
+const MAX_WANTED_RANGES: usize = 256;
 /// A range waits for a transfer that is at most this many bytes before it. Beyond it, a segment starts.
-const MAX_WAIT_DISTANCE_BYTES: u64 = 8 << 20;
+pub(in crate::pull) const MAX_WAIT_DISTANCE_BYTES: u64 = 8 << 20;
 
 #[derive(Debug)]
 pub(in crate::pull) struct Segments {
@@ -42,8 +46,12 @@ struct State {
     segments: BTreeMap<u64, Record>,
     /// Ranges that followers wait for and that no segment covers soon.
     wanted: VecDeque<ByteRange>,
+    /// The first bytes of the wanted ranges for which a transfer was started or waits for its slot.
+    served: Vec<u64>,
     /// One transfer at a time fetches the blob.
     is_single: bool,
+    /// That is so because the file cannot have gaps, and for no reason of the source.
+    is_gapless: bool,
     /// The gaps are closed piece by piece, because other segments run or may start.
     in_pieces: bool,
 }
@@ -76,16 +84,22 @@ pub(super) enum Reach {
     Receiving(watch::Receiver<u64>),
     /// The segment that will reach it has not begun, or the bytes must be verified first.
     Later,
-    /// No segment will reach it soon.
-    Far,
+    /// No segment will reach it soon. The segment before it, if it is running, may reach it later.
+    Far(Option<watch::Receiver<u64>>),
 }
 
 impl Segments {
     /// Begins with a segment from the first byte of the blob to `first_end`; `None`: to the end of the blob.
     pub(super) fn begin(total: Option<u64>, first_end: Option<u64>) -> (Arc<Self>, Segment) {
         let is_piece = first_end.is_some_and(|end| Some(end) != total);
-        let mut state =
-            State { segments: BTreeMap::new(), wanted: VecDeque::new(), is_single: total.is_none(), in_pieces: false };
+        let mut state = State {
+            segments: BTreeMap::new(),
+            wanted: VecDeque::new(),
+            served: Vec::new(),
+            is_single: total.is_none(),
+            is_gapless: false,
+            in_pieces: false,
+        };
         state.add(0, if is_piece { first_end } else { total });
         let segments = Arc::new(Self {
             total,
@@ -120,7 +134,7 @@ impl Segments {
         self.state.lock().prefix()
     }
 
-    /// Whether no transfers run beside the first one.
+    /// Whether no further transfer may start beside the first one.
     pub(super) fn is_single(&self) -> bool {
         self.state.lock().is_single
     }
@@ -134,13 +148,24 @@ impl Segments {
         self.changes.send_replace(());
     }
 
-    /// The gaps are closed piece by piece from now on. A running segment ends after its next piece, so that other transfers can
-    /// receive what follows.
+    /// As [`Segments::set_single`], because no byte can be written beyond missing ones.
+    pub(super) fn set_gapless(&self) {
+        self.state.lock().is_gapless = true;
+        self.set_single();
+    }
+
+    /// Whether the file cannot have gaps. The source may still send a range to another place.
+    pub(super) fn is_gapless(&self) -> bool {
+        self.state.lock().is_gapless
+    }
+
+    /// The gaps are closed piece by piece from now on. A running segment ends after its next piece, so that other
+    /// transfers can receive what follows.
     pub(super) fn divide(&self) {
         let mut state = self.state.lock();
         state.in_pieces = true;
         if let Some(last) = state.segments.values_mut().next_back().filter(|last| last.is_running) {
-            last.end = last.end.map(|end| end.min(last.claimed.max(last.received) + PIECE_BYTES).max(last.claimed));
+            last.end = last.end.map(|end| end.min(last.claimed + PIECE_BYTES));
         }
         drop(state);
         self.changes.send_replace(());
@@ -148,32 +173,20 @@ impl Segments {
 
     /// How the bytes at `position` are reached. `before_verification`: also those of the held-back tail may be read.
     pub(super) fn reach(&self, position: u64, before_verification: bool) -> Reach {
-        let state = self.state.lock();
-        let Some((_, before)) = state.segments.range(..=position).next_back() else { return Reach::Later };
-        let readable = if before_verification {
-            before.received
-        } else {
-            before.received.min(readable_before_verification(self.total.unwrap_or(before.received), self.total))
-        };
-        if position < readable {
-            return Reach::Readable(readable);
-        }
-        let is_covered = before.end.is_none_or(|end| position < end);
-        let is_near = position.saturating_sub(before.received) <= MAX_WAIT_DISTANCE_BYTES;
-        match (is_covered, before.is_running) {
-            // They were received, so they are in the tail.
-            (true, _) if position < before.received => Reach::Later,
-            (true, true) if is_near => Reach::Receiving(before.progress.subscribe()),
-            (false, true) if is_near => Reach::Later,
-            (false, false) if position.saturating_sub(state.prefix()) <= MAX_WAIT_DISTANCE_BYTES => Reach::Later,
-            _ => Reach::Far,
-        }
+        self.state.lock().reach(self.total, position, before_verification)
+    }
+
+    /// Whether a segment is to begin at `position`.
+    pub(super) fn is_wanted(&self, position: u64) -> bool {
+        self.state.lock().is_wanted(self.total, position)
     }
 
     /// Records that a follower waits for `range`, which is far. Without effect if no segment can start.
     pub(super) fn want(&self, range: ByteRange) {
         let mut state = self.state.lock();
-        if !state.is_single && state.wanted.iter().all(|wanted| wanted.start != range.start) {
+        let is_known =
+            state.wanted.iter().any(|wanted| wanted.start == range.start) || state.served.contains(&range.start);
+        if !state.is_single && !is_known && state.wanted.len() < MAX_WANTED_RANGES {
             state.wanted.push_back(range);
             self.wanted.notify_one();
         }
@@ -184,19 +197,25 @@ impl Segments {
         self.wanted.notified().await;
     }
 
-    /// Takes the first wanted range.
+    /// Takes the first wanted range. Until [`Segments::served`] it is not wanted again.
     pub(super) fn next_wanted(&self) -> Option<ByteRange> {
-        self.state.lock().wanted.pop_front()
+        let mut state = self.state.lock();
+        let range = state.wanted.pop_front()?;
+        state.served.push(range.start);
+        Some(range)
     }
 
-    /// Begins a segment at the start of a wanted range. `None` if its first byte was received or will be soon. A segment that was
-    /// to receive the byte much later ends before it.
+    /// The transfer for a wanted range has ended, or none was started.
+    pub(super) fn served(&self, range: ByteRange) {
+        self.state.lock().served.retain(|start| *start != range.start);
+        self.changes.send_replace(());
+    }
+
+    /// Begins a segment at the start of a wanted range. `None` if its first byte was received or will be soon. A
+    /// segment that was to receive the byte much later ends before it.
     pub(super) fn begin_wanted(self: &Arc<Self>, range: ByteRange) -> Option<Segment> {
-        if !matches!(self.reach(range.start, true), Reach::Far) {
-            return None;
-        }
         let mut state = self.state.lock();
-        let total = self.total.filter(|total| range.start < *total && !state.is_single)?;
+        let total = self.total.filter(|total| range.start < *total && state.is_wanted(self.total, range.start))?;
         let next = state.segments.range(range.start..).next().map_or(total, |(start, _)| *start);
         if let Some((_, before)) = state.segments.range_mut(..=range.start).next_back()
             && before.end.is_none_or(|end| range.start < end)
@@ -244,6 +263,32 @@ impl State {
     fn add(&mut self, start: u64, end: Option<u64>) {
         let progress = watch::Sender::new(start);
         self.segments.insert(start, Record { received: start, claimed: start, end, is_running: true, progress });
+    }
+
+    fn reach(&self, total: Option<u64>, position: u64, before_verification: bool) -> Reach {
+        let Some((_, before)) = self.segments.range(..=position).next_back() else { return Reach::Later };
+        let readable = if before_verification {
+            before.received
+        } else {
+            before.received.min(readable_before_verification(total.unwrap_or(before.received), total))
+        };
+        if position < readable {
+            return Reach::Readable(readable);
+        }
+        let is_covered = before.end.is_none_or(|end| position < end);
+        let is_near = position.saturating_sub(before.received) <= MAX_WAIT_DISTANCE_BYTES;
+        match (is_covered, before.is_running) {
+            // They were received, so they are in the tail.
+            (true, _) if position < before.received => Reach::Later,
+            (true, true) if is_near => Reach::Receiving(before.progress.subscribe()),
+            (false, true) if is_near => Reach::Later,
+            (false, false) if position.saturating_sub(self.prefix()) <= MAX_WAIT_DISTANCE_BYTES => Reach::Later,
+            (_, is_running) => Reach::Far(is_running.then(|| before.progress.subscribe())),
+        }
+    }
+
+    fn is_wanted(&self, total: Option<u64>, position: u64) -> bool {
+        !self.is_single && matches!(self.reach(total, position, true), Reach::Far(_))
     }
 
     fn prefix(&self) -> u64 {
@@ -308,8 +353,8 @@ impl Segment {
         self.with(|record| record.received).unwrap_or(self.start)
     }
 
-    /// The position after the last byte; `None` if the blob's length is not known. It may be moved forward to the position of
-    /// another segment.
+    /// The position after the last byte; `None` if the blob's length is not known. It becomes smaller if another
+    /// segment begins before it.
     pub(super) fn end(&self) -> Option<u64> {
         self.with(|record| record.end)?
     }
@@ -357,8 +402,8 @@ impl Segment {
         self.end() == Some(self.position())
     }
 
-    /// The range to request; `None` for a complete blob of which nothing was received, or whose length is not known, because
-    /// some registries refuse open ranges.
+    /// The range to request; `None` for a complete blob of which nothing was received, or whose length is not known,
+    /// because some registries refuse open ranges.
     pub(super) fn missing(&self) -> Option<ByteRange> {
         let (position, end) = (self.position(), self.end()?);
         let is_complete_blob = position == 0 && Some(end) == self.segments.total;
@@ -396,7 +441,7 @@ mod tests {
     }
 
     fn is_far(segments: &Segments, position: u64) -> bool {
-        matches!(segments.reach(position * MIB, false), Reach::Far)
+        matches!(segments.reach(position * MIB, false), Reach::Far(_))
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The transfers of one attempt. The first one, the *lead*, closes the gaps of the blob in order, and resumes after
-//! interruptions. Its failure is the failure of the attempt.
+//! interruptions. Only its failure, or an error of the disk, ends the attempt.
 //!
-//! Others receive pieces beside it: those that followers want, and those of further connections (`upstream.connections`). They
-//! need slots of their own. If one of them fails, the lead closes its gap. If the source refuses to serve ranges or several
-//! connections, the lead goes on alone.
+//! Others receive pieces beside it: those that followers want, and those of further connections
+//! (`upstream.connections`). They need slots of their own. If one of them fails, the lead closes its gap. If the
+//! source refuses to serve ranges or several connections, the lead goes on alone.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, future};
-use tokio::time::timeout;
 
 use super::super::error::PullError;
 use super::super::slots::Turn;
@@ -20,14 +19,13 @@ use super::inflow::Inflow;
 use super::job::Job;
 use super::pace::paced;
 use super::resume::Resumption;
-use super::run::MAX_SLOT_WAIT;
 use super::segments::{PIECE_BYTES, Segment, Segments};
 use crate::oci::ByteRange;
 use crate::store::{self, Spool};
 use crate::upstream::UpstreamError;
 
-/// Minimum number of bytes between two interruptions that counts as progress. Otherwise a source that sends one byte per
-/// transfer would be asked forever.
+/// Minimum number of bytes between two interruptions that counts as progress. Otherwise a source that sends one byte
+/// per transfer would be asked forever.
 const MIN_PROGRESS_BYTES: u64 = 4 << 10;
 /// Transfers for wanted ranges that run at the same time. Further ranges wait.
 const MAX_WANTED_TRANSFERS: usize = 8;
@@ -108,7 +106,8 @@ impl Transfers<'_> {
         resumption.begin().await
     }
 
-    /// Receives to the end of the segment. Resumes after interruptions as long as there is progress. Returns the transfer.
+    /// Receives to the end of the segment. Resumes after interruptions as long as there is progress. Returns the
+    /// transfer.
     async fn receive_all(&self, segment: &Segment, mut inflow: Inflow) -> Result<Inflow, PullError> {
         let (mut reached, mut fruitless) = (segment.start(), 0);
         loop {
@@ -168,14 +167,26 @@ impl Transfers<'_> {
     }
 
     async fn fetch_wanted(&self, range: ByteRange) -> Result<(), PullError> {
+        let fetched = self.fetch_if_wanted(range).await;
+        self.segments.served(range);
+        fetched
+    }
+
+    async fn fetch_if_wanted(&self, range: ByteRange) -> Result<(), PullError> {
+        if !self.segments.is_wanted(range.start) {
+            return Ok(());
+        }
         if !self.spool.allow_gaps().await {
-            self.segments.set_single();
+            self.segments.set_gapless();
             return Ok(());
         }
         let length = (range.end - range.start).min(PIECE_BYTES);
         let mut turn = self.request_slot(length);
-        if !turn.is_slot() && timeout(MAX_SLOT_WAIT, turn.wait()).await.is_err() {
-            return Ok(());
+        if !turn.is_slot() {
+            tokio::select! {
+                () = turn.wait() => {}
+                () = self.until_unwanted(range.start) => return Ok(()),
+            }
         }
         match self.segments.begin_wanted(range) {
             Some(segment) => self.fetch_piece(segment).await,
@@ -183,11 +194,22 @@ impl Transfers<'_> {
         }
     }
 
+    /// Waits until no segment is to begin at `position`, for instance because the lead will reach it soon.
+    async fn until_unwanted(&self, position: u64) {
+        let (mut changes, mut mark) = (self.segments.watch_changes(), self.segments.watch_mark());
+        while self.segments.is_wanted(position) {
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = mark.changed() => {}
+            }
+        }
+    }
+
     /// Receives pieces ahead of the lead, as long as slots are free. Ends only with an error of the attempt.
     async fn assist(&self) -> Result<(), PullError> {
         let mut changes = self.segments.watch_changes();
         if !self.spool.allow_gaps().await {
-            self.segments.set_single();
+            self.segments.set_gapless();
         }
         loop {
             changes.mark_unchanged();
@@ -235,7 +257,7 @@ impl Transfers<'_> {
             self.segments.set_single();
             return Ok(());
         }
-        let mut inflow = Inflow::new(paced(transfer.bytes, self.job), range.start, false);
+        let mut inflow = Inflow::part(paced(transfer.bytes, self.job), range);
         match self.receive(&segment, &mut inflow).await {
             Err(error) if error.is_interruption() || error.is_wrong_content() => {
                 tracing::debug!(position = segment.position(), %error, "a part of the blob was interrupted");

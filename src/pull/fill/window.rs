@@ -1,5 +1,6 @@
-//! How far ahead of the first missing byte pieces of a blob are received unasked. They must still be in the page cache when the
-//! hash reaches them, and the page cache counts towards the memory limit of a container.
+//! The prefetch window: how many bytes after the first missing one may be received before a client requests them.
+//! They must stay in the page cache until they are hashed. The page cache counts towards the memory limit of a
+//! container.
 
 use std::fs;
 use std::path::Path;
@@ -26,8 +27,8 @@ fn total_memory(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The memory limits of the process's control groups, of version 1 or 2, and of the groups above them, in bytes. In a container
-/// the names in `groups` may be those of the host; the limit is then that of the mounted root.
+/// The memory limits of the process's control groups, of version 1 or 2, and of the groups above them, in bytes. In a
+/// container the names in `groups` may be those of the host; the limit is then that of the mounted root.
 fn memory_limits(groups: &str, mount: &Path) -> Vec<u64> {
     let mut limits = Vec::new();
     for group in groups.lines() {

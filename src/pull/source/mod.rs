@@ -1,11 +1,12 @@
 //! Blob sources: the origins of a blob's bytes. Today the only kind is an upstream; a replica or a bucket may follow.
 //!
-//! [`BlobSource`] is a trait object and not an enum or a type parameter, for three reasons. A source is chosen at run time,
-//! for each fill. A new kind of source needs its own file only; fills and bypasses do not change. Tests use a scripted source
-//! in memory (`scripted`). The cost is two small allocations per transfer and a dynamic call per chunk, which is little
-//! compared with a read from a socket.
+//! [`BlobSource`] is a trait object and not an enum or a type parameter, for three reasons. A source is chosen at run
+//! time, for each fill. A new kind of source needs its own file only; fills and bypasses do not change. Tests use a
+//! scripted source in memory (`scripted`). The cost is two small allocations per transfer and a dynamic call per
+//! chunk, which is little compared with a read from a socket.
 //!
-//! A source verifies nothing. The length, digest and entity tag that it announces are hints. The digest of the bytes decides.
+//! A source verifies nothing. The length, digest and entity tag that it announces are hints. The digest of the bytes
+//! decides.
 
 #[cfg(test)]
 pub(super) mod scripted;
@@ -24,7 +25,8 @@ use super::error::PullError;
 use crate::oci::{ByteRange, Digest, RepoId};
 use crate::upstream::{CredentialId, Effort};
 
-/// The repository and the credentials that a transfer uses. Two requesters with equal ids have equal rights to its bytes.
+/// The repository and the credentials that a transfer uses. Two requesters with equal ids have equal rights to its
+/// bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SourceId {
     pub(super) repo: RepoId,
@@ -38,12 +40,12 @@ pub(super) trait BlobSource: Debug + Send + Sync {
     /// The configured name, for errors, logs and metrics, such as `docker.io`.
     fn name(&self) -> &Arc<str>;
 
-    /// Requests a blob or a range of it. Returns the start of the transfer by `deadline`; the deadline does not cover the bytes
-    /// that follow.
+    /// Requests a blob or a range of it. Returns the start of the transfer by `deadline`; the deadline does not cover
+    /// the bytes that follow.
     ///
     /// # Errors
-    /// `NotFound` only if the source says that the content does not exist; `Changed` if the requested range lies beyond the
-    /// content; an error for which `is_inconclusive` is true if the source failed.
+    /// `NotFound` only if the source says that the content does not exist; `Changed` if the requested range lies
+    /// beyond the content; an error for which `is_inconclusive` is true if the source failed.
     fn open(&self, request: FetchRequest, deadline: Instant) -> BoxFuture<'_, Result<Transfer, PullError>>;
 
     /// Returns the blob's length in bytes, if it is known or the source can tell it without a transfer.

@@ -88,7 +88,8 @@ impl BlobSource for UpstreamSource {
     }
 
     fn connections(&self) -> usize {
-        self.upstream.connections()
+        // Each connection needs a slot.
+        self.upstream.connections().min(self.upstream.max_fills())
     }
 
     fn serves_ranges(&self) -> bool {

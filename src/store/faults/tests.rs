@@ -1,7 +1,8 @@
-//! Each file operation of a push, a fill, an eviction, a collection and a delete fails in turn, alone and with all later ones.
+//! Each file operation of a push, a fill, an eviction, a collection and a delete fails in turn, alone and with all
+//! later ones.
 //!
-//! Whatever the store returns then: everything that was acknowledged is stored, nothing is stored in part, the sums are those
-//! of the files, now and after a restart, and a second attempt succeeds.
+//! Whatever the store returns then: everything that was acknowledged is stored, nothing is stored in part, the sums
+//! are those of the files, now and after a restart, and a second attempt succeeds.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -226,8 +227,8 @@ impl Scene {
     }
 }
 
-/// Runs `step` on what `set_up` makes, once for each of its file operations with that operation failing. `step` records what
-/// was acknowledged.
+/// Runs `step` on what `set_up` makes, once for each of its file operations with that operation failing. `step`
+/// records what was acknowledged.
 fn with_every_fault(set_up: impl Fn() -> Scene, step: impl Fn(&mut Scene) -> Result<(), StoreError>) {
     for (fault, lasting) in
         [(Fault::Error(Errno::IO), false), (Fault::Error(Errno::IO), true), (Fault::Short, false), (Fault::Short, true)]

@@ -19,8 +19,8 @@ pub(super) const MAX_CHUNKS_OF_WRITE: usize = 16;
 /// Bytes of one read when a file is hashed again.
 pub(super) const REHASH_READ_BYTES: usize = 1 << 20;
 
-/// All methods block: they belong on the blocking pool. A write takes effect completely or not at all, so length and hash
-/// stay consistent even if the caller stops waiting.
+/// All methods block: they belong on the blocking pool. A write takes effect completely or not at all, so length and
+/// hash stay consistent even if the caller stops waiting.
 #[derive(Debug)]
 pub(super) struct GrowingFile {
     path: PathBuf,
@@ -53,8 +53,9 @@ impl Checkpoint {
     }
 }
 
-/// Appends `chunks` on the blocking pool, after `prepare` has succeeded. Returns the new length once the chunks can be read;
-/// they are hashed after that, in the order of the appends. The value of `prepare` is held until they are written.
+/// Appends `chunks` on the blocking pool, after `prepare` has succeeded. Returns the new length once the chunks can
+/// be read; they are hashed after that, in the order of the appends. The value of `prepare` is held until they are
+/// written.
 pub(super) async fn append<T>(
     file: Arc<GrowingFile>,
     chunks: Vec<Bytes>,
@@ -166,7 +167,8 @@ impl GrowingFile {
         fs::set_len(&*self.file()?, *length)
     }
 
-    /// Length in bytes and digest of the content. A digest by another algorithm than the running one costs a read of the file.
+    /// Length in bytes and digest of the content. A digest by another algorithm than the running one costs a read of
+    /// the file.
     pub(super) fn digest(&self, algorithm: Algorithm) -> io::Result<(u64, Digest)> {
         let length = self.length.lock();
         let running = self.hasher.lock().clone().finish();

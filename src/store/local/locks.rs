@@ -8,17 +8,19 @@ use crate::oci::{Digest, RepoId};
 
 /// Digests or repositories whose hashes share a shard share a lock.
 ///
-/// A push of a manifest with thousands of references holds its lock for long, so few other repositories should share it.
+/// A push of a manifest with thousands of references holds its lock for long, so few other repositories should share
+/// it.
 const LOCK_SHARDS: usize = 4096;
 
-/// One lock for each digest: {evict, collect, quarantine} against {commit, mount, adopt}. Taken on the blocking pool only.
+/// One lock for each digest: {evict, collect, quarantine} against {commit, mount, adopt}. Taken on the blocking pool
+/// only.
 #[derive(Debug, Default)]
 pub(super) struct DigestLocks {
     shards: Shards<Mutex<()>>,
 }
 
-/// One lock for each repository. A writer covers the files, index records and memory caches of its names; a reader fills the
-/// memory caches. Taken on the blocking pool only, and before a digest lock where both are needed.
+/// One lock for each repository. A writer covers the files, index records and memory caches of its names; a reader
+/// fills the memory caches. Taken on the blocking pool only, and before a digest lock where both are needed.
 #[derive(Debug, Default)]
 pub(super) struct RepoLocks {
     shards: Shards<RwLock<()>>,

@@ -20,7 +20,8 @@ use crate::store::names::NewManifest;
 use crate::store::records::{Class, Member, StoredManifest, TagRecord, Unreferenced};
 
 impl Local {
-    /// The content of a manifest. It is small enough to be hashed whenever it is read. Corrupt content counts as missing.
+    /// The content of a manifest. It is small enough to be hashed whenever it is read. Corrupt content counts as
+    /// missing.
     pub(super) fn read_manifest(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
         let Some((file, bytes)) = self.layout.open_content(digest, Manifest::MAX_LENGTH)? else { return Ok(None) };
         if Digest::of(digest.algorithm(), &bytes) == *digest {

@@ -1,13 +1,13 @@
 //! The store of one machine: content and names as files in a data folder, which are the truth.
 //!
-//! Content is `blobs/<alg>/ab/<hex>`, immutable, and appears by rename. Names are small files below `repositories/`, which
-//! appear by rename as well. Whether something exists is decided by these files alone; the index and the memory caches only
-//! stand for files that were read before.
+//! Content is `blobs/<alg>/ab/<hex>`, immutable, and appears by rename. Names are small files below `repositories/`,
+//! which appear by rename as well. Whether something exists is decided by these files alone; the index and the memory
+//! caches only stand for files that were read before.
 //!
 //! **Locks.** A repository's lock covers the files, index records and memory caches of its names: writers hold it
 //! exclusively, and a reader that fills a memory cache holds it shared. A digest's lock excludes {evict, collect,
-//! quarantine} against {commit, mount, adopt}. The order is repository before digest. No lock is held across an await: all
-//! work runs on the blocking pool.
+//! quarantine} against {commit, mount, adopt}. The order is repository before digest. No lock is held across an
+//! await: all work runs on the blocking pool.
 
 mod ages;
 mod content;
@@ -99,8 +99,8 @@ pub(in crate::store) struct Local {
     events: Events,
     /// False once the file system has refused to reserve blocks.
     can_reserve_blocks: AtomicBool,
-    /// Work on the blocking pool. It goes on when the request that started it is gone, and the folder stays locked until
-    /// all of it has ended.
+    /// Work on the blocking pool. It goes on when the request that started it is gone, and the folder stays locked
+    /// until all of it has ended.
     operations: TaskTracker,
 }
 

@@ -1,7 +1,7 @@
 //! Names in memory: what makes a hit cheap.
 //!
-//! An entry is inserted under its repository's read lock and removed under its write lock, so it never outlives the file it
-//! stands for.
+//! An entry is inserted under its repository's read lock and removed under its write lock, so it never outlives the
+//! file it stands for.
 
 use std::sync::Arc;
 use std::time::Duration;

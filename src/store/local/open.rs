@@ -90,8 +90,8 @@ impl Local {
 
     /// Opens a data folder that must not be changed, such as a snapshot or a mount without write access. Blocks.
     ///
-    /// Nothing below the folder is written, not even a lock file, so several processes may read it. There is no index: lists
-    /// come from the folders. Operations that would write fail with [`StoreError::ReadOnly`].
+    /// Nothing below the folder is written, not even a lock file, so several processes may read it. There is no
+    /// index: lists come from the folders. Operations that would write fail with [`StoreError::ReadOnly`].
     pub(in crate::store) fn open_read_only(root: &Path, events: Events) -> Result<Arc<Self>, OpenError> {
         let layout = Layout::new(root);
         let lock = FolderLock::shared(&layout.lock())?;
@@ -170,8 +170,8 @@ fn read_or_create_id(layout: &Layout) -> Result<Uuid, StoreError> {
 /// Whether the file system keeps permissions. Fails for one that cannot hold a store.
 fn check_file_system(layout: &Layout) -> Result<bool, OpenError> {
     match try_file_system(layout) {
-        // There is no room even for a name. An earlier start has made these checks. Permissions are taken to be kept; the
-        // other sign of pushed content, a local link, is asked as well.
+        // There is no room even for a name. An earlier start has made these checks. Permissions are taken to be kept;
+        // the other sign of pushed content, a local link, is asked as well.
         Err(OpenError::Store(error)) if error.is_full() => Ok(true),
         found => found,
     }

@@ -89,8 +89,8 @@ impl SparseFile {
         self.state.lock().written.bytes()
     }
 
-    /// Writes all of `chunks` at `position`, or nothing that counts. A failed write may be repeated. The bytes can be read
-    /// when this returns; call [`SparseFile::hash`] then.
+    /// Writes all of `chunks` at `position`, or nothing that counts. A failed write may be repeated. The bytes can be
+    /// read when this returns; call [`SparseFile::hash`] then.
     ///
     /// # Errors
     /// Those of the write; `InvalidInput` if some of the bytes were written before.
@@ -142,7 +142,7 @@ impl SparseFile {
                 match state.next_to_hash() {
                     Some(next) => next,
                     None => {
-                        state.hasher = Some(hasher);
+                        (state.hasher, state.failure) = (Some(hasher), None);
                         self.hashed.notify_all();
                         return;
                     }
@@ -205,8 +205,8 @@ impl SparseFile {
     }
 }
 
-/// Writes `chunks` at `position` on the blocking pool, after `prepare` has succeeded, and hashes them after that. Returns the
-/// position after them once they can be read. The value of `prepare` is held until they are written.
+/// Writes `chunks` at `position` on the blocking pool, after `prepare` has succeeded, and hashes them after that.
+/// Returns the position after them once they can be read. The value of `prepare` is held until they are written.
 pub(super) async fn write_at<T>(
     file: Arc<SparseFile>,
     position: u64,

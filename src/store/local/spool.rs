@@ -51,7 +51,7 @@ pub(super) struct LocalSpool {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Blocks {
-    /// They are reserved behind the first bytes.
+    /// They are reserved after the first write.
     Later,
     Reserved,
     /// The file system cannot reserve them, or there are not enough.
@@ -59,11 +59,11 @@ enum Blocks {
 }
 
 impl LocalSpool {
-    /// An empty spool with room for `expected` bytes, if that is known. Failing now is better than in the middle of a client's
-    /// transfer.
+    /// An empty spool with room for `expected` bytes, if that is known. Failing now is better than in the middle of a
+    /// client's transfer.
     ///
-    /// Blocks are reserved on the disk as well. That can take tens of milliseconds, so the first bytes do not wait for it where
-    /// the disk has ample room.
+    /// Blocks are reserved on the disk as well. That can take tens of milliseconds, so the first bytes do not wait
+    /// for it where the disk has ample room.
     pub(super) fn create(local: &Arc<Local>, algorithm: Algorithm, expected: Option<u64>) -> Result<Self, StoreError> {
         local.require_writable()?;
         let path = local.layout.temporary();
@@ -118,8 +118,8 @@ impl LocalSpool {
         });
     }
 
-    /// A task that reserves the blocks of the expected length, if that was left for later. Returns whether they are reserved.
-    /// Blocks.
+    /// A task that reserves the blocks of the expected length, if that was left for later. The task returns whether
+    /// they are reserved. It blocks its thread.
     fn reservation(&self) -> impl FnOnce() -> bool + Send + 'static {
         let (local, file, expected) = (self.local.clone(), self.file.clone(), self.expected.unwrap_or(0));
         let (blocks, room) = (self.blocks.clone(), self.room.clone());
@@ -127,10 +127,11 @@ impl LocalSpool {
             let mut blocks = blocks.lock();
             if *blocks == Blocks::Later {
                 // If there are no blocks left, the write that needs them fails.
-                *blocks = local.reserve_blocks(file.file(), expected).unwrap_or(Blocks::Missing);
-                if *blocks == Blocks::Reserved {
+                let reserved = local.reserve_blocks(file.file(), expected);
+                if reserved.is_ok() {
                     room.lock().allocated();
                 }
+                *blocks = reserved.unwrap_or(Blocks::Missing);
             }
             *blocks == Blocks::Reserved
         }
@@ -138,13 +139,14 @@ impl LocalSpool {
 
     /// As [`SpoolFile::commit`]. Blocks.
     fn commit_blocking(mut self, digest: &Digest, repo: &RepoId) -> Result<(), StoreError> {
-        let (length, found) = self.digest_by(digest.algorithm())?;
-        if found != *digest || self.file.has_gaps() {
-            return Err(StoreError::DigestMismatch { digest: found, length });
-        }
+        let (has_gaps, prefix) = (self.file.has_gaps(), self.file.prefix());
         // A write that failed may have left bytes after the end.
-        if self.file.file().metadata().at("stat", &self.path)?.len() != length {
-            fs::set_len(self.file.file(), length).at("truncate", &self.path)?;
+        if !has_gaps && self.file.file().metadata().at("stat", &self.path)?.len() != prefix {
+            fs::set_len(self.file.file(), prefix).at("truncate", &self.path)?;
+        }
+        let (length, found) = self.digest_by(digest.algorithm())?;
+        if found != *digest || has_gaps {
+            return Err(StoreError::DigestMismatch { digest: found, length });
         }
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(io::Error::from(Errno::IO)).at("sync", &self.path);
@@ -157,8 +159,8 @@ impl LocalSpool {
         self.local.link_cached_blob(repo, digest, length)
     }
 
-    /// The length in bytes and the digest of the bytes before the first missing one. A digest by another algorithm than the
-    /// spool's own costs a read of the file.
+    /// The length in bytes and the digest of the bytes before the first missing one. A digest by another algorithm
+    /// than the spool's own costs a read of the file.
     fn digest_by(&self, algorithm: Algorithm) -> Result<(u64, Digest), StoreError> {
         let (length, running) = self.file.digest().at("read", &self.path)?;
         if running.algorithm() == algorithm {

@@ -1,5 +1,5 @@
-//! Reconciling the index with the files, beside requests: first everything that is in the files is added, then everything
-//! that is not in the files is removed.
+//! Reconciling the index with the files, beside requests: first everything that is in the files is added, then
+//! everything that is not in the files is removed.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -15,8 +15,8 @@ use crate::store::index::{BATCH_RECORDS, Change};
 use crate::store::local::{Local, digest_of_file};
 use crate::store::records::Class;
 
-/// Walks the files until done or until `stop` is set. Blocks for as long as that takes: give it a thread. If the disk had no
-/// room for an index before, it is opened first, if there is room now.
+/// Walks the files until done or until `stop` is set. Blocks for as long as that takes: give it a thread. If the disk
+/// had no room for an index before, it is opened first, if there is room now.
 pub(in crate::store) fn reconcile(local: &Local, stop: &AtomicBool) {
     let started = Instant::now();
     match local.recover_index() {
@@ -95,7 +95,7 @@ fn add_contents(
         match local.index().blob(&digest).map(|blob| blob.class) {
             // A push may have recorded it since.
             Some(Class::Pushed) => {}
-            // The process ended after the mode was changed, and the index lost the record of that.
+            // If the process ended after a push had changed the mode, the index may still say cached.
             Some(Class::Cached) => {
                 let now = optional(entry.metadata()).at("stat", &entry.path())?;
                 if let Some(metadata) = now.filter(|metadata| local.has_pushed_mode(metadata)) {

@@ -368,8 +368,8 @@ async fn a_mount_and_a_collection_do_not_lose_content<F: Factory>(factory: F) {
         store.unlink_blob(&one, &blob.digest).await.unwrap();
         let (mounted, _) = tokio::join!(store.adopt(&two, &blob.digest), collect(&store, NO_GRACE));
         let mounted = mounted.unwrap();
-        // A collection that began before the mount may find the link without a manifest, and remove it; the content then
-        // goes in a later pass. What must not be is a link to content that is gone.
+        // A collection that began before the mount may find the link without a manifest, and remove it; the content
+        // then goes in a later pass. What must not be is a link to content that is gone.
         let linked = is_member(&store, &two, &blob).await;
         assert!(!linked || is_stored(&store, &blob).await, "round {round}");
         assert!(!mounted || is_stored(&store, &blob).await, "round {round}: a mount has succeeded");

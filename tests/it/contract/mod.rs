@@ -1,5 +1,5 @@
-//! The contract of the store: every guarantee that is written at the traits `Names`, `Content` and `Uploads`, and at the
-//! events, as tests over a [`Factory`].
+//! The contract of the store: every guarantee that is written at the traits `Names`, `Content` and `Uploads`, and at
+//! the events, as tests over a [`Factory`].
 //!
 //! Another implementation of the traits adds a factory, and a line to the macro `contract`. The tests use only what the
 //! contract promises, and never look at files.
@@ -285,8 +285,8 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// The events that have been emitted since the last call. Never waits: an event that an operation emits is there when the
-/// operation returns.
+/// The events that have been emitted since the last call. Never waits: an event that an operation emits is there when
+/// the operation returns.
 fn emitted(stream: &mut EventStream) -> Vec<StoreEvent> {
     let mut events = Vec::new();
     while let Some(Some(received)) = stream.next().now_or_never() {

@@ -1,5 +1,5 @@
-//! A client on a bare socket, with any HTTP version and pace. It can leave at any moment, and reports exactly how a body
-//! ended.
+//! A client on a bare socket, with any HTTP version and pace. It can leave at any moment, and reports exactly how a
+//! body ended.
 
 use std::io;
 use std::net::SocketAddr;
@@ -40,6 +40,11 @@ enum Framing {
 }
 
 impl Conn {
+    /// Leaves with a reset, whatever was read before.
+    pub fn reset(self) {
+        self.stream.get_ref().set_zero_linger().expect("an option of every socket");
+    }
+
     pub async fn get(addr: SocketAddr, path: &str) -> Self {
         Self::get_with(addr, path, &[]).await
     }
@@ -69,8 +74,8 @@ impl Conn {
         Self::ask_on(socket.connect(addr).await?, request).await
     }
 
-    /// Sends the next request on a connection whose last response was read to its end. With an empty request it only reads
-    /// the response to a pipelined one.
+    /// Sends the next request on a connection whose last response was read to its end. With an empty request it only
+    /// reads the response to a pipelined one.
     pub async fn then(self, request: &str) -> io::Result<Self> {
         Self::ask_over(self.stream, request).await
     }
