@@ -85,6 +85,7 @@ async fn a_push_whose_record_was_lost_counts_as_pushed_again() {
     // killed before the index has saved that.
     process.stop();
     process.begin();
+    until("the index is in use", async || process.metric("roadstead_index_ready", &[]).await == 1.0).await;
     process.kill();
     let file = blob_file(&process.data_dir(), &content.digest);
     fs::set_permissions(file, fs::Permissions::from_mode(0o400)).unwrap();

@@ -83,10 +83,7 @@ async fn an_intact_store_is_read_completely_and_reported_intact() {
         assert_eq!((output.code, output.events()), (0, vec![done]), "running: {running}");
     }
     let text = roadstead(scene.data(), &["scrub"]).await;
-    assert_eq!(
-        (text.out.as_str(), text.err.as_str()),
-        ("read 8 names and 6 blobs (3041.2 kB); nothing is damaged\n", "")
-    );
+    assert_eq!((text.out.as_str(), text.err.as_str()), ("read 8 names and 6 blobs (3.0 MB); nothing is damaged\n", ""));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,7 +27,7 @@ const MAX_UNHASHED_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct SparseFile {
     path: PathBuf,
-    file: Arc<File>,
+    file: File,
     state: Mutex<State>,
     /// The hasher was put back.
     hashed: Condvar,
@@ -63,7 +63,7 @@ enum Next {
 impl SparseFile {
     /// A new file; an existing one of that name is an error.
     pub(super) fn create(path: &Path, algorithm: Algorithm) -> io::Result<Self> {
-        let file = Arc::new(fs::create_new(path)?);
+        let file = fs::create_new(path)?;
         let state = State {
             written: Intervals::default(),
             writing: Vec::new(),
@@ -75,7 +75,7 @@ impl SparseFile {
         Ok(Self { path: path.to_owned(), file, state: Mutex::new(state), hashed: Condvar::new() })
     }
 
-    pub(super) fn file(&self) -> &Arc<File> {
+    pub(super) fn file(&self) -> &File {
         &self.file
     }
 

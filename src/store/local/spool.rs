@@ -31,6 +31,8 @@ const WRITE_BACK_BYTES: u64 = 16 << 20;
 pub(super) struct LocalSpool {
     local: Arc<Local>,
     file: Arc<SparseFile>,
+    /// The same file, to be read. A descriptor of its own, because whoever has it counts as a reader of the content.
+    open: Arc<fs::File>,
     path: PathBuf,
     /// The expected length in bytes.
     expected: Option<u64>,
@@ -86,9 +88,17 @@ impl LocalSpool {
                 }
             },
         };
+        let open = match file.file().try_clone() {
+            Ok(open) => Arc::new(open),
+            Err(error) => {
+                let _ = fs::remove_file(&path);
+                return Err(error).at("open", &path);
+            }
+        };
         Ok(Self {
             local: local.clone(),
             file: Arc::new(file),
+            open,
             path,
             expected,
             blocks: Arc::new(Mutex::new(blocks)),
@@ -173,14 +183,14 @@ impl LocalSpool {
     /// Followers of the fill go on reading this file under its digest, so the evictor must know of them.
     fn share_file(&self, digest: &Digest, length: u64) -> Result<(), StoreError> {
         let path = self.local.layout.blob(digest);
-        self.local.content.open_files().share(digest, self.file.file(), length, &path).at("stat", &path).map(drop)
+        self.local.content.open_files().share(digest, &self.open, length, &path).at("stat", &path).map(drop)
     }
 }
 
 #[async_trait]
 impl SpoolFile for LocalSpool {
     fn range_to(&self, length: u64) -> FileRange {
-        FileRange::new(self.file.file().clone(), 0..length)
+        FileRange::new(self.open.clone(), 0..length)
     }
 
     async fn write_at(&self, position: u64, chunks: Vec<Bytes>) -> Result<u64, StoreError> {
