@@ -99,22 +99,11 @@ impl Remote {
 
     /// Whether the request may be sent now: the circuit is closed, and at least one URL is not under a rate limit.
     fn admit(&self, request: &UpstreamRequest) -> Result<(), UpstreamError> {
-        let mut limited: Option<UpstreamError> = None;
-        for url in &self.urls {
-            match self.admit_at(self.account_at(url, &request.repository), request) {
-                Ok(()) => {
-                    limited = None;
-                    break;
-                }
-                Err(error) => {
-                    limited = Some(match limited {
-                        Some(earlier) => earlier.combined_with(error, true),
-                        None => error,
-                    });
-                }
-            }
-        }
-        if let Some(limited) = limited {
+        let limit_at = |url| self.admit_at(self.account_at(url, &request.repository), request).err();
+        // `None` if one URL is not limited.
+        let limits: Option<Vec<_>> = self.urls.iter().map(limit_at).collect();
+        if let Some(limited) = limits.into_iter().flatten().reduce(|earlier, later| earlier.combined_with(later, true))
+        {
             return Err(limited);
         }
         let upstream = self.name.clone();

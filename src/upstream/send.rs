@@ -116,8 +116,7 @@ impl Remote {
 
     /// The account that limits apply to, of requests for a repository to this URL.
     pub(super) fn account_at(&self, url: &Url, repository: &RepoName) -> LimitedAccount {
-        let place = |url: &Url| (url.host_str().map(str::to_owned), url.port_or_known_default());
-        let host = self.urls.iter().position(|other| place(other) == place(url)).unwrap_or_default();
+        let host = self.urls.iter().position(|other| host_and_port(other) == host_and_port(url)).unwrap_or_default();
         let repository = repository.as_str();
         let is_anonymous = self.keyring.is_anonymous_at(url, repository);
         let credential = if is_anonymous { CredentialId::ANONYMOUS } else { self.keyring.id(repository) };
@@ -449,6 +448,10 @@ impl Remote {
             self.limits.change(account, now, |limits| limits.note_budget(limit, remaining, window, now));
         }
     }
+}
+
+fn host_and_port(url: &Url) -> (Option<&str>, Option<u16>) {
+    (url.host_str(), url.port_or_known_default())
 }
 
 /// The status without the variants of 200 that transforming proxies send: 203, 226, 201, and 206 with the complete

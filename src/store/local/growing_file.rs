@@ -15,7 +15,7 @@ use crate::store::error::{At, StoreError};
 use crate::store::fs::{self, File};
 
 /// An append with more chunks than this joins them into one write.
-pub(super) const MAX_CHUNKS_OF_WRITE: usize = 16;
+const MAX_CHUNKS_OF_WRITE: usize = 16;
 /// Bytes of one read when a file is hashed again.
 pub(super) const REHASH_READ_BYTES: usize = 1 << 20;
 
@@ -130,17 +130,10 @@ impl GrowingFile {
     fn write<'a>(&'a self, chunks: &'a [Bytes]) -> io::Result<Written<'a>> {
         let mut length = self.length.lock();
         let file = self.file()?;
-        let mut end = *length;
-        // A client that sends single bytes does not cost a system call for each of them.
-        let joined = (chunks.len() > MAX_CHUNKS_OF_WRITE).then(|| [Bytes::from(chunks.concat())]);
-        for chunk in joined.as_ref().map_or(chunks, |joined| joined.as_slice()) {
-            if let Err(error) = fs::write_all_at(&file, chunk, end) {
-                // The part that was written does not count.
-                let _ = fs::set_len(&file, *length);
-                return Err(error);
-            }
-            end += chunk.len() as u64;
-        }
+        let end = write_chunks(&file, chunks, *length).inspect_err(|_| {
+            // The part that was written does not count.
+            let _ = fs::set_len(&file, *length);
+        })?;
         // Taken before another thread may write, so that bytes are hashed in their order.
         let hasher = self.hasher.lock();
         *length = end;
@@ -178,6 +171,18 @@ impl GrowingFile {
         let (hasher, length) = hash(&*self.file()?, algorithm)?;
         Ok((length, hasher.finish()))
     }
+}
+
+/// Writes all of `chunks` at `position`. Returns the position after them. A failed write may leave a part of them.
+pub(super) fn write_chunks(file: &File, chunks: &[Bytes], position: u64) -> io::Result<u64> {
+    let mut end = position;
+    // A sender of single bytes does not cost a system call for each of them.
+    let joined = (chunks.len() > MAX_CHUNKS_OF_WRITE).then(|| [Bytes::from(chunks.concat())]);
+    for chunk in joined.as_ref().map_or(chunks, |joined| joined.as_slice()) {
+        fs::write_all_at(file, chunk, end)?;
+        end += chunk.len() as u64;
+    }
+    Ok(end)
 }
 
 /// A commit that a crash interrupted may have marked the file as pushed content, which removes the write permission.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
-use super::growing_file::{MAX_CHUNKS_OF_WRITE, REHASH_READ_BYTES};
+use super::growing_file::{REHASH_READ_BYTES, write_chunks};
 use super::intervals::Intervals;
 use crate::oci::{Algorithm, ByteRange, Digest, Hasher};
 use crate::store::error::{At, StoreError};
@@ -89,12 +89,12 @@ impl SparseFile {
         self.state.lock().written.bytes()
     }
 
-    /// Writes all of `chunks` at `position`, or nothing that counts. A failed write may be repeated. The bytes can be
-    /// read when this returns; call [`SparseFile::hash`] then.
+    /// Writes all of `chunks` at `position`, or nothing that counts, and returns the position after them. A failed write
+    /// may be repeated. The bytes can be read when this returns; call [`SparseFile::hash`] then.
     ///
     /// # Errors
     /// Those of the write; `InvalidInput` if some of the bytes were written before.
-    fn write(&self, position: u64, chunks: &[Bytes]) -> io::Result<()> {
+    fn write(&self, position: u64, chunks: &[Bytes]) -> io::Result<u64> {
         let length = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         let range = ByteRange { start: position, end: position + length };
         {
@@ -105,7 +105,7 @@ impl SparseFile {
             }
             state.writing.push(range);
         }
-        let outcome = self.write_chunks(position, chunks);
+        let outcome = write_chunks(&self.file, chunks, position);
         let mut state = self.state.lock();
         state.writing.retain(|other| *other != range);
         outcome?;
@@ -113,18 +113,7 @@ impl SparseFile {
         if state.written.prefix() >= range.end {
             state.unhashed.keep(position, chunks);
         }
-        Ok(())
-    }
-
-    fn write_chunks(&self, position: u64, chunks: &[Bytes]) -> io::Result<()> {
-        // An upstream that sends single bytes does not cost a system call for each of them.
-        let joined = (chunks.len() > MAX_CHUNKS_OF_WRITE).then(|| [Bytes::from(chunks.concat())]);
-        let mut end = position;
-        for chunk in joined.as_ref().map_or(chunks, |joined| joined.as_slice()) {
-            fs::write_all_at(&self.file, chunk, end)?;
-            end += chunk.len() as u64;
-        }
-        Ok(())
+        Ok(range.end)
     }
 
     /// Hashes what the hash does not cover yet, unless another thread does.
@@ -217,10 +206,9 @@ pub(super) async fn write_at<T>(
     tokio::task::spawn_blocking(move || {
         let written = prepare().and_then(|_held| file.write(position, &chunks).at("write", &file.path));
         let is_written = written.is_ok();
-        let end = position + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         drop(chunks);
         // An error means that the caller has stopped waiting.
-        let _ = sender.send(written.map(|()| end));
+        let _ = sender.send(written);
         if is_written {
             file.hash();
         }

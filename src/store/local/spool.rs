@@ -31,7 +31,7 @@ const WRITE_BACK_BYTES: u64 = 16 << 20;
 pub(super) struct LocalSpool {
     local: Arc<Local>,
     file: Arc<SparseFile>,
-    /// The same file, to be read. A descriptor of its own, because whoever has it counts as a reader of the content.
+    /// The same file, to be read. It is a descriptor of its own, because the evictor counts each holder of it as a reader.
     open: Arc<fs::File>,
     path: PathBuf,
     /// The expected length in bytes.
