@@ -316,8 +316,12 @@ impl Scene {
     fn config(&self) -> String {
         let urls = self.upstreams.each_ref().map(|upstream| upstream.url(""));
         let urls = if self.case.prepared == Prepared::SecondUrl { &urls[..] } else { &urls[..1] };
-        let idle = if self.case.prepared == Prepared::Idle { "idle_timeout = \"700ms\"" } else { "" };
-        format!("[upstream.{:?}]\nurl = {urls:?}\n{idle}", self.name)
+        let idle = if self.case.prepared == Prepared::Idle { "idle_timeout = \"2s\"" } else { "" };
+        // No deadline ends a request before all of them are in flight.
+        format!(
+            "[cache]\nanswer_within = \"600s\"\n[upstream.{:?}]\nurl = {urls:?}\nheader_timeout = \"600s\"\n{idle}",
+            self.name
+        )
     }
 
     async fn run(&self, server: &TestServer) {
