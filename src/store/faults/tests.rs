@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 
 use super::{Failing, Fault, Plan, follow};
 use crate::events::{Events, StoreEvent};
-use crate::oci::{Algorithm, Digest, Manifest, RepoId, Scope, Tag};
+use crate::oci::{Algorithm, ByteRange, Digest, Manifest, RepoId, Scope, Tag};
 use crate::store::{
     Bounds, Class, CollectRules, Finding, NAME_BYTES, NewManifest, Problem, ScrubPart, ScrubWatch, Store, StoreError,
     StoreSettings,
@@ -368,6 +368,68 @@ fn a_failed_fill_can_be_repeated() {
         assert!(there.is_some());
         Ok(())
     });
+}
+
+/// As [`fill`], with the second half of the blob first.
+async fn fill_in_segments(store: &Store, repo: &RepoId, image: &Image) -> Result<(), StoreError> {
+    let spool = store.begin(Algorithm::Sha256, Some(BLOB as u64)).await?;
+    if spool.allow_gaps().await {
+        let half = BLOB / 2;
+        spool.write_at(half as u64, vec![image.blob.slice(half..)]).await?;
+        spool.write_at(0, vec![image.blob.slice(..half)]).await?;
+    } else {
+        spool.write_at(0, vec![image.blob.clone()]).await?;
+    }
+    store.commit(spool, &digest_of(&image.blob), repo).await
+}
+
+#[test]
+fn a_failed_fill_in_segments_can_be_repeated() {
+    with_every_fault(with_an_image, |scene| {
+        let (store, image) = (scene.store(), Image::new(scene.number));
+        let repo = mirrored(&format!("library/app{}", scene.number));
+        scene.run(async {
+            store.put_manifest(&repo, image.new_manifest(), vec![tag("v1")]).await?;
+            fill_in_segments(&store, &repo, &image).await
+        })?;
+        let there = scene.aside(|scene| scene.run(store.blob(&digest_of(&image.blob)))).unwrap();
+        assert!(there.is_some());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_segment_without_room_leaves_the_bytes_of_the_others() {
+    let scene = with_an_image();
+    let (store, image, repo) = (scene.store(), Image::new(7), mirrored("library/app"));
+    scene.run(async {
+        let spool = store.begin(Algorithm::Sha256, Some(BLOB as u64)).await.unwrap();
+        assert!(spool.allow_gaps().await);
+        let quarter = BLOB / 4;
+        let part = |n: usize| image.blob.slice(n * quarter..(n + 1) * quarter);
+        let written = [3, 1];
+        for n in written {
+            spool.write_at((n * quarter) as u64, vec![part(n)]).await.unwrap();
+        }
+        for n in [2, 0] {
+            // Half of the segment is written, and then there is no room.
+            scene.plan.set(Some(Failing { fault: Fault::Short, first: 0, lasting: true }));
+            let error = spool.write_at((n * quarter) as u64, vec![part(n)]).await.unwrap_err();
+            scene.plan.set(None);
+            assert!(error.is_full(), "{error}");
+            for n in written {
+                let bytes = ByteRange { start: (n * quarter) as u64, end: ((n + 1) * quarter) as u64 };
+                let read = spool.range_to(BLOB as u64).with_range(bytes).read().await.unwrap().unwrap();
+                assert!(read == part(n), "segment {n}");
+            }
+        }
+        for n in [0, 2] {
+            spool.write_at((n * quarter) as u64, vec![part(n)]).await.unwrap();
+        }
+        store.commit(spool, &digest_of(&image.blob), &repo).await.unwrap();
+    });
+    scene.check();
+    assert!(scene.run(store.blob(&digest_of(&image.blob))).unwrap().is_some());
 }
 
 fn fill_one(scene: &Scene, number: u32) -> Result<(), StoreError> {
