@@ -13,7 +13,7 @@ check:
 deny:
 	cargo deny --log-level warn check
 
-# Compares Roadstead with nginx and docker-registry, for docs/benchmarks.md. Takes a release build, half an hour, 15 GiB of
+# Compares Roadstead with nginx and docker-registry, for docs/benchmarks.md. Takes a release build, 50 minutes, 30 GiB of
 # disk, and Debian's nginx-light, docker-registry, wrk and strace. `make bench ARGS="--rounds 1 --only blob"` takes less.
 bench:
 	cargo bench --quiet --bench compare -- $(ARGS)

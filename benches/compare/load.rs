@@ -47,9 +47,16 @@ pub struct Wrk {
     pub headers: Vec<String>,
     /// Ranges of this many bytes, at random offsets of a blob of this size.
     pub ranges: Option<(usize, usize)>,
+    /// `http` or `https`. wrk verifies no certificates.
+    pub scheme: &'static str,
 }
 
 impl Wrk {
+    /// Repeats plain requests.
+    pub fn new(connections: usize, seconds: u64) -> Self {
+        Self { connections, seconds, headers: Vec::new(), ranges: None, scheme: "http" }
+    }
+
     pub fn run(&self, address: SocketAddr, path: &str) -> Load {
         let threads = self.connections.min(2).to_string();
         let (connections, seconds) = (self.connections.to_string(), format!("{}s", self.seconds));
@@ -57,7 +64,7 @@ impl Wrk {
         let mut wrk = Command::new(programs::path("wrk"));
         wrk.args(["-t", &threads, "-c", &connections, "-d", &seconds, "--timeout", "20s", "-s", script]);
         wrk.args(self.headers.iter().flat_map(|header| ["-H", header]));
-        wrk.arg(format!("http://{address}{path}"));
+        wrk.arg(format!("{}://{address}{path}", self.scheme));
         if let Some((range, total)) = self.ranges {
             wrk.args(["--", &range.to_string(), &total.to_string()]);
         }

@@ -22,6 +22,7 @@ mod servers;
 mod subject;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -60,9 +61,10 @@ fn main() -> ExitCode {
 /// Whether every goal was reached.
 fn run() -> Result<bool, String> {
     let options = Options::parse(std::env::args().skip(1)).map_err(|problem| format!("{problem}\n{USAGE}"))?;
-    let groups = [reads::manifests(), reads::blobs(), vec![pulls::image()], reads::lists(), pushes::cases()];
-    let slow = [pulls::cold(), vec![pulls::streams()]];
-    let cases: Vec<Case> = groups.into_iter().chain(slow).flatten().filter(|case| options.wants(&case.name)).collect();
+    let hits = [reads::manifests(), reads::blobs(), reads::https(), vec![pulls::image()], reads::lists()];
+    let groups = hits.into_iter().chain([pushes::cases()]);
+    let slow = [pulls::cold(), pulls::unpaced(), vec![pulls::small_images(), pulls::streams()]];
+    let cases: Vec<Case> = groups.chain(slow).flatten().filter(|case| options.wants(&case.name)).collect();
     if cases.is_empty() {
         return Err("no case has a name with this word; --list prints the names".to_owned());
     }

@@ -1,18 +1,22 @@
 //! Complete images, cold blobs, and many streams at once.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::case::Case;
 use super::load::Load;
 use super::reads::again;
 use super::sample::{Sample, Unit};
-use super::scene::Scene;
-use super::subject::Subject::{self, Mirrored, Nginx, Proxy, Pushed, Registry, Upstream};
+use super::scene::{Scene, small_repository};
+use super::servers::FILES;
+use super::subject::Subject::{self, Mirrored, MirroredTls, Nginx, NginxCache, Proxy, Pushed, Registry, Upstream};
 use super::support::client::{ACCEPT, Conn, Got, together};
 use super::support::process::memory;
 use super::support::stage::MIB;
 use super::support::tests::Reply;
+use super::tls;
 
 const STREAMS: usize = 100;
 /// How long a freshly started server needs until it is idle.
@@ -67,6 +71,79 @@ pub fn cold() -> Vec<Case> {
     ]
 }
 
+/// Blobs that the upstream, nginx, sends as fast as it can.
+pub fn unpaced() -> Vec<Case> {
+    let case = |name: &'static str, mib: usize| {
+        Case::new(name, Unit::Bytes, &[Nginx, NginxCache, Mirrored], move |scene, subject, round| {
+            let (path, blob) = scene.unpaced(name, round, mib * MIB);
+            let path = if subject == Mirrored { of_files(&path) } else { path };
+            let address = scene.address(subject);
+            Sample::take(&scene.pids(subject), Unit::Bytes, || {
+                let got = together(1, address, &path, &blob.bytes);
+                assert!(got[0].correct, "{} sends the correct bytes", subject.name());
+                load(&got, blob.bytes.len())
+            })
+        })
+    };
+    vec![case(UNPACED, 1024), case("cold 100 MiB, unpaced, 1 client", 100), tls_crowd()]
+}
+
+/// Many HTTPS clients that follow one fill.
+fn tls_crowd() -> Case {
+    Case::new(TLS_CROWD, Unit::Bytes, &[MirroredTls], |scene, subject, round| {
+        let (path, blob) = scene.unpaced(TLS_CROWD, round, 1024 * MIB);
+        let (address, ca) = (scene.address(subject), scene.authority.ca.clone());
+        Sample::take(&scene.pids(subject), Unit::Bytes, || {
+            let begun = Instant::now();
+            let times = tls::together(TLS_CLIENTS, address, &ca, &of_files(&path), &blob.bytes);
+            Load::of(times, (TLS_CLIENTS * blob.bytes.len()) as f64, begun.elapsed())
+        })
+    })
+    .at_most(1)
+}
+
+/// The path at Roadstead of what nginx has under this path.
+fn of_files(path: &str) -> String {
+    path.replacen("/v2/", &format!("/v2/{FILES}/"), 1)
+}
+
+/// As many images as a day of a build farm has: what an image costs beside its bytes.
+pub fn small_images() -> Case {
+    Case::new(SMALL, Unit::Requests, &[Proxy, Mirrored], |scene, subject, round| {
+        let (address, pids) = (scene.address(subject), scene.pids(subject));
+        let images = Mutex::new(scene.small_images(round).iter().enumerate());
+        let next = || images.lock().next();
+        let client = || {
+            let (mut conn, mut times) = (Conn::open(address), Vec::new());
+            while let Some((n, image)) = next() {
+                let begun = Instant::now();
+                let at = |kind: &str, name: &str| format!("/v2/{}/{kind}/{name}", small_repository(n));
+                let manifest = at("manifests", &format!("r{round}"));
+                assert!(conn.get(&manifest, &image.manifest.bytes).correct, "the manifest is correct");
+                for blob in image.blobs() {
+                    assert!(conn.get(&at("blobs", &blob.digest), &blob.bytes).correct, "the blob is correct");
+                }
+                times.push(begun.elapsed());
+            }
+            times
+        };
+        Sample::take(&pids, Unit::Requests, || {
+            let begun = Instant::now();
+            let times = thread::scope(|scope| {
+                let clients: Vec<_> = (0..SMALL_CLIENTS).map(|_| scope.spawn(client)).collect();
+                clients.into_iter().flat_map(|client| client.join().expect("a client thread ends")).collect()
+            });
+            Load::of(times, 0.0, begun.elapsed())
+        })
+    })
+}
+
+const SMALL_CLIENTS: usize = 8;
+const TLS_CLIENTS: usize = 200;
+
+pub const UNPACED: &str = "cold 1 GiB, unpaced, 1 client";
+pub const TLS_CROWD: &str = "HTTPS: cold 1 GiB, unpaced, 200 clients";
+pub const SMALL: &str = "1000 small cold images, 8 clients";
 pub const COLD_ONE: &str = "cold 100 MiB at 100 MiB/s, 1 client";
 pub const COLD_MANY: &str = "cold 100 MiB at 100 MiB/s, 64 clients";
 pub const SLOW_ONE: &str = "cold 256 MiB at 16 MiB/s, 1 client";

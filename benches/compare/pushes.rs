@@ -17,6 +17,8 @@ use super::support::client::{Answer, Conn};
 use super::support::stage::MIB;
 use super::support::tests::{digest_of, random_bytes};
 
+pub const PUSH_OF_A_GIB: &str = "push of 1024 MiB, 1 at a time";
+
 /// The sequence of requests of a push.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PushSequence {
@@ -35,7 +37,8 @@ struct Bodies {
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (sequence, how) in [(PushSequence::Patch, ""), (PushSequence::Put, " in one PUT")] {
-        for (mib, at_once, pushes) in [(1, 1, 50), (1, 10, 200), (100, 1, 2), (100, 4, 8), (100, 10, 10)] {
+        for (mib, at_once, pushes) in [(1, 1, 50), (1, 10, 200), (100, 1, 2), (100, 4, 8), (100, 10, 10), (1024, 1, 1)]
+        {
             let name = format!("push of {mib} MiB{how}, {at_once} at a time");
             cases.push(Case::new(name, Unit::Bytes, &[Registry, Pushed], move |scene, subject, round| {
                 let seed = round * 1000 + mib * 100 + at_once * 10 + u64::from(sequence == PushSequence::Put);

@@ -7,13 +7,15 @@ use super::cores::{CoreAssignment, Cores};
 use super::load::{Load, Wrk, heads};
 use super::sample::{Sample, Unit};
 use super::scene::{PAGED_ENTRIES, Scene, TAGGED};
-use super::subject::Subject::{self, Mirrored, Nginx, Pushed, Registry};
+use super::subject::Subject::{self, Mirrored, MirroredTls, Nginx, NginxTls, Pushed, Registry};
 use super::support::client::{ACCEPT, Conn};
 use super::support::stage::MIB;
 use super::support::tests::Content;
 
 pub const APART: &str = "blob of 100 MiB, 4 connections, a core for each side";
 pub const RANGES: &str = "ranges of 64 KiB, 64 connections";
+pub const HTTPS_MANIFEST: &str = "HTTPS: manifest by tag, 32 connections";
+pub const HTTPS_BLOB: &str = "HTTPS: blob of 1 MiB, 16 connections";
 const JUST_WRITTEN: &str = ", just written";
 
 const RANGE_BYTES: usize = 64 << 10;
@@ -39,11 +41,11 @@ pub fn manifests() -> Vec<Case> {
             ));
         };
         add("manifest by tag", |scene, subject, connections, seconds| {
-            let wrk = Wrk { connections, seconds, headers: accept(), ranges: None };
+            let wrk = Wrk { headers: accept(), ..Wrk::new(connections, seconds) };
             wrk.run(scene.address(subject), &manifest(subject, "v1"))
         });
         add("manifest by digest", |scene, subject, connections, seconds| {
-            let wrk = Wrk { connections, seconds, headers: accept(), ranges: None };
+            let wrk = Wrk { headers: accept(), ..Wrk::new(connections, seconds) };
             wrk.run(scene.address(subject), &manifest(subject, scene.image.digest()))
         });
         add("HEAD of a manifest", |scene, subject, connections, seconds| {
@@ -55,7 +57,7 @@ pub fn manifests() -> Vec<Case> {
             let path = manifest(subject, "v1");
             let etag = etag(scene, subject, &path);
             let headers = [accept(), vec![format!("If-None-Match: {etag}")]].concat();
-            Wrk { connections, seconds, headers, ranges: None }.run(scene.address(subject), &path)
+            Wrk { headers, ..Wrk::new(connections, seconds) }.run(scene.address(subject), &path)
         });
     }
     cases
@@ -71,7 +73,7 @@ pub fn blobs() -> Vec<Case> {
             let subjects = &[Nginx, Registry, Pushed, Mirrored][..if layer == 1 { 4 } else { 3 }];
             let wrk = move || {
                 let seconds = if has_goal { GOAL_SECONDS } else { OTHER_SECONDS };
-                Wrk { connections, seconds, headers: Vec::new(), ranges: None }
+                Wrk::new(connections, seconds)
             };
             let name = format!("blob of {size}, {}", connected(connections));
             cases.push(Case::new(name, unit, subjects, move |scene, subject, _| {
@@ -92,7 +94,7 @@ pub fn blobs() -> Vec<Case> {
 fn apart(cores: Cores, name: &str, path: Path) -> Case {
     Case::new(name, Unit::Bytes, &[Nginx, Registry, Pushed], move |scene, subject, _| {
         let (path, pids) = (path(scene, subject), scene.pids(subject));
-        let wrk = Wrk { connections: 4, seconds: CPU_SECONDS, headers: Vec::new(), ranges: None };
+        let wrk = Wrk::new(4, CPU_SECONDS);
         let _cores = CoreAssignment::keep(&pids, cores);
         Sample::take(&pids, Unit::Bytes, || wrk.run(scene.address(subject), &path))
     })
@@ -103,9 +105,23 @@ fn ranges(name: &str, path: Path) -> Case {
         // See nginx.conf.
         let path = if subject == Nginx { "/ranges" } else { "" }.to_owned() + &path(scene, subject);
         let ranges = Some((RANGE_BYTES, 100 * MIB));
-        let wrk = Wrk { connections: 64, seconds: GOAL_SECONDS, headers: Vec::new(), ranges };
+        let wrk = Wrk { ranges, ..Wrk::new(64, GOAL_SECONDS) };
         Sample::take(&scene.pids(subject), Unit::Requests, || wrk.run(scene.address(subject), &path))
     })
+}
+
+/// Hits over HTTPS.
+pub fn https() -> Vec<Case> {
+    let case = |name: &str, unit, connections, headers: Vec<String>, path: fn(&Scene, Subject) -> String| {
+        Case::new(name, unit, &[NginxTls, MirroredTls], move |scene, subject, _| {
+            let wrk = Wrk { scheme: "https", headers: headers.clone(), ..Wrk::new(connections, GOAL_SECONDS) };
+            Sample::take(&scene.pids(subject), unit, || wrk.run(scene.address(subject), &path(scene, subject)))
+        })
+    };
+    vec![
+        case(HTTPS_MANIFEST, Unit::Requests, 32, accept(), |_, subject| manifest(subject, "v1")),
+        case(HTTPS_BLOB, Unit::Bytes, 16, Vec::new(), |scene, subject| blob(scene, subject, 1)),
+    ]
 }
 
 /// Pages from the middle of long lists, for one client.

@@ -8,7 +8,7 @@ use super::case::Case;
 use super::goals::Figure;
 use super::programs;
 use super::sample::{Sample, Samples, Spread, Unit, short};
-use super::subject::Subject::{self, Nginx, Proxy, Registry, Upstream};
+use super::subject::Subject::{self, Nginx, NginxCache, NginxTls, Proxy, Registry, Upstream};
 
 const BEGIN: &str = "<!-- figures: begin -->";
 const END: &str = "<!-- figures: end -->";
@@ -85,7 +85,8 @@ fn row(name: &str, case: &Case, subject: Subject, samples: &Samples) -> String {
     };
     let other = if case.subjects.contains(&Proxy) { Proxy } else { Registry };
     let (p50, p99) = (shown(median(&|sample| sample.p50), " ms"), shown(median(&|sample| sample.p99), " ms"));
-    let (nginx, registry) = (over(Nginx), over(other));
+    let nginx = [NginxCache, NginxTls].into_iter().find(|other| case.subjects.contains(other)).unwrap_or(Nginx);
+    let (nginx, registry) = (over(nginx), over(other));
     format!("| {name} | {} | {rate} | {p50} | {p99} | {cpu} | {peak} | {nginx} | {registry} |\n", subject.name())
 }
 
@@ -113,7 +114,7 @@ pub fn write(file: &Path, tables: &str) -> Result<(), String> {
     fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// Checks that the tables can be written, before half an hour of measurements.
+/// Checks that the tables can be written, before an hour of measurements.
 ///
 /// # Errors
 /// Those of [`write`].

@@ -13,17 +13,20 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-use super::servers::{Program, roadstead};
+use super::servers::{Program, mirror_of_files, roadstead, roadstead_with};
 use super::subject::Subject;
-use super::support::client::Conn;
+use super::support::client::{ACCEPT, Conn};
 use super::support::stage::MIB;
+use super::support::tests::authority::Authority;
 use super::support::tests::process::ServerProcess;
-use super::support::tests::{Client, Content, Image, Upstream};
+use super::support::tests::{Client, Content, Image, Upstream, random_bytes};
 
 /// The number of repositories in the catalogue, of tags in one repository, and of additional blobs.
 pub const PAGED_ENTRIES: usize = 10_000;
 /// The repository with this many tags.
 pub const TAGGED: &str = "pages/tagged";
+/// Small images that are cold in a round.
+pub const SMALL_IMAGES: usize = 1000;
 /// Files from this size on may be in the page cache as folios of more than a page.
 const LARGE_FILE_BYTES: u64 = 64 << 10;
 const INDEX_TIMEOUT: Duration = Duration::from_secs(120);
@@ -35,10 +38,18 @@ pub struct Scene {
     pub registry: Program,
     pub proxy: Program,
     pub roadstead: ServerProcess,
+    /// A cache of the static files of `nginx`, as Roadstead is.
+    pub nginx_cache: Program,
+    pub roadstead_tls: ServerProcess,
+    pub authority: Authority,
     /// The targets of pushes in one round: an empty docker-registry and an empty Roadstead.
     pub fresh: Option<(u64, Program, ServerProcess)>,
     /// The cold blob of one round, by case.
     pub cold: Option<(String, u64, Content)>,
+    /// The file of `nginx` that is cold in one round, by case.
+    pub unpaced: Option<(String, u64, Content)>,
+    /// The small images of one round.
+    pub small: Option<(u64, Vec<Image>)>,
     pub upstream: Upstream,
     /// An image of eight layers of 8 MiB.
     pub image: Image,
@@ -56,13 +67,22 @@ impl Scene {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let upstream = runtime.block_on(Upstream::start());
         let at = |name: &str| folder.path().join(name);
+        let authority = Authority::new();
+        let nginx = Program::nginx(&at("nginx"), &authority);
+        let files = mirror_of_files(nginx.address());
+        let secure = files.clone() + &authority.config("roadstead");
         let mut scene = Self {
-            nginx: Program::nginx(&at("nginx")),
+            nginx_cache: Program::nginx_cache(&at("nginx-cache"), nginx.address()),
+            roadstead_tls: roadstead_with(&at("roadstead-tls"), &upstream.url(""), &secure),
+            authority,
             registry: Program::registry(&at("registry")),
             proxy: Program::proxy(&at("proxy"), &upstream.url("")),
-            roadstead: roadstead(&at("roadstead"), &upstream.url("")),
+            roadstead: roadstead_with(&at("roadstead"), &upstream.url(""), &files),
+            nginx,
             fresh: None,
             cold: None,
+            unpaced: None,
+            small: None,
             upstream,
             image: Image::new(1, &[8 * MIB; 8]),
             blobs: Image::new(100, &[4 << 10, MIB, 100 * MIB]),
@@ -83,6 +103,7 @@ impl Scene {
         let written = [("v3", &scene.written)];
         scene.stock(&written);
         scene.warm(&[Subject::Nginx, Subject::Registry, Subject::Pushed], &written);
+        scene.warm_tls(&scene.images());
         scene
     }
 
@@ -93,13 +114,18 @@ impl Scene {
             Subject::Pushed | Subject::Mirrored => ([127, 0, 0, 1], self.roadstead.port()).into(),
             Subject::Upstream => self.upstream.addr(),
             Subject::Proxy => self.proxy.address(),
+            Subject::NginxCache => self.nginx_cache.address(),
+            Subject::NginxTls => self.nginx.tls_address(),
+            Subject::MirroredTls => ([127, 0, 0, 1], self.roadstead_tls.port()).into(),
         }
     }
 
     /// The processes whose CPU time and memory count for the subject. There is none for the upstream, which is this process.
     pub fn pids(&self, subject: Subject) -> Vec<u32> {
         match subject {
-            Subject::Nginx => self.nginx.pids(),
+            Subject::Nginx | Subject::NginxTls => self.nginx.pids(),
+            Subject::NginxCache => self.nginx_cache.pids(),
+            Subject::MirroredTls => self.roadstead_tls.pid().into_iter().collect(),
             Subject::Registry => self.registry.pids(),
             Subject::Pushed | Subject::Mirrored => self.roadstead.pid().into_iter().collect(),
             Subject::Upstream => Vec::new(),
@@ -137,6 +163,45 @@ impl Scene {
         }
         let (_, _, blob) = self.cold.as_ref().expect("it was set above");
         (format!("/v2/{repository}/blobs/{}", blob.digest), blob.clone())
+    }
+
+    /// A blob of this size that `nginx` serves since this round, with its path there. The one of an earlier round is
+    /// removed.
+    pub fn unpaced(&mut self, case: &str, round: u64, bytes: usize) -> (String, Content) {
+        let path = |blob: &Content| format!("/v2/library/unpaced/blobs/{}", blob.digest);
+        let files = self.nginx.folder().join("files");
+        let file = |blob: &Content| files.join(path(blob).trim_start_matches('/'));
+        if self.unpaced.as_ref().is_none_or(|(of, at, _)| of != case || *at != round) {
+            if let Some((_, _, earlier)) = self.unpaced.take() {
+                fs::remove_file(file(&earlier)).expect("it was written below");
+            }
+            let seed = case.bytes().fold(round, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));
+            let blob = Content::new("application/octet-stream", random_bytes(seed, bytes));
+            fs::create_dir_all(file(&blob).parent().expect("a file is in a folder"))
+                .expect("the folder can be written");
+            fs::write(file(&blob), &blob.bytes).expect("the folder can be written");
+            self.sync();
+            self.unpaced = Some((case.to_owned(), round, blob));
+        }
+        let (_, _, blob) = self.unpaced.as_ref().expect("it was set above");
+        (path(blob), blob.clone())
+    }
+
+    /// Images of a manifest, a config and five layers of 4 KiB that the upstream has since this round, each in a
+    /// repository of [`small_repository`].
+    pub fn small_images(&mut self, round: u64) -> &[Image] {
+        if self.small.as_ref().is_none_or(|(of, _)| *of != round) {
+            self.upstream.end_scripts();
+            let earlier = self.small.take().map_or(0, |(_, images)| images.len());
+            (0..earlier).for_each(|n| self.upstream.remove_repository(&small_repository(n)));
+            let seed = |n: usize| 1_000_000 + round * 1_000_000 + n as u64 * 10;
+            let images: Vec<Image> = (0..SMALL_IMAGES).map(|n| Image::new(seed(n), &[4 << 10; 5])).collect();
+            for (n, image) in images.iter().enumerate() {
+                self.upstream.add_image(&small_repository(n), &format!("r{round}"), image);
+            }
+            self.small = Some((round, images));
+        }
+        &self.small.as_ref().expect("it was set above").1
     }
 
     pub fn folder(&self) -> &Path {
@@ -206,7 +271,22 @@ impl Scene {
                 assert!(conn.get(path, &content.bytes).correct, "{} has {path}", subject.name());
             }
         }
-        // No dirty pages may be written back during a measurement.
+        self.sync();
+    }
+
+    /// The same for Roadstead's HTTPS, once.
+    fn warm_tls(&self, images: &[(&str, &Image)]) {
+        let (client, base) = (Client::trusting(&self.authority.ca, None), self.address(Subject::MirroredTls));
+        for (path, content) in content(Subject::MirroredTls, images) {
+            let url = format!("https://{base}{path}");
+            let answer = self.runtime.block_on(client.get_with(&url, &[("Accept", ACCEPT)]));
+            assert!(answer.body == content.bytes, "{url} is mirrored");
+        }
+        self.sync();
+    }
+
+    /// No dirty pages may be written back during a measurement.
+    fn sync(&self) {
         File::open(self.folder())
             .and_then(|folder| Ok(rustix::fs::syncfs(&folder)?))
             .expect("the file system can be synced");
@@ -264,6 +344,11 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         let entry = entry?;
         copy(&entry.path(), &to.join(entry.file_name()))
     })
+}
+
+/// The repository of the small image with this number.
+pub fn small_repository(n: usize) -> String {
+    format!("library/small-{n:04}")
 }
 
 /// Small blobs with their digests.

@@ -6,23 +6,45 @@ use std::path::{Path, PathBuf};
 
 use super::programs;
 use super::support::process::family;
+use super::support::tests::authority::Authority;
 use super::support::tests::daemon::{Daemon, free_port};
 use super::support::tests::process::ServerProcess;
 use super::support::tests::settings::Settings;
+
+/// The name under which Roadstead mirrors the static files of nginx.
+pub const FILES: &str = "files.test";
 
 /// A program that is started with one configuration file.
 pub struct Program {
     name: &'static str,
     folder: PathBuf,
     port: u16,
+    /// The port of its HTTPS, if it has one.
+    tls_port: u16,
     arguments: Vec<String>,
     daemon: Option<Daemon>,
 }
 
 impl Program {
-    pub fn nginx(folder: &Path) -> Self {
+    /// nginx with static files. Its HTTPS has a certificate of this authority.
+    pub fn nginx(folder: &Path, authority: &Authority) -> Self {
         fs::create_dir_all(folder.join("files")).expect("the build folder can be written");
-        let (config, port) = configure(folder, "nginx.conf", include_str!("nginx.conf"), "");
+        let signed = authority.sign("nginx");
+        for (file, text) in [("tls.crt", &signed.cert), ("tls.key", &signed.key)] {
+            fs::write(folder.join(file), text).expect("the build folder can be written");
+        }
+        let tls_port = free_port();
+        let template = include_str!("nginx.conf").replace("TLS_PORT", &tls_port.to_string());
+        Self { tls_port, ..Self::start_nginx(folder, &template) }
+    }
+
+    /// nginx as a cache of this server.
+    pub fn nginx_cache(folder: &Path, upstream: SocketAddr) -> Self {
+        Self::start_nginx(folder, &include_str!("nginx-cache.conf").replace("UPSTREAM", &upstream.to_string()))
+    }
+
+    fn start_nginx(folder: &Path, template: &str) -> Self {
+        let (config, port) = configure(folder, "nginx.conf", template, "");
         let prefix = folder.to_str().expect("a plain path").to_owned();
         let arguments = ["-e", "stderr", "-p", &prefix, "-c", &config].map(str::to_owned);
         Self::start("nginx", folder, port, arguments.into())
@@ -43,7 +65,7 @@ impl Program {
     }
 
     fn start(name: &'static str, folder: &Path, port: u16, arguments: Vec<String>) -> Self {
-        let mut program = Self { name, folder: folder.to_owned(), port, arguments, daemon: None };
+        let mut program = Self { name, folder: folder.to_owned(), port, tls_port: 0, arguments, daemon: None };
         program.begin();
         program
     }
@@ -64,6 +86,10 @@ impl Program {
         ([127, 0, 0, 1], self.port).into()
     }
 
+    pub fn tls_address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.tls_port).into()
+    }
+
     /// The program and its children, such as nginx's workers.
     pub fn pids(&self) -> Vec<u32> {
         family(self.daemon.as_ref().expect("it runs").pid())
@@ -76,8 +102,18 @@ impl Program {
 
 /// Roadstead with default settings except for port, folder and the URL of docker.io.
 pub fn roadstead(folder: &Path, upstream: &str) -> ServerProcess {
+    roadstead_with(folder, upstream, "")
+}
+
+/// The same with additional settings in TOML.
+pub fn roadstead_with(folder: &Path, upstream: &str, more: &str) -> ServerProcess {
     fs::create_dir_all(folder).expect("the build folder can be written");
-    ServerProcess::start_in(folder, defaults(upstream))
+    ServerProcess::start_in(folder, defaults(upstream).config(more))
+}
+
+/// Settings for an upstream with the name [`FILES`].
+pub fn mirror_of_files(upstream: SocketAddr) -> String {
+    format!("[upstream.{FILES:?}]\nurl = \"http://{upstream}\"\n")
 }
 
 fn defaults(upstream: &str) -> Settings {

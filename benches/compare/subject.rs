@@ -13,6 +13,11 @@ pub enum Subject {
     Upstream,
     /// docker-registry as a pull-through cache.
     Proxy,
+    /// nginx as a cache (`proxy_cache`) of the static files of the other nginx.
+    NginxCache,
+    /// As `Nginx` and `Mirrored`, over HTTPS.
+    NginxTls,
+    MirroredTls,
 }
 
 impl Subject {
@@ -24,14 +29,17 @@ impl Subject {
             Self::Mirrored => "Roadstead, mirrored",
             Self::Upstream => "the upstream alone",
             Self::Proxy => "docker-registry, proxy",
+            Self::NginxCache => "nginx, proxy_cache",
+            Self::NginxTls => "nginx, HTTPS",
+            Self::MirroredTls => "Roadstead, mirrored, HTTPS",
         }
     }
 
     /// The repository of its content.
     pub fn repository(self) -> &'static str {
         match self {
-            Self::Nginx | Self::Registry | Self::Pushed => "team/bench",
-            Self::Mirrored | Self::Upstream | Self::Proxy => "library/bench",
+            Self::Nginx | Self::Registry | Self::Pushed | Self::NginxCache | Self::NginxTls => "team/bench",
+            Self::Mirrored | Self::Upstream | Self::Proxy | Self::MirroredTls => "library/bench",
         }
     }
 }
