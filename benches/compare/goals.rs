@@ -1,11 +1,11 @@
 //! The goals: ratios within a round, and bounds of memory.
 
-use super::pulls::{COLD_ONE, MEMORY, SLOW_MANY, SLOW_ONE, SMALL, UNPACED};
+use super::pulls::{COLD_ONE, MEMORY, SEGMENTS, SLOW_MANY, SLOW_ONE, SMALL, UNPACED};
 use super::pushes::PUSH_OF_A_GIB;
 use super::reads::{APART, HTTPS_BLOB, HTTPS_MANIFEST, RANGES};
 use super::sample::{Sample, Samples, Spread, short};
 use super::subject::Subject::{
-    self, Mirrored, MirroredTls, Nginx, NginxCache, NginxTls, Proxy, Pushed, Registry, Upstream,
+    self, Mirrored, MirroredTls, Nginx, NginxCache, NginxTls, Proxy, Pushed, Registry, Segmented, Upstream,
 };
 
 enum Goal {
@@ -101,6 +101,8 @@ pub fn figures(samples: &Samples) -> Vec<Figure> {
     let first_bytes = samples.of(COLD_ONE, Mirrored).iter().zip(samples.of(COLD_ONE, Upstream));
     let later = first_bytes.filter_map(|(through, alone)| Some(through.first_byte? - alone.first_byte?));
     add(format!("{COLD_ONE}: first byte, later than the upstream's"), Goal::AtMost(1.0), " ms", Spread::of(later));
+    let segmented = samples.ratios((SEGMENTS, Segmented), (SEGMENTS, Upstream), last_byte);
+    add(format!("{SEGMENTS}: time with 4 connections, over the upstream alone"), Goal::AtMost(0.28), times, segmented);
     // Of 64 clients together, the last one to finish counts.
     let seconds = |sample: &Sample, clients: f64| clients / sample.rate;
     let rounds = samples.of(SLOW_MANY, Mirrored).iter().zip(samples.of(SLOW_ONE, Mirrored));

@@ -10,8 +10,10 @@ use super::load::Load;
 use super::reads::again;
 use super::sample::{Sample, Unit};
 use super::scene::{Scene, small_repository};
-use super::servers::FILES;
-use super::subject::Subject::{self, Mirrored, MirroredTls, Nginx, NginxCache, Proxy, Pushed, Registry, Upstream};
+use super::servers::{FILES, SEGMENTED};
+use super::subject::Subject::{
+    self, Mirrored, MirroredTls, Nginx, NginxCache, Proxy, Pushed, Registry, Segmented, Upstream,
+};
 use super::support::client::{ACCEPT, Conn, Got, together};
 use super::support::process::memory;
 use super::support::stage::MIB;
@@ -53,6 +55,7 @@ pub fn cold() -> Vec<Case> {
         Case::new(name, Unit::Bytes, subjects, move |scene, subject, round| {
             let (path, blob) = scene.cold(name, round, mib * MIB);
             scene.upstream.always("GET", &path, Reply::normal().pace(rate << 20));
+            let path = if subject == Segmented { of_upstream(&path, SEGMENTED) } else { path };
             let (address, mut got) = (scene.address(subject), Vec::new());
             let sample = Sample::take(&scene.pids(subject), Unit::Bytes, || {
                 got = together(clients, address, &path, &blob.bytes);
@@ -68,6 +71,7 @@ pub fn cold() -> Vec<Case> {
         paced(COLD_MANY, (100, 100), 64, &[Mirrored]),
         paced(SLOW_ONE, (256, 16), 1, &[Mirrored]).at_most(2),
         paced(SLOW_MANY, (256, 16), 64, &[Mirrored]).at_most(2),
+        paced(SEGMENTS, (1024, 20), 1, &[Upstream, Segmented]).at_most(1),
     ]
 }
 
@@ -76,7 +80,7 @@ pub fn unpaced() -> Vec<Case> {
     let case = |name: &'static str, mib: usize| {
         Case::new(name, Unit::Bytes, &[Nginx, NginxCache, Mirrored], move |scene, subject, round| {
             let (path, blob) = scene.unpaced(name, round, mib * MIB);
-            let path = if subject == Mirrored { of_files(&path) } else { path };
+            let path = if subject == Mirrored { of_upstream(&path, FILES) } else { path };
             let address = scene.address(subject);
             Sample::take(&scene.pids(subject), Unit::Bytes, || {
                 let got = together(1, address, &path, &blob.bytes);
@@ -95,16 +99,16 @@ fn tls_crowd() -> Case {
         let (address, ca) = (scene.address(subject), scene.authority.ca.clone());
         Sample::take(&scene.pids(subject), Unit::Bytes, || {
             let begun = Instant::now();
-            let times = tls::together(TLS_CLIENTS, address, &ca, &of_files(&path), &blob.bytes);
+            let times = tls::together(TLS_CLIENTS, address, &ca, &of_upstream(&path, FILES), &blob.bytes);
             Load::of(times, (TLS_CLIENTS * blob.bytes.len()) as f64, begun.elapsed())
         })
     })
     .at_most(1)
 }
 
-/// The path at Roadstead of what nginx has under this path.
-fn of_files(path: &str) -> String {
-    path.replacen("/v2/", &format!("/v2/{FILES}/"), 1)
+/// The path at Roadstead of what this upstream has under `path`.
+fn of_upstream(path: &str, upstream: &str) -> String {
+    path.replacen("/v2/", &format!("/v2/{upstream}/"), 1)
 }
 
 /// As many images as a day of a build farm has: what an image costs beside its bytes.
@@ -148,6 +152,7 @@ pub const COLD_ONE: &str = "cold 100 MiB at 100 MiB/s, 1 client";
 pub const COLD_MANY: &str = "cold 100 MiB at 100 MiB/s, 64 clients";
 pub const SLOW_ONE: &str = "cold 256 MiB at 16 MiB/s, 1 client";
 pub const SLOW_MANY: &str = "cold 256 MiB at 16 MiB/s, 64 clients";
+pub const SEGMENTS: &str = "cold 1 GiB at 20 MiB/s for each connection, 1 client";
 pub const MEMORY: &str = "200 streams of 100 MiB, 100 of them stalled";
 
 /// Half of the clients read, and half send a request and read nothing. Each server is freshly started.

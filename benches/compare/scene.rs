@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-use super::servers::{Program, mirror_of_files, roadstead, roadstead_with};
+use super::servers::{Program, mirror_of_files, roadstead, roadstead_with, segmented};
 use super::subject::Subject;
 use super::support::client::{ACCEPT, Conn};
 use super::support::stage::MIB;
@@ -77,7 +77,7 @@ impl Scene {
             authority,
             registry: Program::registry(&at("registry")),
             proxy: Program::proxy(&at("proxy"), &upstream.url("")),
-            roadstead: roadstead_with(&at("roadstead"), &upstream.url(""), &files),
+            roadstead: roadstead_with(&at("roadstead"), &upstream.url(""), &(files + &segmented(&upstream.url("")))),
             nginx,
             fresh: None,
             cold: None,
@@ -111,7 +111,7 @@ impl Scene {
         match subject {
             Subject::Nginx => self.nginx.address(),
             Subject::Registry => self.registry.address(),
-            Subject::Pushed | Subject::Mirrored => ([127, 0, 0, 1], self.roadstead.port()).into(),
+            Subject::Pushed | Subject::Mirrored | Subject::Segmented => ([127, 0, 0, 1], self.roadstead.port()).into(),
             Subject::Upstream => self.upstream.addr(),
             Subject::Proxy => self.proxy.address(),
             Subject::NginxCache => self.nginx_cache.address(),
@@ -127,7 +127,7 @@ impl Scene {
             Subject::NginxCache => self.nginx_cache.pids(),
             Subject::MirroredTls => self.roadstead_tls.pid().into_iter().collect(),
             Subject::Registry => self.registry.pids(),
-            Subject::Pushed | Subject::Mirrored => self.roadstead.pid().into_iter().collect(),
+            Subject::Pushed | Subject::Mirrored | Subject::Segmented => self.roadstead.pid().into_iter().collect(),
             Subject::Upstream => Vec::new(),
             Subject::Proxy => self.proxy.pids(),
         }

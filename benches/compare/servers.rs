@@ -14,6 +14,9 @@ use super::support::tests::settings::Settings;
 /// The name under which Roadstead mirrors the static files of nginx.
 pub const FILES: &str = "files.test";
 
+/// The name of the upstream with several connections.
+pub const SEGMENTED: &str = "segmented.test";
+
 /// A program that is started with one configuration file.
 pub struct Program {
     name: &'static str,
@@ -114,6 +117,11 @@ pub fn roadstead_with(folder: &Path, upstream: &str, more: &str) -> ServerProces
 /// Settings for an upstream with the name [`FILES`].
 pub fn mirror_of_files(upstream: SocketAddr) -> String {
     format!("[upstream.{FILES:?}]\nurl = \"http://{upstream}\"\n")
+}
+
+/// Settings for a second name of the scripted upstream, from which blobs are fetched over four connections.
+pub fn segmented(upstream: &str) -> String {
+    format!("[upstream.{SEGMENTED:?}]\nurl = {upstream:?}\nconnections = 4\n")
 }
 
 fn defaults(upstream: &str) -> Settings {

@@ -18,6 +18,8 @@ pub enum Subject {
     /// As `Nginx` and `Mirrored`, over HTTPS.
     NginxTls,
     MirroredTls,
+    /// As `Mirrored`, with `upstream.connections = 4`.
+    Segmented,
 }
 
 impl Subject {
@@ -32,6 +34,7 @@ impl Subject {
             Self::NginxCache => "nginx, proxy_cache",
             Self::NginxTls => "nginx, HTTPS",
             Self::MirroredTls => "Roadstead, mirrored, HTTPS",
+            Self::Segmented => "Roadstead, mirrored, 4 connections",
         }
     }
 
@@ -39,7 +42,7 @@ impl Subject {
     pub fn repository(self) -> &'static str {
         match self {
             Self::Nginx | Self::Registry | Self::Pushed | Self::NginxCache | Self::NginxTls => "team/bench",
-            Self::Mirrored | Self::Upstream | Self::Proxy | Self::MirroredTls => "library/bench",
+            Self::Mirrored | Self::Upstream | Self::Proxy | Self::MirroredTls | Self::Segmented => "library/bench",
         }
     }
 }
