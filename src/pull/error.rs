@@ -91,13 +91,19 @@ impl PullError {
         matches!(self, Self::Upstream(UpstreamError::Interrupted { .. } | UpstreamError::Timeout { .. }))
     }
 
-    /// Whether the upstream may send the complete content although it did not send a range of it.
+    /// Whether the upstream may send the complete content although it did not send a range of it. That can be told for
+    /// no answer of the upstream, not even for 404, but for errors without one.
     pub(super) fn may_concern_range_only(&self) -> bool {
         match self {
-            Self::Changed { .. } => true,
-            Self::Upstream(UpstreamError::Status { status, .. }) => status.is_client_error(),
+            Self::NotFound | Self::PresumedAbsent | Self::Changed { .. } => true,
+            error @ Self::Upstream(_) => error.may_be_answered_by_get() && !error.is_loop(),
             _ => false,
         }
+    }
+
+    /// Whether the same request may succeed a moment later.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, Self::Upstream(error) if error.is_outage() && !matches!(error, UpstreamError::Timeout { .. }))
     }
 
     /// Whether the upstream answered 429.

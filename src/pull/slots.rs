@@ -7,12 +7,16 @@
 //!
 //! A quarter of each cap is *withheld* from repositories that already run a transfer of the same kind. So the transfers
 //! of a few repositories that hang do not take all slots, and those of another repository still run.
+//!
+//! An *extra* transfer fetches a part of a blob beside the first transfer of its fill. It gets a slot only if no fill of
+//! its upstream waits. If a fill comes later and finds no slot, an extra transfer is *recalled*: its owner ends it soon.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::oci::{RepoId, Scope};
 
@@ -40,7 +44,28 @@ struct State {
     queues: HashMap<RepoId, Queue>,
     /// The running transfers of each repository that has some.
     running: HashMap<RepoId, Running>,
+    /// The running extra transfers, in the order in which they began.
+    extras: Vec<Extra>,
     tickets: u64,
+}
+
+/// What a slot is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A fill of a small blob.
+    Small,
+    /// A fill of a large blob.
+    Large,
+    /// A part of a blob whose fill runs. It counts as large.
+    Extra,
+}
+
+/// A running extra transfer.
+#[derive(Debug)]
+struct Extra {
+    number: u64,
+    repo: RepoId,
+    recalled: CancellationToken,
 }
 
 /// A cap, and the running transfers that count towards it.
@@ -63,12 +88,14 @@ struct Running {
 struct Queue {
     small: VecDeque<Ticket>,
     large: VecDeque<Ticket>,
+    extra: VecDeque<Ticket>,
 }
 
 #[derive(Debug)]
 struct Ticket {
     number: u64,
     called: oneshot::Sender<()>,
+    recalled: CancellationToken,
 }
 
 /// A waiting request or a granted slot. Drop withdraws the request or releases the slot.
@@ -76,10 +103,11 @@ struct Ticket {
 pub(super) struct Turn {
     slots: Slots,
     repo: RepoId,
-    small: bool,
+    kind: Kind,
     number: u64,
     /// Receives the slot; `None` once the slot is granted.
     call: Option<oneshot::Receiver<()>>,
+    recalled: CancellationToken,
 }
 
 impl Slots {
@@ -92,6 +120,7 @@ impl Slots {
             order: VecDeque::new(),
             queues: HashMap::new(),
             running: HashMap::new(),
+            extras: Vec::new(),
             tickets: 0,
         };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -99,77 +128,120 @@ impl Slots {
 
     /// Requests a slot for a blob of `size` bytes. The turn is a slot at once if one is free. An unknown size counts as large.
     pub(super) fn request(&self, repo: &RepoId, size: Option<u64>) -> Turn {
-        let small = size.is_some_and(|size| size <= MAX_SMALL_BYTES);
+        let is_small = size.is_some_and(|size| size <= MAX_SMALL_BYTES);
+        self.enter(repo, if is_small { Kind::Small } else { Kind::Large })
+    }
+
+    /// Requests a slot for an extra transfer. Its owner must end the transfer when the turn is recalled.
+    pub(super) fn request_extra(&self, repo: &RepoId) -> Turn {
+        self.enter(repo, Kind::Extra)
+    }
+
+    fn enter(&self, repo: &RepoId, kind: Kind) -> Turn {
         let (called, call) = oneshot::channel();
+        let recalled = CancellationToken::new();
         let mut state = self.state.lock();
         state.tickets += 1;
         let number = state.tickets;
-        state.enqueue(repo, small, Ticket { number, called });
+        state.enqueue(repo, kind, Ticket { number, called, recalled: recalled.clone() });
         state.call_next();
         drop(state);
-        let mut turn = Turn { slots: self.clone(), repo: repo.clone(), small, number, call: Some(call) };
+        let mut turn = Turn { slots: self.clone(), repo: repo.clone(), kind, number, call: Some(call), recalled };
         turn.poll();
         turn
     }
 
-    /// Returns the number of waiting transfers that could start when a transfer of this upstream ends.
+    /// Returns the number of waiting fills that could start when a transfer of this upstream ends.
     pub(super) fn waiting_for(&self, scope: &Scope) -> usize {
         let state = self.state.lock();
         let all_taken = state.all.has_only_withheld_slots();
-        let queues = state.queues.iter().filter(|(repo, _)| all_taken || repo.scope == *scope);
-        queues.map(|(_, queue)| queue.small.len() + queue.large.len()).sum()
+        state.waiting_fills(|repo| all_taken || repo.scope == *scope)
     }
 }
 
 impl State {
-    fn enqueue(&mut self, repo: &RepoId, small: bool, ticket: Ticket) {
+    fn enqueue(&mut self, repo: &RepoId, kind: Kind, ticket: Ticket) {
         if !self.queues.contains_key(repo) {
             self.order.push_back(repo.clone());
         }
-        self.queues.entry(repo.clone()).or_default().of(small).push_back(ticket);
+        self.queues.entry(repo.clone()).or_default().of(kind).push_back(ticket);
     }
 
-    /// Gives free slots to waiting transfers, one repository after the other.
+    /// Gives free slots to waiting transfers, one repository after the other. Recalls extra transfers for the fills
+    /// that find none.
     fn call_next(&mut self) {
-        while let Some((place, small)) = self.next() {
+        while let Some((place, kind)) = self.next() {
             let Some(repo) = self.order.remove(place) else { return };
             let queue = self.queues.entry(repo.clone()).or_default();
-            if let Some(ticket) = queue.of(small).pop_front() {
-                // If the receiver is being dropped, its `drop` releases the slot counted below.
-                let _ = ticket.called.send(());
-            }
+            let ticket = queue.of(kind).pop_front();
             if queue.is_empty() {
                 self.queues.remove(&repo);
             } else {
                 self.order.push_back(repo.clone());
             }
-            self.all.running.begin(small);
-            if let Some(lane) = self.upstreams.get_mut(&repo.scope) {
-                lane.running.begin(small);
+            let Some(Ticket { number, called, recalled }) = ticket else { return };
+            if kind == Kind::Extra {
+                self.extras.push(Extra { number, repo: repo.clone(), recalled });
             }
-            self.running.entry(repo).or_default().begin(small);
+            self.all.running.begin(kind);
+            if let Some(lane) = self.upstreams.get_mut(&repo.scope) {
+                lane.running.begin(kind);
+            }
+            self.running.entry(repo).or_default().begin(kind);
+            // If the receiver is being dropped, its `drop` releases the slot.
+            let _ = called.send(());
         }
+        self.recall_extras();
     }
 
-    /// Returns the position of the first repository with a runnable transfer. True: that is a small blob.
-    fn next(&self) -> Option<(usize, bool)> {
-        let may_run = |repo: &RepoId, small| {
+    /// Returns the position of the first repository with a runnable fill and its kind; if there is none, that of the
+    /// first one with a runnable extra transfer.
+    fn next(&self) -> Option<(usize, Kind)> {
+        let may_run = |repo: &RepoId, kind| {
             let (lane, own) = (self.upstreams.get(&repo.scope), self.running.get(repo).copied().unwrap_or_default());
-            let fits = |lane: &Lane| lane.has_room(small) && lane.admits_repository(own, small);
+            let fits = |lane: &Lane| lane.has_room(kind) && lane.admits_repository(own, kind);
             fits(&self.all) && lane.is_none_or(fits)
         };
-        self.order.iter().enumerate().find_map(|(place, repo)| {
-            let queue = self.queues.get(repo)?;
-            let small = !queue.small.is_empty() && may_run(repo, true);
-            let large = !queue.large.is_empty() && may_run(repo, false);
-            (small || large).then_some((place, small))
+        let first = |kinds: &[Kind]| {
+            self.order.iter().enumerate().find_map(|(place, repo)| {
+                let queue = self.queues.get(repo)?;
+                let runnable = |kind: &&Kind| !queue.waiting(**kind).is_empty() && may_run(repo, **kind);
+                kinds.iter().find(runnable).map(|kind| (place, *kind))
+            })
+        };
+        first(&[Kind::Small, Kind::Large]).or_else(|| {
+            let (place, kind) = first(&[Kind::Extra])?;
+            let scope = &self.order.get(place)?.scope;
+            (self.waiting_fills(|repo| repo.scope == *scope) == 0).then_some((place, kind))
         })
     }
 
+    /// The number of waiting fills of these repositories.
+    fn waiting_fills(&self, of: impl Fn(&RepoId) -> bool) -> usize {
+        let queues = self.queues.iter().filter(|(repo, _)| of(repo));
+        queues.map(|(_, queue)| queue.small.len() + queue.large.len()).sum()
+    }
+
+    /// Recalls an extra transfer for each waiting fill, the youngest first. Those that were recalled before and have
+    /// not ended yet count.
+    fn recall_extras(&self) {
+        if self.extras.is_empty() {
+            return;
+        }
+        let all_taken = self.all.has_only_withheld_slots();
+        for (repo, _) in self.queues.iter().filter(|(_, queue)| queue.has_fills()) {
+            let helps = |extra: &&Extra| all_taken || extra.repo.scope == repo.scope;
+            let waiting = self.waiting_fills(|other| all_taken || other.scope == repo.scope);
+            let recalled = self.extras.iter().filter(helps).filter(|extra| extra.recalled.is_cancelled()).count();
+            let others = self.extras.iter().rev().filter(helps).filter(|extra| !extra.recalled.is_cancelled());
+            others.take(waiting.saturating_sub(recalled)).for_each(|extra| extra.recalled.cancel());
+        }
+    }
+
     /// Removes a waiting ticket. Returns false if it is no longer waiting, because its slot was granted.
-    fn withdraw(&mut self, repo: &RepoId, small: bool, number: u64) -> bool {
+    fn withdraw(&mut self, repo: &RepoId, kind: Kind, number: u64) -> bool {
         let Some(queue) = self.queues.get_mut(repo) else { return false };
-        let waiting = queue.of(small);
+        let waiting = queue.of(kind);
         let before = waiting.len();
         waiting.retain(|ticket| ticket.number != number);
         let found = waiting.len() < before;
@@ -180,13 +252,14 @@ impl State {
         found
     }
 
-    fn release(&mut self, repo: &RepoId, small: bool) {
-        self.all.running.end(small);
+    fn release(&mut self, repo: &RepoId, kind: Kind, number: u64) {
+        self.extras.retain(|extra| extra.number != number);
+        self.all.running.end(kind);
         if let Some(lane) = self.upstreams.get_mut(&repo.scope) {
-            lane.running.end(small);
+            lane.running.end(kind);
         }
         if let Some(own) = self.running.get_mut(repo) {
-            own.end(small);
+            own.end(kind);
             if own.all == 0 {
                 self.running.remove(repo);
             }
@@ -206,14 +279,14 @@ impl Lane {
         all + withheld(self.cap) >= self.cap || large + withheld(self.large_cap()) >= self.large_cap()
     }
 
-    fn has_room(&self, small: bool) -> bool {
-        self.running.all < self.cap && (small || self.running.large < self.large_cap())
+    fn has_room(&self, kind: Kind) -> bool {
+        self.running.all < self.cap && (kind == Kind::Small || self.running.large < self.large_cap())
     }
 
     /// Whether a repository with these running transfers may run another one, if there is room. The first of a kind needs
     /// no more than a free slot. Further ones leave the withheld slots free.
-    fn admits_repository(&self, own: Running, small: bool) -> bool {
-        if small {
+    fn admits_repository(&self, own: Running, kind: Kind) -> bool {
+        if kind == Kind::Small {
             own.all == own.large || self.running.all + withheld(self.cap) < self.cap
         } else {
             own.large == 0 || !self.has_only_withheld_slots()
@@ -231,24 +304,40 @@ fn withheld(cap: usize) -> usize {
 }
 
 impl Running {
-    fn begin(&mut self, small: bool) {
+    fn begin(&mut self, kind: Kind) {
         self.all += 1;
-        self.large += usize::from(!small);
+        self.large += usize::from(kind != Kind::Small);
     }
 
-    fn end(&mut self, small: bool) {
+    fn end(&mut self, kind: Kind) {
         self.all -= 1;
-        self.large -= usize::from(!small);
+        self.large -= usize::from(kind != Kind::Small);
     }
 }
 
 impl Queue {
-    fn of(&mut self, small: bool) -> &mut VecDeque<Ticket> {
-        if small { &mut self.small } else { &mut self.large }
+    fn of(&mut self, kind: Kind) -> &mut VecDeque<Ticket> {
+        match kind {
+            Kind::Small => &mut self.small,
+            Kind::Large => &mut self.large,
+            Kind::Extra => &mut self.extra,
+        }
+    }
+
+    fn waiting(&self, kind: Kind) -> &VecDeque<Ticket> {
+        match kind {
+            Kind::Small => &self.small,
+            Kind::Large => &self.large,
+            Kind::Extra => &self.extra,
+        }
+    }
+
+    fn has_fills(&self) -> bool {
+        !(self.small.is_empty() && self.large.is_empty())
     }
 
     fn is_empty(&self) -> bool {
-        self.small.is_empty() && self.large.is_empty()
+        !self.has_fills() && self.extra.is_empty()
     }
 }
 
@@ -266,6 +355,11 @@ impl Turn {
         }
     }
 
+    /// Waits until the slot of an extra transfer is needed by a fill.
+    pub(super) async fn recalled(&self) {
+        self.recalled.cancelled().await;
+    }
+
     fn poll(&mut self) {
         if self.call.as_mut().is_some_and(|call| call.try_recv().is_ok()) {
             self.call = None;
@@ -276,8 +370,8 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut state = self.slots.state.lock();
-        if !state.withdraw(&self.repo, self.small, self.number) {
-            state.release(&self.repo, self.small);
+        if !state.withdraw(&self.repo, self.kind, self.number) {
+            state.release(&self.repo, self.kind, self.number);
         }
     }
 }
@@ -434,5 +528,44 @@ mod tests {
         assert!(first.is_slot() && !second.is_slot());
         let ((), ()) = tokio::join!(second.wait(), async { drop(first) });
         assert!(second.is_slot());
+    }
+
+    #[test]
+    fn extra_transfers_give_way_to_fills() {
+        let slots = slots(64, 4);
+        let (x, y) = (repo("a.io", "x"), repo("a.io", "y"));
+        let fill = slots.request(&x, LARGE);
+        let mut extras: Vec<_> = (0..3).map(|_| slots.request_extra(&x)).collect();
+        assert_eq!(called(&mut extras), [0], "of three slots for large blobs, one is for another repository");
+        assert_eq!(slots.waiting_for(&scope("a.io")), 0, "no fill waits");
+        let mut second = vec![slots.request(&x, LARGE)];
+        assert!(called(&mut second).is_empty() && slots.waiting_for(&scope("a.io")) == 1);
+        assert!(extras[0].recalled.is_cancelled() && !extras[1].recalled.is_cancelled());
+        drop(extras.remove(0));
+        assert_eq!((called(&mut second), called(&mut extras)), (vec![0], vec![]), "the fill goes first");
+        // Another repository takes what is left, and extra transfers wait for the end of a fill.
+        let third = slots.request(&y, LARGE);
+        assert!(third.is_slot());
+        drop((fill, third));
+        assert_eq!(called(&mut extras), [0]);
+        assert!(!extras[0].recalled.is_cancelled());
+        drop((extras, second));
+        let state = slots.state.lock();
+        assert!(state.extras.is_empty() && state.running.is_empty() && state.all.running == Running::default());
+    }
+
+    #[test]
+    fn as_many_extra_transfers_are_recalled_as_fills_wait() {
+        let slots = slots(4, 64);
+        let (x, other) = (repo("a.io", "x"), repo("b.io", "y"));
+        let _fill = slots.request(&x, LARGE);
+        let extras: Vec<_> = (0..5).map(|_| slots.request_extra(&x)).collect();
+        let running = extras.iter().filter(|extra| extra.call.is_none()).count();
+        let recalled = || extras.iter().filter(|extra| extra.recalled.is_cancelled()).count();
+        assert!(running >= 1 && recalled() == 0);
+        // The slots of all upstreams are taken, so a fill of another upstream recalls as well.
+        let waiting: Vec<_> = (0..3).map(|_| slots.request(&other, LARGE)).collect();
+        let granted = waiting.iter().filter(|turn| turn.is_slot()).count();
+        assert_eq!(recalled(), running.min(3 - granted));
     }
 }

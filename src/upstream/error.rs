@@ -208,7 +208,7 @@ impl UpstreamError {
     }
 
     /// Whether the upstream, or this server, has a problem that may be temporary, so that a retry may succeed.
-    pub(super) fn is_outage(&self) -> bool {
+    pub fn is_outage(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::LocalLimit { .. } | Self::Timeout { .. } | Self::Interrupted { .. } => true,
             Self::Status { status, .. } => is_outage(*status),

@@ -105,6 +105,9 @@ pub enum Effort {
     Once,
     /// One round, even if the circuit is open. For the rest of a transfer, which has retries of its own.
     Resume,
+    /// One round. For a further transfer of a blob that is being transferred. A 429 pauses no other requests: the
+    /// upstream may only limit the number of connections.
+    Extra,
 }
 
 /// What is requested. Determines the HTTP client, the `Accept` header and the metrics label.
@@ -205,18 +208,19 @@ impl Upstream {
         self.remote.urls.len() > 1
     }
 
-    /// False if the upstream has ignored a range of a blob in the last hour.
+    /// False if the upstream has ignored or refused a range of a blob in the last hour.
     pub fn serves_ranges(&self) -> bool {
         self.remote.ignored_range.lock().is_none_or(|ignored| ignored.elapsed() >= NO_RANGES_PERIOD)
     }
 
-    /// Records that the upstream sent a complete blob in response to a request for a range.
+    /// Records that the upstream sent a complete blob in response to a request for a range, or after it had refused the
+    /// range.
     pub fn note_ignored_range(&self) {
         let ignored_before = self.remote.ignored_range.lock().replace(Instant::now());
         if ignored_before.is_none() {
             tracing::info!(
                 upstream = %self.name(),
-                "the upstream sent a complete blob instead of a range; blobs are fetched by one connection each"
+                "the upstream does not serve ranges of blobs; blobs are fetched by one connection each"
             );
         }
     }

@@ -20,7 +20,7 @@ use super::hidden_names::may_hide_a_name;
 use super::limits::{LimitedAccount, LimitedRequests};
 use super::remote::{Connection, Remote};
 use super::response::{self, UpstreamBody, UpstreamResponse};
-use super::{CredentialId, Hops, Kind, UpstreamRequest, retry_after};
+use super::{CredentialId, Effort, Hops, Kind, UpstreamRequest, retry_after};
 use crate::oci::RepoName;
 
 /// All supported manifest types, in one header, the same for HEAD and GET. For a narrower list some registries send
@@ -412,7 +412,8 @@ impl Remote {
             .map_err(|_| UpstreamError::bad(&self.name, "a URL that cannot be combined with the path of the request"))
     }
 
-    /// Records a 429 for the account of the request. If the response has no `Retry-After`, adds the default wait.
+    /// Records a 429 for the account of the request, unless it is for an extra transfer. If the response has no
+    /// `Retry-After`, adds the default wait.
     fn record_limit(
         &self,
         attempt: RequestAttempt<'_>,
@@ -420,6 +421,9 @@ impl Remote {
         error: UpstreamError,
     ) -> UpstreamError {
         let UpstreamError::RateLimited { upstream, retry_after: requested } = error else { return error };
+        if attempt.request.effort == Effort::Extra {
+            return UpstreamError::RateLimited { upstream, retry_after: requested };
+        }
         let (now, repository) = (Instant::now(), &attempt.request.repository);
         let hold = self.limits.change(attempt.account, now, |limits| limits.hold(covers, requested, now));
         tracing::warn!(

@@ -1,6 +1,8 @@
 //! Fills with several transfers: ranges far ahead, and `upstream.connections`. Every byte is requested once.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -326,5 +328,129 @@ async fn a_storm_of_random_ranges_reads_the_right_bytes() {
         assert!(server.get(&path).await.body == bytes);
         let (sent, allowed) = (upstream.bytes_sent(), size as u64 + MAX_WASTED_BYTES);
         assert!(sent <= allowed, "{connections} connections: {sent} bytes for {size}");
+    }
+}
+
+/// Replies to a range with `refusal`, and to a request for the complete blob as usual.
+fn refuse_ranges(upstream: &Upstream, path: &str, refusal: &Reply) {
+    let (path, refusal) = (path.to_owned(), refusal.clone());
+    upstream.behave(move |seen| {
+        (seen.method == "GET" && seen.path == path && !seen.header("range").is_empty()).then(|| refusal.clone())
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_fails_at_ranges_is_asked_for_the_complete_blob() {
+    let size = 40 * MIB;
+    let refusals = [
+        ("404", Reply::error(404, "BLOB_UNKNOWN")),
+        ("500", Reply::error(500, "UNKNOWN")),
+        ("501", Reply::error(501, "UNSUPPORTED")),
+        ("a closed connection", Reply::hang_up()),
+        ("nothing", Reply::never()),
+    ];
+    for connections in [1, 4] {
+        for (what, refusal) in &refusals {
+            let config = format!("[upstream.\"docker.io\"]\nconnections = {connections}\nheader_timeout = \"1s\"");
+            let (upstream, server, layer) = image_of(size, &config).await;
+            let path = blob_path(REPO, &layer);
+            refuse_ranges(&upstream, &path, refusal);
+            if connections == 1 {
+                // The fill is started by a range.
+                read_range(&server, &path, 0..1000, &layer.bytes).await;
+            }
+            assert!(server.get(&path).await.body == layer.bytes, "{what}, {connections}");
+            settle(&server).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_connections_pauses_neither_the_pull_nor_the_upstream() {
+    let size = 40 * MIB;
+    let (upstream, server, layer) = image_of(size, "[upstream.\"docker.io\"]\nconnections = 4").await;
+    let path = blob_path(REPO, &layer);
+    let (gate, is_limited) = (Gate::new(), Arc::new(AtomicBool::new(true)));
+    upstream.script("GET", &path, [Reply::normal().wait_after(MIB as u64, &gate)]);
+    let limits = is_limited.clone();
+    upstream.behave(move |seen| {
+        let limited = || Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "600");
+        let is_further = seen.header("range").starts_with("bytes=") && !seen.header("range").starts_with("bytes=0-");
+        (is_further && limits.load(Ordering::SeqCst)).then(limited)
+    });
+    let open = async {
+        until("another connection was refused", async || upstream.count("GET", &path) >= 2).await;
+        is_limited.store(false, Ordering::SeqCst);
+        gate.open();
+    };
+    let (whole, ()) = tokio::join!(server.get(&path), open);
+    assert!(whole.body == layer.bytes);
+    // Other content of the upstream is fetched as before.
+    let other = Image::new(2, &[1000]);
+    upstream.add_image(REPO, "v2", &other);
+    assert_eq!(server.get(&format!("/v2/{REPO}/manifests/v2")).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_stalls_holds_up_no_pull() {
+    let size = 40 * MIB;
+    let config = "[upstream.\"docker.io\"]\nconnections = 2\nidle_timeout = \"600s\"";
+    let (upstream, server, layer) = image_of(size, config).await;
+    let path = blob_path(REPO, &layer);
+    let never = Gate::new();
+    upstream.script("GET", &path, [Reply::normal(), Reply::normal().wait_after(MIB as u64, &never)]);
+    let whole = timeout(Duration::from_secs(90), server.get(&path)).await;
+    assert!(whole.expect("the pull ends before the stalled transfer does").body == layer.bytes);
+    never.open();
+    settle(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_gets_the_slot_of_a_part_of_another_blob() {
+    let size = 40 * MIB;
+    let config = "[upstream.\"docker.io\"]\nmax_fills = 4";
+    let (upstream, server, layer) = image_of(size, config).await;
+    let path = blob_path(REPO, &layer);
+    let never = Gate::new();
+    upstream.always("GET", &path, Reply::normal().wait_after(100_000, &never));
+    // It takes the only slot beside the first transfer that its repository may have.
+    let range = format!("bytes={}-{}", 18 * MIB, 19 * MIB);
+    let reader = Conn::get_with(server.addr(), &path, &[("Range", &range)]).await;
+    assert_eq!(reader.status, 206);
+    until("the range is requested", async || upstream.count("GET", &path) == 2).await;
+    let other = Image::new(2, &[3 * MIB]);
+    upstream.add_image(REPO, "v2", &other);
+    for content in other.blobs() {
+        assert!(server.get(&blob_path(REPO, content)).await.body == content.bytes);
+    }
+    never.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_answer_to_the_second_request_is_no_end_of_the_pull() {
+    let size = 40 * MIB;
+    for (what, answer) in [
+        ("another total", Reply::normal().header("Content-Range", "bytes 8388608-16777215/41943041")),
+        ("another range", Reply::normal().header("Content-Range", "bytes 8388609-16777215/41943040")),
+        ("no range", Reply::normal().without("Content-Range")),
+    ] {
+        let (upstream, server, layer) = image_of(size, "").await;
+        let path = blob_path(REPO, &layer);
+        let gate = Gate::new();
+        upstream.script("GET", &path, [Reply::normal().wait_after(MIB as u64, &gate), answer]);
+        // The fill is started by a range, so it asks for a piece first.
+        let first = read_range(&server, &path, 0..1000, &layer.bytes);
+        let whole = async { assert!(server.get(&path).await.body == layer.bytes, "{what}") };
+        let open = async {
+            gate.reached(1).await;
+            gate.open();
+        };
+        tokio::join!(first, whole, open);
+        settle(&server).await;
+        assert_eq!(
+            server.metric("roadstead_digest_mismatches_total", &[("upstream", "docker.io")]).await,
+            0.0,
+            "{what}"
+        );
     }
 }

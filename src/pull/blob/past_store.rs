@@ -64,7 +64,7 @@ impl ColdRequest {
             Sent::Part { range, total: announced } => {
                 range == part && announced.is_none_or(|announced| announced == total)
             }
-            Sent::Complete { .. } => false,
+            Sent::Complete { .. } | Sent::Unplaced => false,
         };
         is_exact.then_some(transfer)
     }

@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use tokio::time::Instant;
+
 use super::super::error::PullError;
 use super::super::source::{BlobSource, FetchRequest, Sent, Transfer};
 use super::inflow::Inflow;
@@ -13,9 +15,13 @@ use super::segments::{PIECE_BYTES, Segments};
 use super::transfer::Transfers;
 use crate::oci::ByteRange;
 use crate::store::Spool;
+use crate::upstream::Effort;
 
 /// Maximum number of attempts after the first one. Wrong bytes may have been damaged in transit.
 const MAX_REPEATS: u32 = 1;
+
+/// The part of `answer_within` that the first request may take if it is for a range.
+const RANGE_PART_OF_DEADLINE: u32 = 4;
 
 /// Blobs of fewer bytes are not divided among several connections.
 const MIN_DIVIDED_BYTES: u64 = 4 * PIECE_BYTES;
@@ -65,6 +71,7 @@ impl<'a> Attempt<'a> {
             // The length from a HEAD is a hint. If it was wrong, the next attempt does not use it.
             Sent::Complete { length: None } if generation > 0 => (None, None),
             Sent::Complete { length: None } => (source.length(digest, context.deadline()).await, None),
+            Sent::Unplaced => return Err(self.job.changed()),
         };
         let is_doubtful = self.is_doubtful(&transfer, total);
         let spool = context.store.begin(digest.algorithm(), total).await?;
@@ -112,9 +119,12 @@ impl<'a> Attempt<'a> {
     async fn open(&self) -> Result<Transfer, PullError> {
         let Job { context, fill, source, .. } = self.job;
         let complete = FetchRequest { skip_urls: self.skip_urls, ..FetchRequest::complete(&fill.digest) };
+        let mut range_was_refused = false;
         if let Some((piece, total)) = self.first_piece() {
-            let request = FetchRequest { range: Some(piece), ..complete.clone() };
-            match source.open(request, context.deadline()).await {
+            let request = FetchRequest { range: Some(piece), effort: Effort::Once, ..complete.clone() };
+            // The complete blob may have to be requested within the same time.
+            let deadline = Instant::now() + context.config.answer_within / RANGE_PART_OF_DEADLINE;
+            match source.open(request, deadline).await {
                 Ok(transfer) if transfer.sent == (Sent::Part { range: piece, total: Some(total) }) => {
                     return Ok(transfer);
                 }
@@ -122,16 +132,23 @@ impl<'a> Attempt<'a> {
                     source.note_ignored_range();
                     return Ok(transfer);
                 }
-                Ok(_) => {}
+                Ok(_) => range_was_refused = true,
+                // Not only refusals: a range may be missing, hang, or break where the complete blob does not.
                 Err(error) if error.may_concern_range_only() => {
                     tracing::debug!(%error, "the source refused a range of the blob; requesting all of it");
+                    range_was_refused = !error.may_pass();
                 }
                 Err(error) => return Err(error),
             }
         }
         match source.open(complete, context.deadline()).await? {
-            Transfer { sent: Sent::Part { .. }, .. } => Err(self.job.changed()),
-            transfer => Ok(transfer),
+            Transfer { sent: Sent::Part { .. } | Sent::Unplaced, .. } => Err(self.job.changed()),
+            transfer => {
+                if range_was_refused {
+                    source.note_ignored_range();
+                }
+                Ok(transfer)
+            }
         }
     }
 

@@ -60,8 +60,10 @@ impl Inflow {
     }
 
     async fn next(&mut self, job: &Job, segment: &Segment) -> Option<Result<Bytes, PullError>> {
-        // The transfer of the last segment is read to its end, because it must not send more.
-        if segment.is_claimed() && !segment.is_last() {
+        // A complete transfer is read to its end, because it must not send more. What a part sends after its end is
+        // ignored.
+        let ends_with_blob = segment.is_last() && self.is_complete;
+        if segment.is_claimed() && !ends_with_blob {
             return None;
         }
         let mut chunk = match self.receive().await? {
@@ -70,7 +72,7 @@ impl Inflow {
         };
         let claimed = segment.claim(chunk.len() as u64);
         if claimed < chunk.len() as u64 {
-            if segment.is_last() {
+            if ends_with_blob {
                 return Some(Err(job.wrong_content()));
             }
             self.leftover = chunk.split_off(claimed as usize);

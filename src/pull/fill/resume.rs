@@ -1,7 +1,8 @@
 //! Requests a segment, and the rest of it after an interruption. Clients notice only a pause.
 //!
 //! Requests the rest as a closed range, with the entity tag of the first transfer as `If-Range`. If the source sends
-//! the complete blob instead, compares its beginning with the bytes in the spool.
+//! the complete blob instead, compares its beginning with the bytes in the spool. If it sends something else, requests
+//! the complete blob.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -73,10 +74,19 @@ impl Resumption<'_> {
         Err(cause)
     }
 
-    /// Sends one request. The inner error is one that may pass.
+    /// Sends one request, or two if the answer to the first one cannot be used. The inner error is one that may pass.
     async fn ask(&self, attempt: u32) -> Result<Result<Inflow, PullError>, PullError> {
+        let request = self.request(attempt);
+        let complete = FetchRequest { range: None, if_range: None, ..request.clone() };
+        let is_for_range = request.range.is_some();
         let Job { context, source, .. } = self.job;
-        let transfer = match source.open(self.request(attempt), context.deadline()).await {
+        let mut opened = source.open(request, context.deadline()).await;
+        if is_for_range && opened.as_ref().is_ok_and(|transfer| !self.fits(transfer.sent)) {
+            tracing::debug!("the source sent something else than the rest of the blob; requesting all of it");
+            self.segments.set_single();
+            opened = source.open(complete, context.deadline()).await;
+        }
+        let transfer = match opened {
             Ok(transfer) => transfer,
             Err(error) if error.is_inconclusive() && !error.is_wrong_content() => return Ok(Err(error)),
             Err(error) => return Err(error),
@@ -99,21 +109,26 @@ impl Resumption<'_> {
         }
     }
 
-    /// Accepts a part that begins at the segment's position, or the complete blob if it begins with the bytes in the
-    /// spool.
+    /// Whether these bytes are those of the complete blob, or of a part that begins at the segment's position.
+    fn fits(&self, sent: Sent) -> bool {
+        match sent {
+            Sent::Part { range, total } => {
+                range.start == self.segment.position()
+                    && self.segment.end().is_some_and(|end| range.end <= end)
+                    && total.is_none_or(|total| Some(total) == self.segments.total())
+            }
+            Sent::Complete { .. } => true,
+            Sent::Unplaced => false,
+        }
+    }
+
+    /// Accepts a part, or the complete blob if it begins with the bytes in the spool.
     async fn accept(&self, transfer: Transfer) -> Result<Inflow, PullError> {
         let (position, total) = (self.segment.position(), self.segments.total());
         let bytes = paced(transfer.bytes, self.job);
         match transfer.sent {
-            Sent::Part { range, total: announced } => {
-                let fits = range.start == position
-                    && self.segment.end().is_some_and(|end| range.end <= end)
-                    && announced.is_none_or(|announced| Some(announced) == total);
-                if !fits {
-                    return Err(self.job.changed());
-                }
-                Ok(Inflow::part(bytes, range))
-            }
+            Sent::Part { range, .. } if self.fits(transfer.sent) => Ok(Inflow::part(bytes, range)),
+            Sent::Part { .. } | Sent::Unplaced => Err(self.job.changed()),
             Sent::Complete { length } => {
                 if length.zip(total).is_some_and(|(length, total)| length != total) {
                     return Err(self.job.changed());

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::super::held_back_tail::readable_before_verification;
 use crate::oci::ByteRange;
@@ -66,6 +67,8 @@ struct Record {
     end: Option<u64>,
     is_running: bool,
     progress: watch::Sender<u64>,
+    /// Cancelled when the transfer is to end, although bytes are missing.
+    stop: CancellationToken,
 }
 
 /// A segment that a transfer receives. Drop ends it: what was not received is a gap.
@@ -246,6 +249,16 @@ impl Segments {
         is_ahead.then(|| self.begin_at(state, gap.start, gap.end.min(gap.start + PIECE_BYTES)))
     }
 
+    /// Stops the running segments that have not received all of their bytes. From now on one transfer at a time fetches
+    /// the blob, and closes the gaps that they leave.
+    pub(super) fn stop_running(&self) {
+        self.set_single();
+        let state = self.state.lock();
+        let incomplete =
+            state.segments.values().filter(|record| record.is_running && record.end != Some(record.claimed));
+        incomplete.for_each(|record| record.stop.cancel());
+    }
+
     fn begin_at(self: &Arc<Self>, mut state: parking_lot::MutexGuard<'_, State>, start: u64, end: u64) -> Segment {
         state.add(start, Some(end));
         drop(state);
@@ -262,7 +275,8 @@ impl Segments {
 impl State {
     fn add(&mut self, start: u64, end: Option<u64>) {
         let progress = watch::Sender::new(start);
-        self.segments.insert(start, Record { received: start, claimed: start, end, is_running: true, progress });
+        let stop = CancellationToken::new();
+        self.segments.insert(start, Record { received: start, claimed: start, end, is_running: true, progress, stop });
     }
 
     fn reach(&self, total: Option<u64>, position: u64, before_verification: bool) -> Reach {
@@ -357,6 +371,25 @@ impl Segment {
     /// segment begins before it.
     pub(super) fn end(&self) -> Option<u64> {
         self.with(|record| record.end)?
+    }
+
+    /// Tells the transfer to end. Bytes that it has taken count.
+    pub(super) fn stop(&self) {
+        self.with(|record| record.stop.cancel());
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.with(|record| record.stop.is_cancelled()).unwrap_or(true)
+    }
+
+    /// Waits until the transfer is to end.
+    pub(super) fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stop = self.with(|record| record.stop.clone());
+        async move {
+            if let Some(stop) = stop {
+                stop.cancelled().await;
+            }
+        }
     }
 
     /// Whether the segment is the last one of the blob, so that its transfer must end with it.

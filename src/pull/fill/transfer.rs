@@ -2,15 +2,19 @@
 //! interruptions. Only its failure, or an error of the disk, ends the attempt.
 //!
 //! Others receive pieces beside it: those that followers want, and those of further connections
-//! (`upstream.connections`). They need slots of their own. If one of them fails, the lead closes its gap. If the
-//! source refuses to serve ranges or several connections, the lead goes on alone.
+//! (`upstream.connections`). They need slots of their own, which they release as soon as a fill waits for one. If one
+//! of them ends early, the lead closes its gap. If the source refuses to serve ranges or several connections, the lead
+//! goes on alone. A lead that has nothing else to do takes over the rest of a segment that makes it wait.
 
 use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
-use futures_util::{StreamExt, future};
+use futures_util::{FutureExt, StreamExt, future};
+use tokio::time::{Instant, sleep_until};
 
 use super::super::error::PullError;
 use super::super::slots::Turn;
@@ -19,7 +23,7 @@ use super::inflow::Inflow;
 use super::job::Job;
 use super::pace::paced;
 use super::resume::Resumption;
-use super::segments::{PIECE_BYTES, Segment, Segments};
+use super::segments::{Segment, Segments};
 use crate::oci::ByteRange;
 use crate::store::{self, Spool};
 use crate::upstream::UpstreamError;
@@ -31,6 +35,9 @@ const MIN_PROGRESS_BYTES: u64 = 4 << 10;
 const MAX_WANTED_TRANSFERS: usize = 8;
 /// Transfers beside the lead that may fail without progress before the lead goes on alone.
 const MAX_FRUITLESS_TRANSFERS: u32 = 2;
+/// How long the lead waits for the segments of others when no gap is left. Far more than a piece takes on a connection
+/// that is worth having.
+const MAX_STRAGGLER_WAIT: Duration = Duration::from_secs(5);
 
 pub(super) struct Transfers<'a> {
     pub(super) job: &'a Job,
@@ -79,9 +86,11 @@ impl Transfers<'_> {
         }
     }
 
-    /// Begins the segment of the first gap. Waits while there is none and other transfers run. `None` at the end.
+    /// Begins the segment of the first gap. Waits while there is none and other transfers run, but not long: then they
+    /// are stopped, and leave their gaps to the lead. `None` at the end.
     async fn next_segment(&self) -> Option<Segment> {
         let mut changes = self.segments.watch_changes();
+        let mut patience = Instant::now() + MAX_STRAGGLER_WAIT;
         loop {
             if let Some(segment) = self.segments.begin_next() {
                 return Some(segment);
@@ -89,7 +98,14 @@ impl Transfers<'_> {
             if self.segments.total().is_none() || self.segments.is_complete() {
                 return None;
             }
-            changes.changed().await.ok()?;
+            tokio::select! {
+                changed = changes.changed() => changed.ok()?,
+                () = sleep_until(patience) => {
+                    tracing::debug!("taking over the rest of slow transfers");
+                    self.segments.stop_running();
+                    patience = Instant::now() + MAX_STRAGGLER_WAIT;
+                }
+            }
         }
     }
 
@@ -180,8 +196,7 @@ impl Transfers<'_> {
             self.segments.set_gapless();
             return Ok(());
         }
-        let length = (range.end - range.start).min(PIECE_BYTES);
-        let mut turn = self.request_slot(length);
+        let mut turn = self.request_slot();
         if !turn.is_slot() {
             tokio::select! {
                 () = turn.wait() => {}
@@ -189,7 +204,7 @@ impl Transfers<'_> {
             }
         }
         match self.segments.begin_wanted(range) {
-            Some(segment) => self.fetch_piece(segment).await,
+            Some(segment) => self.fetch_piece(segment, &turn).await,
             None => Ok(()),
         }
     }
@@ -214,11 +229,11 @@ impl Transfers<'_> {
         loop {
             changes.mark_unchanged();
             // The slot is released after each piece, for those that wait.
-            let turn = self.request_slot(PIECE_BYTES);
+            let turn = self.request_slot();
             if turn.is_slot()
                 && let Some(segment) = self.segments.begin_ahead(self.job.context.segment_window)
             {
-                self.fetch_piece(segment).await?;
+                self.fetch_piece(segment, &turn).await?;
             } else {
                 drop(turn);
                 if changes.changed().await.is_err() {
@@ -228,20 +243,38 @@ impl Transfers<'_> {
         }
     }
 
-    fn request_slot(&self, length: u64) -> Turn {
-        self.job.slots.request(&self.job.fill.source.repo, Some(length))
+    fn request_slot(&self) -> Turn {
+        self.job.slots.request_extra(&self.job.fill.source.repo)
     }
 
-    /// Receives a segment with one request. What does not arrive is left to the lead.
+    /// Receives a segment with one request, until it is stopped or the slot is recalled. What does not arrive is left to
+    /// the lead.
     ///
     /// # Errors
     /// Only those that end the attempt: errors of the store.
-    async fn fetch_piece(&self, segment: Segment) -> Result<(), PullError> {
+    async fn fetch_piece(&self, segment: Segment, turn: &Turn) -> Result<(), PullError> {
+        let mut fetch = pin!(self.fetch_until_stopped(&segment));
+        tokio::select! {
+            biased;
+            fetched = &mut fetch => return fetched,
+            () = turn.recalled() => segment.stop(),
+        }
+        tracing::debug!(position = segment.position(), "a part of the blob gives way to another blob");
+        // Not dropped: the bytes that it has taken must be written.
+        fetch.await
+    }
+
+    async fn fetch_until_stopped(&self, segment: &Segment) -> Result<(), PullError> {
         let Job { context, fill, source, .. } = self.job;
         let Some(range) = segment.missing() else { return Ok(()) };
-        let request = FetchRequest { if_range: self.strong_etag.cloned(), ..FetchRequest::part(&fill.digest, range) };
+        let request = FetchRequest { if_range: self.strong_etag.cloned(), ..FetchRequest::extra(&fill.digest, range) };
         context.metrics.fill_segment(source.name());
-        let transfer = match source.open(request, context.deadline()).await {
+        let opened = tokio::select! {
+            biased;
+            () = segment.stopped() => return Ok(()),
+            opened = source.open(request, context.deadline()) => opened,
+        };
+        let transfer = match opened {
             Ok(transfer) => transfer,
             Err(error) => {
                 tracing::debug!(position = range.start, %error, "the source did not send a part of the blob");
@@ -257,8 +290,10 @@ impl Transfers<'_> {
             self.segments.set_single();
             return Ok(());
         }
-        let mut inflow = Inflow::part(paced(transfer.bytes, self.job), range);
-        match self.receive(&segment, &mut inflow).await {
+        let bytes = paced(transfer.bytes, self.job).take_until(segment.stopped().boxed()).boxed();
+        let mut inflow = Inflow::part(bytes, range);
+        match self.receive(segment, &mut inflow).await {
+            Err(error) if error.is_interruption() && segment.is_stopped() => Ok(()),
             Err(error) if error.is_interruption() || error.is_wrong_content() => {
                 tracing::debug!(position = segment.position(), %error, "a part of the blob was interrupted");
                 let is_fruitless = segment.position() < range.start + MIN_PROGRESS_BYTES;

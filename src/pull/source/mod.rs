@@ -57,10 +57,11 @@ pub(super) trait BlobSource: Debug + Send + Sync {
     /// The number of connections that receive one large blob.
     fn connections(&self) -> usize;
 
-    /// False if the source has ignored a range recently.
+    /// False if the source has ignored or refused a range recently.
     fn serves_ranges(&self) -> bool;
 
-    /// Records that the source sent the complete blob in response to a request for a range.
+    /// Records that the source sent the complete blob in response to a request for a range, or after it had refused the
+    /// range.
     fn note_ignored_range(&self);
 }
 
@@ -92,8 +93,15 @@ pub(super) struct Transfer {
 /// The bytes of the blob that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sent {
-    Complete { length: Option<u64> },
-    Part { range: ByteRange, total: Option<u64> },
+    Complete {
+        length: Option<u64>,
+    },
+    Part {
+        range: ByteRange,
+        total: Option<u64>,
+    },
+    /// Bytes whose place in the blob is not known: a 206 without a usable `Content-Range`.
+    Unplaced,
 }
 
 /// The bytes of a transfer, up to its end or its first error. Dropping it ends the transfer.
@@ -117,5 +125,10 @@ impl FetchRequest {
     /// Returns a request for a part of the blob, without retries, because the caller can serve the part in another way.
     pub(super) fn part(digest: &Digest, range: ByteRange) -> Self {
         Self { range: Some(range), effort: Effort::Once, ..Self::complete(digest) }
+    }
+
+    /// Returns a request for a part of a blob of which another transfer runs.
+    pub(super) fn extra(digest: &Digest, range: ByteRange) -> Self {
+        Self { effort: Effort::Extra, ..Self::part(digest, range) }
     }
 }

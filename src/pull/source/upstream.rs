@@ -35,7 +35,7 @@ impl UpstreamSource {
         get.skip_urls = fetch.skip_urls;
         get.effort = fetch.effort;
         match ask(&self.upstream, get, deadline).await {
-            Ok(response) => self.transfer(response),
+            Ok(response) => Ok(transfer(response)),
             // The blob is shorter than the upstream said before.
             Err(PullError::Upstream(UpstreamError::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }))
                 if fetch.range.is_some() || fetch.effort == Effort::Resume =>
@@ -44,21 +44,6 @@ impl UpstreamSource {
             }
             Err(error) => Err(error),
         }
-    }
-
-    fn transfer(&self, response: UpstreamResponse) -> Result<Transfer, PullError> {
-        let sent = if response.status == StatusCode::PARTIAL_CONTENT {
-            let (start, last, total) = response.content_range().ok_or_else(|| self.changed())?;
-            let end = last.checked_add(1).ok_or_else(|| self.changed())?;
-            Sent::Part { range: ByteRange { start, end }, total }
-        } else {
-            Sent::Complete { length: response.content_length() }
-        };
-        // A weak tag does not promise equal bytes.
-        let strong_etag = response.etag().filter(|etag| !etag.starts_with("W/")).map(str::to_owned);
-        let digest = response.docker_content_digest().and_then(|digest| digest.parse().ok());
-        let next_url = response.next_url;
-        Ok(Transfer { sent, digest, strong_etag, next_url, bytes: byte_stream(response.body) })
     }
 
     fn changed(&self) -> PullError {
@@ -99,6 +84,22 @@ impl BlobSource for UpstreamSource {
     fn note_ignored_range(&self) {
         self.upstream.note_ignored_range();
     }
+}
+
+fn transfer(response: UpstreamResponse) -> Transfer {
+    let sent = if response.status == StatusCode::PARTIAL_CONTENT {
+        let part = |(start, last, total): (u64, u64, Option<u64>)| {
+            Some(Sent::Part { range: ByteRange { start, end: last.checked_add(1)? }, total })
+        };
+        response.content_range().and_then(part).unwrap_or(Sent::Unplaced)
+    } else {
+        Sent::Complete { length: response.content_length() }
+    };
+    // A weak tag does not promise equal bytes.
+    let strong_etag = response.etag().filter(|etag| !etag.starts_with("W/")).map(str::to_owned);
+    let digest = response.docker_content_digest().and_then(|digest| digest.parse().ok());
+    let next_url = response.next_url;
+    Transfer { sent, digest, strong_etag, next_url, bytes: byte_stream(response.body) }
 }
 
 fn byte_stream(body: UpstreamBody) -> ByteStream {

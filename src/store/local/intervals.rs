@@ -39,6 +39,11 @@ impl Intervals {
         self.ends.get(&0).copied().unwrap_or(0)
     }
 
+    /// The position after the last byte of the set.
+    pub(super) fn end(&self) -> u64 {
+        self.ends.last_key_value().map_or(0, |(_, end)| *end)
+    }
+
     /// The number of bytes of the set.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes

@@ -93,7 +93,8 @@ impl SparseFile {
     /// may be repeated. The bytes can be read when this returns; call [`SparseFile::hash`] then.
     ///
     /// # Errors
-    /// Those of the write; `InvalidInput` if some of the bytes were written before.
+    /// Those of the write; `InvalidInput` if some of the bytes were written before; `UnexpectedEof` if another program
+    /// has shortened the file, because this write would leave zeros where bytes were.
     fn write(&self, position: u64, chunks: &[Bytes]) -> io::Result<u64> {
         let length = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         let range = ByteRange { start: position, end: position + length };
@@ -102,6 +103,9 @@ impl SparseFile {
             let is_written = state.writing.iter().any(|other| other.start < range.end && range.start < other.end);
             if is_written || state.written.overlaps(range) {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "these bytes were written before"));
+            }
+            if self.file.metadata()?.len() < state.written.end() {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "another program has shortened the file"));
             }
             state.writing.push(range);
         }
@@ -331,8 +335,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = file(folder.path());
         file.write(5, &[Bytes::from_static(b"later")]).unwrap();
-        fs::set_len(file.file(), 7).unwrap();
         file.write(0, &[Bytes::from_static(b"early")]).unwrap();
+        fs::set_len(file.file(), 7).unwrap();
         assert_eq!(file.digest().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn nothing_is_written_behind_bytes_that_are_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = file(folder.path());
+        file.write(0, &[Bytes::from_static(b"0123456789")]).unwrap();
+        fs::set_len(file.file(), 7).unwrap();
+        let error = file.write(10, &[Bytes::from_static(b"more")]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }
