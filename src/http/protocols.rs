@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 
 use super::body::Guarded;
 use super::connection::{Deadlines, Requests, TimedReads, TimedWrites};
-use super::drain::{self, Draining};
+use super::drain::{self, Draining, UnreadBody};
 use super::places::Place;
 use super::streams::{PacedBody, Streams};
 use super::tls::{Certificates, Handshake, Protocol};
@@ -99,9 +99,29 @@ impl Connections {
     /// Serves the rest of a connection of which `ahead` has been read already.
     async fn http1(&self, stream: impl AsyncRead + AsyncWrite + Unpin, ahead: Bytes, peer: Peer, place: &Place) {
         let (requests, peer) = (Arc::new(Requests::new(place.activity().clone())), Arc::new(peer));
-        let io = TokioIo::new(TimedReads::new(stream, ahead, self.deadlines, requests.clone()));
+        let mut stream = TimedReads::new(stream, ahead, self.deadlines, requests.clone());
+        let unread = UnreadBody::default();
+        self.http1_requests(&mut stream, &peer, &requests, &unread, place).await;
+        if unread.is_left() {
+            tokio::select! {
+                () = drain::linger(&mut stream) => {}
+                () = place.activity().given_way() => {}
+                () = place.activity().ending().cancelled() => {}
+            }
+        }
+    }
+
+    async fn http1_requests(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        peer: &Arc<Peer>,
+        requests: &Arc<Requests>,
+        unread: &UnreadBody,
+        place: &Place,
+    ) {
+        let io = TokioIo::new(stream);
         let service =
-            service_fn(|request: Request<Incoming>| self.answer(&peer, request.map(Body::new), &requests, place));
+            service_fn(|request: Request<Incoming>| self.answer(peer, unread.watch(request), requests, place));
         let mut builder = http1::Builder::new();
         builder.max_buf_size(MAX_BUFFER_BYTES).timer(TokioTimer::new()).header_read_timeout(None);
         // A client that ends its side after the request still reads the response.
