@@ -94,6 +94,11 @@ impl Store {
         self.parts.local.instance()
     }
 
+    /// The secret that signs tokens, made when it is first needed. Blocks.
+    pub fn token_secret(&self) -> Result<Vec<u8>, StoreError> {
+        self.parts.local.token_secret()
+    }
+
     /// Whether the data folder is never written.
     pub fn is_read_only(&self) -> bool {
         self.parts.local.is_read_only()

@@ -113,6 +113,11 @@ impl Layout {
         self.root.join("ages")
     }
 
+    /// The secret that signs tokens.
+    pub(in crate::store) fn token_secret(&self) -> PathBuf {
+        self.root.join("state").join("token-secret")
+    }
+
     /// How far the background scrub is.
     pub(in crate::store) fn scrub(&self) -> PathBuf {
         self.root.join("scrub")

@@ -40,6 +40,7 @@ mod remove_unreferenced;
 mod sessions;
 mod sparse_file;
 mod spool;
+mod state;
 mod sweep;
 mod tags;
 mod uploads;
