@@ -191,6 +191,16 @@ impl Routes {
         }
     }
 
+    /// The upstream that a request without a repository's name means, if it names one: before or after `/v2`, or by its
+    /// host.
+    pub fn named_upstream(&self, asked: RequestedRepo<'_>) -> Option<&UpstreamName> {
+        if let Some(prefix) = asked.prefix {
+            return self.upstream(prefix);
+        }
+        let of_host = asked.host.and_then(|host| self.host_route(host).ok().flatten());
+        of_host.or_else(|| self.upstream(asked.name))
+    }
+
     /// The repository of the upstream that the path or the request's host names, if one does.
     fn named_by_host_or_path(&self, asked: RequestedRepo<'_>) -> Result<Option<Target>, ResolveError> {
         let target = |repo, rule| Ok(Some(Target { repo, rule }));

@@ -11,17 +11,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::Gate;
+use crate::access::{AuthFileError, Gate, Login};
 use crate::config::{Config, ServerConfig, TlsConfig};
 use crate::control::{Control, ControlSocket};
 use crate::events::Events;
 use crate::housekeeping::{self, IndexRecovery};
 use crate::http::serve::{Listeners, Server};
 use crate::http::tls::{Certificates, TlsError};
-use crate::http::{App, ForeignNames, Site, large_manifests};
+use crate::http::{App, ForeignNames, Site, TokenServer, large_manifests};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
-use crate::store::{Bounds, Class, DiskState, OpenError, Store, StoreSettings, disk_bytes};
+use crate::store::{Bounds, Class, DiskState, OpenError, Store, StoreError, StoreSettings, disk_bytes};
 use crate::tasks::Tasks;
 use crate::telemetry::{DiskReading, Metrics, StorageReading};
 use crate::upstream::{Upstream, UpstreamSetupError};
@@ -43,6 +43,10 @@ pub enum StartError {
     Upstream(#[from] UpstreamSetupError),
     #[error("cannot use the certificate of [server.tls]: {0}")]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Auth(#[from] AuthFileError),
+    #[error("cannot keep the secret that signs tokens: {0}; or set auth.token_key_file")]
+    TokenSecret(StoreError),
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
     #[error("a task of the start panicked")]
@@ -73,6 +77,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let names: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     let metrics = Arc::new(Metrics::new(&names));
     let store = open_store(&config, &metrics).await?;
+    let login = login(&config, &store).await?;
     let via = format!("roadstead-{}", store.instance().simple());
     let tasks = Tasks::new();
     let mut upstreams: HashMap<UpstreamName, Arc<Upstream>> = HashMap::new();
@@ -97,10 +102,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         true => None,
         false => ControlSocket::listen(&config.storage.path, Arc::new(operator)),
     };
+    if let Some(login) = &login {
+        tasks.spawn(login.follow());
+    }
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
-        gate: Gate::new(&config),
+        gate: Gate::new(&config, login),
+        token_server: TokenServer::new(&config.server),
         metrics,
         via,
         progress_timeout: config.server.progress_timeout,
@@ -245,6 +254,20 @@ async fn certificates(files: Option<TlsConfig>) -> Result<Option<Certificates>, 
     let Some(files) = files else { return Ok(None) };
     let loaded = tokio::task::spawn_blocking(move || Certificates::load(&files)).await;
     Ok(Some(loaded.map_err(|_| StartError::Task)??))
+}
+
+/// Reads the files of `[auth]`. `None`: there are no users.
+async fn login(config: &Config, store: &Store) -> Result<Option<Login>, StartError> {
+    let Some(auth) = config.auth.clone() else { return Ok(None) };
+    let store = store.clone();
+    let load = move || {
+        let secret = match auth.token_key_file {
+            Some(_) => Vec::new(),
+            None => store.token_secret().map_err(StartError::TokenSecret)?,
+        };
+        Ok(Login::load(&auth, &secret)?)
+    };
+    tokio::task::spawn_blocking(load).await.map_err(|_| StartError::Task)?.map(Some)
 }
 
 /// Raises the soft limit of open files to the hard limit, and returns it. The usual soft limit of 1024 is meant for programs

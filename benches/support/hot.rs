@@ -10,7 +10,7 @@ use http::Request;
 use http_body_util::BodyExt as _;
 use roadstead::access::{Gate, Peer};
 use roadstead::config::Config;
-use roadstead::http::{App, Site};
+use roadstead::http::{App, Site, TokenServer};
 use roadstead::oci::{Algorithm, Digest, Manifest, RepoId, Scope};
 use roadstead::pull::Puller;
 use roadstead::store::{NewManifest, Store};
@@ -57,7 +57,8 @@ impl Hot {
         let app = App {
             puller: Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks),
             store: store.clone(),
-            gate: Gate::new(&config),
+            gate: Gate::new(&config, None),
+            token_server: TokenServer::new(&config.server),
             metrics,
             via: "bench".to_owned(),
             progress_timeout: config.server.progress_timeout,

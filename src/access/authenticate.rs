@@ -1,15 +1,44 @@
 //! Authentication: from a [`Caller`] to a [`Principal`].
 //!
-//! There are no users, so every caller is anonymous, whatever credentials it sends. Users, tokens and certificates get their
-//! place here. Whether a connection needs a client certificate is decided before, in `http::tls`.
+//! It has two steps. [`Login::identify`] is cheap: it looks at the headers and verifies tokens. What it cannot decide is a
+//! password, which takes a core for tens of milliseconds, and is verified by [`Login::authenticate`] where the answer
+//! depends on it. A client of a mirror repeats the login for another registry with every pull, so a read that everybody
+//! may do does not depend on it.
+//!
+//! Whether a connection needs a client certificate is decided before, in `http::tls`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use super::caller::Caller;
+use super::credentials::{Credentials, SeveralCredentials};
+use super::passwords::{LoginRefused, PasswordLogin, Passwords, UserFileError};
+use super::policy::Policy;
+use super::principal::Principal;
+use super::token_request::TokenRequest;
+use super::tokens::{MIN_SECRET_BYTES, Tokens};
+use crate::config::AuthConfig;
+use crate::file;
 
-/// The authenticated sender of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Principal {
-    /// A caller without credentials, or whose credentials are not looked at because there are no users.
-    Anonymous,
+/// After this time, there may be a turn for a login.
+const BUSY_RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// Users, and how they prove who they are.
+pub struct Login {
+    passwords: Arc<Passwords>,
+    tokens: Tokens,
+}
+
+/// The sender of a request, as far as it is known without verifying a password.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Sender {
+    Known(Principal),
+    /// Whoever has this password. Boxed, so that the rare case does not make every request larger.
+    Password(Box<PasswordLogin>),
+    /// The credentials are no user's. A read that everybody may do is answered all the same.
+    Unusable,
 }
 
 /// Why a caller is not accepted. A client may try again with other credentials (401, RFC 9110, section 15.5.2).
@@ -19,12 +48,166 @@ pub enum Unauthenticated {
     Required,
     #[error("the credentials are not valid; log in to this registry again")]
     Invalid,
+    #[error("the token is not valid, or not any more; log in to this registry again")]
+    InvalidToken,
+    #[error("the token was not issued for this; request one with this scope")]
+    InsufficientScope,
 }
 
-/// Who sent a request.
-///
-/// # Errors
-/// When the caller's credentials are not accepted.
-pub(super) fn authenticate(_caller: Caller<'_>) -> Result<Principal, Unauthenticated> {
-    Ok(Principal::Anonymous)
+/// Why the credentials of a request are not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoginError {
+    #[error(transparent)]
+    Unauthenticated(#[from] Unauthenticated),
+    #[error("too many logins with wrong passwords came from this address; try again in {} s", .retry_after.as_secs())]
+    TooManyAttempts { retry_after: Duration },
+    #[error("too many logins at once; try again in {} s", .retry_after.as_secs())]
+    TooManyAtOnce { retry_after: Duration },
+    #[error("the request has more than one Authorization header; send one")]
+    SeveralCredentials,
+}
+
+/// A file of `[auth]` that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthFileError {
+    #[error("cannot use the users of auth.htpasswd: {0}")]
+    Users(#[from] UserFileError),
+    #[error("cannot use the key of auth.token_key_file: cannot read {}: {error}", path.display())]
+    ReadKey { path: PathBuf, error: std::io::Error },
+    #[error(
+        "cannot use the key of auth.token_key_file: {} has {bytes} bytes, fewer than {MIN_SECRET_BYTES}; make one with \
+         `openssl rand -base64 48`",
+        path.display()
+    )]
+    ShortKey { path: PathBuf, bytes: usize },
+}
+
+/// A token, as its client gets it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct IssuedToken {
+    pub token: String,
+    pub lifetime: Duration,
+}
+
+// === impl Login ===
+
+impl Login {
+    /// Reads the files, which blocks. `secret` is the key for tokens if no file has one.
+    pub fn load(config: &AuthConfig, secret: &[u8]) -> Result<Self, AuthFileError> {
+        let of_file = config.token_key_file.as_ref().map(|path| {
+            let content = file::read(path).map_err(|error| AuthFileError::ReadKey { path: path.clone(), error })?;
+            let secret = content.trim_ascii();
+            match secret.len() {
+                bytes if bytes < MIN_SECRET_BYTES => Err(AuthFileError::ShortKey { path: path.clone(), bytes }),
+                _ => Ok(secret.to_vec()),
+            }
+        });
+        let of_file = of_file.transpose()?;
+        Ok(Self {
+            passwords: Arc::new(Passwords::load(&config.htpasswd)?),
+            tokens: Tokens::new(of_file.as_deref().unwrap_or(secret), config.token_lifetime),
+        })
+    }
+
+    /// Reads the files as for a start, which blocks.
+    ///
+    /// # Errors
+    /// If one of them would prevent it.
+    pub fn check(config: &AuthConfig) -> Result<(), AuthFileError> {
+        Self::load(config, &[]).map(drop)
+    }
+
+    /// Follows the file of users until it is dropped.
+    pub fn follow(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.passwords.clone().follow()
+    }
+
+    /// Who sent a request, as far as that is cheap to know.
+    ///
+    /// # Errors
+    /// For a token that is not valid, and for more than one header with credentials.
+    pub(super) fn identify(&self, caller: Caller<'_>) -> Result<Sender, LoginError> {
+        match Credentials::of(caller)? {
+            Credentials::None => Ok(Sender::Known(Principal::Anonymous)),
+            Credentials::Password(login) => Ok(Sender::Password(Box::new(login))),
+            Credentials::Token(token) => Ok(Sender::Known(self.bearer(token)?)),
+            Credentials::Unusable => Ok(Sender::Unusable),
+        }
+    }
+
+    fn bearer(&self, token: &str) -> Result<Principal, Unauthenticated> {
+        let verified = self.tokens.verify(token, SystemTime::now()).ok_or(Unauthenticated::InvalidToken)?;
+        let Some(subject) = &verified.subject else { return Ok(Principal::AnonymousToken) };
+        match self.passwords.account(&subject.name) {
+            Some(account) if self.tokens.is_of(subject, &account) => {
+                Ok(Principal::of_token(account.user, verified.acts))
+            }
+            _ => Err(Unauthenticated::InvalidToken),
+        }
+    }
+
+    /// Who sent a request.
+    ///
+    /// # Errors
+    /// If its credentials are not accepted.
+    pub(super) async fn authenticate(&self, sender: &Sender) -> Result<Principal, LoginError> {
+        match sender {
+            Sender::Known(principal) => Ok(principal.clone()),
+            Sender::Unusable => Err(Unauthenticated::Invalid.into()),
+            Sender::Password(login) => Ok(Principal::of_password(self.passwords.verify(login).await?.user)),
+        }
+    }
+
+    /// A token for the sender of a request to the token endpoint.
+    ///
+    /// Clients of a mirror offer it the login for another registry, and fail if that is refused. So a request for nothing
+    /// but pulls gets a token for nobody then, if everybody may pull something. It is the same for known and unknown users.
+    ///
+    /// # Errors
+    /// If nobody is meant and may do nothing, or the credentials are not accepted.
+    pub(super) async fn token(&self, policy: &Policy, request: &TokenRequest) -> Result<IssuedToken, LoginError> {
+        let acts = request.scopes.acts();
+        let for_nobody = || Ok(self.issue(None, acts));
+        let verified = match &request.sender {
+            Sender::Known(_) if policy.everybody_may_do_something() => return for_nobody(),
+            Sender::Known(_) => return Err(Unauthenticated::Required.into()),
+            Sender::Password(login) => self.passwords.verify(login).await.map_err(LoginError::from),
+            Sender::Unusable => Err(Unauthenticated::Invalid.into()),
+        };
+        match verified {
+            Ok(account) => Ok(self.issue(Some(&account), acts)),
+            Err(_) if request.scopes.are_for_pulls() && policy.everybody_may_pull() => for_nobody(),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn issue(&self, account: Option<&super::htpasswd::Account>, acts: crate::config::Rights) -> IssuedToken {
+        let token = self.tokens.issue(account, acts, SystemTime::now());
+        IssuedToken { token, lifetime: self.tokens.lifetime() }
+    }
+}
+
+/// Shows no key.
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Login")
+    }
+}
+
+// === impl LoginError ===
+
+impl From<SeveralCredentials> for LoginError {
+    fn from(SeveralCredentials: SeveralCredentials) -> Self {
+        Self::SeveralCredentials
+    }
+}
+
+impl From<LoginRefused> for LoginError {
+    fn from(refused: LoginRefused) -> Self {
+        match refused {
+            LoginRefused::Wrong => Unauthenticated::Invalid.into(),
+            LoginRefused::TooMany { retry_after } => Self::TooManyAttempts { retry_after },
+            LoginRefused::Busy => Self::TooManyAtOnce { retry_after: BUSY_RETRY_AFTER },
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What a request says about its sender, before anything of it is believed.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
@@ -12,6 +12,8 @@ use http::{HeaderMap, HeaderValue};
 pub struct Peer {
     /// `None` where the kernel does not tell: the peer has gone already.
     pub address: Option<SocketAddr>,
+    /// Whether the connection is TLS.
+    pub is_encrypted: bool,
     /// The client certificate, if the TLS handshake verified one.
     pub certificate: Option<VerifiedCertificate>,
 }
@@ -28,9 +30,9 @@ pub struct Caller<'a> {
 }
 
 impl Peer {
-    /// A peer without a certificate.
+    /// A peer without TLS.
     pub fn at(address: Option<SocketAddr>) -> Self {
-        Self { address, certificate: None }
+        Self { address, is_encrypted: false, certificate: None }
     }
 }
 
@@ -61,8 +63,13 @@ impl<'a> Caller<'a> {
         self.peer
     }
 
-    /// The `Authorization` header as it was sent, not parsed.
-    pub fn authorization(&self) -> Option<&'a HeaderValue> {
-        self.headers.get(AUTHORIZATION)
+    /// The address of the sender; `None` if the kernel does not tell.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.peer.address.map(|address| address.ip())
+    }
+
+    /// The `Authorization` headers as they were sent, not parsed.
+    pub fn authorizations(&self) -> impl Iterator<Item = &'a HeaderValue> {
+        self.headers.get_all(AUTHORIZATION).iter()
     }
 }

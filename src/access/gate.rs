@@ -1,9 +1,16 @@
 //! The gate: which repository a request means, and whether its sender may do what it asks for.
+//!
+//! Without users, everybody may do everything that is switched on. With users, the rules of `[auth]` decide, and a refusal
+//! looks the same whether or not the repository exists: a local repository that the sender may do nothing with does not
+//! exist for that sender.
 
-use super::authenticate::{Principal, Unauthenticated, authenticate};
+use super::authenticate::{IssuedToken, Login, LoginError, Sender, Unauthenticated};
 use super::caller::Caller;
-use crate::config::Config;
-use crate::oci::{RepoId, RepoName};
+use super::policy::Policy;
+use super::principal::Principal;
+use super::token_request::TokenRequest;
+use crate::config::{Config, Right};
+use crate::oci::{RepoId, RepoName, Scope};
 use crate::resolve::{PushRefused, RequestedRepo, ResolveError, Routes, Rule, Target};
 
 /// Something that a request may ask for.
@@ -51,7 +58,7 @@ pub struct Authorized<A: Action> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
     #[error(transparent)]
-    Unauthenticated(#[from] Unauthenticated),
+    Login(#[from] LoginError),
     /// The sender is known, and no rule allows this.
     #[error("access denied; ask the operator of this registry for the right")]
     Denied,
@@ -80,6 +87,10 @@ pub enum SwitchedOff {
 #[derive(Debug)]
 pub struct Gate {
     routes: Routes,
+    /// The rules; `None` if there are no users.
+    policy: Option<Policy>,
+    /// Without it, nobody can log in.
+    login: Option<Login>,
     read_only: bool,
     push: bool,
     delete: bool,
@@ -120,9 +131,12 @@ impl<A: Action<Object = RepoId>> Authorized<A> {
 // === impl Gate ===
 
 impl Gate {
-    pub fn new(config: &Config) -> Self {
+    /// `login` is needed to let users of `config.auth` in. Without it, only what everybody may do is allowed.
+    pub fn new(config: &Config, login: Option<Login>) -> Self {
         Self {
             routes: Routes::new(config),
+            policy: config.auth.as_ref().map(Policy::new),
+            login,
             read_only: config.storage.read_only,
             push: config.push.enabled,
             delete: config.delete.enabled,
@@ -133,12 +147,61 @@ impl Gate {
         &self.routes
     }
 
+    /// Whether there are users.
+    pub fn has_users(&self) -> bool {
+        self.policy.is_some()
+    }
+
+    /// Who sent a request, as far as that is known without verifying a password.
+    ///
+    /// # Errors
+    /// For a token that is not valid, and for more than one header with credentials.
+    pub fn identify(&self, caller: Caller<'_>) -> Result<Sender, LoginError> {
+        match &self.login {
+            None => Ok(Sender::Known(Principal::Anonymous)),
+            Some(login) => login.identify(caller),
+        }
+    }
+
     /// Who sent a request.
     ///
     /// # Errors
-    /// When the caller's credentials are not accepted.
-    pub fn authenticate(&self, caller: Caller<'_>) -> Result<Principal, Unauthenticated> {
-        authenticate(caller)
+    /// When the sender's credentials are not accepted.
+    pub async fn authenticate(&self, sender: &Sender) -> Result<Principal, LoginError> {
+        match (&self.login, sender) {
+            (Some(login), sender) => login.authenticate(sender).await,
+            (None, Sender::Known(principal)) => Ok(principal.clone()),
+            (None, _) => Err(Unauthenticated::Invalid.into()),
+        }
+    }
+
+    /// A token for the sender of a request to the token endpoint.
+    ///
+    /// # Errors
+    /// If nobody is meant and may do nothing, or the credentials are not accepted.
+    pub async fn token(&self, request: &TokenRequest) -> Result<IssuedToken, LoginError> {
+        match (&self.login, &self.policy) {
+            (Some(login), Some(policy)) => login.token(policy, request).await,
+            _ => Err(Unauthenticated::Required.into()),
+        }
+    }
+
+    /// Whether the API may be used at all: a login is a test of that. A request that names an upstream may use it if
+    /// everybody may pull something from there, so that a client of that mirror does not log in.
+    ///
+    /// # Errors
+    /// If the sender has to log in.
+    pub async fn ping(&self, sender: &Sender, requested: RequestedRepo<'_>) -> Result<(), AccessError> {
+        let Some(policy) = &self.policy else { return Ok(()) };
+        if let Some(upstream) = self.routes.named_upstream(requested)
+            && policy.everybody_may_pull_in(&Scope::Upstream(upstream.clone()))
+        {
+            return Ok(());
+        }
+        match self.authenticate(sender).await? {
+            Principal::Anonymous => Err(LoginError::from(Unauthenticated::Required).into()),
+            Principal::AnonymousToken | Principal::User(_) => Ok(()),
+        }
     }
 
     /// Permission to read from the repository that is meant. `is_local` says whether a local repository exists.
@@ -148,10 +211,8 @@ impl Gate {
         requested: RequestedRepo<'_>,
         is_local: impl Fn(&RepoName) -> bool,
     ) -> Result<Authorized<Pull>, AccessError> {
-        let target = self.routes.resolve(requested, is_local)?;
-        if !self.may_pull(principal, &target.repo) {
-            return Err(AccessError::Denied);
-        }
+        let target = self.routes.resolve(requested, |name| self.may_know(principal, name) && is_local(name))?;
+        self.require(principal, Right::Pull, &target.repo)?;
         Ok(Authorized::new(principal, target))
     }
 
@@ -162,6 +223,7 @@ impl Gate {
         if !self.push {
             return Err(SwitchedOff::Push.into());
         }
+        self.require(principal, Right::Push, &repo)?;
         Ok(Authorized::new(principal, repo))
     }
 
@@ -172,24 +234,61 @@ impl Gate {
         requested: RequestedRepo<'_>,
         is_local: impl Fn(&RepoName) -> bool,
     ) -> Result<Authorized<Delete>, AccessError> {
-        let repo = self.routes.resolve(requested, is_local)?.repo;
+        let repo = self.routes.resolve(requested, |name| self.may_know(principal, name) && is_local(name))?.repo;
         self.require_changes_of(&repo)?;
         if !self.delete {
             return Err(SwitchedOff::Delete.into());
         }
+        self.require(principal, Right::Delete, &repo)?;
         Ok(Authorized::new(principal, repo))
     }
 
-    /// Permission to list repositories.
+    /// Permission to list repositories, those that [`Gate::may_pull`] allows.
     pub fn catalog(&self, principal: &Principal) -> Result<Authorized<Catalog>, AccessError> {
-        Ok(Authorized::new(principal, ()))
+        let allowed = Ok(Authorized::new(principal, ()));
+        let Some(policy) = &self.policy else { return allowed };
+        let missing = match principal {
+            Principal::User(_) if principal.acts(Right::Pull) => return allowed,
+            Principal::User(_) => Unauthenticated::InsufficientScope,
+            _ if policy.everybody_may_pull() => return allowed,
+            Principal::AnonymousToken => Unauthenticated::InsufficientScope,
+            Principal::Anonymous => Unauthenticated::Required,
+        };
+        Err(LoginError::from(missing).into())
     }
 
     /// Whether the principal may read a repository: for lists, and for what is found without being named.
-    pub fn may_pull(&self, principal: &Principal, _repo: &RepoId) -> bool {
-        match principal {
-            Principal::Anonymous => true,
+    pub fn may_pull(&self, principal: &Principal, repo: &RepoId) -> bool {
+        self.require(principal, Right::Pull, repo).is_ok()
+    }
+
+    /// Whether the principal may learn that a local repository exists.
+    fn may_know(&self, principal: &Principal, name: &RepoName) -> bool {
+        match &self.policy {
+            None => true,
+            Some(policy) => policy.allows_something(principal, &RepoId::local(name.clone())),
         }
+    }
+
+    /// Whether the rules allow this.
+    ///
+    /// # Errors
+    /// If they do not. A sender whose client can get other credentials is told so, and a user is refused.
+    fn require(&self, principal: &Principal, right: Right, repo: &RepoId) -> Result<(), AccessError> {
+        let Some(policy) = &self.policy else { return Ok(()) };
+        if policy.allows_everybody(right, repo) {
+            return Ok(());
+        }
+        let missing = match principal {
+            Principal::Anonymous => Unauthenticated::Required,
+            Principal::AnonymousToken => Unauthenticated::InsufficientScope,
+            Principal::User(_) if policy.allowed_by(principal, right, repo).is_none() => {
+                return Err(AccessError::Denied);
+            }
+            Principal::User(_) if principal.acts(right) => return Ok(()),
+            Principal::User(_) => Unauthenticated::InsufficientScope,
+        };
+        Err(LoginError::from(missing).into())
     }
 
     /// Whether anything of a repository can be changed here.
@@ -207,7 +306,7 @@ mod tests {
     use crate::access::Peer;
 
     fn gate(toml: &str) -> Gate {
-        Gate::new(&Config::from_toml(toml, "test.toml").unwrap())
+        Gate::new(&Config::from_toml(toml, "test.toml").unwrap(), None)
     }
 
     fn requested(name: &str) -> RequestedRepo<'_> {
@@ -219,9 +318,12 @@ mod tests {
         let gate = gate("");
         let peer = Peer::at(Some("127.0.0.1:40000".parse().unwrap()));
         let mut headers = http::HeaderMap::new();
-        assert_eq!(gate.authenticate(Caller::new(&peer, &headers)), Ok(Principal::Anonymous));
-        headers.insert(http::header::AUTHORIZATION, http::HeaderValue::from_static("Basic ZTpw"));
-        assert_eq!(gate.authenticate(Caller::new(&peer, &headers)), Ok(Principal::Anonymous));
+        let anonymous = || Ok(Sender::Known(Principal::Anonymous));
+        assert_eq!(gate.identify(Caller::new(&peer, &headers)), anonymous());
+        for _ in 0..2 {
+            headers.append(http::header::AUTHORIZATION, http::HeaderValue::from_static("Basic ZTpw"));
+            assert_eq!(gate.identify(Caller::new(&peer, &headers)), anonymous());
+        }
     }
 
     #[test]
@@ -251,5 +353,112 @@ mod tests {
         assert_eq!((pull.repo().to_string().as_str(), pull.rule()), ("ghcr.io/a/b", Rule::Path));
         let push = gate.push(&Principal::Anonymous, requested("team/app")).unwrap();
         assert!(push.repo().scope.is_local() && *push.principal() == Principal::Anonymous);
+    }
+
+    /// A gate with users, and a user with this right for everything that a rule allows.
+    fn with_rules(rules: &str) -> Gate {
+        gate(&format!(
+            "default_upstream = \"docker.io\"\n[local]\nnamespaces = [\"team/**\"]\n[delete]\nenabled = true\n\
+             [auth]\nhtpasswd = \"/dev/null\"\n{rules}"
+        ))
+    }
+
+    fn user(name: &str) -> Principal {
+        Principal::of_password(std::sync::Arc::new(crate::access::User::new(name)))
+    }
+
+    fn token(name: &str, acts: &[Right]) -> Principal {
+        Principal::of_token(std::sync::Arc::new(crate::access::User::new(name)), acts.iter().copied().collect())
+    }
+
+    fn missing(error: Unauthenticated) -> AccessError {
+        AccessError::Login(error.into())
+    }
+
+    const RULES: &str = r#"
+        [[auth.rule]]
+        who = "anonymous"
+        on = ["docker.io/library/*", "team/public"]
+        may = "pull"
+        [[auth.rule]]
+        who = "ann"
+        on = "team/**"
+        may = ["pull", "push"]
+        "#;
+
+    #[test]
+    fn rules_decide_and_refusals_say_what_is_missing() {
+        let gate = with_rules(RULES);
+        let pull = |principal: &Principal, name: &str| gate.pull(principal, requested(name), |_| false).map(drop);
+        let push = |principal: &Principal, name: &str| gate.push(principal, requested(name)).map(drop);
+        for who in [Principal::Anonymous, Principal::AnonymousToken, user("ann"), token("ann", &[]), user("eve")] {
+            assert_eq!(pull(&who, "alpine"), Ok(()), "{who:?}");
+            assert_eq!(pull(&who, "team/public"), Ok(()), "{who:?}");
+        }
+        for name in ["team/app", "org/app", "ghcr.io/a/b"] {
+            assert_eq!(pull(&Principal::Anonymous, name), Err(missing(Unauthenticated::Required)), "{name}");
+            assert_eq!(pull(&Principal::AnonymousToken, name), Err(missing(Unauthenticated::InsufficientScope)));
+            assert_eq!(pull(&user("eve"), name), Err(AccessError::Denied), "{name}");
+        }
+        assert_eq!(pull(&user("ann"), "team/app"), Ok(()));
+        assert_eq!(push(&user("ann"), "team/app"), Ok(()));
+        assert_eq!(push(&token("ann", &[Right::Pull, Right::Push]), "team/app"), Ok(()));
+        assert_eq!(push(&token("ann", &[Right::Pull]), "team/app"), Err(missing(Unauthenticated::InsufficientScope)));
+        assert_eq!(push(&token("eve", &[Right::Pull]), "team/app"), Err(AccessError::Denied), "no token would help");
+        assert_eq!(push(&Principal::Anonymous, "team/app"), Err(missing(Unauthenticated::Required)));
+        let delete = gate.delete(&user("ann"), requested("team/app"), |_| true).map(drop);
+        assert_eq!(delete, Err(AccessError::Denied));
+    }
+
+    #[test]
+    fn a_refusal_does_not_tell_whether_a_repository_exists() {
+        let gate = with_rules(RULES);
+        for who in [Principal::Anonymous, user("eve"), token("ann", &[])] {
+            for name in ["team/secret", "old/secret", "my.host/secret"] {
+                let asked = |exists: bool| {
+                    (
+                        gate.pull(&who, requested(name), |_| exists).map(drop),
+                        gate.delete(&who, requested(name), |_| exists).map(drop),
+                        gate.push(&who, requested(name)).map(drop),
+                    )
+                };
+                assert_eq!(asked(true), asked(false), "{name} for {who:?}");
+                assert!(asked(true).0.is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn the_catalogue_needs_a_right_to_pull_something() {
+        let gate = with_rules(RULES);
+        for (who, allowed) in [
+            (Principal::Anonymous, true),
+            (Principal::AnonymousToken, true),
+            (user("eve"), true),
+            (token("eve", &[Right::Pull]), true),
+            (token("ann", &[]), false),
+        ] {
+            assert_eq!(gate.catalog(&who).is_ok(), allowed, "{who:?}");
+        }
+        let closed = with_rules("[[auth.rule]]\nwho = \"ann\"\non = \"**\"\nmay = \"pull\"");
+        assert_eq!(closed.catalog(&Principal::Anonymous).map(drop), Err(missing(Unauthenticated::Required)));
+    }
+
+    #[tokio::test]
+    async fn a_ping_that_names_an_upstream_is_open_if_everybody_may_pull_there() {
+        let gate = with_rules(RULES);
+        let ping = async |sender: Sender, prefix: Option<&str>, name: &str| {
+            gate.ping(&sender, RequestedRepo { prefix, ..requested(name) }).await
+        };
+        let anonymous = || Sender::Known(Principal::Anonymous);
+        assert_eq!(ping(anonymous(), Some("docker.io"), "").await, Ok(()));
+        assert_eq!(ping(Sender::Unusable, Some("docker.io"), "").await, Ok(()));
+        assert_eq!(ping(anonymous(), None, "docker.io").await, Ok(()));
+        for (prefix, name) in [(None, ""), (Some("ghcr.io"), ""), (None, "ghcr.io"), (Some("none"), "")] {
+            let refused = ping(anonymous(), prefix, name).await;
+            assert_eq!(refused, Err(missing(Unauthenticated::Required)), "{prefix:?} {name}");
+        }
+        assert_eq!(ping(Sender::Unusable, None, "").await, Err(missing(Unauthenticated::Invalid)));
+        assert_eq!(ping(Sender::Known(token("ann", &[])), None, "").await, Ok(()));
     }
 }

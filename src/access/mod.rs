@@ -6,11 +6,28 @@
 //!
 //! A request is turned away for different reasons, and they stay different: it is *unauthenticated* (401), *denied* (403),
 //! the operation is *switched off* (405), or the name is not one that it may be used with (403, 404).
+//!
+//! With `[auth]` there are users: `htpasswd` and `passwords` know who they are, `tokens` are what clients send instead of a
+//! password, `throttle` bounds guesses, and the `policy` says what the rules allow.
 
 mod authenticate;
 mod caller;
+mod credentials;
 mod gate;
+mod htpasswd;
+mod passwords;
+mod patterns;
+mod policy;
+mod principal;
+mod throttle;
+mod token_request;
+mod tokens;
 
-pub use authenticate::{Principal, Unauthenticated};
+pub use authenticate::{AuthFileError, IssuedToken, Login, LoginError, Sender, Unauthenticated};
 pub use caller::{Caller, Peer, VerifiedCertificate};
 pub use gate::{AccessError, Action, Authorized, Catalog, Delete, Gate, Pull, Push, SwitchedOff};
+pub use htpasswd::{LineError, PasswordError, hash_password};
+pub use passwords::{PasswordLogin, UserFileError};
+pub use policy::Policy;
+pub use principal::{Principal, Session, User};
+pub use token_request::{RequestedScopes, TokenRequest};

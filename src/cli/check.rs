@@ -1,11 +1,12 @@
 //! `roadstead check`: prints the effective settings to the standard output, and warnings to the standard error stream. A
-//! configuration or a TLS file that would prevent a start is an error.
+//! configuration, a TLS file or a file of users that would prevent a start is an error.
 
 use std::io::{self, Write};
 
 use super::CliError;
 use super::options::ServerOptions;
 use super::output::print;
+use crate::access::Login;
 use crate::http::tls::Certificates;
 use crate::printable;
 use crate::server::StartError;
@@ -15,6 +16,9 @@ pub fn run(options: ServerOptions) -> Result<(), CliError> {
     let config = options.load()?;
     if let Some(files) = &config.server.tls {
         Certificates::load(files).map_err(StartError::Tls)?;
+    }
+    if let Some(auth) = &config.auth {
+        Login::check(auth).map_err(StartError::Auth)?;
     }
     let disk_bytes = disk_bytes(&config.storage.path);
     print(&config.to_toml(disk_bytes))?;

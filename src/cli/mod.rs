@@ -8,6 +8,7 @@ mod client_config;
 mod du;
 pub mod explain;
 mod gc;
+mod hash_password;
 mod options;
 mod output;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::access::PasswordError;
 use crate::config::ConfigError;
 use crate::printable::Printable;
 use crate::server::StartError;
@@ -54,6 +56,8 @@ enum Command {
     Gc(gc::Gc),
     /// Read all content and report corrupt or missing content. Exit code: 0 no damage, 1 damage, 2 the scrub failed.
     Scrub(scrub::Scrub),
+    /// Read a password from the standard input and print its hash for the file of users (auth.htpasswd).
+    HashPassword(hash_password::HashPassword),
     /// Prevent removals of content while a backup copies the data folder.
     BackupLease(backup::BackupLease),
 }
@@ -92,6 +96,12 @@ pub enum CliError {
     LeaseLost,
     #[error("cannot start the threads of the command: {0}")]
     Runtime(io::Error),
+    #[error("\"{}\" cannot be the name of a user: it is empty, has a colon or a space, is too long or has a meaning in rules", Printable(.0))]
+    UserName(String),
+    #[error(transparent)]
+    Password(PasswordError),
+    #[error("cannot read the standard input: {0}")]
+    Input(io::Error),
     #[error("cannot write to the standard output: {0}")]
     Output(io::Error),
 }
@@ -108,6 +118,7 @@ impl Cli {
             Command::Du(du) => du.run()?,
             Command::Gc(gc) => gc.run()?,
             Command::Scrub(scrub) => return scrub.run(),
+            Command::HashPassword(hash_password) => hash_password.run()?,
             Command::BackupLease(lease) => return lease.run(),
         }
         Ok(ExitCode::SUCCESS)
@@ -145,7 +156,7 @@ mod tests {
             "serve",
             "serve /etc/docker/registry/config.yml",
             "check",
-            "explain busybox --output json",
+            "explain busybox --as ann --output json",
             "client-config podman --url http://cache:5000",
             "du --output json",
             "gc --dry-run --output json",

@@ -18,7 +18,7 @@ This page is generated from the code by `make reference`; a test fails if it is 
 
 ## Options of every command
 
-They say which configuration is meant. Each takes precedence over its variable, and the variable over the configuration
+They say which configuration is meant; `hash-password` needs none. Each takes precedence over its variable, and the variable over the configuration
 file; see [configuration](configuration.md). Commands that ask a running server need the same data folder as the server.
 
 ";
@@ -91,9 +91,12 @@ fn meaning(argument: &Arg) -> String {
     text.replace('\n', " ").replace('|', "\\|")
 }
 
-/// Whether every command has this argument.
+/// Whether every command that has a configuration has this argument.
 fn is_common(root: &Command, argument: &Arg) -> bool {
-    root.get_subcommands().all(|command| command.get_arguments().any(|other| other.get_id() == argument.get_id()))
+    let has = |command: &Command, id: &str| command.get_arguments().any(|other| other.get_id() == id);
+    root.get_subcommands()
+        .filter(|command| has(command, "config"))
+        .all(|command| has(command, argument.get_id().as_str()))
 }
 
 fn page() -> String {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::build_auth::{AuthLayer, Surroundings, auth};
 use super::build_upstream::merge;
 use super::build_value::{hosts, positive, readable, value};
 use super::layer::{
@@ -49,6 +50,22 @@ pub(super) fn config(
         }
     }
     upstreams.sort_by(|one, other| one.name.cmp(&other.name));
+    let default_upstream = default_upstream(layer.root.default_upstream, layer.root.builtin_upstreams, &upstreams)?;
+    let (local, delete) = (local(layer.local), delete(layer.delete));
+    let surroundings = Surroundings {
+        upstreams: upstreams.iter().map(|upstream| upstream.name.as_str()).collect(),
+        default_upstream: default_upstream.as_deref(),
+        local: &local,
+        deletes: delete.enabled,
+    };
+    let auth_layer = AuthLayer {
+        keys: layer.auth,
+        table: layer.auth_table,
+        groups: layer.auth_groups,
+        rules: layer.auth_rules,
+        of_registry_2: layer.registry_auth,
+    };
+    let auth = auth(auth_layer, &surroundings)?;
     Ok(Config {
         server: ServerConfig { response_headers: layer.response_headers, ..server(layer.server, layer.server_tls)? },
         storage: StorageConfig {
@@ -57,13 +74,14 @@ pub(super) fn config(
         },
         cache: cache(layer.cache),
         gc: gc(layer.gc),
-        local: local(layer.local),
+        local,
         push: push(layer.push),
-        delete: delete(layer.delete),
+        delete,
+        auth,
         scrub: scrub(layer.scrub),
         log: log(layer.log),
         docker_config,
-        default_upstream: default_upstream(layer.root.default_upstream, layer.root.builtin_upstreams, &upstreams)?,
+        default_upstream,
         upstreams,
         builtin_upstreams: builtin,
         ignored_settings: ignored,
@@ -80,6 +98,7 @@ fn server(keys: ServerKeys, tls_keys: ServerTlsKeys) -> Result<ServerConfig, Con
         listen: value(keys.listen, default.listen),
         names,
         host_routes: keys.host_routes.map(domains).transpose()?.unwrap_or(default.host_routes),
+        external_url: keys.external_url.map(|url| url.value.0.as_str().trim_end_matches('/').to_owned()),
         max_connections: positive(keys.max_connections, default.max_connections),
         head_timeout: positive(keys.head_timeout, default.head_timeout),
         keep_alive: positive(keys.keep_alive, default.keep_alive),

@@ -11,7 +11,10 @@ use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
 use super::error::SourceLocation;
-use super::layer::{self, CREDENTIALS, Layer, Located, RepositoryCredentialKeys, SECTIONS, Section, UPSTREAM};
+use super::layer::{
+    self, AUTH, AccessRuleKeys, CREDENTIALS, GROUPS, Layer, Located, RULE, RepositoryCredentialKeys, SECTIONS, Section,
+    UPSTREAM,
+};
 use super::suggest::nearest;
 use super::upstream_url::check_name;
 use super::value::RawValue;
@@ -38,6 +41,10 @@ pub(super) fn read(text: &str, origin: &str) -> Result<Layer, ConfigError> {
         let location = file.location(key.span().start);
         match key.get_ref().as_ref() {
             UPSTREAM => file.upstreams(table(value, UPSTREAM, &location)?, &mut layer)?,
+            AUTH => {
+                layer.auth_table = Some(location.clone());
+                file.auth(table(value, AUTH, &location)?, &mut layer)?;
+            }
             name if is_section(name) && !name.contains('.') => {
                 file.fixed_section(table(value, name, &location)?, &mut layer, name)?
             }
@@ -130,6 +137,16 @@ impl TomlFile<'_> {
         path: &str,
         location: &SourceLocation,
     ) -> Result<Vec<Located<RepositoryCredentialKeys>>, ConfigError> {
+        self.rules(value, path, location)
+    }
+
+    /// Reads a list of tables with the keys of one rule each.
+    fn rules<K: Section + Default>(
+        &self,
+        value: &Spanned<DeValue<'_>>,
+        path: &str,
+        location: &SourceLocation,
+    ) -> Result<Vec<Located<K>>, ConfigError> {
         let wrong = |location: &SourceLocation| {
             let message = format!("must be a list of tables; write [[{path}]] and the keys of one rule below it");
             ConfigError::new(location, path, message)
@@ -138,11 +155,31 @@ impl TomlFile<'_> {
         let read = |rule: &Spanned<DeValue<'_>>| {
             let location = self.location(rule.span().start);
             let entries = rule.get_ref().as_table().ok_or_else(|| wrong(&location))?;
-            let mut keys = RepositoryCredentialKeys::default();
+            let mut keys = K::default();
             self.section(entries, &mut keys, path)?;
             Ok(Located { value: keys, location })
         };
         rules.iter().map(read).collect()
+    }
+
+    /// Reads `[auth]`, with its groups and rules.
+    fn auth(&self, entries: &DeTable<'_>, layer: &mut Layer) -> Result<(), ConfigError> {
+        self.section_with(entries, &mut layer.auth, AUTH, &[GROUPS, RULE])?;
+        if let Some((key, value)) = entries.get_key_value(GROUPS) {
+            let path = format!("{AUTH}.{GROUPS}");
+            for (name, value) in in_order(table(value, &path, &self.location(key.span().start))?) {
+                let location = self.location(name.span().start);
+                let users = RawValue::Toml(value.get_ref()).read();
+                let users =
+                    users.map_err(|wrong| ConfigError::new(&location, format!("{path}.{}", name.get_ref()), wrong));
+                layer.auth_groups.insert(name.get_ref().to_string(), Located { value: users?, location });
+            }
+        }
+        if let Some((key, value)) = entries.get_key_value(RULE) {
+            let path = format!("{AUTH}.{RULE}");
+            layer.auth_rules = self.rules::<AccessRuleKeys>(value, &path, &self.location(key.span().start))?;
+        }
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use super::error::SourceLocation;
 use super::units::Size;
 use super::upstream_url::UpstreamUrl;
 use super::value::{OneOrMore, Positive, RawValue, Setting};
-use super::{ConfigError, ListenAddr, LogFormat, Namespace, OnDenied, Pin, Secret};
+use super::{AccessPattern, ConfigError, ListenAddr, LogFormat, Namespace, OnDenied, Pin, Right, Secret, Subject};
 
 /// A value and the place where it was written.
 #[derive(Clone, Debug)]
@@ -104,6 +104,7 @@ section! {
         listen: ListenAddr,
         names: OneOrMore<String>,
         host_routes: OneOrMore<String>,
+        external_url: UpstreamUrl,
         max_connections: Positive<usize>,
         head_timeout: Positive<Duration>,
         keep_alive: Positive<Duration>,
@@ -173,6 +174,23 @@ section! {
 }
 
 section! {
+    AuthKeys {
+        htpasswd: PathBuf,
+        token_key_file: PathBuf,
+        token_lifetime: Duration,
+    }
+}
+
+section! {
+    /// `[[auth.rule]]`
+    AccessRuleKeys {
+        who: OneOrMore<Subject>,
+        on: OneOrMore<AccessPattern>,
+        may: OneOrMore<Right>,
+    }
+}
+
+section! {
     ScrubKeys {
         interval: Duration,
         rate: Positive<Size>,
@@ -238,6 +256,15 @@ pub(super) struct Layer {
     pub(super) local: LocalKeys,
     pub(super) push: PushKeys,
     pub(super) delete: DeleteKeys,
+    pub(super) auth: AuthKeys,
+    /// Where `[auth]` is written. Only files have it.
+    pub(super) auth_table: Option<SourceLocation>,
+    /// `[auth.groups]`: the users of each group. Only files have it.
+    pub(super) auth_groups: BTreeMap<String, Located<OneOrMore<String>>>,
+    /// `[[auth.rule]]` in the order of the file. Only files have them.
+    pub(super) auth_rules: Vec<Located<AccessRuleKeys>>,
+    /// Where the settings of `registry:2` name the file of users.
+    pub(super) registry_auth: Option<SourceLocation>,
     pub(super) scrub: ScrubKeys,
     pub(super) log: LogKeys,
     /// The upstreams by name, each with the place where it is first mentioned. The names are valid.
@@ -249,11 +276,16 @@ pub(super) struct Layer {
 }
 
 /// The tables with a fixed name. A nested table has a dotted name.
-pub(super) const SECTIONS: [&str; 10] =
-    ["server", "server.tls", "storage", "cache", "gc", "local", "push", "delete", "scrub", "log"];
+pub(super) const SECTIONS: [&str; 11] =
+    ["server", "server.tls", "storage", "cache", "gc", "local", "push", "delete", "auth", "scrub", "log"];
 
 /// The table that contains one table per upstream.
 pub(super) const UPSTREAM: &str = "upstream";
+
+/// The table about users, and the tables inside it.
+pub(super) const AUTH: &str = "auth";
+pub(super) const GROUPS: &str = "groups";
+pub(super) const RULE: &str = "rule";
 
 /// The list of credential rules in an upstream's table.
 pub(super) const CREDENTIALS: &str = "credentials";
@@ -283,6 +315,7 @@ impl Layer {
             "local" => &mut self.local,
             "push" => &mut self.push,
             "delete" => &mut self.delete,
+            AUTH => &mut self.auth,
             "scrub" => &mut self.scrub,
             "log" => &mut self.log,
             _ => return None,
@@ -314,6 +347,11 @@ impl Layer {
             local: self.local.over(lower.local),
             push: self.push.over(lower.push),
             delete: self.delete.over(lower.delete),
+            auth: self.auth.over(lower.auth),
+            auth_table: self.auth_table.or(lower.auth_table),
+            auth_groups: if self.auth_groups.is_empty() { lower.auth_groups } else { self.auth_groups },
+            auth_rules: if self.auth_rules.is_empty() { lower.auth_rules } else { self.auth_rules },
+            registry_auth: self.registry_auth.or(lower.registry_auth),
             scrub: self.scrub.over(lower.scrub),
             log: self.log.over(lower.log),
             response_headers: [self.response_headers, lower.response_headers].concat(),

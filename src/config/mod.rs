@@ -8,7 +8,10 @@
 //! Defaults are in the `Default` implementations of these structs and nowhere else.
 
 mod access;
+mod access_pattern;
+mod auth;
 mod build;
+mod build_auth;
 mod build_credentials;
 mod build_upstream;
 mod build_value;
@@ -46,6 +49,8 @@ mod tests;
 use std::path::PathBuf;
 
 pub use access::{DeleteConfig, LocalConfig, Namespace, PushConfig};
+pub use access_pattern::{AccessPattern, PatternComponent, PatternScope};
+pub use auth::{AccessRule, AuthConfig, Right, Rights, Subject, is_user_name};
 pub use cache::CacheConfig;
 pub use credentials::{CredentialConfig, CredentialSource};
 pub use error::ConfigError;
@@ -80,6 +85,8 @@ pub struct Config {
     pub push: PushConfig,
     /// `[delete]`
     pub delete: DeleteConfig,
+    /// `[auth]`. `None`: there are no users, and every client may do everything that is switched on.
+    pub auth: Option<AuthConfig>,
     /// `[scrub]`
     pub scrub: ScrubConfig,
     /// `[log]`
@@ -124,6 +131,7 @@ impl Default for Config {
             local: LocalConfig::default(),
             push: PushConfig::default(),
             delete: DeleteConfig::default(),
+            auth: None,
             scrub: ScrubConfig::default(),
             log: LogConfig::default(),
             docker_config: None,

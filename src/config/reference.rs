@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::env;
-use super::layer::{self, CredentialKeys, Layer, RepositoryCredentialKeys, Section, UpstreamKeys};
+use super::layer::{self, AccessRuleKeys, CredentialKeys, Layer, RepositoryCredentialKeys, Section, UpstreamKeys};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/configuration.md");
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/roadstead.toml");
@@ -40,6 +40,7 @@ In the names of variables, `HOST` is the upstream's name in upper case, with `_`
 letter nor a digit: `ROADSTEAD_UPSTREAM__DOCKER_IO__USERNAME`. A variable can change an upstream but not add one.";
 
 const RULE_NOTE: &str = "These tables can only be written in a file.";
+const FILE_NOTE: &str = "This table can only be written in a file.";
 
 /// What `config/roadstead.toml` says about one table.
 #[derive(Default)]
@@ -92,6 +93,9 @@ fn type_of(kind: &str) -> String {
             "UpstreamUrl" => "URL or list of URLs".to_owned(),
             "Pin" => "list of image patterns".to_owned(),
             "Namespace" => "list of repository patterns".to_owned(),
+            "Subject" => "list of users and groups".to_owned(),
+            "AccessPattern" => "list of repository patterns".to_owned(),
+            "Right" => "list of rights".to_owned(),
             other => panic!("the reference page has no name for a list of {other}: add one to `type_of`"),
         };
     }
@@ -106,6 +110,7 @@ fn type_of(kind: &str) -> String {
         "Duration" => "duration",
         "Size" => "size",
         "ListenAddr" => "address",
+        "UpstreamUrl" => "URL",
         "Namespace" => "repository pattern",
         "LogFormat" => "`\"text\"` or `\"json\"`",
         "OnDenied" => "`\"stale\"` or `\"deny\"`",
@@ -135,6 +140,21 @@ fn write_table(
     }
 }
 
+/// Appends the tables inside `[auth]`.
+fn write_auth(page: &mut String, tables: &BTreeMap<String, Documented>) {
+    let groups = &tables["auth.groups"];
+    write!(page, "\n## `[auth.groups]`\n\n{} {FILE_NOTE}\n", groups.introduction).unwrap();
+    let rule = &tables["auth.rule"];
+    write!(page, "\n## `[[auth.rule]]`\n\n{} {RULE_NOTE}\n", rule.introduction).unwrap();
+    page.push_str("\n| key | type | meaning |\n|---|---|---|\n");
+    for (key, kind) in AccessRuleKeys::default().kinds() {
+        let Some((_, meaning)) = rule.keys.get(key) else {
+            panic!("config/roadstead.toml does not have the key {key} of [[auth.rule]]: add it with its meaning");
+        };
+        writeln!(page, "| `{key}` | {} | {meaning} |", type_of(kind)).unwrap();
+    }
+}
+
 fn page() -> String {
     let tables = documented(&std::fs::read_to_string(FILE).unwrap());
     let mut page = INTRODUCTION.to_owned();
@@ -151,6 +171,9 @@ fn page() -> String {
             write!(page, "\n{}\n", documented.introduction).unwrap();
         }
         write_table(&mut page, name, documented, &keys, |key| env::variable(name, key));
+        if name == layer::AUTH {
+            write_auth(&mut page, &tables);
+        }
     }
 
     let upstream = &tables["upstream.\"docker.io\""];

@@ -35,6 +35,11 @@ const OWN_HEADERS: [HeaderName; 7] =
     [CONNECTION, CONTENT_LENGTH, CONTENT_ENCODING, DATE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 /// Prefix of the settings about authentication of clients.
 const AUTH: &str = "REGISTRY_AUTH_";
+/// The scheme alone, as some set it beside its settings.
+const AUTH_SCHEME: &str = "REGISTRY_AUTH";
+const HTPASSWD: &str = "REGISTRY_AUTH_HTPASSWD_PATH";
+/// Shown by browsers at a login. There is nothing to show it here.
+const REALM: &str = "REGISTRY_AUTH_HTPASSWD_REALM";
 const REMOTE_URL: &str = "REGISTRY_PROXY_REMOTEURL";
 const REMOTE_USERNAME: &str = "REGISTRY_PROXY_USERNAME";
 const REMOTE_PASSWORD: &str = "REGISTRY_PROXY_PASSWORD";
@@ -88,7 +93,17 @@ pub(super) fn read(settings: &BTreeMap<String, RegistrySetting>) -> Result<(Laye
             (REMOTE_PASSWORD, Some((name, _))) => {
                 layer.upstream(name, location).credentials.password = Some(Located::from_text(text, location)?)
             }
-            (other, _) if other.starts_with(AUTH) => ignored.auth.push(location.to_string()),
+            (HTPASSWD, _) => {
+                layer.auth.htpasswd = Some(Located::from_text(text, location)?);
+                layer.registry_auth = Some(location.clone());
+            }
+            (REALM | AUTH_SCHEME, _) if settings.contains_key(HTPASSWD) => {}
+            // The operator means logins, so the server must not start without them.
+            (AUTH_SCHEME | REALM, _) if variable == REALM || text == "htpasswd" => {
+                let message = format!("is set without the file of users; set auth.htpasswd.path ({HTPASSWD}) too");
+                return Err(ConfigError::new(location, "", message));
+            }
+            (other, _) if other.starts_with(AUTH) || other == AUTH_SCHEME => ignored.auth.push(location.to_string()),
             _ => ignored.others.push(location.to_string()),
         }
     }

@@ -16,6 +16,8 @@ pub struct ServerConfig {
     pub names: Vec<String>,
     /// Domains below which each upstream has a host name: `docker-io.<domain>` is docker.io.
     pub host_routes: Vec<String>,
+    /// The URL under which clients reach this server, without a slash at the end. `None`: the one that a request came to.
+    pub external_url: Option<String>,
     /// Largest number of open connections. The longest unused one gives way to a new one.
     pub max_connections: usize,
     /// Time limit for the headers of a request to arrive.
@@ -49,6 +51,7 @@ impl Default for ServerConfig {
             listen: ListenAddr::default(),
             names: Vec::new(),
             host_routes: Vec::new(),
+            external_url: None,
             max_connections: 4096,
             head_timeout: Duration::from_secs(15),
             keep_alive: Duration::from_secs(120),

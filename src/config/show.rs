@@ -7,7 +7,7 @@ use toml::Value;
 use url::Url;
 
 use super::units::{format_duration, format_size};
-use super::{Config, CredentialConfig, CredentialSource, Secret, UpstreamConfig};
+use super::{AuthConfig, Config, CredentialConfig, CredentialSource, Secret, UpstreamConfig};
 
 /// The TOML text written so far.
 #[derive(Default)]
@@ -30,6 +30,9 @@ impl Config {
         document.key("listen", self.server.listen.to_string());
         document.key("names", self.server.names.clone());
         document.key("host_routes", self.server.host_routes.clone());
+        if let Some(url) = &self.server.external_url {
+            document.key("external_url", url.as_str());
+        }
         document.key("max_connections", count(self.server.max_connections));
         document.key("head_timeout", format_duration(self.server.head_timeout));
         document.key("keep_alive", format_duration(self.server.keep_alive));
@@ -89,6 +92,10 @@ impl Config {
         document.table("delete");
         document.key("enabled", self.delete.enabled);
 
+        if let Some(auth) = &self.auth {
+            document.auth(auth);
+        }
+
         document.table("scrub");
         document.key("interval", format_duration(self.scrub.interval));
         document.key("rate", format_size(self.scrub.rate));
@@ -117,6 +124,33 @@ impl TomlWriter {
         match configured {
             true => self.key(name, value),
             false => self.line(format_args!("# {name} = {} (the default on this file system)", value.into())),
+        }
+    }
+
+    fn auth(&mut self, auth: &AuthConfig) {
+        self.table("auth");
+        self.key("htpasswd", auth.htpasswd.display().to_string());
+        if let Some(file) = &auth.token_key_file {
+            self.key("token_key_file", file.display().to_string());
+        }
+        self.key("token_lifetime", format_duration(auth.token_lifetime));
+        if !auth.groups.is_empty() {
+            self.table("auth.groups");
+            auth.groups.iter().for_each(|(name, users)| self.key(&format!("{:?}", name), users.clone()));
+        }
+        for rule in &auth.rules {
+            let mark = if auth.is_of_registry_2 { "# " } else { "" };
+            self.line(format_args!("\n{mark}[[auth.rule]]"));
+            if auth.is_of_registry_2 {
+                self.line(format_args!("# from the settings of registry:2, until there is a rule in the file"));
+            }
+            let list = |texts: Vec<String>| Value::from(texts);
+            let who = list(rule.who.iter().map(ToString::to_string).collect());
+            let on = list(rule.on.iter().map(|pattern| pattern.as_str().to_owned()).collect());
+            let may = list(rule.may.iter().map(|right| right.as_str().to_owned()).collect());
+            [("who", who), ("on", on), ("may", may)]
+                .into_iter()
+                .for_each(|(key, value)| self.line(format_args!("{mark}{key} = {value}")));
         }
     }
 
@@ -230,6 +264,7 @@ mod tests {
             [server]
             listen = ":5000"
             names = ["cache.example.com"]
+            external_url = "https://cache.example.com/"
             [server.tls]
             cert = "/etc/roadstead/tls.crt"
             key = "/etc/roadstead/tls.key"
@@ -244,6 +279,21 @@ mod tests {
             namespaces = ["team/**"]
             [delete]
             enabled = true
+            [auth]
+            htpasswd = "/dev/null"
+            token_key_file = "/dev/zero"
+            token_lifetime = "1h"
+            [auth.groups]
+            dev = ["ann", "bob"]
+            "other devs" = "cat"
+            [[auth.rule]]
+            who = "anonymous"
+            on = "**"
+            may = "pull"
+            [[auth.rule]]
+            who = ["group:dev", "group:other devs", "dan"]
+            on = ["team/**", "docker.io/library/*"]
+            may = ["push", "pull", "delete"]
             [log]
             format = "json"
             [upstream."docker.io"]

@@ -1,5 +1,6 @@
 //! Tests of the complete configuration.
 
+mod auth;
 mod errors;
 mod registry_2;
 mod shipped_files;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::units::{self, Size, SizeError};
-use super::{ListenAddr, LogFormat, Namespace, OnDenied, Pin, Secret};
+use super::{AccessPattern, ListenAddr, LogFormat, Namespace, OnDenied, Pin, Right, Secret, Subject};
 
 /// The value of a key before it is parsed.
 pub(super) enum RawValue<'a> {
@@ -198,6 +198,31 @@ impl Setting for Pin {
 
 impl Setting for Namespace {
     const EXPECTED: &'static str = "a pattern of repository names; write for example \"team/**\"";
+
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        Self::parse(text).ok_or(ValueError::Unexpected)
+    }
+}
+
+impl Setting for Subject {
+    const EXPECTED: &'static str = "a user or a group; write for example \"anonymous\", \"ann\" or \"group:dev\"";
+
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        Self::parse(text).map_err(ValueError::Because)
+    }
+}
+
+impl Setting for AccessPattern {
+    const EXPECTED: &'static str =
+        "a pattern of repositories; write for example \"team/**\" or \"docker.io/library/*\"";
+
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        Self::parse(text).map_err(ValueError::Because)
+    }
+}
+
+impl Setting for Right {
+    const EXPECTED: &'static str = "a right; write \"pull\", \"push\", \"delete\", \"admin\" or \"metrics\"";
 
     fn from_text(text: &str) -> Result<Self, ValueError> {
         Self::parse(text).ok_or(ValueError::Unexpected)

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::units::format_duration;
-use super::{Config, IgnoredSettings, UpstreamConfig};
+use super::{AccessRule, Config, IgnoredSettings, Right, Rights, ServerConfig, Subject, UpstreamConfig};
 
 /// containerd gives up on a registry that has not sent response headers after this time.
 const CONTAINERD_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -16,6 +16,8 @@ impl Config {
     /// the data folder's file system, if it is known.
     pub fn warnings(&self, disk_bytes: Option<u64>) -> Vec<String> {
         let mut warnings: Vec<String> = self.unauthenticated_access().into_iter().collect();
+        warnings.extend(self.unencrypted_logins());
+        warnings.extend(self.changes_by_everybody());
         warnings.extend(self.upstreams.iter().filter_map(unencrypted_password));
         warnings.extend(self.upstreams.iter().filter_map(unverified_certificate));
         if self.cache.answer_within >= CONTAINERD_HEADER_TIMEOUT {
@@ -27,11 +29,8 @@ impl Config {
         warnings.extend(self.ineffective_settings(disk_bytes));
         let IgnoredSettings { auth, others } = &self.ignored_settings;
         if !auth.is_empty() {
-            let what = "clients do not log in here, so these settings of registry:2 have no effect: ";
-            warnings.insert(
-                0,
-                format!("{what}{}; set server.tls.client_ca to require client certificates", auth.join(", ")),
-            );
+            let what = "these settings of registry:2 about logins have no effect here: ";
+            warnings.insert(0, format!("{what}{}; configure users with [auth] htpasswd", auth.join(", ")));
         }
         if !others.is_empty() {
             warnings.push(format!("these settings of registry:2 have no effect here: {}", others.join(", ")));
@@ -42,7 +41,7 @@ impl Config {
     /// Warns about what unauthenticated clients on the network may do.
     fn unauthenticated_access(&self) -> Option<String> {
         let clients_have_certificates = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        if self.server.listen.is_loopback() || clients_have_certificates {
+        if self.server.listen.is_loopback() || clients_have_certificates || self.auth.is_some() {
             return None;
         }
         let mut may = vec!["pull every image that is stored here or at an upstream"];
@@ -64,10 +63,37 @@ impl Config {
         }
         let listen = &self.server.listen;
         Some(format!(
-            "listening on {listen} without authentication: every client that can connect may {}; set \
-             server.tls.client_ca to require client certificates",
+            "listening on {listen} without authentication: every client that can connect may {}; configure users with \
+             [auth], or set server.tls.client_ca to require client certificates",
             may.join(" and ")
         ))
+    }
+
+    /// Warns if passwords and tokens can be read on the network.
+    fn unencrypted_logins(&self) -> Option<String> {
+        let ServerConfig { listen, tls, external_url, .. } = &self.server;
+        let is_behind_tls = external_url.as_ref().is_some_and(|url| url.starts_with("https://"));
+        if self.auth.is_none() || tls.is_some() || listen.is_loopback() || is_behind_tls {
+            return None;
+        }
+        Some(format!(
+            "listening on {listen} with [auth] and without TLS: passwords and tokens can be read on the network; set \
+             [server.tls], or server.external_url to an https URL if a proxy encrypts"
+        ))
+    }
+
+    /// Warns about rules that let everybody change something.
+    fn changes_by_everybody(&self) -> Vec<String> {
+        let changes: Rights = [Right::Push, Right::Delete, Right::Admin].into_iter().collect();
+        let rules = self.auth.iter().flat_map(|auth| &auth.rules);
+        let risky = rules.filter(|rule| rule.who.contains(&Subject::Anonymous) && rule.may.intersects(changes));
+        let warning = |rule: &AccessRule| {
+            let place = &rule.place;
+            format!(
+                "auth.rule ({place}) lets everyone change content, logged in or not; write \"authenticated\" or users"
+            )
+        };
+        risky.map(warning).collect()
     }
 }
 
@@ -96,6 +122,8 @@ mod tests {
     use super::*;
 
     const OPEN: &str = "[server]\nlisten = \":5000\"\n";
+    /// Users, and the beginning of a rule.
+    const AUTH: &str = "[local]\nnamespaces = [\"team/**\"]\n[auth]\nhtpasswd = \"/dev/null\"\n[[auth.rule]]\n";
 
     #[test]
     fn defaults_give_no_warning() {
@@ -109,19 +137,29 @@ mod tests {
                 OPEN.to_owned(),
                 "listening on :5000 without authentication: every client that can connect may pull every image that is \
                  stored here or at an upstream and push any image, even under names of the default upstream that are \
-                 not cached yet (set [local] namespaces to prevent that); set server.tls.client_ca to require client \
-                 certificates",
+                 not cached yet (set [local] namespaces to prevent that); configure users with [auth], or set \
+                 server.tls.client_ca to require client certificates",
             ),
             (
                 format!("{OPEN}[delete]\nenabled = true\n[local]\nnamespaces = [\"team/**\"]"),
                 "listening on :5000 without authentication: every client that can connect may pull every image that is \
-                 stored here or at an upstream and push to the local namespaces and delete what was pushed; set \
-                 server.tls.client_ca to require client certificates",
+                 stored here or at an upstream and push to the local namespaces and delete what was pushed; configure users \
+                 with [auth], or set server.tls.client_ca to require client certificates",
             ),
             (
                 format!("{OPEN}[push]\nenabled = false\n[delete]\nenabled = false"),
                 "listening on :5000 without authentication: every client that can connect may pull every image that is \
-                 stored here or at an upstream; set server.tls.client_ca to require client certificates",
+                 stored here or at an upstream; configure users with [auth], or set server.tls.client_ca to require client \
+                 certificates",
+            ),
+            (
+                format!("{OPEN}{AUTH}who = \"authenticated\"\non = \"**\"\nmay = \"push\""),
+                "listening on :5000 with [auth] and without TLS: passwords and tokens can be read on the network; set \
+                 [server.tls], or server.external_url to an https URL if a proxy encrypts",
+            ),
+            (
+                format!("{AUTH}who = [\"anonymous\", \"ann\"]\non = \"team/**\"\nmay = [\"pull\", \"push\"]"),
+                "auth.rule (test:5) lets everyone change content, logged in or not; write \"authenticated\" or users",
             ),
             (
                 "[cache]\nanswer_within = \"45s\"".to_owned(),

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Control;
 use super::explain_query::{ExplainQuery, QueryTarget};
-use crate::config::Config;
+use crate::access::{Policy, Principal};
+use crate::config::{Config, Right};
 use crate::housekeeping::bounds;
-use crate::oci::{Digest, Manifest, Reference, RepoId, Scope, Tag};
+use crate::oci::{Digest, Manifest, Reference, RepoId, RepoName, Scope, Tag};
 use crate::pull::TagFreshness;
 use crate::resolve::{Routes, Rule, Target};
 use crate::store::{Bounds, StoreError, TagRecord, View};
@@ -29,6 +30,9 @@ const MAX_MANIFESTS: usize = 500;
 pub struct ExplainRequest {
     /// An image name or a request.
     pub image: String,
+    /// The user whose rights are explained, or `anonymous`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_user: Option<String>,
 }
 
 /// The response of `POST /v1/explain`, and the output of `explain --output json`.
@@ -58,6 +62,28 @@ pub struct Explanation {
     pub manifest: Option<ContentNode>,
     /// The requests to the upstream that a complete pull would cause now, such as `GET manifests/v1`.
     pub upstream_requests: Vec<String>,
+    /// What the user may do, if the request names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<ExplainedAccess>,
+}
+
+/// What a user may do with the repository, by the rules of `[auth]`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ExplainedAccess {
+    /// The user, or `anonymous`.
+    pub user: String,
+    /// Without users, everyone may do everything, and there are no rules.
+    pub has_users: bool,
+    /// One for each right that the repository has.
+    pub rights: Vec<ExplainedRight>,
+}
+
+/// A right, and the rule that gives it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ExplainedRight {
+    pub right: String,
+    /// The place of a rule that allows it: file and line. `None`: no rule does.
+    pub rule: Option<String>,
 }
 
 /// The bounds of the cache, in bytes.
@@ -152,10 +178,32 @@ impl ExplainSources<'_> {
 ///
 /// # Errors
 /// A text that describes the error in the name, the request or the files.
-pub fn explain(sources: &ExplainSources<'_>, image: &str) -> Result<Explanation, String> {
-    let query = ExplainQuery::parse(image, sources.routes)?;
-    let target = sources.routes.resolve(query.requested_repo(), |name| sources.view.is_local(name));
-    gather(sources, target.map_err(|error| error.to_string())?, &query.target).map_err(|error| error.to_string())
+pub fn explain(sources: &ExplainSources<'_>, request: &ExplainRequest) -> Result<Explanation, String> {
+    let query = ExplainQuery::parse(&request.image, sources.routes)?;
+    let policy = sources.config.auth.as_ref().map(Policy::new);
+    let principal = request.as_user.as_deref().map(Principal::named);
+    // A local repository does not exist for a user who may do nothing with it.
+    let may_know = |name: &RepoName| match (&policy, &principal) {
+        (Some(policy), Some(principal)) => policy.allows_something(principal, &RepoId::local(name.clone())),
+        _ => true,
+    };
+    let target = sources.routes.resolve(query.requested_repo(), |name| may_know(name) && sources.view.is_local(name));
+    let target = target.map_err(|error| error.to_string())?;
+    let access = request.as_user.as_ref().zip(principal.as_ref());
+    let access = access.map(|(user, principal)| explain_access(policy.as_ref(), user, principal, &target.repo));
+    let explained = gather(sources, target, &query.target).map_err(|error| error.to_string())?;
+    Ok(Explanation { access, ..explained })
+}
+
+fn explain_access(policy: Option<&Policy>, user: &str, principal: &Principal, repo: &RepoId) -> ExplainedAccess {
+    // Mirrored repositories can only be read.
+    let rights = [Right::Pull, Right::Push, Right::Delete];
+    let rights = if repo.scope.is_local() { &rights[..] } else { &rights[..1] };
+    let explain = |right: &Right| ExplainedRight {
+        right: right.as_str().to_owned(),
+        rule: policy.and_then(|policy| policy.allowed_by(principal, *right, repo)).map(str::to_owned),
+    };
+    ExplainedAccess { user: user.to_owned(), has_users: policy.is_some(), rights: rights.iter().map(explain).collect() }
 }
 
 fn gather(sources: &ExplainSources<'_>, target: Target, asked_for: &QueryTarget) -> Result<Explanation, StoreError> {
@@ -194,6 +242,7 @@ fn gather(sources: &ExplainSources<'_>, target: Target, asked_for: &QueryTarget)
         tag,
         manifest: content,
         upstream_requests: Vec::new(),
+        access: None,
     };
     if !repo.scope.is_local() {
         explained.upstream_requests = requests(&explained, asked_for);

@@ -46,7 +46,7 @@ async fn explain_image(State(control): State<Arc<Control>>, body: Body) -> Resul
             view: &control.store.view(),
             server: Some(&control),
         };
-        explain::explain(&sources, &request.image)
+        explain::explain(&sources, &request)
     });
     let explained = explained
         .await

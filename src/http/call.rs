@@ -11,7 +11,7 @@ use super::App;
 use super::error::ApiError;
 use super::fields::{insert, names_tag};
 use super::query::Query;
-use crate::access::{Authorized, Delete, Principal, Pull, Push};
+use crate::access::{AccessError, Authorized, Catalog, Delete, Principal, Pull, Push, Sender};
 use crate::oci::Route;
 use crate::pull::PullRequest;
 use crate::resolve::{RequestedRepo, Rule};
@@ -25,7 +25,7 @@ pub(super) struct Call<'a> {
     pub(super) parts: Parts,
     pub(super) query: Query,
     pub(super) route: Route,
-    pub(super) principal: Principal,
+    sender: Sender,
     /// Its id and span.
     trace: &'a RequestTrace,
     /// The servers that it has passed (`Via`).
@@ -33,9 +33,9 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn new(parts: Parts, route: Route, principal: Principal, trace: &'a RequestTrace) -> Self {
+    pub(super) fn new(parts: Parts, route: Route, sender: Sender, trace: &'a RequestTrace) -> Self {
         let (query, hops) = (Query::of(&parts.uri), Hops::of(&parts.headers));
-        Self { parts, query, route, principal, trace, hops }
+        Self { parts, query, route, sender, trace, hops }
     }
 
     pub(super) fn method(&self) -> &Method {
@@ -89,16 +89,40 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Permission to read from the repository that the request means.
-    pub(super) fn may_pull(&self, app: &App) -> Result<Authorized<Pull>, ApiError> {
-        Ok(app.gate.pull(&self.principal, self.requested(), |name| app.store.is_local(name))?)
+    /// Who sent the request. Takes long for a password that was not verified lately.
+    async fn principal(&self, app: &App) -> Result<Principal, AccessError> {
+        // Boxed, so that the rare case does not make the future of every request larger.
+        Ok(Box::pin(app.gate.authenticate(&self.sender)).await?)
+    }
+
+    /// Whether the API may be used.
+    pub(super) async fn may_ping(&self, app: &App) -> Result<(), ApiError> {
+        Ok(app.gate.ping(&self.sender, self.requested()).await?)
+    }
+
+    /// Permission to read from the repository that the request means. What everybody may read does not depend on a
+    /// password: clients of a mirror send the one for another registry.
+    pub(super) async fn may_pull(&self, app: &App) -> Result<Authorized<Pull>, ApiError> {
+        let pull = |principal: &Principal| app.gate.pull(principal, self.requested(), |name| app.store.is_local(name));
+        if let Sender::Known(principal) = &self.sender {
+            return Ok(pull(principal)?);
+        }
+        match pull(&Principal::Anonymous) {
+            Ok(access) => Ok(access),
+            Err(_) => Ok(pull(&self.principal(app).await?)?),
+        }
+    }
+
+    /// Permission to list repositories.
+    pub(super) async fn may_list(&self, app: &App) -> Result<Authorized<Catalog>, ApiError> {
+        Ok(app.gate.catalog(&self.principal(app).await?)?)
     }
 
     /// Permission to push to the repository that the request means. A name that is cached from the default upstream
     /// cannot become local: a mirror client asks for such a name without an upstream, and must not get what was
     /// pushed instead.
     pub(super) async fn may_push(&self, app: &App) -> Result<Authorized<Push>, ApiError> {
-        let access = app.gate.push(&self.principal, self.requested())?;
+        let access = app.gate.push(&self.principal(app).await?, self.requested())?;
         let name = &access.repo().name;
         if !app.store.is_local(name)
             && let Some(mirrored) = app.gate.routes().default_repository(name)
@@ -110,8 +134,9 @@ impl<'a> Call<'a> {
     }
 
     /// Permission to delete from the repository that the request means.
-    pub(super) fn may_delete(&self, app: &App) -> Result<Authorized<Delete>, ApiError> {
-        Ok(app.gate.delete(&self.principal, self.requested(), |name| app.store.is_local(name))?)
+    pub(super) async fn may_delete(&self, app: &App) -> Result<Authorized<Delete>, ApiError> {
+        let principal = self.principal(app).await?;
+        Ok(app.gate.delete(&principal, self.requested(), |name| app.store.is_local(name))?)
     }
 
     /// Returns the `ns` of the request (distribution-spec, "Registry Proxying").

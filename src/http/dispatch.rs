@@ -13,11 +13,12 @@ use tracing::{Instrument, Span};
 
 use super::body::Guarded;
 use super::call::Call;
+use super::challenge::challenge;
 use super::error::ApiError;
 use super::fields::insert;
 use super::operation::{Operation, RareOperation, allowed_methods};
 use super::{API_VERSION, App, blobs, catalog, manifests, referrers, tags, uploads, without_body};
-use crate::access::{Caller, Peer};
+use crate::access::{AccessError, Caller, Peer, Sender};
 use crate::oci::{Route, RouteError};
 use crate::telemetry::{InFlight, REQUEST_ID, RequestTrace};
 
@@ -85,20 +86,34 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let route = route?;
-    let principal = app.gate.authenticate(Caller::new(peer, &parts.headers))?;
-    let call = Call::new(parts, route, principal, trace);
+    let (sender, refused) = match app.gate.identify(Caller::new(peer, &parts.headers)) {
+        Ok(sender) => (sender, None),
+        Err(error) => (Sender::Unusable, Some(error)),
+    };
+    let call = Call::new(parts, route, sender, trace);
+    let answered = match refused {
+        Some(error) => Err(AccessError::from(error).into()),
+        None => act(app, &call, trace, body).await,
+    };
+    answered.map_err(|error| error.with_challenge(|reason| challenge(app, peer, &call, reason)))
+}
+
+/// Authorizes the operation that the request asks for, and does it.
+async fn act(app: &Arc<App>, call: &Call<'_>, trace: &RequestTrace, body: Body) -> Result<Response, ApiError> {
     // This applies to every operation. The server's upstreams lead back to it, so the request would wait for itself.
     if call.has_passed(&app.via) {
         return Err(ApiError::Loop);
     }
     match Operation::of(call.method(), &call.route.endpoint) {
         // The hit path: the miss engine opens the span of the request when there is a miss.
-        Some(Operation::ReadManifest(reference)) => manifests::get(app, &call, call.may_pull(app)?, reference).await,
-        Some(Operation::ReadBlob(digest)) => blobs::get(app, &call, call.may_pull(app)?, digest).await,
-        Some(Operation::Ping) => Ok(base()),
+        Some(Operation::ReadManifest(reference)) => {
+            manifests::get(app, call, call.may_pull(app).await?, reference).await
+        }
+        Some(Operation::ReadBlob(digest)) => blobs::get(app, call, call.may_pull(app).await?, digest).await,
+        Some(Operation::Ping) => call.may_ping(app).await.map(|()| base()),
         // Boxed, so that the rare cases do not make the future of every request larger.
         Some(Operation::Rare(operation)) => {
-            Box::pin(answer_rare(app, &call, operation, body)).instrument(trace.span()).await
+            Box::pin(answer_rare(app, call, operation, body)).instrument(trace.span()).await
         }
         None => Err(ApiError::Method { allowed: allowed_methods(&call.route.endpoint) }),
     }
@@ -112,14 +127,16 @@ async fn answer_rare(
     body: Body,
 ) -> Result<Response, ApiError> {
     match operation {
-        RareOperation::ListRepositories => catalog::list(app, call, app.gate.catalog(&call.principal)?).await,
-        RareOperation::ListTags => tags::list(app, call, call.may_pull(app)?).await,
-        RareOperation::ListReferrers(subject) => referrers::list(app, call, call.may_pull(app)?, subject).await,
+        RareOperation::ListRepositories => catalog::list(app, call, call.may_list(app).await?).await,
+        RareOperation::ListTags => tags::list(app, call, call.may_pull(app).await?).await,
+        RareOperation::ListReferrers(subject) => referrers::list(app, call, call.may_pull(app).await?, subject).await,
         RareOperation::PutManifest(reference) => {
             manifests::put(app, call, call.may_push(app).await?, reference, body).await
         }
-        RareOperation::DeleteManifest(reference) => manifests::delete(app, call.may_delete(app)?, reference).await,
-        RareOperation::DeleteBlob(digest) => blobs::delete(app, call.may_delete(app)?, digest).await,
+        RareOperation::DeleteManifest(reference) => {
+            manifests::delete(app, call.may_delete(app).await?, reference).await
+        }
+        RareOperation::DeleteBlob(digest) => blobs::delete(app, call.may_delete(app).await?, digest).await,
         RareOperation::StartUpload => uploads::start(app, call, call.may_push(app).await?, body).await,
         RareOperation::AppendToUpload(id) => uploads::append(app, call, call.may_push(app).await?, id, body).await,
         RareOperation::FinishUpload(id) => uploads::finish(app, call, call.may_push(app).await?, id, body).await,
@@ -136,7 +153,7 @@ fn methods(allowed: &str) -> Response {
     response
 }
 
-/// end-1 of the distribution-spec: the API exists, and no caller is challenged.
+/// end-1 of the distribution-spec: the API exists, and the caller may use it.
 fn base() -> Response {
     ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], "{}").into_response()
 }

@@ -7,13 +7,13 @@
 
 use axum::body::Body;
 use axum::response::Response;
-use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
 use super::fields::{insert, received_range};
 use super::host::HostError;
-use crate::access::{AccessError, SwitchedOff, Unauthenticated};
+use crate::access::{AccessError, LoginError, SwitchedOff, Unauthenticated};
 use crate::oci::{Digest, DigestError, ErrorCode, ManifestError, NameError, ReferenceError, RouteError};
 use crate::pull::PullError;
 use crate::resolve::{PushRefused, ResolveError};
@@ -43,6 +43,9 @@ pub enum ApiError {
     Method { allowed: String },
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// As [`LoginError::Unauthenticated`], with the value of `WWW-Authenticate`.
+    #[error("{reason}")]
+    Challenged { reason: Unauthenticated, challenge: String },
     #[error("{0} exists in the mirrored registry {1}; push to another name")]
     NameTaken(String, String),
     #[error("the request has passed this server before; its upstreams lead back to it")]
@@ -96,6 +99,16 @@ impl ApiError {
         move |error| Self::Pull { kind, error }
     }
 
+    /// Adds a challenge if the client may try again with other credentials.
+    pub(super) fn with_challenge(self, challenge: impl FnOnce(Unauthenticated) -> String) -> Self {
+        match self {
+            Self::Access(AccessError::Login(LoginError::Unauthenticated(reason))) => {
+                Self::Challenged { reason, challenge: challenge(reason) }
+            }
+            other => other,
+        }
+    }
+
     fn status_and_code(&self) -> (StatusCode, ErrorCode) {
         use {ErrorCode as Code, StatusCode as Status};
         match self {
@@ -104,6 +117,7 @@ impl ApiError {
             Self::Route(RouteError::Unknown) => (Status::NOT_FOUND, Code::Unsupported),
             Self::Method { .. } => (Status::METHOD_NOT_ALLOWED, Code::Unsupported),
             Self::Access(error) => access_status(error),
+            Self::Challenged { .. } => (Status::UNAUTHORIZED, Code::Unauthorized),
             Self::NameTaken(..) => (Status::FORBIDDEN, Code::Denied),
             Self::Loop => (Status::LOOP_DETECTED, Code::Unavailable),
             Self::Crowded => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
@@ -226,6 +240,14 @@ impl ApiError {
                     headers.insert(RETRY_AFTER, HeaderValue::from_static(RATE_LIMIT_RETRY_AFTER));
                 }
             }
+            Self::Challenged { challenge, .. } => {
+                insert(headers, WWW_AUTHENTICATE, challenge.clone());
+            }
+            Self::Access(AccessError::Login(
+                LoginError::TooManyAttempts { retry_after } | LoginError::TooManyAtOnce { retry_after },
+            )) => {
+                insert(headers, RETRY_AFTER, retry_after.as_secs_f64().ceil().to_string());
+            }
             Self::Method { allowed } => {
                 insert(headers, ALLOW, allowed.clone());
             }
@@ -238,17 +260,17 @@ impl ApiError {
     }
 }
 
-impl From<Unauthenticated> for ApiError {
-    fn from(error: Unauthenticated) -> Self {
-        Self::Access(error.into())
-    }
-}
-
 /// Unauthenticated, denied, switched off and not possible are different.
 fn access_status(error: &AccessError) -> (StatusCode, ErrorCode) {
     use {ErrorCode as Code, StatusCode as Status};
     match error {
-        AccessError::Unauthenticated(_) => (Status::UNAUTHORIZED, Code::Unauthorized),
+        AccessError::Login(error) => match error {
+            LoginError::Unauthenticated(_) => (Status::UNAUTHORIZED, Code::Unauthorized),
+            LoginError::TooManyAttempts { .. } | LoginError::TooManyAtOnce { .. } => {
+                (Status::TOO_MANY_REQUESTS, Code::TooManyRequests)
+            }
+            LoginError::SeveralCredentials => (Status::BAD_REQUEST, Code::Unsupported),
+        },
         AccessError::Denied => (Status::FORBIDDEN, Code::Denied),
         AccessError::SwitchedOff(
             SwitchedOff::Push | SwitchedOff::Delete | SwitchedOff::ReadOnly | SwitchedOff::Mirrored,
@@ -324,7 +346,6 @@ fn store_message(error: &StoreError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::{AccessError, SwitchedOff, Unauthenticated};
 
     fn status(error: impl Into<AccessError>) -> (u16, &'static str) {
         let (status, code) = ApiError::Access(error.into()).status_and_code();
@@ -333,7 +354,10 @@ mod tests {
 
     #[test]
     fn unauthenticated_denied_and_switched_off_have_statuses_of_their_own() {
-        assert_eq!(status(Unauthenticated::Required), (401, "UNAUTHORIZED"));
+        assert_eq!(status(LoginError::from(Unauthenticated::Required)), (401, "UNAUTHORIZED"));
+        assert_eq!(status(LoginError::SeveralCredentials), (400, "UNSUPPORTED"));
+        let retry_after = std::time::Duration::from_secs(9);
+        assert_eq!(status(LoginError::TooManyAttempts { retry_after }), (429, "TOOMANYREQUESTS"));
         assert_eq!(status(AccessError::Denied), (403, "DENIED"));
         assert_eq!(status(SwitchedOff::Delete), (405, "UNSUPPORTED"));
         assert_eq!(status(ResolveError::UnknownRegistry("x".into())), (404, "NAME_UNKNOWN"));

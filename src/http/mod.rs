@@ -9,6 +9,7 @@ mod blobs;
 mod body;
 mod call;
 mod catalog;
+mod challenge;
 mod connection;
 mod dispatch;
 mod drain;
@@ -28,6 +29,7 @@ pub mod serve;
 mod streams;
 mod tags;
 pub mod tls;
+mod token;
 mod uploads;
 
 use std::collections::HashSet;
@@ -53,6 +55,7 @@ use crate::resolve::ResolveError;
 use crate::store::Store;
 use crate::telemetry::{Metrics, RequestTrace};
 use call::Call;
+pub use challenge::TokenServer;
 use dispatch::dispatch;
 use error::ApiError;
 pub use manifests::large_manifests;
@@ -74,6 +77,7 @@ pub struct App {
     pub store: Store,
     pub puller: Puller,
     pub gate: Gate,
+    pub token_server: TokenServer,
     pub metrics: Arc<Metrics>,
     /// Our own name in `Via`. A request that carries it has been here before.
     pub via: String,
@@ -111,8 +115,12 @@ impl Site {
             .route("/healthz", get(admin::healthz))
             .route("/readyz", get(admin::readyz))
             .method_not_allowed_fallback(wrong_method)
-            .fallback(registry)
-            .with_state(app.clone());
+            .fallback(registry);
+        let router = match app.gate.has_users() {
+            true => router.route(challenge::TOKEN_PATH, any(token::token)),
+            false => router,
+        };
+        let router = router.with_state(app.clone());
         Self { app, router, is_crowded: false }
     }
 

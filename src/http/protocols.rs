@@ -85,7 +85,7 @@ impl Connections {
             Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => return tracing::debug!("a TLS handshake took too long"),
         };
-        peer.certificate = certificate;
+        (peer.is_encrypted, peer.certificate) = (true, certificate);
         match protocol {
             Protocol::Http1 => {
                 let left = plain::serve(stream, &peer, self.deadlines, self.site_at(place), place).await;

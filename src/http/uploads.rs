@@ -43,7 +43,7 @@ pub(super) async fn start(
     let repo = access.repo();
     if let Some(digest) = call.query.get("mount") {
         let digest: Digest = digest.parse()?;
-        if mount(app, call, repo, &digest).await? {
+        if mount(app, call, &access, &digest).await? {
             return Ok(created(&repo.name, &digest));
         }
     }
@@ -62,14 +62,15 @@ pub(super) async fn start(
 
 /// Mounts a blob from the repository that the request names, or from any local repository that has it. Whether it was mounted:
 /// the caller must be allowed to read that repository, and the blob must be part of it.
-async fn mount(app: &Arc<App>, call: &Call<'_>, repo: &RepoId, digest: &Digest) -> Result<bool, ApiError> {
+async fn mount(app: &Arc<App>, call: &Call<'_>, access: &Authorized<Push>, digest: &Digest) -> Result<bool, ApiError> {
+    let (repo, principal) = (access.repo(), access.principal());
     let source = match call.query.get("from") {
         Some(from) => {
             let requested = RequestedRepo { name: from, prefix: None, ..call.requested() };
-            let access = app.gate.pull(&call.principal, requested, |name| app.store.is_local(name));
+            let access = app.gate.pull(principal, requested, |name| app.store.is_local(name));
             access.ok().map(|access| access.repo().clone())
         }
-        None => app.store.find_pushed(digest, may_read(app, &call.principal)).await?,
+        None => app.store.find_pushed(digest, may_read(app, principal)).await?,
     };
     let Some(source) = source else { return Ok(false) };
     if !app.store.member(&source, digest).await?.is_some_and(|member| member.proven) {

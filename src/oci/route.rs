@@ -13,8 +13,8 @@ const USUAL_COMPONENTS: usize = 8;
 pub struct Route {
     /// The component before `/v2`, if present. Docker and containerd send one for a mirror URL that has a path.
     pub prefix: Option<String>,
-    /// The repository name as sent, possibly with the host of an upstream in front. Empty for [`Endpoint::Base`] and
-    /// [`Endpoint::Catalog`].
+    /// The repository name as sent, possibly with the host of an upstream in front. Empty for [`Endpoint::Catalog`]. For
+    /// [`Endpoint::Base`] it is the component between two `v2`, and usually empty.
     pub name: String,
     /// The endpoint.
     pub endpoint: Endpoint,
@@ -79,7 +79,8 @@ impl Route {
         };
         let (name, endpoint) = match rest {
             // Docker asks for `/v2/` below the URL of a mirror, which may have a path.
-            [] | [_, "v2"] => (&rest[..0], Endpoint::Base),
+            [] => (rest, Endpoint::Base),
+            [_, "v2"] => (&rest[..1], Endpoint::Base),
             ["_catalog"] if !trailing_slash => (&rest[..0], Endpoint::Catalog),
             [name @ .., "blobs", "uploads"] => (name, Endpoint::Uploads),
             _ if trailing_slash => return Err(RouteError::Unknown),
@@ -169,8 +170,13 @@ mod tests {
         for path in ["/docker.io/v2/", "/docker.io/v2"] {
             assert_eq!(parsed(path), (Some("docker.io".into()), String::new(), Endpoint::Base), "{path}");
         }
-        for path in ["/v2/docker.io/v2/", "/v2/docker.io/v2", "/v2/localhost:5000/v2/", "/v2/quay%2eio/v2/"] {
-            assert_eq!(parsed(path), (None, String::new(), Endpoint::Base), "{path}");
+        for (path, name) in [
+            ("/v2/docker.io/v2/", "docker.io"),
+            ("/v2/docker.io/v2", "docker.io"),
+            ("/v2/localhost:5000/v2/", "localhost:5000"),
+            ("/v2/quay%2eio/v2/", "quay.io"),
+        ] {
+            assert_eq!(parsed(path), (None, name.to_owned(), Endpoint::Base), "{path}");
         }
         assert_eq!(parsed("/v2/a/v2/tags/list").1, "a/v2");
         for path in ["/v2/a/b/v2/", "/v2/docker.io/v2/x", "/x/y/v2/"] {

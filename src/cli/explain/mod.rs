@@ -23,6 +23,11 @@ pub struct Explain {
     /// '/v2/org/app/manifests/v1?ns=ghcr.io', or a URL.
     image: String,
 
+    /// Also explain what this user may do with the repository, and by which rule of [auth]; `anonymous` is a client without
+    /// a login.
+    #[arg(long = "as", value_name = "USER")]
+    as_user: Option<String>,
+
     /// Output format.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -36,7 +41,8 @@ pub struct Explain {
 impl Explain {
     pub(super) fn run(self) -> Result<(), CliError> {
         let config = self.options.load()?;
-        let explanation = runtime::block_on(ask(&config, &self.image))??;
+        let request = ExplainRequest { image: self.image, as_user: self.as_user };
+        let explanation = runtime::block_on(ask(&config, &request))??;
         match self.output {
             Output::Text => print(&text::render(&explanation)),
             Output::Json => print_json(&format!("{:#}", serde_json::json!(explanation))),
@@ -44,15 +50,15 @@ impl Explain {
     }
 }
 
-async fn ask(config: &Config, image: &str) -> Result<Explanation, CliError> {
-    let image_error = |error: String| CliError::Image { image: image.to_owned(), error };
+async fn ask(config: &Config, request: &ExplainRequest) -> Result<Explanation, CliError> {
+    let image_error = |error: String| CliError::Image { image: request.image.clone(), error };
     if let Ok(Some(mut server)) = Client::connect(&config.storage.path).await {
-        return match server.call("explain", &ExplainRequest { image: image.to_owned() }).await {
+        return match server.call("explain", request).await {
             Err(CliError::Refused(error)) => Err(image_error(error)),
             explained => explained,
         };
     }
     let (routes, view) = (Routes::new(config), View::of(&config.storage.path));
     let sources = ExplainSources { config, routes: &routes, view: &view, server: None };
-    explain(&sources, image).map_err(image_error)
+    explain(&sources, request).map_err(image_error)
 }

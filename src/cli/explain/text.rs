@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use crate::cli::output::bytes;
-use crate::control::explain::{ContentNode, ExplainedBounds, Explanation, RequestKind};
+use crate::control::explain::{
+    ContentNode, ExplainedAccess, ExplainedBounds, ExplainedRight, Explanation, RequestKind,
+};
 use crate::printable::Printable;
 use crate::upstream::BreakerState;
 
@@ -34,6 +36,9 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
             Printable(&explained.urls.join(", ")),
             Printable(&explained.repository)
         )?;
+    }
+    if let Some(access) = &explained.access {
+        write_access(text, access)?;
     }
     match explained.breaker {
         Some(BreakerState::Open { for_seconds, next_probe_in_seconds }) => {
@@ -97,6 +102,22 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
             Ok(())
         }
     }
+}
+
+fn write_access(text: &mut String, access: &ExplainedAccess) -> std::fmt::Result {
+    let user = Printable(&access.user);
+    if !access.has_users {
+        return writeln!(text, "access      everyone may do everything: there are no users ([auth])");
+    }
+    let mut label = "access";
+    for ExplainedRight { right, rule } in &access.rights {
+        match rule {
+            Some(rule) => writeln!(text, "{label:<11} {user} may {right}: the rule at {}", Printable(rule))?,
+            None => writeln!(text, "{label:<11} {user} may not {right}: no rule allows it")?,
+        }
+        label = "";
+    }
+    Ok(())
 }
 
 fn node(text: &mut String, this: &ContentNode, depth: usize) -> std::fmt::Result {

@@ -175,14 +175,63 @@ fn registry_2_file_errors_never_repeat_its_content() {
 fn ignored_registry_2_logins_give_their_own_warning() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yml");
-    fs::write(&path, "auth: {htpasswd: {realm: x, path: /etc/htpasswd}}\nlog: {level: info}").unwrap();
+    fs::write(&path, "auth: {token: {realm: x, service: y}}\nlog: {level: info}").unwrap();
     let options = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
     let warnings = load(options, &[("REGISTRY_AUTH_TOKEN_REALM", "https://x")]).unwrap().warnings(None);
-    for named in ["auth.htpasswd.realm", "auth.htpasswd.path", "REGISTRY_AUTH_TOKEN_REALM"] {
-        assert!(warnings[0].starts_with("clients do not log in here") && warnings[0].contains(named), "{warnings:?}");
+    for named in ["auth.token.service", "REGISTRY_AUTH_TOKEN_REALM"] {
+        assert!(
+            warnings[0].starts_with("these settings of registry:2 about logins") && warnings[0].contains(named),
+            "{warnings:?}"
+        );
     }
     let others = warnings.iter().find(|warning| warning.contains("log.level")).unwrap();
     assert!(!others.contains("auth"), "{others}");
+}
+
+#[test]
+fn the_users_of_registry_2_may_do_everything_that_is_switched_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, users) = (folder.path().join("config.yml"), folder.path().join("htpasswd"));
+    fs::write(&users, "").unwrap();
+    let users = users.display().to_string();
+    fs::write(&path, format!("auth: {{htpasswd: {{realm: x, path: {users}}}}}\n")).unwrap();
+    let of_file = LoadOptions { registry_config: Some(path.clone()), ..LoadOptions::default() };
+    let variables = [
+        ("REGISTRY_AUTH", "htpasswd"),
+        ("REGISTRY_AUTH_HTPASSWD_REALM", "x"),
+        ("REGISTRY_AUTH_HTPASSWD_PATH", users.as_str()),
+    ];
+    for (options, variables) in [(of_file.clone(), &[][..]), (LoadOptions::default(), &variables[..])] {
+        for (deletes, may) in [("false", "{Pull, Push}"), ("true", "{Pull, Push, Delete}")] {
+            let variables = [variables, &[("REGISTRY_STORAGE_DELETE_ENABLED", deletes)]].concat();
+            let config = load(options.clone(), &variables).unwrap();
+            let auth = config.auth.as_ref().unwrap();
+            assert_eq!((auth.htpasswd.display().to_string(), auth.is_of_registry_2), (users.clone(), true));
+            let [rule] = &auth.rules[..] else { panic!("{:?}", auth.rules) };
+            assert_eq!((&rule.who[..], rule.on[0].as_str()), (&[Subject::Authenticated][..], "**"));
+            assert_eq!(format!("{:?}", rule.may), may);
+            assert_eq!(config.ignored_settings, IgnoredSettings::default());
+            assert_eq!(config.default_upstream.as_deref(), Some(DOCKER_IO), "what is pushed is local, as ever");
+            let shown = config.to_toml(None);
+            assert!(shown.contains("# [[auth.rule]]") && shown.contains("# may = "), "{shown}");
+        }
+    }
+    // A rule of our own replaces the one that is implied.
+    let ours = folder.path().join("roadstead.toml");
+    let text = "default_upstream = \"none\"\n[auth]\n[[auth.rule]]\nwho = \"ann\"\non = \"**\"\nmay = \"pull\"\n";
+    fs::write(&ours, text).unwrap();
+    let auth = load(LoadOptions { config: Some(ours), ..of_file }, &[]).unwrap().auth.unwrap();
+    assert_eq!((auth.rules.len(), auth.is_of_registry_2, auth.rules[0].may), (1, false, Right::Pull.into()));
+}
+
+#[test]
+fn logins_of_registry_2_without_a_file_of_users_do_not_start_an_open_server() {
+    let error = |variables: &[(&str, &str)]| load(LoadOptions::default(), variables).err().unwrap_or_default();
+    for variables in [&[("REGISTRY_AUTH", "htpasswd")][..], &[("REGISTRY_AUTH_HTPASSWD_REALM", "x")]] {
+        assert!(error(variables).contains("set auth.htpasswd.path (REGISTRY_AUTH_HTPASSWD_PATH)"), "{variables:?}");
+    }
+    let missing = error(&[("REGISTRY_AUTH_HTPASSWD_PATH", "/nonexistent/htpasswd")]);
+    assert!(missing.starts_with("REGISTRY_AUTH_HTPASSWD_PATH: ") && missing.contains("cannot be read"), "{missing}");
 }
 
 #[test]

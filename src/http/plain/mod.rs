@@ -55,7 +55,7 @@ pub(super) async fn serve<S: Transport>(
     let mut scratch = BytesMut::with_capacity(RESPONSE_HEADERS_BYTES);
     let mut ending = pin!(activity.ending().cancelled());
     loop {
-        let at_once = |request: &ReceivedRequest<'_>| answer_at_once(site, peer, place, &mut scratch, request);
+        let at_once = |request: &ReceivedRequest<'_>| answer_at_once(site, place, &mut scratch, request);
         let taken = match next(&mut socket, deadlines, ending.as_mut(), at_once).await {
             Ok(Some(taken)) => taken,
             Ok(None) if activity.gave_way() => return None,
@@ -111,12 +111,11 @@ pub(super) async fn serve<S: Transport>(
 /// Begins the response to a hit in `out`; `None` if the request must be assembled and answered by its handler.
 fn answer_at_once<'s>(
     site: &'s Site,
-    peer: &Peer,
     place: &Place,
     out: &mut BytesMut,
     request: &ReceivedRequest<'_>,
 ) -> Option<AtOnce<'s>> {
-    let (hit, activity) = (site.hit(peer, request)?, place.activity());
+    let (hit, activity) = (site.hit(request)?, place.activity());
     if !activity.begin() {
         return Some(AtOnce::GaveWay);
     }

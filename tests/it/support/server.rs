@@ -107,6 +107,10 @@ impl TestServer {
         format!("http://{}{path}", self.addr)
     }
 
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     pub fn data_dir(&self) -> &Path {
         self.data.path()
     }

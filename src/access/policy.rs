@@ -1,0 +1,316 @@
+//! What the rules of `[auth]` allow.
+//!
+//! Rules only add rights: a request is allowed if any rule allows it, and refused if none does. So their order has no
+//! meaning, and one rule explains a permission.
+
+use std::collections::HashSet;
+
+use super::patterns;
+use super::principal::{Principal, User};
+use crate::config::{AccessPattern, AuthConfig, Right, Rights, Subject};
+use crate::oci::{RepoId, Scope};
+
+/// The rules in force.
+#[derive(Debug)]
+pub struct Policy {
+    rules: Vec<Rule>,
+}
+
+/// One rule, with its groups replaced by their users.
+#[derive(Debug)]
+struct Rule {
+    /// Everybody, logged in or not.
+    everybody: bool,
+    every_user: bool,
+    users: HashSet<Box<str>>,
+    on: Vec<AccessPattern>,
+    may: Rights,
+    place: String,
+}
+
+// === impl Policy ===
+
+impl Policy {
+    pub fn new(auth: &AuthConfig) -> Self {
+        let rule = |rule: &crate::config::AccessRule| {
+            let mut users = HashSet::new();
+            for subject in &rule.who {
+                match subject {
+                    Subject::User(name) => {
+                        users.insert(name.as_str().into());
+                    }
+                    Subject::Group(group) => {
+                        let members = auth.groups.get(group).into_iter().flatten();
+                        users.extend(members.map(|name| Box::from(name.as_str())));
+                    }
+                    Subject::Anonymous | Subject::Authenticated => {}
+                }
+            }
+            Rule {
+                everybody: rule.who.contains(&Subject::Anonymous),
+                every_user: rule.who.contains(&Subject::Authenticated),
+                users,
+                on: rule.on.clone(),
+                may: rule.may,
+                place: rule.place.clone(),
+            }
+        };
+        Self { rules: auth.rules.iter().map(rule).collect() }
+    }
+
+    /// The place of a rule that allows this; `None` if no rule does.
+    pub fn allowed_by(&self, principal: &Principal, right: Right, repo: &RepoId) -> Option<&str> {
+        self.allows_user(principal.user(), right.into(), repo)
+    }
+
+    /// Whether a rule allows anything with the repository.
+    pub fn allows_something(&self, principal: &Principal, repo: &RepoId) -> bool {
+        self.allows_user(principal.user(), Rights::ALL, repo).is_some()
+    }
+
+    /// The place of a rule that allows this to everybody.
+    pub fn allows_everybody(&self, right: Right, repo: &RepoId) -> bool {
+        self.allows_user(None, right.into(), repo).is_some()
+    }
+
+    /// Whether everybody may pull something of this scope.
+    pub fn everybody_may_pull_in(&self, scope: &Scope) -> bool {
+        let in_scope = |pattern: &AccessPattern| patterns::may_match_in(pattern, scope, None);
+        self.for_everybody(Right::Pull.into()).any(|rule| rule.on.iter().any(in_scope))
+    }
+
+    /// Whether everybody may pull something.
+    pub fn everybody_may_pull(&self) -> bool {
+        self.for_everybody(Right::Pull.into()).next().is_some()
+    }
+
+    /// Whether everybody may do something.
+    pub fn everybody_may_do_something(&self) -> bool {
+        self.for_everybody(Rights::ALL).next().is_some()
+    }
+
+    fn for_everybody(&self, any_of: Rights) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().filter(move |rule| rule.everybody && rule.may.intersects(any_of))
+    }
+
+    fn allows_user(&self, user: Option<&User>, any_of: Rights, repo: &RepoId) -> Option<&str> {
+        let component = user.and_then(User::as_component);
+        let allows = |rule: &&Rule| {
+            rule.may.intersects(any_of)
+                && rule.is_about(user)
+                && rule.on.iter().any(|pattern| patterns::matches(pattern, repo, component))
+        };
+        self.rules.iter().find(allows).map(|rule| rule.place.as_str())
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    fn is_about(&self, user: Option<&User>) -> bool {
+        self.everybody || user.is_some_and(|user| self.every_user || self.users.contains(user.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{AccessRule, Config};
+
+    fn auth(groups: &[(&str, &[&str])], rules: Vec<AccessRule>) -> AuthConfig {
+        let members = |users: &[&str]| users.iter().map(|user| (*user).to_owned()).collect();
+        let groups: BTreeMap<_, _> = groups.iter().map(|(name, users)| ((*name).to_owned(), members(users))).collect();
+        AuthConfig {
+            htpasswd: "/dev/null".into(),
+            token_key_file: None,
+            token_lifetime: AuthConfig::TOKEN_LIFETIME,
+            groups,
+            rules,
+            is_of_registry_2: false,
+        }
+    }
+
+    fn rule(who: &[&str], on: &[&str], may: &[Right]) -> AccessRule {
+        let config = Config::default();
+        AccessRule {
+            who: who.iter().map(|who| Subject::for_test(who)).collect(),
+            on: on.iter().map(|on| AccessPattern::for_test(on, &config)).collect(),
+            may: may.iter().copied().collect(),
+            place: format!("{who:?} {on:?}"),
+        }
+    }
+
+    fn principal(name: Option<&str>) -> Principal {
+        name.map_or(Principal::Anonymous, |name| Principal::of_password(Arc::new(User::new(name))))
+    }
+
+    fn repo(text: &str) -> RepoId {
+        match text.split_once(':') {
+            Some((upstream, name)) => RepoId::new(Scope::Upstream(upstream.into()), name.parse().unwrap()),
+            None => RepoId::local(text.parse().unwrap()),
+        }
+    }
+
+    #[test]
+    fn rules_add_rights_and_nothing_else_is_allowed() {
+        let policy = Policy::new(&auth(
+            &[("dev", &["ann", "bob"])],
+            vec![
+                rule(&["anonymous"], &["docker.io/**", "base/*"], &[Right::Pull]),
+                rule(&["authenticated"], &["shared/**"], &[Right::Pull]),
+                rule(&["group:dev"], &["team/**", "users/{user}/**"], &[Right::Pull, Right::Push]),
+                rule(&["bob"], &["team/app"], &[Right::Delete]),
+            ],
+        ));
+        let may = |who, right, name| policy.allowed_by(&principal(who), right, &repo(name)).is_some();
+        for who in [None, Some("ann"), Some("eve")] {
+            assert!(may(who, Right::Pull, "docker.io:library/alpine") && may(who, Right::Pull, "base/os"));
+            assert!(!may(who, Right::Push, "base/os") && !may(who, Right::Pull, "ghcr.io:a/b"));
+        }
+        assert!(!may(None, Right::Pull, "shared/x") && may(Some("eve"), Right::Pull, "shared/x"));
+        assert!(may(Some("ann"), Right::Push, "team/app") && !may(Some("eve"), Right::Push, "team/app"));
+        assert!(may(Some("ann"), Right::Push, "users/ann/x") && !may(Some("ann"), Right::Push, "users/bob/x"));
+        assert!(may(Some("bob"), Right::Delete, "team/app") && !may(Some("ann"), Right::Delete, "team/app"));
+        assert!(!may(Some("bob"), Right::Delete, "team/other"));
+        assert_eq!(
+            policy.allowed_by(&principal(Some("bob")), Right::Delete, &repo("team/app")),
+            Some("[\"bob\"] [\"team/app\"]")
+        );
+        assert!(policy.everybody_may_pull_in(&repo("docker.io:a").scope) && policy.everybody_may_pull());
+        assert!(!policy.everybody_may_pull_in(&repo("ghcr.io:a").scope));
+    }
+
+    #[test]
+    fn a_name_with_slashes_selects_no_repository() {
+        let policy = Policy::new(&auth(&[], vec![rule(&["authenticated"], &["{user}/**"], &[Right::Push])]));
+        for (name, target) in [("a/b", "a/b/c"), ("A", "a/x"), ("..", "a/x"), ("**", "a/x"), ("*", "a/x")] {
+            assert_eq!(policy.allowed_by(&principal(Some(name)), Right::Push, &repo(target)), None, "{name}");
+        }
+        assert!(policy.allowed_by(&principal(Some("a")), Right::Push, &repo("a/x")).is_some());
+    }
+
+    #[test]
+    fn nobody_may_do_anything_without_a_rule() {
+        let policy = Policy::new(&auth(&[], Vec::new()));
+        assert!(policy.allowed_by(&principal(Some("ann")), Right::Pull, &repo("a")).is_none());
+        assert!(!policy.everybody_may_do_something());
+    }
+
+    /// An independent reading of the rules: patterns as text, by recursion over lists of components.
+    mod model {
+        use crate::config::{AccessRule, Right, Subject};
+
+        pub(super) struct Asked<'a> {
+            pub(super) user: Option<&'a str>,
+            pub(super) right: Right,
+            /// Without an upstream, it is local.
+            pub(super) upstream: Option<&'a str>,
+            pub(super) name: &'a str,
+        }
+
+        pub fn allows(rules: &[AccessRule], dev: &[&str], asked: &Asked<'_>) -> bool {
+            let mut allowed = false;
+            for rule in rules {
+                let mut is_meant = false;
+                for who in &rule.who {
+                    is_meant |= match (who, asked.user) {
+                        (Subject::Anonymous, _) => true,
+                        (_, None) => false,
+                        (Subject::Authenticated, Some(_)) => true,
+                        (Subject::User(name), Some(user)) => name == user,
+                        (Subject::Group(group), Some(user)) => group == "dev" && dev.contains(&user),
+                    };
+                }
+                let has_right = rule.may.iter().any(|right| right == asked.right);
+                let is_on = rule.on.iter().any(|pattern| covers(pattern.as_str(), asked));
+                allowed |= is_meant && has_right && is_on;
+            }
+            allowed
+        }
+
+        fn covers(pattern: &str, asked: &Asked<'_>) -> bool {
+            if pattern == "**" {
+                return true;
+            }
+            let parts: Vec<&str> = pattern.split('/').collect();
+            let is_host = parts[0].contains('.') && parts.len() > 1;
+            let expected = if is_host { Some(parts[0]) } else { None };
+            let names: Vec<&str> = asked.name.split('/').collect();
+            expected == asked.upstream && list(&parts[usize::from(is_host)..], &names, asked.user)
+        }
+
+        fn list(pattern: &[&str], names: &[&str], user: Option<&str>) -> bool {
+            match pattern {
+                [] => names.is_empty(),
+                ["**"] => !names.is_empty(),
+                ["**", rest @ ..] => (0..=names.len()).any(|skipped| list(rest, &names[skipped..], user)),
+                [first, rest @ ..] => {
+                    !names.is_empty()
+                        && (if *first == "{user}" {
+                            user == Some(names[0])
+                        } else {
+                            text(first.as_bytes(), names[0].as_bytes())
+                        })
+                        && list(rest, &names[1..], user)
+                }
+            }
+        }
+
+        fn text(pattern: &[u8], name: &[u8]) -> bool {
+            match pattern {
+                [] => name.is_empty(),
+                [b'*', rest @ ..] => (0..=name.len()).any(|skipped| text(rest, &name[skipped..])),
+                [first, rest @ ..] => name.first() == Some(first) && text(rest, &name[1..]),
+            }
+        }
+    }
+
+    fn patterns() -> impl Strategy<Value = String> {
+        let component = prop_oneof!["[ab]", "[ab*]{1,3}", Just("**".to_owned()), Just("{user}".to_owned())];
+        let name = prop::collection::vec(component, 1..5).prop_map(|parts| parts.join("/"));
+        (prop_oneof![3 => Just(""), 1 => Just("docker.io/"), 1 => Just("ghcr.io/")], name)
+            .prop_map(|(host, name)| format!("{host}{name}"))
+            .prop_filter("it is a pattern", |text| AccessPattern::is_valid_for_test(text))
+    }
+
+    fn rules() -> impl Strategy<Value = Vec<AccessRule>> {
+        let who = prop::sample::subsequence(vec!["anonymous", "authenticated", "a", "b", "group:dev"], 1..3);
+        let may = prop::sample::subsequence(Right::ALL.to_vec(), 1..3);
+        let one = (who, prop::collection::vec(patterns(), 1..3), may);
+        prop::collection::vec(one, 0..4).prop_map(|rules| {
+            let made = |(who, on, may): &(Vec<&str>, Vec<String>, Vec<Right>)| {
+                rule(who, &on.iter().map(String::as_str).collect::<Vec<_>>(), may)
+            };
+            rules.iter().map(made).collect()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn decisions_are_those_of_an_independent_evaluator(
+            rules in rules(),
+            user in prop::option::of(prop::sample::select(vec!["a", "b", "ab", "c"])),
+            right in prop::sample::select(Right::ALL.to_vec()),
+            upstream in prop_oneof![2 => Just(None), 1 => Just(Some("docker.io")), 1 => Just(Some("ghcr.io"))],
+            name in "[ab]{1,3}(/[ab]{1,3}){0,4}",
+        ) {
+            let dev = ["a", "ab"];
+            let policy = Policy::new(&auth(&[("dev", &dev)], rules.clone()));
+            let scope = upstream.map_or(Scope::Local, |upstream| Scope::Upstream(upstream.into()));
+            let repo = RepoId::new(scope, name.parse().unwrap());
+            let asked = model::Asked { user, right, upstream, name: &name };
+            let expected = model::allows(&rules, &dev, &asked);
+            prop_assert_eq!(policy.allowed_by(&principal(user), right, &repo).is_some(), expected);
+            if expected && user.is_none() && right == Right::Pull {
+                prop_assert!(policy.everybody_may_pull_in(&repo.scope) && policy.everybody_may_do_something());
+            }
+        }
+    }
+}

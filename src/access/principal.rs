@@ -1,0 +1,96 @@
+//! Whom a request comes from, as far as it has been verified.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::config::{Right, Rights, Subject};
+use crate::oci::RepoName;
+
+/// The authenticated sender of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Principal {
+    /// A caller without credentials, or whose credentials are not looked at because there are no users.
+    Anonymous,
+    /// The bearer of a token for no user. Its client can ask for another one.
+    AnonymousToken,
+    /// A user.
+    User(Session),
+}
+
+/// A user as authenticated by one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    user: Arc<User>,
+    /// What the credentials are good for, whatever the user may do: everything, for a password.
+    acts: Rights,
+}
+
+/// A user of the password file.
+#[derive(PartialEq, Eq)]
+pub struct User {
+    name: Box<str>,
+    /// Whether the name can be a component of a repository's name (`{user}`).
+    is_component: bool,
+}
+
+// === impl Principal ===
+
+impl Principal {
+    /// A user of this name, or everyone for `anonymous`, to explain what the rules allow.
+    pub fn named(name: &str) -> Self {
+        match name {
+            Subject::ANONYMOUS => Self::Anonymous,
+            name => Self::of_password(Arc::new(User::new(name))),
+        }
+    }
+
+    /// A user who has sent the password.
+    pub fn of_password(user: Arc<User>) -> Self {
+        Self::User(Session { user, acts: Rights::ALL })
+    }
+
+    /// A user with a token that was asked for with these actions.
+    pub fn of_token(user: Arc<User>, acts: Rights) -> Self {
+        Self::User(Session { user, acts })
+    }
+
+    /// The user, if it is one.
+    pub fn user(&self) -> Option<&User> {
+        match self {
+            Self::Anonymous | Self::AnonymousToken => None,
+            Self::User(session) => Some(&session.user),
+        }
+    }
+
+    /// Whether the credentials are good for an action.
+    pub fn acts(&self, right: Right) -> bool {
+        match self {
+            Self::Anonymous | Self::AnonymousToken => true,
+            Self::User(session) => session.acts.contains(right),
+        }
+    }
+}
+
+// === impl User ===
+
+impl User {
+    pub fn new(name: &str) -> Self {
+        let is_component = name.parse::<RepoName>().is_ok_and(|name| name.is_single());
+        Self { name: name.into(), is_component }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The name, if it can be a component of a repository's name.
+    pub(super) fn as_component(&self) -> Option<&str> {
+        self.is_component.then_some(&*self.name)
+    }
+}
+
+impl fmt::Debug for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
+}

@@ -1,0 +1,270 @@
+//! Tokens: what the token endpoint gives to clients, and what they send with each request.
+//!
+//! A token is a JWT with HS256 that says *who* its bearer is, and not what it may do: every request is authorised again,
+//! by the rules in force. So it holds no names of repositories. It holds the actions that it was asked for, because
+//! clients get a new token only if the old one is refused for lacking them.
+//!
+//! It dies with the user's line in the file of users, as it holds a fingerprint of that line.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use moka::sync::Cache;
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+
+use super::htpasswd::Account;
+use crate::config::{Right, Rights};
+
+/// The one header that a token may have: `{"alg":"HS256","typ":"roadstead+jwt"}`. Its algorithm is never looked at.
+const HEADER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6InJvYWRzdGVhZCtqd3QifQ";
+/// Largest token that is looked at. Ours have some hundred bytes.
+const MAX_TOKEN_BYTES: usize = 8 << 10;
+/// Verified tokens that are remembered.
+const MAX_VERIFIED: u64 = 10_000;
+/// All actions, in the claims.
+const ALL: &str = "*";
+/// Shortest secret in bytes.
+pub(super) const MIN_SECRET_BYTES: usize = 32;
+
+/// Makes and verifies tokens.
+pub(super) struct Tokens {
+    sign: hmac::Key,
+    fingerprint: hmac::Key,
+    lifetime: Duration,
+    /// The claims of verified tokens, by all of their bytes.
+    verified: Cache<Box<str>, Arc<Verified>>,
+}
+
+/// A token whose signature is ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Verified {
+    /// `None` for nobody.
+    pub(super) subject: Option<Subject>,
+    pub(super) acts: Rights,
+    /// Seconds since 1970.
+    expires: u64,
+}
+
+/// The user of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Subject {
+    pub(super) name: String,
+    fingerprint: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sub: Option<String>,
+    /// The fingerprint of the user's line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cred: Option<String>,
+    exp: u64,
+    acts: Vec<String>,
+}
+
+// === impl Tokens ===
+
+impl Tokens {
+    /// `secret` has at least [`MIN_SECRET_BYTES`].
+    pub(super) fn new(secret: &[u8], lifetime: Duration) -> Self {
+        // One key for each purpose, so that no fingerprint is ever a signature.
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let key = |purpose: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, purpose).as_ref());
+        Self {
+            sign: key(b"roadstead token 1"),
+            fingerprint: key(b"roadstead fingerprint 1"),
+            lifetime,
+            verified: Cache::builder().max_capacity(MAX_VERIFIED).time_to_live(lifetime).build(),
+        }
+    }
+
+    pub(super) fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
+    /// A token for a user, or for nobody.
+    pub(super) fn issue(&self, account: Option<&Account>, acts: Rights, now: SystemTime) -> String {
+        let acts = if acts == Rights::ALL {
+            vec![ALL.to_owned()]
+        } else {
+            acts.iter().map(|act| act.as_str().to_owned()).collect()
+        };
+        let claims = Claims {
+            sub: account.map(|account| account.user.name().to_owned()),
+            cred: account.map(|account| self.fingerprint(account)),
+            exp: seconds(now).saturating_add(self.lifetime.as_secs()),
+            acts,
+        };
+        let claims = serde_json::json!(claims).to_string();
+        let signed = format!("{HEADER}.{}", URL_SAFE_NO_PAD.encode(claims));
+        let signature = URL_SAFE_NO_PAD.encode(hmac::sign(&self.sign, signed.as_bytes()));
+        format!("{signed}.{signature}")
+    }
+
+    /// What a token says; `None` if it is not ours or has expired. The user may be gone: see [`Tokens::is_of`].
+    pub(super) fn verify(&self, token: &str, now: SystemTime) -> Option<Arc<Verified>> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return None;
+        }
+        let verified = match self.verified.get(token) {
+            Some(verified) => verified,
+            None => {
+                let verified = Arc::new(self.verify_signature(token)?);
+                if verified.is_valid(now) {
+                    self.verified.insert(token.into(), verified.clone());
+                }
+                verified
+            }
+        };
+        verified.is_valid(now).then_some(verified)
+    }
+
+    fn verify_signature(&self, token: &str) -> Option<Verified> {
+        let (signed, signature) = token.rsplit_once('.')?;
+        let claims = signed.strip_prefix(HEADER)?.strip_prefix('.')?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
+        hmac::verify(&self.sign, signed.as_bytes(), &signature).ok()?;
+        let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
+        let subject = match (claims.sub, claims.cred) {
+            (Some(name), Some(fingerprint)) => Some(Subject { name, fingerprint }),
+            (None, None) => None,
+            _ => return None,
+        };
+        let acts = if claims.acts.iter().any(|act| act == ALL) {
+            Rights::ALL
+        } else {
+            claims.acts.iter().filter_map(|act| Right::parse(act)).collect()
+        };
+        Some(Verified { subject, acts, expires: claims.exp })
+    }
+
+    /// Whether the token is of this user, and the user's line is still the same.
+    pub(super) fn is_of(&self, subject: &Subject, account: &Account) -> bool {
+        *subject.name == *account.user.name() && subject.fingerprint == self.fingerprint(account)
+    }
+
+    fn fingerprint(&self, account: &Account) -> String {
+        const BYTES: usize = 16;
+        let line = format!("{}:{}", account.user.name(), account.hash);
+        URL_SAFE_NO_PAD.encode(&hmac::sign(&self.fingerprint, line.as_bytes()).as_ref()[..BYTES])
+    }
+}
+
+impl Verified {
+    fn is_valid(&self, now: SystemTime) -> bool {
+        seconds(now) < self.expires
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::principal::User;
+
+    const SECRET: [u8; 32] = [7; 32];
+    const LIFETIME: Duration = Duration::from_secs(900);
+
+    fn account(name: &str, hash: &str) -> Account {
+        Account { user: Arc::new(User::new(name)), hash: hash.into() }
+    }
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_000_000)
+    }
+
+    fn signed(tokens: &Tokens, header: &str, claims: &str) -> String {
+        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+        let signature = hmac::sign(&tokens.sign, signed.as_bytes());
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    #[test]
+    fn an_issued_token_says_who_and_which_actions_until_it_expires() {
+        let tokens = Tokens::new(&SECRET, LIFETIME);
+        let ann = account("ann", "hash");
+        let acts: Rights = [Right::Pull, Right::Push].into_iter().collect();
+        let token = tokens.issue(Some(&ann), acts, now());
+        for _ in 0..2 {
+            let verified = tokens.verify(&token, now() + LIFETIME - Duration::from_secs(1)).unwrap();
+            assert_eq!(verified.acts, acts);
+            assert!(tokens.is_of(verified.subject.as_ref().unwrap(), &ann));
+            assert_eq!(tokens.verify(&token, now() + LIFETIME), None, "also if it is remembered");
+        }
+        for acts in [Rights::ALL, Rights::NONE, Right::Delete.into()] {
+            let verified = tokens.verify(&tokens.issue(None, acts, now()), now()).unwrap();
+            assert_eq!((verified.acts, verified.subject.as_ref()), (acts, None));
+        }
+        assert!(token.len() < 400, "{}", token.len());
+    }
+
+    #[test]
+    fn the_claims_do_not_say_when_the_token_was_made() {
+        let tokens = Tokens::new(&SECRET, LIFETIME);
+        let token = tokens.issue(Some(&account("ann", "hash")), Rights::ALL, now());
+        let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+        let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
+        let names: Vec<&String> = claims.as_object().unwrap().keys().collect();
+        assert_eq!(names, ["acts", "cred", "exp", "sub"]);
+        assert_eq!(claims["acts"], serde_json::json!(["*"]));
+        assert!(!claims.to_string().contains("hash"));
+        let header = URL_SAFE_NO_PAD.decode(HEADER).unwrap();
+        assert_eq!(header, br#"{"alg":"HS256","typ":"roadstead+jwt"}"#);
+    }
+
+    #[test]
+    fn a_changed_or_foreign_line_is_another_user() {
+        let tokens = Tokens::new(&SECRET, LIFETIME);
+        let token = tokens.issue(Some(&account("ann", "hash")), Rights::ALL, now());
+        let verified = tokens.verify(&token, now()).unwrap();
+        for (name, hash) in [("ann", "other"), ("bob", "hash"), ("an", "n:hash")] {
+            assert!(!tokens.is_of(verified.subject.as_ref().unwrap(), &account(name, hash)), "{name}:{hash}");
+        }
+    }
+
+    #[test]
+    fn forged_tokens_are_refused() {
+        let tokens = Tokens::new(&SECRET, LIFETIME);
+        let good = tokens.issue(None, Rights::ALL, now());
+        let claims = r#"{"exp":9999999999,"acts":["*"]}"#;
+        let ours = r#"{"alg":"HS256","typ":"roadstead+jwt"}"#;
+        assert!(tokens.verify(&signed(&tokens, ours, claims), now()).is_some());
+        let (head, signature) = good.rsplit_once('.').unwrap();
+        let none = format!("{}.{}.", URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#), URL_SAFE_NO_PAD.encode(claims));
+        let mut flipped = URL_SAFE_NO_PAD.decode(signature).unwrap();
+        flipped[31] ^= 1;
+        let many = signed(&tokens, ours, &format!(r#"{{"exp":9999999999,"acts":[{}"x"]}}"#, r#""x","#.repeat(3000)));
+        for forged in [
+            String::new(),
+            "..".to_owned(),
+            "a.b.c".to_owned(),
+            head.to_owned(),
+            format!("{head}."),
+            format!("{head}.{}", URL_SAFE_NO_PAD.encode(flipped)),
+            format!("{head}.{signature}="),
+            format!("{good}.x"),
+            format!("{good} "),
+            format!("{good}\n"),
+            none,
+            signed(&tokens, r#"{"alg":"HS256","typ":"JWT"}"#, claims),
+            signed(&tokens, r#"{"typ":"roadstead+jwt","alg":"HS256"}"#, claims),
+            signed(&tokens, ours, r#"{"exp":9999999999}"#),
+            signed(&tokens, ours, r#"{"exp":"9999999999","acts":["*"]}"#),
+            signed(&tokens, ours, r#"{"sub":"ann","exp":9999999999,"acts":["*"]}"#),
+            signed(&tokens, ours, "[]"),
+            Tokens::new(&[8; 32], LIFETIME).issue(None, Rights::ALL, now()),
+            "x".repeat(1 << 20),
+            many,
+        ] {
+            assert_eq!(tokens.verify(&forged, now()), None, "{}", &forged[..forged.len().min(200)]);
+        }
+        assert_eq!(tokens.verified.iter().count(), 1, "only good tokens are remembered");
+    }
+}

@@ -1,0 +1,175 @@
+//! Builds `[auth]` and checks the rules between its keys and the rest of the configuration.
+
+use std::collections::BTreeMap;
+
+use super::auth::is_user_name;
+use super::build_value::readable;
+use super::error::SourceLocation;
+use super::layer::{AccessRuleKeys, AuthKeys, Located};
+use super::units::format_duration;
+use super::value::OneOrMore;
+use super::{AccessPattern, AccessRule, AuthConfig, ConfigError, LocalConfig, Right, Rights, Subject};
+
+/// Two rules, for an error about a missing one.
+const EXAMPLES: &str = "\
+    [[auth.rule]] with who = \"anonymous\", on = \"**\", may = \"pull\" (everyone pulls), or \
+    [[auth.rule]] with who = \"authenticated\", on = \"team/**\", may = [\"pull\", \"push\"] (every user pushes there)";
+
+/// What the layers say about users.
+pub(super) struct AuthLayer {
+    pub(super) keys: AuthKeys,
+    /// Where `[auth]` is written.
+    pub(super) table: Option<SourceLocation>,
+    pub(super) groups: BTreeMap<String, Located<OneOrMore<String>>>,
+    pub(super) rules: Vec<Located<AccessRuleKeys>>,
+    /// Where the settings of `registry:2` name the file of users.
+    pub(super) of_registry_2: Option<SourceLocation>,
+}
+
+/// The settings that rules depend on.
+pub(super) struct Surroundings<'a> {
+    pub(super) upstreams: Vec<&'a str>,
+    pub(super) default_upstream: Option<&'a str>,
+    pub(super) local: &'a LocalConfig,
+    pub(super) deletes: bool,
+}
+
+/// `None` if nothing says that there are users.
+///
+/// # Errors
+/// For the first key that breaks a rule. An incomplete table never leaves the server open.
+pub(super) fn auth(layer: AuthLayer, around: &Surroundings<'_>) -> Result<Option<AuthConfig>, ConfigError> {
+    let AuthLayer { keys, table, groups, rules, of_registry_2 } = layer;
+    let of_keys = [
+        keys.htpasswd.as_ref().map(|key| &key.location),
+        keys.token_key_file.as_ref().map(|key| &key.location),
+        keys.token_lifetime.as_ref().map(|key| &key.location),
+    ];
+    let Some(place) = table.as_ref().or(of_keys.into_iter().flatten().next()).cloned() else { return Ok(None) };
+    let Some(htpasswd) = keys.htpasswd else {
+        let message = "has no htpasswd; write for example htpasswd = \"/etc/roadstead/htpasswd\", and make its lines with \
+                       `roadstead hash-password --user NAME`";
+        return Err(ConfigError::new(&place, "auth", message));
+    };
+    let lifetime = match keys.token_lifetime {
+        Some(lifetime) => token_lifetime(&lifetime)?,
+        None => AuthConfig::TOKEN_LIFETIME,
+    };
+    let groups = groups.into_iter().map(|(name, users)| Ok((name.clone(), group(&name, users)?)));
+    let groups = groups.collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
+    let rules = rules.into_iter().map(|keys| rule(keys, &groups, around)).collect::<Result<Vec<_>, _>>()?;
+    let is_of_registry_2 = rules.is_empty() && of_registry_2.is_some();
+    let rules = match of_registry_2 {
+        Some(location) if rules.is_empty() => vec![rule_of_registry_2(&location, around.deletes)],
+        _ if rules.is_empty() => {
+            let message = format!("has no rule, so nobody could do anything; write {EXAMPLES}");
+            return Err(ConfigError::new(&place, "auth", message));
+        }
+        _ => rules,
+    };
+    // In the other case, everybody may do everything or nothing, so a refusal tells nothing.
+    if let Some(default) = around.default_upstream.filter(|_| around.local.namespaces.is_empty() && !is_of_registry_2) {
+        let message = format!(
+            "needs [local] namespaces, because default_upstream is \"{default}\": they alone must decide which names are \
+             local, or a refusal would tell which repositories exist; write for example namespaces = [\"team/**\"], or \
+             default_upstream = \"none\""
+        );
+        return Err(ConfigError::new(&place, "auth", message));
+    }
+    Ok(Some(AuthConfig {
+        htpasswd: readable(htpasswd, "auth.htpasswd")?,
+        token_key_file: keys.token_key_file.map(|file| readable(file, "auth.token_key_file")).transpose()?,
+        token_lifetime: lifetime,
+        groups,
+        rules,
+        is_of_registry_2,
+    }))
+}
+
+fn token_lifetime(lifetime: &Located<std::time::Duration>) -> Result<std::time::Duration, ConfigError> {
+    let (least, most) = (AuthConfig::MIN_TOKEN_LIFETIME, AuthConfig::MAX_TOKEN_LIFETIME);
+    if (least..=most).contains(&lifetime.value) {
+        return Ok(lifetime.value);
+    }
+    let [given, least, most] = [lifetime.value, least, most].map(format_duration);
+    let message = format!("{given} is not from {least} to {most}; write for example \"15m\"");
+    Err(ConfigError::new(&lifetime.location, "auth.token_lifetime", message))
+}
+
+fn group(name: &str, users: Located<OneOrMore<String>>) -> Result<Vec<String>, ConfigError> {
+    let OneOrMore(names) = users.value;
+    match names.iter().find(|name| !is_user_name(name)) {
+        None => Ok(names),
+        Some(wrong) => {
+            let message = format!(
+                "\"{wrong}\" is not the name of a user; a group is a list of users, such as [\"ann\", \"bob\"]"
+            );
+            Err(ConfigError::new(&users.location, format!("auth.groups.{name}"), message))
+        }
+    }
+}
+
+fn rule(
+    rule: Located<AccessRuleKeys>,
+    groups: &BTreeMap<String, Vec<String>>,
+    around: &Surroundings<'_>,
+) -> Result<AccessRule, ConfigError> {
+    let Located { value: AccessRuleKeys { who, on, may }, location } = rule;
+    let place = location.to_string();
+    let who = list(who, &location, "who", "who = \"authenticated\"")?;
+    for subject in &who.value {
+        if let Subject::Group(group) = subject
+            && !groups.contains_key(group)
+        {
+            let known: Vec<&str> = groups.keys().map(String::as_str).collect();
+            let known =
+                if known.is_empty() { "there is none".to_owned() } else { format!("there are {}", known.join(", ")) };
+            let message = format!("no group is called \"{group}\" ({known}); add it to [auth.groups]");
+            return Err(ConfigError::new(&who.location, "auth.rule.who", message));
+        }
+    }
+    let mut on = list(on, &location, "on", "on = \"team/**\"")?;
+    let is_local = |host: &str| {
+        let begins = |pattern: &str| pattern.strip_prefix(host).is_some_and(|rest| rest.starts_with('/'));
+        around.local.namespaces.iter().any(|namespace| begins(namespace.as_str()))
+    };
+    for pattern in &mut on.value {
+        let resolved = pattern.resolve(&around.upstreams, is_local);
+        resolved.map_err(|message| ConfigError::new(&on.location, "auth.rule.on", message))?;
+    }
+    let may = list(may, &location, "may", "may = \"pull\"")?;
+    Ok(AccessRule { who: who.value, on: on.value, may: may.value.into_iter().collect(), place })
+}
+
+/// The values of a key that a rule must have.
+fn list<T>(
+    values: Option<Located<OneOrMore<T>>>,
+    rule: &SourceLocation,
+    key: &str,
+    example: &str,
+) -> Result<Located<Vec<T>>, ConfigError> {
+    match values {
+        Some(Located { value: OneOrMore(values), location }) if !values.is_empty() => {
+            Ok(Located { value: values, location })
+        }
+        Some(empty) => {
+            let message = format!("is empty, so the rule allows nothing; write for example {example}");
+            Err(ConfigError::new(&empty.location, format!("auth.rule.{key}"), message))
+        }
+        None => {
+            let message = format!("has no {key}; write for example {example}");
+            Err(ConfigError::new(rule, "auth.rule", message))
+        }
+    }
+}
+
+/// In `registry:2`, every user may do everything that is switched on.
+fn rule_of_registry_2(location: &SourceLocation, deletes: bool) -> AccessRule {
+    let rights = [Some(Right::Pull), Some(Right::Push), deletes.then_some(Right::Delete)];
+    AccessRule {
+        who: vec![Subject::Authenticated],
+        on: AccessPattern::parse("**").into_iter().collect(),
+        may: rights.into_iter().flatten().collect::<Rights>(),
+        place: location.to_string(),
+    }
+}
