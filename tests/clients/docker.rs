@@ -57,6 +57,17 @@ impl Docker {
         run(&find("docker", "docker.io"), &args, &[("HOME", &self.folder.at(""))])
     }
 
+    /// Runs a command that must fail, and returns what it prints.
+    pub fn fail(&self, args: &[&str]) -> String {
+        let socket = format!("unix://{}", self.folder.at("sock"));
+        let mut docker = std::process::Command::new(find("docker", "docker.io"));
+        docker.args(["--host", &socket]).args(args).env("HOME", self.folder.at("")).envs(NO_INTERNET);
+        let output = docker.output().expect("docker can be started");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!output.status.success(), "docker {args:?} should have failed: {text}");
+        text
+    }
+
     pub fn greeting_in(&self, image: &str) -> String {
         self.run(&["run", "--rm", "--network", "none", image, "/bin/cat", "/etc/greeting"])
     }

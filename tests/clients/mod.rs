@@ -14,6 +14,7 @@ mod containers;
 mod docker;
 mod folder;
 mod full_disk;
+mod login;
 mod podman;
 mod program;
 mod read_only;
