@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use axum::response::Response;
+use futures_util::future::{Either, ready};
 use http::header::{HOST, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{HeaderName, Method, Version};
@@ -102,15 +103,21 @@ impl<'a> Call<'a> {
 
     /// Permission to read from the repository that the request means. What everybody may read does not depend on a
     /// password: clients of a mirror send the one for another registry.
-    pub(super) async fn may_pull(&self, app: &App) -> Result<Authorized<Pull>, ApiError> {
-        let pull = |principal: &Principal| app.gate.pull(principal, self.requested(), |name| app.store.is_local(name));
+    pub(super) fn may_pull(&self, app: &App) -> impl Future<Output = Result<Authorized<Pull>, ApiError>> + Send {
+        let pull = move |principal: &Principal| {
+            let pull = app.gate.pull(principal, self.requested(), |name| app.store.is_local(name));
+            pull.map_err(ApiError::from)
+        };
         if let Sender::Known(principal) = &self.sender {
-            return Ok(pull(principal)?);
+            return Either::Left(ready(pull(principal)));
         }
-        match pull(&Principal::Anonymous) {
-            Ok(access) => Ok(access),
-            Err(_) => Ok(pull(&self.principal(app).await?)?),
-        }
+        // Boxed, so that the rare case does not make the future of every request larger.
+        Either::Right(Box::pin(async move {
+            match pull(&Principal::Anonymous) {
+                Ok(access) => Ok(access),
+                Err(_) => pull(&self.principal(app).await?),
+            }
+        }))
     }
 
     /// Permission to list repositories.

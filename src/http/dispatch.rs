@@ -91,32 +91,33 @@ async fn answer(
         Err(error) => (Sender::Unusable, Some(error)),
     };
     let call = Call::new(parts, route, sender, trace);
-    let answered = match refused {
-        Some(error) => Err(AccessError::from(error).into()),
-        None => act(app, &call, trace, body).await,
-    };
-    answered.map_err(|error| error.with_challenge(|reason| challenge(app, peer, &call, reason)))
-}
-
-/// Authorizes the operation that the request asks for, and does it.
-async fn act(app: &Arc<App>, call: &Call<'_>, trace: &RequestTrace, body: Body) -> Result<Response, ApiError> {
+    let with_challenge = |error: ApiError| error.with_challenge(|reason| challenge(app, peer, &call, reason));
+    if let Some(error) = refused {
+        return Err(with_challenge(AccessError::from(error).into()));
+    }
     // This applies to every operation. The server's upstreams lead back to it, so the request would wait for itself.
     if call.has_passed(&app.via) {
         return Err(ApiError::Loop);
     }
-    match Operation::of(call.method(), &call.route.endpoint) {
+    // Not in a function of its own: the future of this one would be moved into the one that awaits it, and it is large.
+    let answered = match Operation::of(call.method(), &call.route.endpoint) {
         // The hit path: the miss engine opens the span of the request when there is a miss.
-        Some(Operation::ReadManifest(reference)) => {
-            manifests::get(app, call, call.may_pull(app).await?, reference).await
-        }
-        Some(Operation::ReadBlob(digest)) => blobs::get(app, call, call.may_pull(app).await?, digest).await,
-        Some(Operation::Ping) => call.may_ping(app).await.map(|()| base()),
+        Some(Operation::ReadManifest(reference)) => match call.may_pull(app).await {
+            Ok(access) => manifests::get(app, &call, access, reference).await,
+            Err(error) => Err(error),
+        },
+        Some(Operation::ReadBlob(digest)) => match call.may_pull(app).await {
+            Ok(access) => blobs::get(app, &call, access, digest).await,
+            Err(error) => Err(error),
+        },
         // Boxed, so that the rare cases do not make the future of every request larger.
+        Some(Operation::Ping) => Box::pin(call.may_ping(app)).await.map(|()| base()),
         Some(Operation::Rare(operation)) => {
-            Box::pin(answer_rare(app, call, operation, body)).instrument(trace.span()).await
+            Box::pin(answer_rare(app, &call, operation, body)).instrument(trace.span()).await
         }
         None => Err(ApiError::Method { allowed: allowed_methods(&call.route.endpoint) }),
-    }
+    };
+    answered.map_err(with_challenge)
 }
 
 /// All operations except reads of manifests and blobs.
