@@ -58,8 +58,8 @@ async fn the_challenge_is_exact() {
         assert_eq!(answer.header("www-authenticate"), format!("{start}{rest}"), "{method} {path}");
         assert_eq!(answer.headers.get_all("www-authenticate").iter().count(), 1);
     }
-    let elsewhere = format!("GET /v2/ HTTP/1.1\r\nHost: cache.example:5000\r\n\r\n");
-    let elsewhere = Conn::ask(access.server.addr(), &elsewhere).await.unwrap();
+    let elsewhere = "GET /v2/ HTTP/1.1\r\nHost: cache.example:5000\r\n\r\n";
+    let elsewhere = Conn::ask(access.server.addr(), elsewhere).await.unwrap();
     let realm = "Bearer realm=\"http://cache.example:5000/auth/token\",service=\"cache.example:5000\"";
     assert_eq!((elsewhere.status, elsewhere.header("www-authenticate")), (401, realm));
 }
