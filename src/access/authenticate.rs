@@ -35,7 +35,7 @@ pub struct Login {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sender {
     Known(Principal),
-    /// Whoever has this password. Boxed, so that the rare case does not make every request larger.
+    /// The user of this login, if the password is right. Boxed, so that the rare case does not make every request larger.
     Password(Box<PasswordLogin>),
     /// The credentials are no user's. A read that everybody may do is answered all the same.
     Unusable,
@@ -161,7 +161,7 @@ impl Login {
     /// A token for the sender of a request to the token endpoint.
     ///
     /// Clients of a mirror offer it the login for another registry, and fail if that is refused. So a request for nothing
-    /// but pulls gets a token for nobody then, if everybody may pull something. It is the same for known and unknown users.
+    /// but pulls then gets an anonymous token, if everybody may pull something. Known and unknown users get the same.
     ///
     /// # Errors
     /// If nobody is meant and may do nothing, or the credentials are not accepted.

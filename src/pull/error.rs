@@ -91,8 +91,8 @@ impl PullError {
         matches!(self, Self::Upstream(UpstreamError::Interrupted { .. } | UpstreamError::Timeout { .. }))
     }
 
-    /// Whether the upstream may send the complete content although it did not send a range of it. That can be told for
-    /// no answer of the upstream, not even for 404, but for errors without one.
+    /// Whether the upstream may send the complete content although it did not send a range of it. No answer to the range
+    /// excludes that, not even 404. Errors for which nothing was asked exclude it, such as a rate limit or an open circuit.
     pub(super) fn may_concern_range_only(&self) -> bool {
         match self {
             Self::NotFound | Self::PresumedAbsent | Self::Changed { .. } => true,
