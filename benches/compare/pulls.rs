@@ -114,7 +114,14 @@ fn of_upstream(path: &str, upstream: &str) -> String {
 /// As many images as a day of a build farm has: what an image costs beside its bytes.
 pub fn small_images() -> Case {
     Case::new(SMALL, Unit::Requests, &[Proxy, Mirrored], |scene, subject, round| {
-        let (address, pids) = (scene.address(subject), scene.pids(subject));
+        let (address, pids) = match subject {
+            // A server of its own: the memory of the other one is measured with the blobs that its store began with.
+            Mirrored => {
+                let (_, _, roadstead) = scene.fresh(round);
+                (([127, 0, 0, 1], roadstead.port()).into(), roadstead.pid().into_iter().collect())
+            }
+            _ => (scene.address(subject), scene.pids(subject)),
+        };
         let images = Mutex::new(scene.small_images(round).iter().enumerate());
         let next = || images.lock().next();
         let client = || {

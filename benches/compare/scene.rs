@@ -42,7 +42,7 @@ pub struct Scene {
     pub nginx_cache: Program,
     pub roadstead_tls: ServerProcess,
     pub authority: Authority,
-    /// The targets of pushes in one round: an empty docker-registry and an empty Roadstead.
+    /// The targets of pushes in one round: an empty docker-registry and an empty Roadstead, which also mirrors.
     pub fresh: Option<(u64, Program, ServerProcess)>,
     /// The cold blob of one round, by case.
     pub cold: Option<(String, u64, Content)>,
