@@ -12,8 +12,10 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::io::{Read as _, Seek as _};
 use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use support::hot::{BLOB_BYTES, Hot};
 use tokio::runtime::{Builder, Runtime};
@@ -28,6 +30,11 @@ const MANY_HITS: u64 = 1100;
 /// How often each case is counted.
 const REPETITIONS: usize = 3;
 const MAX_RATIO: f64 = 1.1;
+/// Far above the seconds that a run takes, also on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(300);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a run that does not end is started.
+const ATTEMPTS: usize = 3;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
@@ -118,17 +125,44 @@ fn count(what: &str) -> (f64, f64) {
 
 /// Instructions of a complete run.
 fn run(what: &str, number: u64) -> f64 {
+    for attempt in 1..=ATTEMPTS {
+        if let Some(text) = observed(what, number) {
+            let collected = text.lines().find_map(|line| line.split_once("Collected : "));
+            let (_, collected) = collected.unwrap_or_else(|| panic!("callgrind counts: {text}"));
+            return collected.trim().parse().expect("a number");
+        }
+        eprintln!("{what}: valgrind did not end within {} s (attempt {attempt} of {ATTEMPTS})", TIMEOUT.as_secs());
+    }
+    panic!("{what}: valgrind does not end");
+}
+
+/// What callgrind prints about a run; `None` if it does not end in time.
+fn observed(what: &str, number: u64) -> Option<String> {
     let program = std::env::current_exe().expect("this program");
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+    let mut printed = tempfile::tempfile().expect("a temporary file");
+    let mut valgrind = Command::new("valgrind")
+        // Valgrind runs one thread at a time. Without this, a thread that spins may keep the others from running.
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--fair-sched=try"])
         .args(COUNTED)
         .arg(program)
         .args(["hits", what, &number.to_string()])
-        .output()
+        .stderr(printed.try_clone().expect("a descriptor"))
+        .spawn()
         .expect("valgrind is installed: apt-get install valgrind");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    let collected = text.lines().find_map(|line| line.split_once("Collected : "));
-    let (_, collected) = collected.unwrap_or_else(|| panic!("callgrind counts: {text}"));
-    collected.trim().parse().expect("a number")
+    let started = Instant::now();
+    let status = loop {
+        match valgrind.try_wait().expect("the process can be waited for") {
+            Some(status) => break Some(status),
+            None if started.elapsed() > TIMEOUT => break None,
+            None => thread::sleep(POLL_INTERVAL),
+        }
+    };
+    if status.is_none() {
+        valgrind.kill().and_then(|()| valgrind.wait()).expect("the process can be killed");
+    }
+    let mut text = String::new();
+    printed.rewind().and_then(|()| printed.read_to_string(&mut text)).expect("the output can be read");
+    let status = status?;
+    assert!(status.success(), "{text}");
+    Some(text)
 }
