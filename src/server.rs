@@ -86,7 +86,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         upstreams.insert(upstream.name().clone(), Arc::new(upstream));
     }
 
-    let puller = Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks.clone());
+    let puller = Puller::new(store.clone(), upstreams, &config, metrics.clone(), tasks.clone());
     let recovery = IndexRecovery::start(&store, &metrics);
     housekeeping::start(&store, &config, &metrics, &tasks);
     let operator = Control {

@@ -55,7 +55,7 @@ impl Hot {
         let upstream = Upstream::new(&config.upstreams[0], "bench", metrics.clone(), tasks.clone());
         let upstreams = HashMap::from([(UPSTREAM.into(), Arc::new(upstream.expect("an upstream")))]);
         let app = App {
-            puller: Puller::new(store.clone(), upstreams, config.cache.clone(), metrics.clone(), tasks),
+            puller: Puller::new(store.clone(), upstreams, &config, metrics.clone(), tasks),
             store: store.clone(),
             gate: Gate::new(&config, None),
             token_server: TokenServer::new(&config.server),

@@ -4,13 +4,15 @@
 //! looks the same whether or not the repository exists: a local repository that the sender may do nothing with does not
 //! exist for that sender.
 
+use std::collections::HashSet;
+
 use super::authenticate::{IssuedToken, Login, LoginError, Sender, Unauthenticated};
 use super::caller::Caller;
 use super::policy::Policy;
 use super::principal::Principal;
 use super::token_request::TokenRequest;
 use crate::config::{Config, Right};
-use crate::oci::{RepoId, RepoName, Scope};
+use crate::oci::{RepoId, RepoName, Scope, UpstreamName};
 use crate::resolve::{PushRefused, RequestedRepo, ResolveError, Routes, Rule, Target};
 
 /// Something that a request may ask for.
@@ -54,6 +56,19 @@ pub struct Authorized<A: Action> {
     object: A::Object,
 }
 
+/// What the rules say about reading a repository.
+pub enum Pulling {
+    Allowed(Authorized<Pull>),
+    /// It may be read if everybody may read it at its upstream.
+    IfPublic(PullIfPublic),
+}
+
+/// The permission to read a mirrored repository, if it is public. The credentials of this server may open private ones.
+pub struct PullIfPublic {
+    access: Authorized<Pull>,
+    refusal: AccessError,
+}
+
 /// Why a request may not do what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
@@ -89,6 +104,8 @@ pub struct Gate {
     routes: Routes,
     /// The rules; `None` if there are no users.
     policy: Option<Policy>,
+    /// The upstreams with credentials, which may open private repositories.
+    with_credentials: HashSet<UpstreamName>,
     /// Without it, nobody can log in.
     login: Option<Login>,
     read_only: bool,
@@ -128,6 +145,22 @@ impl<A: Action<Object = RepoId>> Authorized<A> {
     }
 }
 
+// === impl PullIfPublic ===
+
+impl PullIfPublic {
+    pub fn repo(&self) -> &RepoId {
+        self.access.repo()
+    }
+
+    /// The permission, if the repository is public.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn if_public(self, is_public: bool) -> Result<Authorized<Pull>, AccessError> {
+        if is_public { Ok(self.access) } else { Err(self.refusal) }
+    }
+}
+
 // === impl Gate ===
 
 impl Gate {
@@ -136,6 +169,12 @@ impl Gate {
         Self {
             routes: Routes::new(config),
             policy: config.auth.as_ref().map(Policy::new),
+            with_credentials: config
+                .upstreams
+                .iter()
+                .filter(|upstream| !upstream.credentials.is_empty())
+                .map(|upstream| upstream.name.as_str().into())
+                .collect(),
             login,
             read_only: config.storage.read_only,
             push: config.push.enabled,
@@ -210,10 +249,15 @@ impl Gate {
         principal: &Principal,
         requested: RequestedRepo<'_>,
         is_local: impl Fn(&RepoName) -> bool,
-    ) -> Result<Authorized<Pull>, AccessError> {
+    ) -> Result<Pulling, AccessError> {
         let target = self.routes.resolve(requested, |name| self.may_know(principal, name) && is_local(name))?;
         self.require(principal, Right::Pull, &target.repo)?;
-        Ok(Authorized::new(principal, target))
+        let refusal = self.require_private(principal, &target.repo).err();
+        let access = Authorized::new(principal, target);
+        Ok(match refusal {
+            None => Pulling::Allowed(access),
+            Some(refusal) => Pulling::IfPublic(PullIfPublic { access, refusal }),
+        })
     }
 
     /// Permission to push to the local repository that is meant.
@@ -291,6 +335,22 @@ impl Gate {
         Err(LoginError::from(missing).into())
     }
 
+    /// Whether the rules also allow to read a repository that is private at its upstream.
+    ///
+    /// # Errors
+    /// If they do not, and the credentials of this server may open it.
+    fn require_private(&self, principal: &Principal, repo: &RepoId) -> Result<(), AccessError> {
+        let (Some(policy), Scope::Upstream(upstream)) = (&self.policy, &repo.scope) else { return Ok(()) };
+        if !self.with_credentials.contains(upstream) || policy.private_allowed_by(principal, repo).is_some() {
+            return Ok(());
+        }
+        Err(match principal {
+            Principal::Anonymous => LoginError::from(Unauthenticated::Required).into(),
+            Principal::AnonymousToken => LoginError::from(Unauthenticated::InsufficientScope).into(),
+            Principal::User(_) => AccessError::Denied,
+        })
+    }
+
     /// Whether anything of a repository can be changed here.
     fn require_changes_of(&self, repo: &RepoId) -> Result<(), SwitchedOff> {
         if !repo.scope.is_local() {
@@ -350,6 +410,7 @@ mod tests {
     fn a_permission_names_the_repository_that_is_meant() {
         let gate = gate("");
         let pull = gate.pull(&Principal::Anonymous, requested("ghcr.io/a/b"), |_| false).unwrap();
+        let Pulling::Allowed(pull) = pull else { panic!("there are no rules about private repositories") };
         assert_eq!((pull.repo().to_string().as_str(), pull.rule()), ("ghcr.io/a/b", Rule::Path));
         let push = gate.push(&Principal::Anonymous, requested("team/app")).unwrap();
         assert!(push.repo().scope.is_local() && *push.principal() == Principal::Anonymous);

@@ -25,7 +25,9 @@ mod tokens;
 
 pub use authenticate::{AuthFileError, IssuedToken, Login, LoginError, Sender, Unauthenticated};
 pub use caller::{Caller, Peer, VerifiedCertificate};
-pub use gate::{AccessError, Action, Authorized, Catalog, Delete, Gate, Pull, Push, SwitchedOff};
+pub use gate::{
+    AccessError, Action, Authorized, Catalog, Delete, Gate, Pull, PullIfPublic, Pulling, Push, SwitchedOff,
+};
 pub use htpasswd::{LineError, PasswordError, hash_password};
 pub use passwords::{PasswordLogin, UserFileError};
 pub use policy::Policy;

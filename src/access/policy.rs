@@ -25,6 +25,8 @@ struct Rule {
     users: HashSet<Box<str>>,
     on: Vec<AccessPattern>,
     may: Rights,
+    /// Also repositories that are private at their upstream.
+    private: bool,
     place: String,
 }
 
@@ -52,6 +54,7 @@ impl Policy {
                 users,
                 on: rule.on.clone(),
                 may: rule.may,
+                private: rule.private,
                 place: rule.place.clone(),
             }
         };
@@ -61,6 +64,12 @@ impl Policy {
     /// The place of a rule that allows this; `None` if no rule does.
     pub fn allowed_by(&self, principal: &Principal, right: Right, repo: &RepoId) -> Option<&str> {
         self.allows_user(principal.user(), right.into(), repo)
+    }
+
+    /// The place of a rule that allows to pull from the repository also if it is private at its upstream.
+    pub fn private_allowed_by(&self, principal: &Principal, repo: &RepoId) -> Option<&str> {
+        let mut rules = self.rules_for(principal.user(), Right::Pull.into(), repo);
+        rules.find(|rule| rule.private).map(|rule| rule.place.as_str())
     }
 
     /// Whether a rule allows anything with the repository.
@@ -94,13 +103,18 @@ impl Policy {
     }
 
     fn allows_user(&self, user: Option<&User>, any_of: Rights, repo: &RepoId) -> Option<&str> {
+        self.rules_for(user, any_of, repo).next().map(|rule| rule.place.as_str())
+    }
+
+    /// The rules that allow any of this.
+    fn rules_for<'p>(&'p self, user: Option<&User>, any_of: Rights, repo: &RepoId) -> impl Iterator<Item = &'p Rule> {
         let component = user.and_then(User::as_component);
-        let allows = |rule: &&Rule| {
+        let allows = move |rule: &&Rule| {
             rule.may.intersects(any_of)
                 && rule.is_about(user)
                 && rule.on.iter().any(|pattern| patterns::matches(pattern, repo, component))
         };
-        self.rules.iter().find(allows).map(|rule| rule.place.as_str())
+        self.rules.iter().filter(allows)
     }
 }
 
@@ -141,6 +155,7 @@ mod tests {
             who: who.iter().map(|who| Subject::for_test(who)).collect(),
             on: on.iter().map(|on| AccessPattern::for_test(on, &config)).collect(),
             may: may.iter().copied().collect(),
+            private: false,
             place: format!("{who:?} {on:?}"),
         }
     }

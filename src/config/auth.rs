@@ -33,6 +33,9 @@ pub struct AccessRule {
     pub who: Vec<Subject>,
     pub on: Vec<AccessPattern>,
     pub may: Rights,
+    /// Whether the rule is also about repositories that are private at their upstream, and that only the credentials of this
+    /// server open.
+    pub private: bool,
     /// Where the rule is written, for people: `roadstead.toml:12`.
     pub place: String,
 }
@@ -79,7 +82,8 @@ impl AuthConfig {
 /// Where a rule is written does not change what it means.
 impl PartialEq for AccessRule {
     fn eq(&self, other: &Self) -> bool {
-        self.who == other.who && self.on == other.on && self.may == other.may
+        let parts = |rule: &Self| (rule.may, rule.private);
+        self.who == other.who && self.on == other.on && parts(self) == parts(other)
     }
 }
 

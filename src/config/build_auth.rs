@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::access_pattern::PatternScope;
 use super::auth::is_user_name;
 use super::build_value::readable;
 use super::error::SourceLocation;
@@ -114,7 +115,7 @@ fn rule(
     groups: &BTreeMap<String, Vec<String>>,
     around: &Surroundings<'_>,
 ) -> Result<AccessRule, ConfigError> {
-    let Located { value: AccessRuleKeys { who, on, may }, location } = rule;
+    let Located { value: AccessRuleKeys { who, on, may, private }, location } = rule;
     let place = location.to_string();
     let who = list(who, &location, "who", "who = \"authenticated\"")?;
     for subject in &who.value {
@@ -138,7 +139,17 @@ fn rule(
         resolved.map_err(|message| ConfigError::new(&on.location, "auth.rule.on", message))?;
     }
     let may = list(may, &location, "may", "may = \"pull\"")?;
-    Ok(AccessRule { who: who.value, on: on.value, may: may.value.into_iter().collect(), place })
+    let may: Rights = may.value.into_iter().collect();
+    let private = private.filter(|private| private.value);
+    if let Some(Located { location, .. }) = &private {
+        let is_mirrored = |pattern: &AccessPattern| *pattern.scope() != PatternScope::Local;
+        if !may.contains(Right::Pull) || !on.value.iter().any(is_mirrored) {
+            let message = "has no effect: it lets users pull private repositories of upstreams, so it needs may = \"pull\" \
+                           and an upstream in `on`, such as \"docker.io/acme/**\"; remove it";
+            return Err(ConfigError::new(location, "auth.rule.private", message));
+        }
+    }
+    Ok(AccessRule { who: who.value, on: on.value, may, private: private.is_some(), place })
 }
 
 /// The values of a key that a rule must have.
@@ -170,6 +181,8 @@ fn rule_of_registry_2(location: &SourceLocation, deletes: bool) -> AccessRule {
         who: vec![Subject::Authenticated],
         on: AccessPattern::parse("**").into_iter().collect(),
         may: rights.into_iter().flatten().collect::<Rights>(),
+        // As in `registry:2`, every user gets what the server gets.
+        private: true,
         place: location.to_string(),
     }
 }

@@ -187,6 +187,7 @@ section! {
         who: OneOrMore<Subject>,
         on: OneOrMore<AccessPattern>,
         may: OneOrMore<Right>,
+        private: bool,
     }
 }
 

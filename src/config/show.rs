@@ -148,8 +148,10 @@ impl TomlWriter {
             let who = list(rule.who.iter().map(ToString::to_string).collect());
             let on = list(rule.on.iter().map(|pattern| pattern.as_str().to_owned()).collect());
             let may = list(rule.may.iter().map(|right| right.as_str().to_owned()).collect());
+            let private = rule.private.then(|| ("private", Value::from(true)));
             [("who", who), ("on", on), ("may", may)]
                 .into_iter()
+                .chain(private)
                 .for_each(|(key, value)| self.line(format_args!("{mark}{key} = {value}")));
         }
     }

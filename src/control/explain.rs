@@ -84,6 +84,9 @@ pub struct ExplainedRight {
     pub right: String,
     /// The place of a rule that allows it: file and line. `None`: no rule does.
     pub rule: Option<String>,
+    /// The rule is about public repositories only, and this server has credentials for the upstream.
+    #[serde(default)]
+    pub only_if_public: bool,
 }
 
 /// The bounds of the cache, in bytes.
@@ -190,18 +193,33 @@ pub fn explain(sources: &ExplainSources<'_>, request: &ExplainRequest) -> Result
     let target = sources.routes.resolve(query.requested_repo(), |name| may_know(name) && sources.view.is_local(name));
     let target = target.map_err(|error| error.to_string())?;
     let access = request.as_user.as_ref().zip(principal.as_ref());
-    let access = access.map(|(user, principal)| explain_access(policy.as_ref(), user, principal, &target.repo));
+    let upstream = sources.config.upstream(target.repo.scope.as_str());
+    let has_credentials = upstream.is_some_and(|upstream| !upstream.credentials.is_empty());
+    let access =
+        access.map(|(user, principal)| explain_access(policy.as_ref(), user, principal, &target.repo, has_credentials));
     let explained = gather(sources, target, &query.target).map_err(|error| error.to_string())?;
     Ok(Explanation { access, ..explained })
 }
 
-fn explain_access(policy: Option<&Policy>, user: &str, principal: &Principal, repo: &RepoId) -> ExplainedAccess {
+/// `has_credentials`: for the upstream of the repository, so that it may be a private one.
+fn explain_access(
+    policy: Option<&Policy>,
+    user: &str,
+    principal: &Principal,
+    repo: &RepoId,
+    has_credentials: bool,
+) -> ExplainedAccess {
     // Mirrored repositories can only be read.
     let rights = [Right::Pull, Right::Push, Right::Delete];
     let rights = if repo.scope.is_local() { &rights[..] } else { &rights[..1] };
-    let explain = |right: &Right| ExplainedRight {
-        right: right.as_str().to_owned(),
-        rule: policy.and_then(|policy| policy.allowed_by(principal, *right, repo)).map(str::to_owned),
+    let explain = |right: &Right| {
+        let private = policy.and_then(|policy| policy.private_allowed_by(principal, repo)).filter(|_| has_credentials);
+        let rule = private.or_else(|| policy?.allowed_by(principal, *right, repo));
+        ExplainedRight {
+            right: right.as_str().to_owned(),
+            only_if_public: has_credentials && rule.is_some() && private.is_none(),
+            rule: rule.map(str::to_owned),
+        }
     };
     ExplainedAccess { user: user.to_owned(), has_users: policy.is_some(), rights: rights.iter().map(explain).collect() }
 }

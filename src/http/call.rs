@@ -12,11 +12,11 @@ use super::App;
 use super::error::ApiError;
 use super::fields::{insert, names_tag};
 use super::query::Query;
-use crate::access::{AccessError, Authorized, Catalog, Delete, Principal, Pull, Push, Sender};
-use crate::oci::Route;
-use crate::pull::PullRequest;
+use crate::access::{AccessError, Authorized, Catalog, Delete, Principal, Pull, Pulling, Push, Sender};
+use crate::oci::{Endpoint, ReferenceError, Route};
+use crate::pull::{PullRequest, RequestedContent};
 use crate::resolve::{RequestedRepo, Rule};
-use crate::telemetry::RequestTrace;
+use crate::telemetry::{ContentKind, RequestTrace};
 use crate::upstream::Hops;
 
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
@@ -104,20 +104,64 @@ impl<'a> Call<'a> {
     /// Permission to read from the repository that the request means. What everybody may read does not depend on a
     /// password: clients of a mirror send the one for another registry.
     pub(super) fn may_pull(&self, app: &App) -> impl Future<Output = Result<Authorized<Pull>, ApiError>> + Send {
-        let pull = move |principal: &Principal| {
-            let pull = app.gate.pull(principal, self.requested(), |name| app.store.is_local(name));
-            pull.map_err(ApiError::from)
-        };
         if let Sender::Known(principal) = &self.sender {
-            return Either::Left(ready(pull(principal)));
+            match self.pulling(app, principal) {
+                Ok(Pulling::Allowed(access)) => return Either::Left(ready(Ok(access))),
+                Err(error) => return Either::Left(ready(Err(error.into()))),
+                Ok(Pulling::IfPublic(_)) => {}
+            }
         }
-        // Boxed, so that the rare case does not make the future of every request larger.
+        // Boxed, so that the rare cases do not make the future of every request larger.
         Either::Right(Box::pin(async move {
-            match pull(&Principal::Anonymous) {
-                Ok(access) => Ok(access),
-                Err(_) => pull(&self.principal(app).await?),
+            if let Sender::Known(principal) = &self.sender {
+                return self.may_pull_as(app, principal).await;
+            }
+            let refused = match self.may_pull_as(app, &Principal::Anonymous).await {
+                Ok(access) => return Ok(access),
+                Err(error) => error,
+            };
+            match (self.principal(app).await, refused) {
+                (Ok(principal), _) => self.may_pull_as(app, &principal).await,
+                (Err(error), ApiError::Access(_)) => Err(error.into()),
+                // The login may be one for another registry.
+                (Err(_), error) => Err(error),
             }
         }))
+    }
+
+    async fn may_pull_as(&self, app: &App, principal: &Principal) -> Result<Authorized<Pull>, ApiError> {
+        let pull = match self.pulling(app, principal)? {
+            Pulling::Allowed(access) => return Ok(access),
+            Pulling::IfPublic(pull) => pull,
+        };
+        let (content, kind) = self.requested_content()?;
+        let is_public = match self.puller(app).is_public(pull.repo(), content).await {
+            Ok(is_public) => is_public,
+            // A user may be allowed to see what the upstream hides.
+            Err(error) if error.is_not_found() && principal.user().is_none() => false,
+            Err(error) => return Err(ApiError::Pull { kind, error }),
+        };
+        Ok(pull.if_public(is_public)?)
+    }
+
+    fn pulling(&self, app: &App, principal: &Principal) -> Result<Pulling, AccessError> {
+        app.gate.pull(principal, self.requested(), |name| app.store.is_local(name))
+    }
+
+    /// What a read asks its repository for.
+    fn requested_content(&self) -> Result<(RequestedContent, ContentKind), ApiError> {
+        Ok(match &self.route.endpoint {
+            Endpoint::Manifest(reference) => {
+                let reference = reference.parse().map_err(|error| match error {
+                    // No manifest can have such a tag.
+                    ReferenceError::Tag(_) => ApiError::Unknown(ContentKind::Manifest),
+                    error => ApiError::Reference(error),
+                })?;
+                (RequestedContent::Manifest(reference), ContentKind::Manifest)
+            }
+            Endpoint::Blob(digest) => (RequestedContent::Blob(digest.parse()?), ContentKind::Blob),
+            _ => (RequestedContent::List, ContentKind::Manifest),
+        })
     }
 
     /// Permission to list repositories.

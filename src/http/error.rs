@@ -240,6 +240,10 @@ impl ApiError {
                     headers.insert(RETRY_AFTER, HeaderValue::from_static(RATE_LIMIT_RETRY_AFTER));
                 }
             }
+            Self::Pull { error: error @ PullError::VisibilityUnknown { .. }, .. } => {
+                let after = error.retry_after().map(|after| after.as_secs_f64().ceil().to_string());
+                insert(headers, RETRY_AFTER, after.unwrap_or_else(|| BUSY_RETRY_AFTER.to_owned()));
+            }
             Self::Challenged { challenge, .. } => {
                 insert(headers, WWW_AUTHENTICATE, challenge.clone());
             }
@@ -316,7 +320,9 @@ fn pull_status(kind: ContentKind, error: &PullError) -> (StatusCode, ErrorCode) 
         | PullError::Changed { .. }
         | PullError::BadDocument { .. } => (Status::BAD_GATEWAY, Code::Unavailable),
         PullError::TooLate { .. } => (Status::GATEWAY_TIMEOUT, Code::Unavailable),
-        PullError::Abandoned | PullError::Busy { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
+        PullError::VisibilityUnknown { .. } | PullError::Abandoned | PullError::Busy { .. } => {
+            (Status::SERVICE_UNAVAILABLE, Code::Unavailable)
+        }
         PullError::Store(error) => store_status(error),
         PullError::LocalRead { .. } => (Status::INTERNAL_SERVER_ERROR, Code::Unknown),
     }

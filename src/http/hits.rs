@@ -13,7 +13,7 @@ use http::{Method, StatusCode};
 
 use super::fields::{content_type, names_tag};
 use super::{App, REGISTRY, Site, host};
-use crate::access::{Authorized, Principal, Pull};
+use crate::access::{Authorized, Principal, Pull, Pulling};
 use crate::oci::{Reference, Scope};
 use crate::resolve::{RequestedRepo, Rule};
 use crate::store::StoredManifest;
@@ -93,7 +93,13 @@ impl Site {
         // None of the fields that are understood here is about the caller.
         let principal = Principal::Anonymous;
         let requested = RequestedRepo { ns: target.ns, host: fields.host, prefix: None, name: target.name };
-        let access = app.gate.pull(&principal, requested, |name| app.store.is_local(name)).ok()?;
+        let access = match app.gate.pull(&principal, requested, |name| app.store.is_local(name)).ok()? {
+            Pulling::Allowed(access) => access,
+            Pulling::IfPublic(pull) => {
+                let is_public = app.puller.is_known_public(pull.repo());
+                pull.if_public(is_public).ok()?
+            }
+        };
         let (repo, reference) = (access.repo(), target.reference.parse().ok()?);
         let manifest = match (&repo.scope, &reference) {
             (Scope::Local, Reference::Digest(digest)) => app.store.cached_manifest(repo, digest)?,

@@ -22,7 +22,7 @@ use super::error::ApiError;
 use super::fields::insert;
 use super::fields::received_range;
 use super::{App, CONTENT_DIGEST, Call};
-use crate::access::{Authorized, Principal, Push};
+use crate::access::{Authorized, Principal, Pulling, Push};
 use crate::oci::{Algorithm, Digest, RepoId, RepoName};
 use crate::resolve::RequestedRepo;
 use crate::store::{self, MayRead, StoreError, Upload, UploadError};
@@ -67,8 +67,14 @@ async fn mount(app: &Arc<App>, call: &Call<'_>, access: &Authorized<Push>, diges
     let source = match call.query.get("from") {
         Some(from) => {
             let requested = RequestedRepo { name: from, prefix: None, ..call.requested() };
-            let access = app.gate.pull(principal, requested, |name| app.store.is_local(name));
-            access.ok().map(|access| access.repo().clone())
+            match app.gate.pull(principal, requested, |name| app.store.is_local(name)) {
+                Ok(Pulling::Allowed(access)) => Some(access.repo().clone()),
+                // The client uploads what cannot be mounted.
+                Ok(Pulling::IfPublic(pull)) => {
+                    Some(pull.repo().clone()).filter(|repo| app.puller.is_known_public(repo))
+                }
+                Err(_) => None,
+            }
         }
         None => app.store.find_pushed(digest, may_read(app, principal)).await?,
     };

@@ -13,7 +13,8 @@ use super::fill::window;
 use super::flight::{Flights, Role};
 use super::memory::Memory;
 use super::notes::Notes;
-use crate::config::CacheConfig;
+use super::visibility::Visibilities;
+use crate::config::{CacheConfig, Config};
 use crate::oci::{Digest, Reference, RepoId};
 use crate::store::{Member, Store, StoreError};
 use crate::telemetry::Metrics;
@@ -28,15 +29,18 @@ pub(super) struct Context {
     pub(super) metrics: Arc<Metrics>,
     pub(super) memory: Memory,
     pub(super) notes: Notes,
+    pub(super) visibilities: Visibilities,
     /// How many bytes ahead of the first missing one a blob is received unasked.
     pub(super) segment_window: u64,
 }
 
 impl Context {
-    pub(super) fn new(store: Store, config: CacheConfig, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(store: Store, config: &Config, metrics: Arc<Metrics>) -> Self {
+        let visibilities = Visibilities::new(config.auth.is_some());
+        let config = config.cache.clone();
         let memory = Memory::new(&config);
         let notes = Notes::new(store.clone(), config.stale_if_error);
-        Self { store, config, metrics, memory, notes, segment_window: window() }
+        Self { store, config, metrics, memory, notes, visibilities, segment_window: window() }
     }
 
     /// Returns the deadline of a request that arrives now.

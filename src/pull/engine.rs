@@ -14,7 +14,8 @@ use super::memory::Referrers;
 use super::proof::Proofs;
 use super::served::Served;
 use super::slots::Slots;
-use crate::config::CacheConfig;
+use super::visibility::{RequestedContent, VisibilityProbes};
+use crate::config::Config;
 use crate::oci::{Digest, RepoId, Scope, Tag, UpstreamName};
 use crate::store::Store;
 use crate::tasks::Tasks;
@@ -46,6 +47,7 @@ pub(super) struct Engine {
     pub(super) fills: Fills,
     pub(super) bypasses: Bypasses,
     pub(super) proofs: Arc<Proofs>,
+    visibility: VisibilityProbes,
     pub(super) large_manifests: LargeDocuments,
     pub(super) tags: Flights<(RepoId, Tag), Result<Served, PullError>>,
     pub(super) manifests: Flights<(RepoId, Digest), Result<Served, PullError>>,
@@ -58,21 +60,22 @@ impl Puller {
     pub fn new(
         store: Store,
         upstreams: HashMap<UpstreamName, Arc<Upstream>>,
-        config: CacheConfig,
+        config: &Config,
         metrics: Arc<Metrics>,
         tasks: Tasks,
     ) -> Self {
         let caps = upstreams.iter().map(|(name, upstream)| (Scope::Upstream(name.clone()), upstream.max_fills()));
-        let fill_slots = Slots::new(config.max_fills, caps);
+        let fill_slots = Slots::new(config.cache.max_fills, caps);
         let scopes = upstreams.keys().map(|name| Scope::Upstream(name.clone()));
         let large_manifests = LargeDocuments::for_each(MAX_LARGE_MANIFESTS, scopes);
-        let bypasses = Bypasses::new(config.max_bypasses, metrics.clone());
+        let bypasses = Bypasses::new(config.cache.max_bypasses, metrics.clone());
         let context = Arc::new(Context::new(store, config, metrics));
         let engine = Engine {
             fills: Fills::new(context.clone(), fill_slots, tasks.clone()),
             bypasses,
             large_manifests,
             proofs: Arc::new(Proofs::new(context.clone(), tasks.clone())),
+            visibility: VisibilityProbes::new(context.clone(), tasks.clone()),
             tags: Flights::new(tasks.clone()),
             manifests: Flights::new(tasks.clone()),
             referrers: Flights::new(tasks),
@@ -99,6 +102,12 @@ impl Puller {
         Some(self.engine.tag_freshness(upstream, repo))
     }
 
+    /// Whether everybody may read a mirrored repository at its upstream, as far as is known without asking.
+    pub fn is_known_public(&self, repo: &RepoId) -> bool {
+        let upstream = self.engine.upstreams.get(repo.scope.as_str());
+        upstream.is_some_and(|upstream| self.engine.context.visibilities.is_known_public(upstream, repo))
+    }
+
     /// Cancels the fills without followers: the first step of a shutdown.
     pub fn abandon_orphans(&self) {
         self.engine.fills.abandon_orphans();
@@ -106,6 +115,22 @@ impl Puller {
 }
 
 impl PullRequest<'_> {
+    /// Whether everybody may read a mirrored repository at its upstream. `content` is what the client asks it for.
+    ///
+    /// # Errors
+    /// If that cannot be found out, and `NotFound` if the upstream shows neither the content nor the repository to a request
+    /// without credentials.
+    pub async fn is_public(&self, repo: &RepoId, content: RequestedContent) -> Result<bool, PullError> {
+        self.engine.visibility.is_public(&*self.upstream(repo)?, repo, content).await
+    }
+
+    /// Warns, once it is found out, if content that everybody was just sent is private at its upstream.
+    pub async fn warn_if_private(&self, repo: &RepoId, content: RequestedContent) {
+        if let Ok(upstream) = self.upstream(repo) {
+            self.engine.visibility.warn_if_private(&upstream, repo, content).await;
+        }
+    }
+
     /// Returns the upstream that a repository mirrors, with the hops of this request.
     pub(super) fn upstream(&self, repo: &RepoId) -> Result<Arc<Upstream>, PullError> {
         let upstream = match &repo.scope {

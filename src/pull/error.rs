@@ -35,6 +35,9 @@ pub enum PullError {
     BadDocument { upstream: Arc<str>, reason: String },
     #[error("{upstream} did not answer within {} s", within.as_secs())]
     TooLate { upstream: Arc<str>, within: Duration },
+    /// Whether everybody may read the repository cannot be found out, and was not known before.
+    #[error("cannot find out whether the repository is public at {upstream}: {cause}")]
+    VisibilityUnknown { upstream: Arc<str>, cause: Arc<PullError> },
     /// No slot was released in time. No request was sent to the upstream.
     #[error("too many transfers from {upstream} are running; try again in a few seconds")]
     Busy { upstream: Arc<str> },
@@ -132,9 +135,10 @@ impl PullError {
     }
 
     /// Returns the time that the upstream asks to wait, if it sent one.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Upstream(error) => error.retry_after(),
+            Self::VisibilityUnknown { cause, .. } => cause.retry_after(),
             _ => None,
         }
     }

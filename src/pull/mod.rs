@@ -39,6 +39,7 @@ mod slots;
 mod source;
 mod tag;
 mod tag_list;
+mod visibility;
 
 pub use blob::BlobRequest;
 pub use content::{Content, ContentBody, ContentStream};
@@ -49,3 +50,4 @@ pub use freshness::TagFreshness;
 pub use large_documents::{DocumentTurn, LARGE_DOCUMENT_BYTES, LargeDocuments};
 pub use served::Served;
 pub use tag_list::{TagList, TagPage};
+pub use visibility::RequestedContent;

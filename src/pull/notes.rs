@@ -1,5 +1,5 @@
 //! The last answers of upstreams about content that is not stored: tags and digests that do not exist, lists of
-//! referrers, and lists of tags.
+//! referrers, lists of tags, and whether a repository is public.
 //!
 //! They are needed in an outage. A client that pulls a cached image may also ask for its referrers or for a tag such as
 //! `sha256-….sig`, and gives up if it gets an error (Docker 29, skopeo, CRI-O). So an absence that an upstream
@@ -52,6 +52,7 @@ struct Note {
     /// By subject. Empty lists are omitted.
     referrers: BTreeMap<String, KnownReferrers>,
     tags: Option<KnownTags>,
+    visibility: Option<KnownVisibility>,
     /// The note is in memory only, because the repository has no cached content yet.
     #[serde(skip)]
     unsaved: bool,
@@ -61,6 +62,13 @@ struct Note {
 struct KnownReferrers {
     at: u64,
     manifests: Vec<Referrer>,
+}
+
+/// Whether the upstream shows the repository to everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+pub(super) struct KnownVisibility {
+    pub(super) public: bool,
+    pub(super) at: u64,
 }
 
 /// The beginning of the upstream's list of tags, in its order, as far as clients have read it.
@@ -135,6 +143,15 @@ impl Notes {
     pub(super) async fn remember_tags(&self, repo: &RepoId, after: &str, tags: &[String], is_last: bool) {
         let (after, tags) = (after.to_owned(), tags.to_vec());
         self.change(repo, move |note, now| note.tags.get_or_insert_default().add(now, &after, &tags, is_last)).await;
+    }
+
+    /// Whether the repository was public when the upstream was last asked.
+    pub(super) async fn visibility(&self, repo: &RepoId) -> Option<KnownVisibility> {
+        self.note(repo).await.visibility
+    }
+
+    pub(super) async fn remember_visibility(&self, repo: &RepoId, known: KnownVisibility) {
+        self.change(repo, move |note, _| note.visibility = Some(known)).await;
     }
 
     /// Stores a note that was kept in memory until now. Called when content of the repository was cached.
@@ -250,7 +267,11 @@ impl Note {
             }
             (known, old) => known.is_some() != old.is_some(),
         };
-        absent_differ || referrers_differ || tags_differ
+        let visibility_differs = match (self.visibility, old.visibility) {
+            (Some(known), Some(old)) => known.public != old.public || newer(known.at, old.at),
+            (known, old) => known.is_some() != old.is_some(),
+        };
+        absent_differ || referrers_differ || tags_differ || visibility_differs
     }
 }
 
@@ -297,7 +318,7 @@ fn is_derived(name: &str) -> bool {
     })
 }
 
-fn seconds_now() -> u64 {
+pub(super) fn seconds_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 

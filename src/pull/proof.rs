@@ -64,6 +64,7 @@ impl Proofs {
 }
 
 /// Whether a repository of the same upstream, which uses the same credentials, has a proven right to read this digest.
+/// Where there are users, both repositories must also be public: nobody may read what only another repository may.
 pub(super) async fn has_shared_right(
     context: &Context,
     upstream: &Upstream,
@@ -72,8 +73,15 @@ pub(super) async fn has_shared_right(
     deadline: Instant,
 ) -> Result<bool, PullError> {
     upstream.read_credentials(&repo.name, deadline).await;
-    let (credential, upstream) = (upstream.credential(&repo.name), upstream.clone());
-    let may_share = Box::new(move |name: &RepoName| upstream.credential(name) == credential);
+    let (credential, upstream, scope) = (upstream.credential(&repo.name), upstream.clone(), repo.scope.clone());
+    let visibilities = context.visibilities.clone();
+    if !visibilities.may_share(&upstream, repo) {
+        return Ok(false);
+    }
+    let may_share = Box::new(move |name: &RepoName| {
+        upstream.credential(name) == credential
+            && visibilities.may_share(&upstream, &RepoId::new(scope.clone(), name.clone()))
+    });
     Ok(context.store.find_proven(&repo.scope, digest, may_share).await?.is_some())
 }
 

@@ -151,6 +151,9 @@ families! {
     /// Responses that were not stored because there was no room within the bounds of the cache or on the disk, or
     /// because the disk could not be written.
     no_room: IntCounter = "roadstead_no_room_total" [];
+    /// Repositories that are private at their upstream and of which clients got content although there are no users
+    /// (`[auth]`). Each is counted again after an hour.
+    private_served_openly: IntCounterVec = "roadstead_private_served_openly_total" ["upstream"];
 }
 
 families! {

@@ -61,7 +61,10 @@ impl Metrics {
         });
         let upstreams: HashMap<_, _> =
             upstreams.iter().map(|&name| (Arc::from(name), UpstreamSeries::new(&families, name))).collect();
-        upstreams.values().for_each(|series| series.available.set(1));
+        for (name, series) in &upstreams {
+            series.available.set(1);
+            families.private_served_openly.with_label_values(&[name]);
+        }
         let handlers = HOT_HANDLERS.map(|handler| HandlerSeries::new(&families, handler));
         Self { registry, families, storage, upstreams, handlers, last_no_room: Mutex::default(), first_byte }
     }
@@ -211,6 +214,11 @@ impl Metrics {
     pub fn no_room(&self) -> bool {
         self.families.no_room.inc();
         self.last_no_room.lock().replace(Instant::now()).is_none()
+    }
+
+    /// Counts a private repository of which clients got content although there are no users.
+    pub fn private_served_openly(&self, upstream: &str) {
+        self.families.private_served_openly.with_label_values(&[upstream]).inc();
     }
 
     /// Whether a response of the last five minutes was not stored because there was no room.

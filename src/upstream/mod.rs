@@ -67,6 +67,8 @@ pub use response::{UpstreamBody, UpstreamResponse};
 #[derive(Clone)]
 pub struct Upstream {
     remote: Arc<Remote>,
+    /// For requests without credentials; `None` if there are no credential rules.
+    anonymous: Option<Arc<Remote>>,
     /// The hops of the client's request, which are forwarded in `Via`.
     hops: Hops,
 }
@@ -105,8 +107,8 @@ pub enum Effort {
     Once,
     /// One round, even if the circuit is open. For the rest of a transfer, which has retries of its own.
     Resume,
-    /// One round. For a further transfer of a blob that is being transferred. A 429 pauses no other requests: the
-    /// upstream may only limit the number of connections.
+    /// One round. For a request that is not needed, such as a further transfer of a blob that is being transferred. A 429
+    /// pauses no other requests: the upstream may only limit the number of connections, or pulls.
     Extra,
 }
 
@@ -144,14 +146,29 @@ impl Upstream {
         metrics: Arc<Metrics>,
         tasks: Tasks,
     ) -> Result<Self, UpstreamSetupError> {
-        Ok(Self { remote: Arc::new(Remote::new(config, via, metrics, tasks)?), hops: Hops::default() })
+        let remote = Remote::new(config, via, metrics, tasks)?;
+        let has_rules = !config.credentials.is_empty();
+        let anonymous = has_rules.then(|| remote.without_credentials(config, via).map(Arc::new)).transpose()?;
+        Ok(Self { remote: Arc::new(remote), anonymous, hops: Hops::default() })
     }
 
     /// The same upstream for a client's request with these hops. They precede this server in `Via`, so that the first
     /// server that is passed twice detects a loop.
     #[must_use]
     pub fn with_hops(&self, hops: Hops) -> Self {
-        Self { remote: self.remote.clone(), hops }
+        Self { hops, ..self.clone() }
+    }
+
+    /// The same upstream for requests without credentials, which get what everybody gets there.
+    #[must_use]
+    pub fn without_credentials(&self) -> Self {
+        let remote = self.anonymous.as_ref().unwrap_or(&self.remote).clone();
+        Self { remote, anonymous: None, hops: self.hops.clone() }
+    }
+
+    /// Whether a credential rule is for the repository. Its source may have no credentials.
+    pub fn has_credential_rule(&self, repository: &RepoName) -> bool {
+        self.remote.keyring.has_rule(repository.as_str())
     }
 
     /// The configured name, such as `docker.io`.

@@ -41,8 +41,8 @@ pub(super) struct Remote {
     pub(super) allowed_hosts: Arc<AllowedHosts>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) setup: Arc<ClientSetup>,
-    /// Updated by requests and by the probe.
-    pub(super) breaker: Mutex<Breaker>,
+    /// Updated by requests and by the probe. Requests without credentials share it.
+    pub(super) breaker: Arc<Mutex<Breaker>>,
     pub(super) limits: AccountLimits,
     pub(super) in_flight: InFlight,
     /// When the upstream last ignored a range of a blob.
@@ -94,13 +94,23 @@ impl Remote {
                 tls: TlsSetup::new(config)?,
                 use_proxy: !config.urls.iter().all(client::is_loopback),
             }),
-            breaker: Mutex::default(),
+            breaker: Arc::default(),
             limits: AccountLimits::default(),
             in_flight: InFlight::default(),
             ignored_range: Mutex::default(),
             tasks,
             connection: OnceCell::new(),
         })
+    }
+
+    /// The same registry for requests without credentials. Tokens, connections and limits are not shared.
+    ///
+    /// # Errors
+    /// As for [`Remote::new`].
+    pub(super) fn without_credentials(&self, config: &UpstreamConfig, via: &str) -> Result<Self, UpstreamSetupError> {
+        let config = UpstreamConfig { credentials: Vec::new(), ..config.clone() };
+        let anonymous = Self::new(&config, via, self.metrics.clone(), self.tasks.clone())?;
+        Ok(Self { breaker: self.breaker.clone(), ..anonymous })
     }
 
     /// The clients and the authorizer, created by the first call. Also reloads a changed client certificate.

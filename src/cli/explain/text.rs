@@ -110,8 +110,12 @@ fn write_access(text: &mut String, access: &ExplainedAccess) -> std::fmt::Result
         return writeln!(text, "access      everyone may do everything: there are no users ([auth])");
     }
     let mut label = "access";
-    for ExplainedRight { right, rule } in &access.rights {
+    for ExplainedRight { right, rule, only_if_public } in &access.rights {
         match rule {
+            Some(rule) if *only_if_public => {
+                let rule = Printable(rule);
+                writeln!(text, "{label:<11} {user} may {right} if it is public at its upstream: the rule at {rule}")?;
+            }
             Some(rule) => writeln!(text, "{label:<11} {user} may {right}: the rule at {}", Printable(rule))?,
             None => writeln!(text, "{label:<11} {user} may not {right}: no rule allows it")?,
         }

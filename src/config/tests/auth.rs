@@ -79,6 +79,10 @@ fn errors_name_the_line_the_key_and_what_would_be_right() {
             "test.toml:9: auth.rule.may: \"write\" is not a right; write \"pull\", \"push\"",
         ),
         (
+            users("", &format!("{}private = true\n", rule("\"ann\"", "\"team/**\"", "\"pull\""))),
+            "test.toml:10: auth.rule.private: has no effect: it lets users pull private repositories of upstreams",
+        ),
+        (
             users("", &rule("\"ann\"", "\"Team/**\"", "\"pull\"")),
             "test.toml:8: auth.rule.on: \"Team/**\" matches no repository: names of repositories are in lower case",
         ),

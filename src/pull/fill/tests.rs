@@ -14,7 +14,7 @@ use super::super::slots::Slots;
 use super::super::source::BlobSource;
 use super::super::source::scripted::{Answer, NAME, ScriptedSource};
 use super::{Fills, Follower, Following, Joined, Readiness, Requester};
-use crate::config::CacheConfig;
+use crate::config::Config;
 use crate::oci::{Algorithm, ByteRange, Digest};
 use crate::store::Store;
 use crate::tasks::Tasks;
@@ -38,7 +38,7 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         let metrics = Arc::new(Metrics::new(&[NAME]));
-        let context = Arc::new(Context::new(store, CacheConfig::default(), metrics));
+        let context = Arc::new(Context::new(store, &Config::default(), metrics));
         let fills = Fills::new(context.clone(), Slots::new(8, []), Tasks::new());
         Self { fills, context, folder }
     }

@@ -77,6 +77,11 @@ impl Keyring {
         }
     }
 
+    /// Whether a rule is for the repository.
+    pub(in crate::upstream) fn has_rule(&self, repository: &str) -> bool {
+        self.rules.iter().any(|rule| rule.is_for(repository))
+    }
+
     /// Whether requests for a repository use credentials, without reading a file or running a program.
     pub(in crate::upstream) fn has(&self, repository: &str) -> bool {
         let rule = self.rules.iter().find(|rule| rule.is_for(repository));

@@ -3,6 +3,7 @@
 mod commands;
 mod flows;
 mod logins;
+mod private;
 mod repositories;
 
 use std::path::{Path, PathBuf};
@@ -45,7 +46,7 @@ const CLOSED: &str = r#"
 struct Access {
     server: TestServer,
     image: Image,
-    _upstream: Upstream,
+    upstream: Upstream,
     folder: TempDir,
 }
 
@@ -68,7 +69,11 @@ impl Access {
         );
         let builder = TestServer::builder().upstream("docker.io", &upstream).default_upstream("docker.io");
         let server = builder.config(&format!("{auth}{rules}")).config(toml).start().await;
-        Self { server, image, _upstream: upstream, folder }
+        Self { server, image, upstream, folder }
+    }
+
+    fn upstream(&self) -> &Upstream {
+        &self.upstream
     }
 
     fn users(&self) -> PathBuf {
