@@ -1,4 +1,4 @@
-//! Matching of the names of repositories against patterns, without allocation.
+//! Matching of the names of repositories, and of identities, against patterns, without allocation.
 
 use std::iter::Peekable;
 use std::str::Chars;
@@ -109,6 +109,50 @@ fn matches_stars(pattern: &str, text: &str) -> bool {
     }
 }
 
+/// Whether the pattern matches a text that is no name of a repository, such as the value of an identity: `*` is any text
+/// without a slash, and `**` any text.
+///
+/// After a failure, the last `*` takes one more character. If that is a slash, the last `**` before it takes one more. No
+/// earlier one needs another try: the last `**` can take whatever an earlier one would, and an earlier `*` would only
+/// begin what follows it later in the same component.
+pub(super) fn matches_text(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut at, mut found) = (0, 0);
+    // Where to go on: the places in the pattern after the stars, and in the text after what they take.
+    let mut star: Option<(usize, usize)> = None;
+    let mut stars: Option<(usize, usize)> = None;
+    loop {
+        match (&pattern[at..], text.get(found)) {
+            ([b'*', b'*', ..], _) => {
+                at += 2;
+                (star, stars) = (None, Some((at, found)));
+                continue;
+            }
+            ([b'*', ..], _) => {
+                at += 1;
+                star = Some((at, found));
+                continue;
+            }
+            ([], None) => return true,
+            ([expected, ..], Some(byte)) if expected == byte => {
+                (at, found) = (at + 1, found + 1);
+                continue;
+            }
+            _ => {}
+        }
+        let taken = |(_, after): &(usize, usize)| text.get(*after).copied();
+        if let Some((after, from)) = star.filter(|star| taken(star).is_some_and(|byte| byte != b'/')) {
+            star = Some((after, from + 1));
+            (at, found) = (after, from + 1);
+        } else if let Some((after, from)) = stars.filter(|stars| taken(stars).is_some()) {
+            (star, stars) = (None, Some((after, from + 1)));
+            (at, found) = (after, from + 1);
+        } else {
+            return false;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,5 +237,37 @@ mod tests {
         assert!(!matches(&own, &local("users/annie/app"), Some("ann")));
         assert!(!matches(&own, &local("users/ann/app"), None));
         assert!(!may_match_in(&own, &Scope::Local, None) && may_match_in(&own, &Scope::Local, Some("ann")));
+    }
+
+    #[test]
+    fn stars_in_text_stop_at_slashes_and_double_stars_do_not() {
+        for (pattern, text, expected) in [
+            ("acme/app", "acme/app", true),
+            ("acme/*", "acme/app", true),
+            ("acme/*", "acme/app/x", false),
+            ("acme/*", "acme", false),
+            ("acme/*", "acmeevil/app", false),
+            ("acme/**", "acme/a/b", true),
+            ("**", "x", true),
+            ("repo:acme/app:ref:refs/heads/*", "repo:acme/app:ref:refs/heads/main", true),
+            ("repo:acme/*:ref:**", "repo:acme/app:ref:refs/heads/a/b", true),
+            ("repo:acme/*:ref:**", "repo:acme/x/app:ref:refs/heads/a", false),
+            ("system:serviceaccount:ci:*", "system:serviceaccount:ci:builder", true),
+            ("spiffe://c/ns/*/sa/app", "spiffe://c/ns/a/sa/app", true),
+            ("spiffe://c/ns/*/sa/app", "spiffe://c/ns/a/b/sa/app", false),
+            ("**/sa/*", "a/sa/b/sa/c", true),
+            ("**/sa/*x", "a/sa/bx/sa/cx", true),
+            ("**/sa/*/x", "a/sa/b/sa/c/x", true),
+            ("*ü*", "aüb", true),
+            ("*", "", true),
+        ] {
+            assert_eq!(matches_text(pattern, text), expected, "{pattern} on {text}");
+        }
+    }
+
+    #[test]
+    fn a_hard_pattern_ends() {
+        let (pattern, text) = (format!("**{}b", "*a".repeat(20)), "a".repeat(1000));
+        assert!(!matches_text(&pattern, &text));
     }
 }

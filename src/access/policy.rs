@@ -5,9 +5,9 @@
 
 use std::collections::HashSet;
 
-use super::patterns;
+use super::patterns::{self, matches_text};
 use super::principal::{Principal, User};
-use crate::config::{AccessPattern, AuthConfig, Right, Rights, Subject};
+use crate::config::{AccessPattern, AccessRule, AuthConfig, IdentityPattern, Member, Right, Rights, Subject};
 use crate::oci::{RepoId, Scope};
 
 /// The rules in force.
@@ -16,13 +16,17 @@ pub struct Policy {
     rules: Vec<Rule>,
 }
 
-/// One rule, with its groups replaced by their users.
+/// One rule, with its groups replaced by their members.
 #[derive(Debug)]
 struct Rule {
     /// Everybody, logged in or not.
     everybody: bool,
-    every_user: bool,
-    users: HashSet<Box<str>>,
+    /// Every user, and every other identity.
+    authenticated: bool,
+    /// Users, and identities that are written out.
+    names: HashSet<Box<str>>,
+    /// The other identities.
+    identities: Vec<IdentityPattern>,
     on: Vec<AccessPattern>,
     may: Rights,
     /// Also repositories that are private at their upstream.
@@ -34,24 +38,24 @@ struct Rule {
 
 impl Policy {
     pub fn new(auth: &AuthConfig) -> Self {
-        let rule = |rule: &crate::config::AccessRule| {
-            let mut users = HashSet::new();
-            for subject in &rule.who {
-                match subject {
-                    Subject::User(name) => {
-                        users.insert(name.as_str().into());
+        let rule = |rule: &AccessRule| {
+            let (mut names, mut identities) = (HashSet::new(), Vec::new());
+            for member in rule.who.iter().flat_map(|subject| members(subject, auth)) {
+                match member {
+                    Member::User(name) => {
+                        names.insert(name.as_str().into());
                     }
-                    Subject::Group(group) => {
-                        let members = auth.groups.get(group).into_iter().flatten();
-                        users.extend(members.map(|name| Box::from(name.as_str())));
+                    Member::Identities(pattern) if pattern.is_exact() => {
+                        names.insert(pattern.as_str().into());
                     }
-                    Subject::Anonymous | Subject::Authenticated => {}
+                    Member::Identities(pattern) => identities.push(pattern.clone()),
                 }
             }
             Rule {
                 everybody: rule.who.contains(&Subject::Anonymous),
-                every_user: rule.who.contains(&Subject::Authenticated),
-                users,
+                authenticated: rule.who.contains(&Subject::Authenticated),
+                names,
+                identities,
                 on: rule.on.clone(),
                 may: rule.may,
                 private: rule.private,
@@ -122,7 +126,27 @@ impl Policy {
 
 impl Rule {
     fn is_about(&self, user: Option<&User>) -> bool {
-        self.everybody || user.is_some_and(|user| self.every_user || self.users.contains(user.name()))
+        self.everybody || user.is_some_and(|user| self.authenticated || self.names(user))
+    }
+
+    /// Whether the rule is about this user by name.
+    fn names(&self, user: &User) -> bool {
+        if self.names.contains(user.name()) {
+            return true;
+        }
+        let Some((prefix, value)) = user.as_identity() else { return false };
+        // The prefixes are compared alone, so that no pattern reaches across the colon.
+        let is_meant = |pattern: &IdentityPattern| pattern.prefix() == prefix && matches_text(pattern.value(), value);
+        self.identities.iter().any(is_meant)
+    }
+}
+
+/// Whom a subject names; nobody for those that are about everybody.
+fn members<'a>(subject: &'a Subject, auth: &'a AuthConfig) -> &'a [Member] {
+    match subject {
+        Subject::Member(member) => std::slice::from_ref(member),
+        Subject::Group(group) => auth.groups.get(group).map_or(&[], Vec::as_slice),
+        Subject::Anonymous | Subject::Authenticated => &[],
     }
 }
 
@@ -134,10 +158,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{AccessRule, Config};
+    use crate::config::Config;
 
     fn auth(groups: &[(&str, &[&str])], rules: Vec<AccessRule>) -> AuthConfig {
-        let members = |users: &[&str]| users.iter().map(|user| (*user).to_owned()).collect();
+        let members = |members: &[&str]| members.iter().map(|member| Member::for_test(member)).collect();
         let groups: BTreeMap<_, _> = groups.iter().map(|(name, users)| ((*name).to_owned(), members(users))).collect();
         AuthConfig {
             htpasswd: "/dev/null".into(),
@@ -210,6 +234,30 @@ mod tests {
     }
 
     #[test]
+    fn identities_have_the_rights_of_their_patterns() {
+        let policy = Policy::new(&auth(
+            &[("ci", &["github:acme/*", "ann", "token:nightly"])],
+            vec![
+                rule(&["group:ci"], &["team/**"], &[Right::Push]),
+                rule(&["cert:spiffe://cluster/ns/**"], &["nodes/**"], &[Right::Pull]),
+                rule(&["authenticated"], &["shared/**", "users/{user}/**"], &[Right::Pull]),
+            ],
+        ));
+        let may = |who, right, name| policy.allowed_by(&principal(Some(who)), right, &repo(name)).is_some();
+        for who in ["github:acme/app", "ann", "token:nightly"] {
+            assert!(may(who, Right::Push, "team/app"), "{who}");
+        }
+        for who in ["github:acme/app/x", "github:evil/app", "gitlab:acme/app", "token:nightly2", "acme/app", "nightly"]
+        {
+            assert!(!may(who, Right::Push, "team/app") && may(who, Right::Pull, "shared/x"), "{who}");
+        }
+        assert!(may("cert:spiffe://cluster/ns/a/sa/b", Right::Pull, "nodes/x"));
+        assert!(!may("cert:spiffe://other/ns/a", Right::Pull, "nodes/x"));
+        assert!(may("ann", Right::Pull, "users/ann/x") && !may("token:ann", Right::Pull, "users/ann/x"));
+        assert!(!may("x:ann", Right::Push, "team/app"), "a user's name is no identity");
+    }
+
+    #[test]
     fn nobody_may_do_anything_without_a_rule() {
         let policy = Policy::new(&auth(&[], Vec::new()));
         assert!(policy.allowed_by(&principal(Some("ann")), Right::Pull, &repo("a")).is_none());
@@ -237,8 +285,10 @@ mod tests {
                         (Subject::Anonymous, _) => true,
                         (_, None) => false,
                         (Subject::Authenticated, Some(_)) => true,
-                        (Subject::User(name), Some(user)) => name == user,
-                        (Subject::Group(group), Some(user)) => group == "dev" && dev.contains(&user),
+                        (Subject::Member(member), Some(user)) => is_member(&member.to_string(), user),
+                        (Subject::Group(group), Some(user)) => {
+                            group == "dev" && dev.iter().any(|member| is_member(member, user))
+                        }
                     };
                 }
                 let has_right = rule.may.iter().any(|right| right == asked.right);
@@ -246,6 +296,28 @@ mod tests {
                 allowed |= is_meant && has_right && is_on;
             }
             allowed
+        }
+
+        fn is_member(member: &str, user: &str) -> bool {
+            match (member.split_once(':'), user.split_once(':')) {
+                (None, _) => member == user,
+                (Some((of_pattern, pattern)), Some((prefix, value))) => {
+                    of_pattern == prefix && identity(pattern.as_bytes(), value.as_bytes())
+                }
+                (Some(_), None) => false,
+            }
+        }
+
+        fn identity(pattern: &[u8], value: &[u8]) -> bool {
+            match pattern {
+                [] => value.is_empty(),
+                [b'*', b'*', rest @ ..] => (0..=value.len()).any(|skipped| identity(rest, &value[skipped..])),
+                [b'*', rest @ ..] => {
+                    let slash = value.iter().position(|byte| *byte == b'/').unwrap_or(value.len());
+                    (0..=slash).any(|skipped| identity(rest, &value[skipped..]))
+                }
+                [first, rest @ ..] => value.first() == Some(first) && identity(rest, &value[1..]),
+            }
         }
 
         fn covers(pattern: &str, asked: &Asked<'_>) -> bool {
@@ -293,14 +365,33 @@ mod tests {
             .prop_filter("it is a pattern", |text| AccessPattern::is_valid_for_test(text))
     }
 
+    fn texts(texts: &[String]) -> Vec<&str> {
+        texts.iter().map(String::as_str).collect()
+    }
+
+    fn identity_patterns() -> impl Strategy<Value = String> {
+        ("(cert|token)", "[ab/:*]{1,6}").prop_filter_map("it is a pattern", |(prefix, value)| {
+            (!value.contains("***")).then(|| format!("{prefix}:{value}"))
+        })
+    }
+
+    fn identities() -> impl Strategy<Value = String> {
+        prop_oneof![
+            2 => prop::sample::select(vec!["a", "b", "ab", "c"]).prop_map(str::to_owned),
+            3 => "(cert|token):[ab/:]{1,8}",
+        ]
+    }
+
     fn rules() -> impl Strategy<Value = Vec<AccessRule>> {
-        let who = prop::sample::subsequence(vec!["anonymous", "authenticated", "a", "b", "group:dev"], 1..3);
+        let named = prop_oneof![
+            prop::sample::select(vec!["anonymous", "authenticated", "a", "b", "group:dev"]).prop_map(str::to_owned),
+            identity_patterns(),
+        ];
+        let who = prop::collection::vec(named, 1..3);
         let may = prop::sample::subsequence(Right::ALL.to_vec(), 1..3);
         let one = (who, prop::collection::vec(patterns(), 1..3), may);
         prop::collection::vec(one, 0..4).prop_map(|rules| {
-            let made = |(who, on, may): &(Vec<&str>, Vec<String>, Vec<Right>)| {
-                rule(who, &on.iter().map(String::as_str).collect::<Vec<_>>(), may)
-            };
+            let made = |(who, on, may): &(Vec<String>, Vec<String>, Vec<Right>)| rule(&texts(who), &texts(on), may);
             rules.iter().map(made).collect()
         })
     }
@@ -311,12 +402,13 @@ mod tests {
         #[test]
         fn decisions_are_those_of_an_independent_evaluator(
             rules in rules(),
-            user in prop::option::of(prop::sample::select(vec!["a", "b", "ab", "c"])),
+            user in prop::option::of(identities()),
             right in prop::sample::select(Right::ALL.to_vec()),
             upstream in prop_oneof![2 => Just(None), 1 => Just(Some("docker.io")), 1 => Just(Some("ghcr.io"))],
             name in "[ab]{1,3}(/[ab]{1,3}){0,4}",
         ) {
-            let dev = ["a", "ab"];
+            let dev = ["a", "ab", "cert:a*/**b"];
+            let user = user.as_deref();
             let policy = Policy::new(&auth(&[("dev", &dev)], rules.clone()));
             let scope = upstream.map_or(Scope::Local, |upstream| Scope::Upstream(upstream.into()));
             let repo = RepoId::new(scope, name.parse().unwrap());

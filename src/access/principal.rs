@@ -25,18 +25,20 @@ pub struct Session {
     acts: Rights,
 }
 
-/// A user of the password file.
+/// A user of the password file, or an identity that something else vouches for, `PREFIX:VALUE` (see `config::identity`).
 #[derive(PartialEq, Eq)]
 pub struct User {
     name: Box<str>,
-    /// Whether the name can be a component of a repository's name (`{user}`).
+    /// Whether the name can be a component of a repository's name (`{user}`). No identity with a prefix can.
     is_component: bool,
+    /// Length of the prefix in bytes; `None` for a user of the file.
+    prefix: Option<usize>,
 }
 
 // === impl Principal ===
 
 impl Principal {
-    /// A user of this name, or everyone for `anonymous`, to explain what the rules allow.
+    /// A user or an identity of this name, or everyone for `anonymous`, to explain what the rules allow.
     pub fn named(name: &str) -> Self {
         match name {
             Subject::ANONYMOUS => Self::Anonymous,
@@ -44,7 +46,7 @@ impl Principal {
         }
     }
 
-    /// A user who has sent the password.
+    /// A user who has sent the password, or proven an identity otherwise.
     pub fn of_password(user: Arc<User>) -> Self {
         Self::User(Session { user, acts: Rights::ALL })
     }
@@ -74,13 +76,26 @@ impl Principal {
 // === impl User ===
 
 impl User {
+    /// A user of the file, or with a colon in the name, an identity with its prefix.
     pub fn new(name: &str) -> Self {
-        let is_component = name.parse::<RepoName>().is_ok_and(|name| name.is_single());
-        Self { name: name.into(), is_component }
+        let prefix = name.find(':');
+        let is_component = prefix.is_none() && name.parse::<RepoName>().is_ok_and(|name| name.is_single());
+        Self { name: name.into(), is_component, prefix }
     }
 
+    /// An identity. The prefix has no colon.
+    pub fn identity(prefix: &str, value: &str) -> Self {
+        Self::new(&format!("{prefix}:{value}"))
+    }
+
+    /// The name; with its prefix, if it has one.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The prefix and the value of an identity; `None` for a user of the file.
+    pub fn as_identity(&self) -> Option<(&str, &str)> {
+        self.prefix.map(|length| (&self.name[..length], &self.name[length + 1..]))
     }
 
     /// The name, if it can be a component of a repository's name.

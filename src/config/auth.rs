@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::access_pattern::AccessPattern;
+use super::identity::Member;
 
 /// `[auth]`
 #[derive(Clone, Debug, PartialEq)]
@@ -19,8 +20,8 @@ pub struct AuthConfig {
     pub token_key_file: Option<PathBuf>,
     /// How long a token is valid.
     pub token_lifetime: Duration,
-    /// The users of each group.
-    pub groups: BTreeMap<String, Vec<String>>,
+    /// The members of each group.
+    pub groups: BTreeMap<String, Vec<Member>>,
     /// At least one.
     pub rules: Vec<AccessRule>,
     /// Whether the only rule comes from the settings of `registry:2`, where every user may do everything.
@@ -45,9 +46,10 @@ pub struct AccessRule {
 pub enum Subject {
     /// Everybody, logged in or not.
     Anonymous,
-    /// Every user.
+    /// Every user, and every other identity.
     Authenticated,
-    User(String),
+    Member(Member),
+    /// The members of a group in `[auth.groups]`.
     Group(String),
 }
 
@@ -106,11 +108,19 @@ impl Subject {
             (Self::ANONYMOUS, _) => Ok(Self::Anonymous),
             (Self::AUTHENTICATED, _) => Ok(Self::Authenticated),
             (_, Some(group)) if !group.is_empty() => Ok(Self::Group(group.to_owned())),
-            _ if is_user_name(text) => Ok(Self::User(text.to_owned())),
+            (_, None) if text.contains(':') || is_user_name(text) => Member::parse(text).map(Self::Member),
             _ => Err(format!(
                 "\"{text}\" is neither a user nor a group; write \"anonymous\" (everyone), \"authenticated\" (every user), \
-                 the name of a user, or \"group:NAME\""
+                 the name of a user, \"group:NAME\", or an identity such as \"github:acme/*\""
             )),
+        }
+    }
+
+    /// The member, if the subject is one by name.
+    pub(super) fn member(&self) -> Option<&Member> {
+        match self {
+            Self::Member(member) => Some(member),
+            Self::Anonymous | Self::Authenticated | Self::Group(_) => None,
         }
     }
 }
@@ -120,7 +130,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Anonymous => f.write_str(Self::ANONYMOUS),
             Self::Authenticated => f.write_str(Self::AUTHENTICATED),
-            Self::User(name) => f.write_str(name),
+            Self::Member(member) => member.fmt(f),
             Self::Group(name) => write!(f, "{}{name}", Self::GROUP),
         }
     }
@@ -204,14 +214,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subjects_are_everyone_users_and_groups() {
+    fn subjects_are_everyone_users_identities_and_groups() {
         assert_eq!(Subject::parse("anonymous"), Ok(Subject::Anonymous));
         assert_eq!(Subject::parse("authenticated"), Ok(Subject::Authenticated));
         assert_eq!(Subject::parse("group:dev"), Ok(Subject::Group("dev".to_owned())));
         for name in ["ann", "ann@example.com", "Ann", "jürgen", "a/b", "-"] {
-            assert_eq!(Subject::parse(name), Ok(Subject::User(name.to_owned())));
+            assert_eq!(Subject::parse(name), Ok(Subject::Member(Member::User(name.to_owned()))));
         }
-        for other in ["", "group:", "github:acme/*", "a b", "a\nb", ":"] {
+        let identities = Member::parse("github:acme/*").unwrap();
+        assert_eq!(Subject::parse("github:acme/*"), Ok(Subject::Member(identities)));
+        for other in ["", "group:", "github:", "a b", "a\nb", ":"] {
             assert!(Subject::parse(other).is_err(), "{other:?}");
         }
         assert!(!is_user_name("anonymous") && !is_user_name(&"a".repeat(256)));

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::access_pattern::PatternScope;
-use super::auth::is_user_name;
 use super::build_value::readable;
 use super::error::SourceLocation;
 use super::layer::{AccessRuleKeys, AuthKeys, Located};
 use super::units::format_duration;
 use super::value::OneOrMore;
-use super::{AccessPattern, AccessRule, AuthConfig, ConfigError, LocalConfig, Right, Rights, Subject};
+use super::{AccessPattern, AccessRule, AuthConfig, ConfigError, LocalConfig, Member, Right, Rights, Subject};
 
 /// Two rules, for an error about a missing one.
 const EXAMPLES: &str = "\
@@ -21,7 +20,7 @@ pub(super) struct AuthLayer {
     pub(super) keys: AuthKeys,
     /// Where `[auth]` is written.
     pub(super) table: Option<SourceLocation>,
-    pub(super) groups: BTreeMap<String, Located<OneOrMore<String>>>,
+    pub(super) groups: BTreeMap<String, Located<OneOrMore<Member>>>,
     pub(super) rules: Vec<Located<AccessRuleKeys>>,
     /// Where the settings of `registry:2` name the file of users.
     pub(super) of_registry_2: Option<SourceLocation>,
@@ -56,9 +55,10 @@ pub(super) fn auth(layer: AuthLayer, around: &Surroundings<'_>) -> Result<Option
         Some(lifetime) => token_lifetime(&lifetime)?,
         None => AuthConfig::TOKEN_LIFETIME,
     };
-    let groups = groups.into_iter().map(|(name, users)| Ok((name.clone(), group(&name, users)?)));
+    let issuers: &[&str] = &[];
+    let groups = groups.into_iter().map(|(name, members)| Ok((name.clone(), group(&name, members, issuers)?)));
     let groups = groups.collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
-    let rules = rules.into_iter().map(|keys| rule(keys, &groups, around)).collect::<Result<Vec<_>, _>>()?;
+    let rules = rules.into_iter().map(|keys| rule(keys, &groups, issuers, around)).collect::<Result<Vec<_>, _>>()?;
     let is_of_registry_2 = rules.is_empty() && of_registry_2.is_some();
     let rules = match of_registry_2 {
         Some(location) if rules.is_empty() => vec![rule_of_registry_2(&location, around.deletes)],
@@ -97,22 +97,23 @@ fn token_lifetime(lifetime: &Located<std::time::Duration>) -> Result<std::time::
     Err(ConfigError::new(&lifetime.location, "auth.token_lifetime", message))
 }
 
-fn group(name: &str, users: Located<OneOrMore<String>>) -> Result<Vec<String>, ConfigError> {
-    let OneOrMore(names) = users.value;
-    match names.iter().find(|name| !is_user_name(name)) {
-        None => Ok(names),
-        Some(wrong) => {
-            let message = format!(
-                "\"{wrong}\" is not the name of a user; a group is a list of users, such as [\"ann\", \"bob\"]"
-            );
-            Err(ConfigError::new(&users.location, format!("auth.groups.{name}"), message))
-        }
-    }
+fn group(name: &str, members: Located<OneOrMore<Member>>, issuers: &[&str]) -> Result<Vec<Member>, ConfigError> {
+    let Located { value: OneOrMore(members), location } = members;
+    check_prefixes(members.iter(), issuers)
+        .map_err(|message| ConfigError::new(&location, format!("auth.groups.{name}"), message))?;
+    Ok(members)
+}
+
+/// # Errors
+/// The message for the first identity whose prefix is not known.
+fn check_prefixes<'a>(mut members: impl Iterator<Item = &'a Member>, issuers: &[&str]) -> Result<(), String> {
+    members.try_for_each(|member| member.identities().map_or(Ok(()), |pattern| pattern.check_prefix(issuers)))
 }
 
 fn rule(
     rule: Located<AccessRuleKeys>,
-    groups: &BTreeMap<String, Vec<String>>,
+    groups: &BTreeMap<String, Vec<Member>>,
+    issuers: &[&str],
     around: &Surroundings<'_>,
 ) -> Result<AccessRule, ConfigError> {
     let Located { value: AccessRuleKeys { who, on, may, private }, location } = rule;
@@ -129,6 +130,8 @@ fn rule(
             return Err(ConfigError::new(&who.location, "auth.rule.who", message));
         }
     }
+    let members = who.value.iter().filter_map(Subject::member);
+    check_prefixes(members, issuers).map_err(|message| ConfigError::new(&who.location, "auth.rule.who", message))?;
     let mut on = list(on, &location, "on", "on = \"team/**\"")?;
     let is_local = |host: &str| {
         let begins = |pattern: &str| pattern.strip_prefix(host).is_some_and(|rest| rest.starts_with('/'));

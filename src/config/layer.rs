@@ -14,7 +14,9 @@ use super::error::SourceLocation;
 use super::units::Size;
 use super::upstream_url::UpstreamUrl;
 use super::value::{OneOrMore, Positive, RawValue, Setting};
-use super::{AccessPattern, ConfigError, ListenAddr, LogFormat, Namespace, OnDenied, Pin, Right, Secret, Subject};
+use super::{
+    AccessPattern, ConfigError, ListenAddr, LogFormat, Member, Namespace, OnDenied, Pin, Right, Secret, Subject,
+};
 
 /// A value and the place where it was written.
 #[derive(Clone, Debug)]
@@ -260,8 +262,8 @@ pub(super) struct Layer {
     pub(super) auth: AuthKeys,
     /// Where `[auth]` is written. Only files have it.
     pub(super) auth_table: Option<SourceLocation>,
-    /// `[auth.groups]`: the users of each group. Only files have it.
-    pub(super) auth_groups: BTreeMap<String, Located<OneOrMore<String>>>,
+    /// `[auth.groups]`: the members of each group. Only files have it.
+    pub(super) auth_groups: BTreeMap<String, Located<OneOrMore<Member>>>,
     /// `[[auth.rule]]` in the order of the file. Only files have them.
     pub(super) auth_rules: Vec<Located<AccessRuleKeys>>,
     /// Where the settings of `registry:2` name the file of users.

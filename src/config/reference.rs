@@ -93,7 +93,7 @@ fn type_of(kind: &str) -> String {
             "UpstreamUrl" => "URL or list of URLs".to_owned(),
             "Pin" => "list of image patterns".to_owned(),
             "Namespace" => "list of repository patterns".to_owned(),
-            "Subject" => "list of users and groups".to_owned(),
+            "Subject" => "list of users, identities and groups".to_owned(),
             "AccessPattern" => "list of repository patterns".to_owned(),
             "Right" => "list of rights".to_owned(),
             other => panic!("the reference page has no name for a list of {other}: add one to `type_of`"),

@@ -136,7 +136,10 @@ impl TomlWriter {
         self.key("token_lifetime", format_duration(auth.token_lifetime));
         if !auth.groups.is_empty() {
             self.table("auth.groups");
-            auth.groups.iter().for_each(|(name, users)| self.key(&format!("{:?}", name), users.clone()));
+            for (name, members) in &auth.groups {
+                let members: Vec<String> = members.iter().map(ToString::to_string).collect();
+                self.key(&format!("{name:?}"), members);
+            }
         }
         for rule in &auth.rules {
             let mark = if auth.is_of_registry_2 { "# " } else { "" };
@@ -286,14 +289,14 @@ mod tests {
             token_key_file = "/dev/zero"
             token_lifetime = "1h"
             [auth.groups]
-            dev = ["ann", "bob"]
+            dev = ["ann", "bob", "cert:spiffe://cluster/*"]
             "other devs" = "cat"
             [[auth.rule]]
             who = "anonymous"
             on = "**"
             may = "pull"
             [[auth.rule]]
-            who = ["group:dev", "group:other devs", "dan"]
+            who = ["group:dev", "group:other devs", "dan", "token:ci"]
             on = ["team/**", "docker.io/library/*"]
             may = ["push", "pull", "delete"]
             [log]

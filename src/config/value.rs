@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::units::{self, Size, SizeError};
-use super::{AccessPattern, ListenAddr, LogFormat, Namespace, OnDenied, Pin, Right, Secret, Subject};
+use super::{AccessPattern, ListenAddr, LogFormat, Member, Namespace, OnDenied, Pin, Right, Secret, Subject};
 
 /// The value of a key before it is parsed.
 pub(super) enum RawValue<'a> {
@@ -206,6 +206,14 @@ impl Setting for Namespace {
 
 impl Setting for Subject {
     const EXPECTED: &'static str = "a user or a group; write for example \"anonymous\", \"ann\" or \"group:dev\"";
+
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        Self::parse(text).map_err(ValueError::Because)
+    }
+}
+
+impl Setting for Member {
+    const EXPECTED: &'static str = "a user or an identity; write for example \"ann\" or \"github:acme/*\"";
 
     fn from_text(text: &str) -> Result<Self, ValueError> {
         Self::parse(text).map_err(ValueError::Because)

@@ -26,7 +26,7 @@ fn users_groups_and_rules_are_read() {
     let text = users("token_lifetime = \"1h\"", &format!("{DEV}{}", rules.concat()));
     let auth = Config::from_toml(&text, "test.toml").unwrap().auth.unwrap();
     assert_eq!(auth.token_lifetime.as_secs(), 3600);
-    assert_eq!(auth.groups["dev"], ["ann"]);
+    assert_eq!(auth.groups["dev"], [Member::User("ann".to_owned())]);
     assert_eq!(auth.rules.len(), 2);
     assert_eq!(auth.rules[1].place, "test.toml:12", "{text}");
     assert_eq!(auth.rules[1].may, [Right::Push, Right::Pull].into_iter().collect());
@@ -58,7 +58,12 @@ fn errors_name_the_line_the_key_and_what_would_be_right() {
         (users("groups = 1", &good), "auth.groups: must be a table"),
         (
             users("", &format!("[auth.groups]\ndev = [\"github:acme/*\"]\n{good}")),
-            "test.toml:7: auth.groups.dev: \"github:acme/*\" is not the name of a user",
+            "test.toml:7: auth.groups.dev: \"github:acme/*\" begins with \"github\", and no issuer has this name; known are cert, \
+             token, and an issuer is added with [auth.issuer.github]",
+        ),
+        (
+            users("", &format!("[auth.groups]\ndev = [\"ann\", \"a b\"]\n{good}")),
+            "test.toml:7: auth.groups.dev: \"a b\" is not the name of a user; a group is a list of users and of identities",
         ),
         (
             users("", &rule("[\"ann\", \"group:dev\"]", "\"**\"", "\"pull\"")),
@@ -68,7 +73,11 @@ fn errors_name_the_line_the_key_and_what_would_be_right() {
             users("", &format!("{DEV}{}", rule("\"group:ops\"", "\"**\"", "\"pull\""))),
             "no group is called \"ops\" (there are dev)",
         ),
-        (users("", &rule("\"a:b\"", "\"**\"", "\"pull\"")), "auth.rule.who: \"a:b\" is neither a user nor a group"),
+        (users("", &rule("\"a b\"", "\"**\"", "\"pull\"")), "auth.rule.who: \"a b\" is neither a user nor a group"),
+        (
+            users("", &rule("[\"ann\", \"tokn:ci\"]", "\"**\"", "\"pull\"")),
+            "test.toml:7: auth.rule.who: \"tokn:ci\" begins with an unknown prefix; did you mean \"token:\"?",
+        ),
         (users("", &rule("[]", "\"**\"", "\"pull\"")), "auth.rule.who: is empty, so the rule allows nothing"),
         (
             users("", "[[auth.rule]]\nwho = \"ann\"\nmay = \"pull\""),

@@ -42,7 +42,8 @@ fn a_printed_line_is_one_of_the_file() {
 
 #[tokio::test]
 async fn explain_names_the_rule_that_allows_or_that_none_does() {
-    let access = Access::start(RULES).await;
+    let ci = "[[auth.rule]]\nwho = \"cert:spiffe://cluster/*\"\non = \"team/**\"\nmay = \"push\"\n";
+    let access = Access::start(&format!("{RULES}{ci}")).await;
     assert_eq!(access.push("team/app", &super::login("ann")).await, 201);
     let config = access.folder.path().join("roadstead.toml");
     std::fs::write(&config, access.server.settings().to_toml()).unwrap();
@@ -64,6 +65,9 @@ async fn explain_names_the_rule_that_allows_or_that_none_does() {
     let eve = explain("eve", "team/app:v1").await;
     assert_eq!(eve[0], "access      eve may not pull: no rule allows it");
     assert_eq!(eve.len(), 3);
+    let node = explain("cert:spiffe://cluster/node", "team/app:v1").await;
+    assert_eq!(node[0], "access      cert:spiffe://cluster/node may not pull: no rule allows it");
+    assert!(node[1].starts_with("            cert:spiffe://cluster/node may push: the rule at "), "{node:?}");
     let nobody = explain("anonymous", "docker.io/library/alpine").await;
     assert!(nobody.len() == 1 && nobody[0].starts_with("access      anonymous may pull: the rule at "), "{nobody:?}");
 }
