@@ -15,6 +15,8 @@ needs=(
     buildah:buildah
     docker-registry:docker-registry
     curl:curl
+    nginx:nginx-light
+    caddy:caddy
     valgrind:valgrind
 )
 PATH="$PATH:/usr/sbin:/sbin"
@@ -32,7 +34,7 @@ if grep -qs Y /sys/module/apparmor/parameters/enabled && ! command -v apparmor_p
     packages+=(apparmor)
 fi
 if [ ${#packages[@]} -eq 0 ]; then
-    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, curl, busybox, valgrind: all installed."
+    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, curl, nginx, caddy, busybox, valgrind: all installed."
     exit 0
 fi
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
@@ -65,7 +67,8 @@ if command -v systemctl >/dev/null; then
     for package in "${packages[@]}"; do
         case "$package" in
         docker.io) services=(docker.service docker.socket) ;;
-        containerd | docker-registry) services=("$package.service") ;;
+        containerd | docker-registry | caddy) services=("$package.service") ;;
+        nginx-light) services=(nginx.service) ;;
         podman) services=(podman.service podman.socket podman-restart.service podman-auto-update.timer) ;;
         *) services=() ;;
         esac

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 
+use super::forwarded::{Forwarded, TrustedProxies};
+
 /// The other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -16,6 +18,8 @@ pub struct Peer {
     pub is_encrypted: bool,
     /// The client certificate, if the TLS handshake verified one.
     pub certificate: Option<VerifiedCertificate>,
+    /// All trusted proxies, if the peer is one of them.
+    proxies: Option<TrustedProxies>,
 }
 
 /// The end-entity certificate of a client, in DER, signed by an authority of `tls.client_ca`.
@@ -32,7 +36,14 @@ pub struct Caller<'a> {
 impl Peer {
     /// A peer without TLS.
     pub fn at(address: Option<SocketAddr>) -> Self {
-        Self { address, is_encrypted: false, certificate: None }
+        Self { address, is_encrypted: false, certificate: None, proxies: None }
+    }
+
+    /// The same peer. If it is one of these proxies, what it says about its clients is believed.
+    pub fn trusted_if_in(mut self, proxies: &TrustedProxies) -> Self {
+        let is_proxy = self.address.is_some_and(|address| proxies.contains(address.ip()));
+        self.proxies = is_proxy.then(|| proxies.clone());
+        self
     }
 }
 
@@ -63,9 +74,28 @@ impl<'a> Caller<'a> {
         self.peer
     }
 
-    /// The address of the sender; `None` if the kernel does not tell.
+    /// The address of the client, which a trusted proxy names; `None` if the kernel does not tell.
     pub fn address(&self) -> Option<IpAddr> {
-        self.peer.address.map(|address| address.ip())
+        match self.forwarded() {
+            Some(forwarded) => forwarded.client(),
+            None => self.peer.address.map(|address| address.ip()),
+        }
+    }
+
+    /// Whether the client uses TLS, as far as it is known.
+    pub fn is_encrypted(&self) -> bool {
+        self.forwarded().and_then(Forwarded::is_encrypted).unwrap_or(self.peer.is_encrypted)
+    }
+
+    /// The host that the client has sent to a trusted proxy, if that says so. Its characters are not checked.
+    pub fn forwarded_host(&self) -> Option<&'a str> {
+        self.forwarded()?.host()
+    }
+
+    /// `None` if the peer is not a trusted proxy.
+    fn forwarded(&self) -> Option<Forwarded<'a>> {
+        let proxies = self.peer.proxies.as_ref()?;
+        Some(Forwarded { headers: self.headers, proxies, peer: self.peer.address.map(|address| address.ip()) })
     }
 
     /// The `Authorization` headers as they were sent, not parsed.

@@ -13,6 +13,7 @@
 mod authenticate;
 mod caller;
 mod credentials;
+mod forwarded;
 mod gate;
 mod htpasswd;
 mod passwords;
@@ -25,6 +26,7 @@ mod tokens;
 
 pub use authenticate::{AuthFileError, IssuedToken, Login, LoginError, Sender, Unauthenticated};
 pub use caller::{Caller, Peer, VerifiedCertificate};
+pub use forwarded::TrustedProxies;
 pub use gate::{
     AccessError, Action, Authorized, Catalog, Delete, Gate, Pull, PullIfPublic, Pulling, Push, SwitchedOff,
 };

@@ -99,6 +99,7 @@ fn server(keys: ServerKeys, tls_keys: ServerTlsKeys) -> Result<ServerConfig, Con
         names,
         host_routes: keys.host_routes.map(domains).transpose()?.unwrap_or(default.host_routes),
         external_url: keys.external_url.map(|url| url.value.0.as_str().trim_end_matches('/').to_owned()),
+        trusted_proxies: keys.trusted_proxies.map_or(default.trusted_proxies, |networks| networks.value.0),
         max_connections: positive(keys.max_connections, default.max_connections),
         head_timeout: positive(keys.head_timeout, default.head_timeout),
         keep_alive: positive(keys.keep_alive, default.keep_alive),

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
 
 use super::error::SourceLocation;
 use super::units::Size;
@@ -107,6 +108,7 @@ section! {
         names: OneOrMore<String>,
         host_routes: OneOrMore<String>,
         external_url: UpstreamUrl,
+        trusted_proxies: OneOrMore<IpNet>,
         max_connections: Positive<usize>,
         head_timeout: Positive<Duration>,
         keep_alive: Positive<Duration>,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
 
 use super::ListenAddr;
 
@@ -18,6 +19,8 @@ pub struct ServerConfig {
     pub host_routes: Vec<String>,
     /// The URL under which clients reach this server, without a slash at the end. `None`: the one that a request came to.
     pub external_url: Option<String>,
+    /// The networks of proxies whose `X-Forwarded-…` headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// Largest number of open connections. The longest unused one gives way to a new one.
     pub max_connections: usize,
     /// Time limit for the headers of a request to arrive.
@@ -52,6 +55,7 @@ impl Default for ServerConfig {
             names: Vec::new(),
             host_routes: Vec::new(),
             external_url: None,
+            trusted_proxies: Vec::new(),
             max_connections: 4096,
             head_timeout: Duration::from_secs(15),
             keep_alive: Duration::from_secs(120),

@@ -33,6 +33,8 @@ impl Config {
         if let Some(url) = &self.server.external_url {
             document.key("external_url", url.as_str());
         }
+        let proxies = self.server.trusted_proxies.iter().map(ToString::to_string);
+        document.key("trusted_proxies", proxies.collect::<Vec<_>>());
         document.key("max_connections", count(self.server.max_connections));
         document.key("head_timeout", format_duration(self.server.head_timeout));
         document.key("keep_alive", format_duration(self.server.keep_alive));

@@ -1,9 +1,11 @@
 //! Parsing of one value, from TOML or from the text of a variable or flag, with its error message.
 
+use std::net::IpAddr;
 use std::num::IntErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::units::{self, Size, SizeError};
@@ -177,6 +179,21 @@ impl Setting for ListenAddr {
 
     fn from_text(text: &str) -> Result<Self, ValueError> {
         text.parse().map_err(|_| ValueError::Unexpected)
+    }
+}
+
+impl Setting for IpNet {
+    const EXPECTED: &'static str = "an address or a network; write for example \"10.0.0.0/8\" or \"::1\"";
+
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(Self::from));
+        match network.map_err(|_| ValueError::Unexpected)? {
+            // The addresses of peers are compared as IPv4 addresses, if they are such.
+            Self::V6(network) if network.network().to_ipv4_mapped().is_some() => Err(ValueError::Because(format!(
+                "\"{text}\" is an IPv4 network; write it as one, such as \"10.0.0.0/8\""
+            ))),
+            network => Ok(network.trunc()),
+        }
     }
 }
 

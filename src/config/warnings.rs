@@ -17,6 +17,7 @@ impl Config {
     pub fn warnings(&self, disk_bytes: Option<u64>) -> Vec<String> {
         let mut warnings: Vec<String> = self.unauthenticated_access().into_iter().collect();
         warnings.extend(self.unencrypted_logins());
+        warnings.extend(self.proxies_of_everybody());
         warnings.extend(self.changes_by_everybody());
         warnings.extend(self.upstreams.iter().filter_map(unencrypted_password));
         warnings.extend(self.upstreams.iter().filter_map(unverified_certificate));
@@ -71,14 +72,24 @@ impl Config {
 
     /// Warns if passwords and tokens can be read on the network.
     fn unencrypted_logins(&self) -> Option<String> {
-        let ServerConfig { listen, tls, external_url, .. } = &self.server;
+        let ServerConfig { listen, tls, external_url, trusted_proxies, .. } = &self.server;
         let is_behind_tls = external_url.as_ref().is_some_and(|url| url.starts_with("https://"));
+        let is_behind_tls = is_behind_tls || !trusted_proxies.is_empty();
         if self.auth.is_none() || tls.is_some() || listen.is_loopback() || is_behind_tls {
             return None;
         }
         Some(format!(
             "listening on {listen} with [auth] and without TLS: passwords and tokens can be read on the network; set \
-             [server.tls], or server.external_url to an https URL if a proxy encrypts"
+             [server.tls], or server.trusted_proxies if a proxy encrypts"
+        ))
+    }
+
+    /// Warns if every client may say who it is.
+    fn proxies_of_everybody(&self) -> Option<String> {
+        let everybody = self.server.trusted_proxies.iter().find(|network| network.prefix_len() == 0)?;
+        Some(format!(
+            "server.trusted_proxies has {everybody}: every client may send any X-Forwarded-For, and so try passwords \
+             without a bound and forge the address in the log; write the addresses of the proxies"
         ))
     }
 
@@ -155,7 +166,12 @@ mod tests {
             (
                 format!("{OPEN}{AUTH}who = \"authenticated\"\non = \"**\"\nmay = \"push\""),
                 "listening on :5000 with [auth] and without TLS: passwords and tokens can be read on the network; set \
-                 [server.tls], or server.external_url to an https URL if a proxy encrypts",
+                 [server.tls], or server.trusted_proxies if a proxy encrypts",
+            ),
+            (
+                "[server]\ntrusted_proxies = [\"10.0.0.0/8\", \"::/0\"]".to_owned(),
+                "server.trusted_proxies has ::/0: every client may send any X-Forwarded-For, and so try passwords without a \
+                 bound and forge the address in the log; write the addresses of the proxies",
             ),
             (
                 format!("{AUTH}who = [\"anonymous\", \"ann\"]\non = \"team/**\"\nmay = [\"pull\", \"push\"]"),

@@ -11,8 +11,9 @@ use http::{HeaderName, Method, Version};
 use super::App;
 use super::error::ApiError;
 use super::fields::{insert, names_tag};
+use super::host;
 use super::query::Query;
-use crate::access::{AccessError, Authorized, Catalog, Delete, Principal, Pull, Pulling, Push, Sender};
+use crate::access::{AccessError, Authorized, Caller, Catalog, Delete, Peer, Principal, Pull, Pulling, Push, Sender};
 use crate::oci::{Endpoint, ReferenceError, Route};
 use crate::pull::{PullRequest, RequestedContent};
 use crate::resolve::{RequestedRepo, Rule};
@@ -26,6 +27,7 @@ pub(super) struct Call<'a> {
     pub(super) parts: Parts,
     pub(super) query: Query,
     pub(super) route: Route,
+    peer: &'a Peer,
     sender: Sender,
     /// Its id and span.
     trace: &'a RequestTrace,
@@ -34,9 +36,14 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn new(parts: Parts, route: Route, sender: Sender, trace: &'a RequestTrace) -> Self {
+    pub(super) fn new(parts: Parts, route: Route, peer: &'a Peer, sender: Sender, trace: &'a RequestTrace) -> Self {
         let (query, hops) = (Query::of(&parts.uri), Hops::of(&parts.headers));
-        Self { parts, query, route, sender, trace, hops }
+        Self { parts, query, route, peer, sender, trace, hops }
+    }
+
+    /// Who sent it, as far as its connection and its headers say.
+    pub(super) fn caller(&self) -> Caller<'_> {
+        Caller::new(self.peer, &self.parts.headers)
     }
 
     pub(super) fn method(&self) -> &Method {
@@ -80,11 +87,13 @@ impl<'a> Call<'a> {
 
     /// What the request says about the repository that it means.
     pub(super) fn requested(&self) -> RequestedRepo<'_> {
-        // The host of an absolute target, or `:authority`, takes precedence (RFC 9112, section 3.2.2).
-        let authority = self.parts.uri.authority().map(|authority| authority.as_str());
+        // The host that a trusted proxy was asked for takes precedence over the one that it asks for. Then that of an absolute
+        // target, or `:authority` (RFC 9112, section 3.2.2).
+        let forwarded = self.caller().forwarded_host().filter(|host| host::is_valid(host.as_bytes()));
+        let authority = || self.parts.uri.authority().map(|authority| authority.as_str());
         RequestedRepo {
             ns: self.query.get("ns"),
-            host: authority.or_else(|| self.header(HOST)),
+            host: forwarded.or_else(authority).or_else(|| self.header(HOST)),
             prefix: self.route.prefix.as_deref(),
             name: &self.route.name,
         }

@@ -10,7 +10,7 @@ use http::Method;
 
 use super::App;
 use super::call::Call;
-use crate::access::{Peer, Unauthenticated};
+use crate::access::Unauthenticated;
 use crate::config::ServerConfig;
 use crate::oci::Endpoint;
 
@@ -35,13 +35,13 @@ impl TokenServer {
 }
 
 /// The value of `WWW-Authenticate` in the response to a request. Its order of parameters is that of other registries.
-pub(super) fn challenge(app: &App, peer: &Peer, call: &Call<'_>, reason: Unauthenticated) -> String {
+pub(super) fn challenge(app: &App, call: &Call<'_>, reason: Unauthenticated) -> String {
     let server = &app.token_server;
     let mut text = String::with_capacity(256);
     let (base, service) = match &server.external_url {
         Some(url) => (url.clone(), url.split_once("://").map_or(url.as_str(), |(_, rest)| rest)),
         None => {
-            let scheme = if peer.is_encrypted { "https" } else { "http" };
+            let scheme = if call.caller().is_encrypted() { "https" } else { "http" };
             // Its characters have been checked, see `host`.
             let host = call.requested().host.unwrap_or(&server.listen);
             (format!("{scheme}://{host}"), host)

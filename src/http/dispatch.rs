@@ -90,8 +90,8 @@ async fn answer(
         Ok(sender) => (sender, None),
         Err(error) => (Sender::Unusable, Some(error)),
     };
-    let call = Call::new(parts, route, sender, trace);
-    let with_challenge = |error: ApiError| error.with_challenge(|reason| challenge(app, peer, &call, reason));
+    let call = Call::new(parts, route, peer, sender, trace);
+    let with_challenge = |error: ApiError| error.with_challenge(|reason| challenge(app, &call, reason));
     if let Some(error) = refused {
         return Err(with_challenge(AccessError::from(error).into()));
     }

@@ -27,7 +27,7 @@ use super::places::Place;
 use super::streams::{PacedBody, Streams};
 use super::tls::{Certificates, Handshake, Protocol};
 use super::{Site, host, plain};
-use crate::access::Peer;
+use crate::access::{Peer, TrustedProxies};
 use crate::tasks::Tasks;
 
 /// Maximum bytes that one HTTP/1 connection or one HTTP/2 stream buffers per direction, plus one frame.
@@ -48,21 +48,28 @@ pub(super) struct Connections {
     crowded_site: Site,
     deadlines: Deadlines,
     certificates: Option<Certificates>,
+    proxies: TrustedProxies,
     tasks: Tasks,
 }
 
 // === impl Connections ===
 
 impl Connections {
-    pub(super) fn new(site: Site, deadlines: Deadlines, certificates: Option<Certificates>, tasks: Tasks) -> Self {
-        Self { crowded_site: site.crowded(), site, deadlines, certificates, tasks }
+    pub(super) fn new(
+        site: Site,
+        deadlines: Deadlines,
+        certificates: Option<Certificates>,
+        proxies: TrustedProxies,
+        tasks: Tasks,
+    ) -> Self {
+        Self { crowded_site: site.crowded(), site, deadlines, certificates, proxies, tasks }
     }
 
     /// Serves one connection to its end. After its place was told to end, it ends after the requests in progress.
     pub(super) async fn serve(&self, stream: TcpStream, place: Place) {
         // Without TCP_NODELAY a small response may wait 40 ms.
         let _ = stream.set_nodelay(true);
-        let peer = Peer::at(stream.peer_addr().ok());
+        let peer = Peer::at(stream.peer_addr().ok()).trusted_if_in(&self.proxies);
         let Some(certificates) = &self.certificates else {
             let left = plain::serve(stream, &peer, self.deadlines, self.site_at(&place), &place).await;
             let Some((stream, ahead)) = left else { return };

@@ -16,6 +16,7 @@ use super::connection::Deadlines;
 use super::places::{Place, Places};
 use super::protocols::Connections;
 use super::tls::Certificates;
+use crate::access::TrustedProxies;
 use crate::config::{ListenAddr, ServerConfig};
 use crate::tasks::Tasks;
 
@@ -94,7 +95,8 @@ impl Server {
     pub fn new(config: ServerConfig, site: Site, certificates: Option<Certificates>, tasks: Tasks) -> Self {
         let deadlines =
             Deadlines { headers: config.head_timeout, idle: config.keep_alive, progress: config.progress_timeout };
-        let connections = Connections::new(site, deadlines, certificates, tasks.clone());
+        let proxies = TrustedProxies::new(&config.trusted_proxies);
+        let connections = Connections::new(site, deadlines, certificates, proxies, tasks.clone());
         Self { config, connections, tasks, draining: CancellationToken::new(), open: TaskTracker::new() }
     }
 

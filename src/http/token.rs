@@ -4,6 +4,7 @@
 //! No response has a challenge: a client would ask again with the same credentials. None says when a token was made: clients
 //! add the lifetime to that time, and with a clock that differs from ours every token would look expired.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::{Body, to_bytes};
@@ -50,10 +51,13 @@ pub(super) async fn token(
     let trace = RequestTrace::new("token", request.method().clone(), request.headers());
     let asked = match *request.method() {
         Method::GET => from_query(&app, &peer, &request),
-        Method::POST => match from_form(&app, &peer, request.into_body()).await {
-            Ok(asked) => Ok(asked),
-            Err(error) => return without_store(error.into_response()),
-        },
+        Method::POST => {
+            let address = Caller::new(&peer, request.headers()).address();
+            match from_form(&app, address, request.into_body()).await {
+                Ok(asked) => Ok(asked),
+                Err(error) => return without_store(error.into_response()),
+            }
+        }
         _ => {
             let mut response = StatusCode::METHOD_NOT_ALLOWED.into_response();
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(METHODS));
@@ -83,8 +87,8 @@ fn from_query(app: &App, peer: &Peer, request: &Request<Body>) -> Result<TokenRe
     Ok(TokenRequest { sender, scopes: RequestedScopes::parse(Query::of(request.uri()).all("scope")) })
 }
 
-/// The request of a POST: the login is in the form, and only there.
-async fn from_form(app: &App, peer: &Peer, body: Body) -> Result<TokenRequest, FormError> {
+/// The request of a POST: the login is in the form, and only there. `address` is that of the client.
+async fn from_form(app: &App, address: Option<IpAddr>, body: Body) -> Result<TokenRequest, FormError> {
     let too_large = FormError { status: StatusCode::PAYLOAD_TOO_LARGE, code: "invalid_request" };
     let late = FormError { status: StatusCode::REQUEST_TIMEOUT, code: "invalid_request" };
     let form = timeout(app.progress_timeout, to_bytes(body, MAX_FORM_BYTES)).await.map_err(|_| late)?;
@@ -93,7 +97,6 @@ async fn from_form(app: &App, peer: &Peer, body: Body) -> Result<TokenRequest, F
     if value("grant_type") != "password" {
         return Err(FormError { status: StatusCode::BAD_REQUEST, code: "unsupported_grant_type" });
     }
-    let address = peer.address.map(|address| address.ip());
     let sender = match value("username") {
         "" => Sender::Known(Principal::Anonymous),
         name => Sender::Password(Box::new(PasswordLogin::new(name, value("password"), address))),

@@ -20,6 +20,7 @@ mod program;
 mod read_only;
 mod readme;
 mod registry;
+mod reverse_proxies;
 mod shapes;
 mod skopeo;
 mod tls;

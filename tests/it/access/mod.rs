@@ -4,6 +4,7 @@ mod commands;
 mod flows;
 mod logins;
 mod private;
+mod proxies;
 mod repositories;
 
 use std::path::{Path, PathBuf};

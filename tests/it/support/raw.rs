@@ -67,6 +67,13 @@ impl Conn {
         Self::ask_on(stream, request).await
     }
 
+    /// The same from this address.
+    pub async fn ask_from(source: std::net::IpAddr, addr: SocketAddr, request: &str) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((source, 0).into())?;
+        Self::ask_on(socket.connect(addr).await?, request).await
+    }
+
     /// The same with a small receive buffer: when this client stops reading, writes of the server soon block.
     pub async fn ask_with_small_buffer(addr: SocketAddr, request: &str) -> io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
