@@ -28,6 +28,8 @@ const PUBLIC_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
 const PRIVATE_PERIOD: Duration = Duration::from_secs(60 * 60);
 /// Repositories whose visibility is kept in memory.
 const MAX_KNOWN: u64 = 50_000;
+/// Absences that are kept in memory.
+const MAX_ABSENT: u64 = 10_000;
 
 /// What a client asks a repository for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,8 +51,12 @@ pub(super) struct Visibilities {
 /// Asks upstreams.
 pub(super) struct VisibilityProbes {
     context: Arc<Context>,
-    flights: Flights<(RepoId, RequestedContent), Result<bool, PullError>>,
+    flights: Flights<ProbeKey, Result<bool, PullError>>,
+    /// Content that the upstream has just not shown, in a repository that it did not show either.
+    absent: Cache<ProbeKey, ()>,
 }
+
+type ProbeKey = (RepoId, RequestedContent);
 
 /// What a request without credentials is told.
 enum Seen {
@@ -83,7 +89,8 @@ impl Visibilities {
 
 impl VisibilityProbes {
     pub(super) fn new(context: Arc<Context>, tasks: Tasks) -> Self {
-        Self { context, flights: Flights::new(tasks) }
+        let absent = Cache::builder().max_capacity(MAX_ABSENT).time_to_live(context.config.negative_ttl).build();
+        Self { context, flights: Flights::new(tasks), absent }
     }
 
     /// Whether the repository is public. `content` is what a client asks it for.
@@ -105,17 +112,23 @@ impl VisibilityProbes {
         if let Some(known) = known.filter(is_recent) {
             return Ok(known.public);
         }
-        let deadline = if known.is_some() { context.deadline_with_stale() } else { context.deadline() };
         let key = (repo.clone(), content.clone());
+        if self.absent.contains_key(&key) {
+            return Err(PullError::NotFound);
+        }
+        let deadline = if known.is_some() { context.deadline_with_stale() } else { context.deadline() };
         let work = || self.probe(upstream, repo, content);
-        let answer = context.run_flight(&self.flights, key, upstream.name(), deadline, work).await;
+        let answer = context.run_flight(&self.flights, key.clone(), upstream.name(), deadline, work).await;
         match (answer, known) {
             (Ok((public, _)), _) => Ok(public),
             (Err(error), Some(known)) if !error.is_not_found() => {
                 tracing::debug!(%repo, %error, public = known.public, "using what was last known of the repository");
                 Ok(known.public)
             }
-            (Err(error), _) if error.is_not_found() => Err(error),
+            (Err(error), _) if error.is_not_found() => {
+                self.absent.insert(key, ());
+                Err(error)
+            }
             (Err(error), _) => {
                 Err(PullError::VisibilityUnknown { upstream: upstream.name().clone(), cause: Arc::new(error) })
             }

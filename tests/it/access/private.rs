@@ -92,7 +92,12 @@ async fn an_absent_tag_of_a_public_repository_stays_absent() {
     let missing = access.send("GET", "/v2/org/none/manifests/1", "").await;
     let hidden = access.send("GET", "/v2/org/secret/manifests/1", "").await;
     assert_eq!((missing.status, hidden.status), (401, 401));
-    assert_error(&access.get("/v2/org/none/manifests/1", &login("eve")).await, 404, "MANIFEST_UNKNOWN", "a user");
+    access.upstream().forget();
+    for _ in 0..3 {
+        let answer = access.get("/v2/org/none/manifests/1", &login("eve")).await;
+        assert_error(&answer, 404, "MANIFEST_UNKNOWN", "a user");
+    }
+    assert_eq!(access.upstream().total(), 0, "the absence is remembered");
 }
 
 #[tokio::test]
