@@ -11,8 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{AuthFileError, Gate, Login};
-use crate::config::{Config, ServerConfig, TlsConfig};
+use crate::access::{AttemptResult, AuthFileError, Gate, How, Login};
+use crate::audit::{Audit, AuditFileError};
+use crate::config::{Config, Right, ServerConfig, TlsConfig};
 use crate::control::{Control, ControlSocket};
 use crate::events::Events;
 use crate::housekeeping::{self, IndexRecovery};
@@ -23,7 +24,7 @@ use crate::oci::UpstreamName;
 use crate::pull::Puller;
 use crate::store::{Bounds, Class, DiskState, OpenError, Store, StoreError, StoreSettings, disk_bytes};
 use crate::tasks::Tasks;
-use crate::telemetry::{DiskReading, Metrics, StorageReading};
+use crate::telemetry::{DiskReading, FlushGuard, Metrics, StorageReading};
 use crate::upstream::{Upstream, UpstreamSetupError};
 
 /// Permissions of a data folder for users who are neither its owner nor in its group.
@@ -45,6 +46,8 @@ pub enum StartError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Auth(#[from] AuthFileError),
+    #[error(transparent)]
+    Audit(#[from] AuditFileError),
     #[error("cannot keep the secret that signs tokens: {0}; or set auth.token_key_file")]
     TokenSecret(StoreError),
     #[error("cannot wait for signals: {0}")]
@@ -63,6 +66,9 @@ pub struct Running {
     store: Store,
     tasks: Tasks,
     recovery: IndexRecovery,
+    audit: Audit,
+    /// Waits for the records of the audit log that are queued.
+    audit_flush: Option<FlushGuard>,
 }
 
 /// Starts a server and returns when it listens.
@@ -78,6 +84,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new(&names));
     let store = open_store(&config, &metrics).await?;
     let login = login(&config, &store).await?;
+    let (audit, audit_flush) = open_audit(&config, &metrics).await?;
     let via = format!("roadstead-{}", store.instance().simple());
     let tasks = Tasks::new();
     let mut upstreams: HashMap<UpstreamName, Arc<Upstream>> = HashMap::new();
@@ -94,6 +101,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         config: Arc::new(config.clone()),
         metrics: metrics.clone(),
         puller: puller.clone(),
+        audit: audit.clone(),
         since: Instant::now(),
         tasks: tasks.clone(),
     };
@@ -109,6 +117,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         store: store.clone(),
         puller: puller.clone(),
         gate: Gate::new(&config, login),
+        audit: audit.clone(),
         token_server: TokenServer::new(&config.server),
         metrics,
         via,
@@ -118,13 +127,16 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         response_headers: config.server.response_headers.clone(),
     };
     let stop = CancellationToken::new();
+    if audit.is_on() {
+        tasks.spawn(audit.clone().report_left_out());
+    }
     if let Some(certificates) = &certificates {
         tasks.spawn(certificates.clone().follow());
     }
     let settings = limit_connections(descriptors, config.server.clone());
     let server = Server::new(settings, Site::new(Arc::new(app)), certificates, tasks.clone());
     let accepting = tokio::spawn(server.run(listeners, stop.clone().cancelled_owned()));
-    Ok(Running { address, stop, accepting, puller, control, store, tasks, recovery })
+    Ok(Running { address, stop, accepting, puller, control, store, tasks, recovery, audit, audit_flush })
 }
 
 /// Runs a server until SIGTERM or SIGINT, and stops it.
@@ -170,6 +182,13 @@ impl Running {
         let _ = self.accepting.await;
         self.tasks.stop().await;
         drop(self.control);
+        let (audit, flush) = (self.audit, self.audit_flush);
+        let flushed = tokio::task::spawn_blocking(move || {
+            audit.report();
+            drop(flush);
+        });
+        // It only waits for the thread that writes the file.
+        let _ = flushed.await;
         self.recovery.stop().await;
         self.store.close().await;
         tracing::info!("stopped");
@@ -254,6 +273,17 @@ async fn certificates(files: Option<TlsConfig>) -> Result<Option<Certificates>, 
     let Some(files) = files else { return Ok(None) };
     let loaded = tokio::task::spawn_blocking(move || Certificates::load(&files)).await;
     Ok(Some(loaded.map_err(|_| StartError::Task)??))
+}
+
+/// Opens the audit log, and creates the metrics of logins.
+async fn open_audit(config: &Config, metrics: &Arc<Metrics>) -> Result<(Audit, Option<FlushGuard>), StartError> {
+    if config.auth.is_some() {
+        let (kinds, results) = (How::ALL.map(How::as_str), AttemptResult::ALL.map(AttemptResult::as_str));
+        metrics.expect_logins(&kinds, &results, &Right::ALL.map(Right::as_str));
+    }
+    let (config, metrics) = (config.clone(), metrics.clone());
+    let opened = tokio::task::spawn_blocking(move || Audit::open(&config, &metrics)).await;
+    Ok(opened.map_err(|_| StartError::Task)??)
 }
 
 /// Reads the files of `[auth]`. `None`: there are no users.

@@ -60,6 +60,7 @@ impl Hot {
             gate: Gate::new(&config, None),
             token_server: TokenServer::new(&config.server),
             metrics,
+            audit: Default::default(),
             via: "bench".to_owned(),
             progress_timeout: config.server.progress_timeout,
             foreign_names: Default::default(),

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::attempt::{Attempt, How};
 use super::caller::Caller;
 use super::credentials::{Credentials, SeveralCredentials};
 use super::passwords::{LoginRefused, PasswordLogin, Passwords, UserFileError};
@@ -87,6 +88,32 @@ pub enum AuthFileError {
 pub struct IssuedToken {
     pub token: String,
     pub lifetime: Duration,
+}
+
+// === impl Sender ===
+
+impl Sender {
+    /// What became of the password; `None` if there is none, or it was not verified.
+    pub fn attempt(&self) -> Option<Attempt> {
+        match self {
+            Self::Password(login) => login.attempt(),
+            Self::Known(_) | Self::Unusable => None,
+        }
+    }
+
+    /// The kind of the credentials.
+    pub fn kind(&self) -> How {
+        match self {
+            Self::Password(login) => login.attempt().map_or(How::Password, |attempt| attempt.how),
+            Self::Known(Principal::User(_)) => How::Token,
+            Self::Known(Principal::Anonymous | Principal::AnonymousToken) | Self::Unusable => How::Anonymous,
+        }
+    }
+
+    /// The kind of the credentials that make the sender this principal.
+    pub fn how(&self, principal: &Principal) -> How {
+        principal.user().map_or(How::Anonymous, |_| self.kind())
+    }
 }
 
 // === impl Login ===

@@ -70,6 +70,10 @@ impl<'a> Caller<'a> {
         Self { peer, headers }
     }
 
+    pub fn headers(&self) -> &'a HeaderMap {
+        self.headers
+    }
+
     pub fn peer(&self) -> &'a Peer {
         self.peer
     }

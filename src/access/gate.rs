@@ -306,6 +306,11 @@ impl Gate {
         self.require(principal, Right::Pull, repo).is_ok()
     }
 
+    /// The place of a rule that allows this; `None` if no rule does, or there are no users.
+    pub fn rule_for(&self, principal: &Principal, right: Right, repo: &RepoId) -> Option<String> {
+        self.policy.as_ref()?.allowed_by(principal, right, repo).map(str::to_owned)
+    }
+
     /// Whether the principal may learn that a local repository exists.
     fn may_know(&self, principal: &Principal, name: &RepoName) -> bool {
         match &self.policy {

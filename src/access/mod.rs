@@ -10,6 +10,7 @@
 //! With `[auth]` there are users: `htpasswd` and `passwords` know who they are, `tokens` are what clients send instead of a
 //! password, `throttle` bounds guesses, and the `policy` says what the rules allow.
 
+mod attempt;
 mod authenticate;
 mod caller;
 mod credentials;
@@ -24,6 +25,7 @@ mod throttle;
 mod token_request;
 mod tokens;
 
+pub use attempt::{Attempt, AttemptResult, How};
 pub use authenticate::{AuthFileError, IssuedToken, Login, LoginError, Sender, Unauthenticated};
 pub use caller::{Caller, Peer, VerifiedCertificate};
 pub use forwarded::TrustedProxies;

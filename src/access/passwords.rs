@@ -17,6 +17,7 @@ use ring::rand::SystemRandom;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::attempt::{Attempt, AttemptNote, AttemptResult, How};
 use super::htpasswd::{Account, LineError, MAX_PASSWORD_BYTES, UserFile};
 use super::throttle::{Client, Throttle};
 use crate::file::{self, Stamp};
@@ -51,6 +52,8 @@ pub struct PasswordLogin {
     pub(super) name: String,
     pub(super) password: String,
     pub(super) client: Option<IpAddr>,
+    /// What became of it.
+    pub(super) attempt: AttemptNote,
 }
 
 /// Why a login is refused.
@@ -108,6 +111,19 @@ impl Passwords {
 
     /// The user, if the password is right.
     pub(super) async fn verify(&self, login: &PasswordLogin) -> Result<Account, LoginRefused> {
+        let who = self.account(&login.name).map(|account| Box::from(account.user.name()));
+        login.attempt.begin(How::Password, who);
+        let verified = self.verify_login(login).await;
+        login.attempt.end(match &verified {
+            Ok(_) => AttemptResult::Accepted,
+            Err(LoginRefused::Wrong) => AttemptResult::Refused,
+            Err(LoginRefused::TooMany { .. }) => AttemptResult::Throttled,
+            Err(LoginRefused::Busy) => AttemptResult::Busy,
+        });
+        verified
+    }
+
+    async fn verify_login(&self, login: &PasswordLogin) -> Result<Account, LoginRefused> {
         let users = self.users.read().clone();
         let account = users.account(&login.name);
         // No hash in the file was made of such a password, or it was cut off.
@@ -119,6 +135,7 @@ impl Passwords {
         let (client, user) = (Client::from(login.client), self.user_id(&login.name));
         let is_right = match self.results.get(&key).await {
             Some(is_right) => {
+                login.attempt.is_remembered();
                 if is_right {
                     self.throttle.note_login(client, user);
                 }
@@ -220,7 +237,12 @@ fn short(hash: &[u8]) -> u64 {
 impl PasswordLogin {
     /// `client` is the address that the login came from.
     pub fn new(name: &str, password: &str, client: Option<IpAddr>) -> Self {
-        Self { name: name.to_owned(), password: password.to_owned(), client }
+        Self { name: name.to_owned(), password: password.to_owned(), client, attempt: AttemptNote::default() }
+    }
+
+    /// What became of it; `None` if it was not verified.
+    pub(super) fn attempt(&self) -> Option<Attempt> {
+        self.attempt.get()
     }
 }
 

@@ -10,8 +10,8 @@ use super::layer::{
 };
 use super::value::OneOrMore;
 use super::{
-    CacheConfig, Config, ConfigError, CredentialConfig, CredentialSource, DOCKER_IO, DeleteConfig, GcConfig,
-    IgnoredSettings, LocalConfig, LogConfig, PushConfig, ScrubConfig, ServerConfig, StorageConfig, TlsConfig,
+    AuditConfig, CacheConfig, Config, ConfigError, CredentialConfig, CredentialSource, DOCKER_IO, DeleteConfig,
+    GcConfig, IgnoredSettings, LocalConfig, LogConfig, PushConfig, ScrubConfig, ServerConfig, StorageConfig, TlsConfig,
     UpstreamConfig, builtin_upstreams, canonical_name,
 };
 
@@ -78,6 +78,10 @@ pub(super) fn config(
         push: push(layer.push),
         delete,
         auth,
+        audit: AuditConfig {
+            file: layer.audit.file.map(|file| file.value),
+            pulls: value(layer.audit.pulls, AuditConfig::default().pulls),
+        },
         scrub: scrub(layer.scrub),
         log: log(layer.log),
         docker_config,

@@ -186,6 +186,13 @@ section! {
 }
 
 section! {
+    AuditKeys {
+        file: PathBuf,
+        pulls: bool,
+    }
+}
+
+section! {
     /// `[[auth.rule]]`
     AccessRuleKeys {
         who: OneOrMore<Subject>,
@@ -270,6 +277,7 @@ pub(super) struct Layer {
     pub(super) auth_rules: Vec<Located<AccessRuleKeys>>,
     /// Where the settings of `registry:2` name the file of users.
     pub(super) registry_auth: Option<SourceLocation>,
+    pub(super) audit: AuditKeys,
     pub(super) scrub: ScrubKeys,
     pub(super) log: LogKeys,
     /// The upstreams by name, each with the place where it is first mentioned. The names are valid.
@@ -281,8 +289,8 @@ pub(super) struct Layer {
 }
 
 /// The tables with a fixed name. A nested table has a dotted name.
-pub(super) const SECTIONS: [&str; 11] =
-    ["server", "server.tls", "storage", "cache", "gc", "local", "push", "delete", "auth", "scrub", "log"];
+pub(super) const SECTIONS: [&str; 12] =
+    ["server", "server.tls", "storage", "cache", "gc", "local", "push", "delete", "auth", "audit", "scrub", "log"];
 
 /// The table that contains one table per upstream.
 pub(super) const UPSTREAM: &str = "upstream";
@@ -321,6 +329,7 @@ impl Layer {
             "push" => &mut self.push,
             "delete" => &mut self.delete,
             AUTH => &mut self.auth,
+            "audit" => &mut self.audit,
             "scrub" => &mut self.scrub,
             "log" => &mut self.log,
             _ => return None,
@@ -357,6 +366,7 @@ impl Layer {
             auth_groups: if self.auth_groups.is_empty() { lower.auth_groups } else { self.auth_groups },
             auth_rules: if self.auth_rules.is_empty() { lower.auth_rules } else { self.auth_rules },
             registry_auth: self.registry_auth.or(lower.registry_auth),
+            audit: self.audit.over(lower.audit),
             scrub: self.scrub.over(lower.scrub),
             log: self.log.over(lower.log),
             response_headers: [self.response_headers, lower.response_headers].concat(),

@@ -9,6 +9,7 @@
 
 mod access;
 mod access_pattern;
+mod audit;
 mod auth;
 mod build;
 mod build_auth;
@@ -51,6 +52,7 @@ use std::path::PathBuf;
 
 pub use access::{DeleteConfig, LocalConfig, Namespace, PushConfig};
 pub use access_pattern::{AccessPattern, PatternComponent, PatternScope};
+pub use audit::AuditConfig;
 pub use auth::{AccessRule, AuthConfig, Right, Rights, Subject, is_user_name};
 pub use cache::CacheConfig;
 pub use credentials::{CredentialConfig, CredentialSource};
@@ -89,6 +91,8 @@ pub struct Config {
     pub delete: DeleteConfig,
     /// `[auth]`. `None`: there are no users, and every client may do everything that is switched on.
     pub auth: Option<AuthConfig>,
+    /// `[audit]`
+    pub audit: AuditConfig,
     /// `[scrub]`
     pub scrub: ScrubConfig,
     /// `[log]`
@@ -134,6 +138,7 @@ impl Default for Config {
             push: PushConfig::default(),
             delete: DeleteConfig::default(),
             auth: None,
+            audit: AuditConfig::default(),
             scrub: ScrubConfig::default(),
             log: LogConfig::default(),
             docker_config: None,

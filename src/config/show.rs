@@ -98,6 +98,12 @@ impl Config {
             document.auth(auth);
         }
 
+        document.table("audit");
+        if let Some(file) = &self.audit.file {
+            document.key("file", file.display().to_string());
+        }
+        document.key("pulls", self.audit.pulls);
+
         document.table("scrub");
         document.key("interval", format_duration(self.scrub.interval));
         document.key("rate", format_size(self.scrub.rate));

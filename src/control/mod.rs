@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::audit::{Audit, Event, Record};
 use crate::config::Config;
 use crate::pull::Puller;
 use crate::store::Store;
@@ -33,10 +34,22 @@ pub struct Control {
     pub config: Arc<Config>,
     pub metrics: Arc<Metrics>,
     pub puller: Puller,
+    pub audit: Audit,
     /// The time at which the server was started.
     pub since: Instant,
     /// The group of the tasks that an operation starts.
     pub tasks: Tasks,
+}
+
+/// The kind of credentials of an operator in the audit log: the permission to open the socket.
+const SOCKET: &str = "socket";
+
+impl Control {
+    /// Records an operation that changes something.
+    fn record(&self, operation: &'static str, outcome: &'static str) {
+        let (reference, outcome) = (Some(operation.into()), Some(outcome.into()));
+        self.audit.write(&Record { how: Some(SOCKET), reference, outcome, ..Record::new(Event::Admin) });
+    }
 }
 
 /// Returns the path of the socket of a data folder.

@@ -61,6 +61,9 @@ async fn du(State(control): State<Arc<Control>>) -> Response {
 
 async fn scrub_store(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
     let request: scrub::ScrubRequest = read(body).await?;
+    if request.repair {
+        control.record("scrub --repair", "started");
+    }
     let (store, metrics) = (control.store.clone(), control.metrics.clone());
     Ok(lines::respond(&control.tasks, |lines| async move {
         let sink = lines.clone();
@@ -72,6 +75,9 @@ async fn scrub_store(State(control): State<Arc<Control>>, body: Body) -> Result<
 
 async fn collect(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
     let request: gc::GcRequest = read(body).await?;
+    if !request.dry_run {
+        control.record("gc", "started");
+    }
     let remove = !request.dry_run && control.since.elapsed() >= control.config.gc.after_start;
     let (store, config) = (control.store.clone(), control.config.clone());
     Ok(lines::respond(&control.tasks, |lines| async move {
@@ -85,11 +91,13 @@ async fn collect(State(control): State<Arc<Control>>, body: Body) -> Result<Resp
 async fn take_lease(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
     let request: lease::LeaseRequest = read(body).await?;
     let taken = lease::take(control.store.clone(), request).await;
+    control.record("backup-lease", if taken.is_ok() { "done" } else { "failed" });
     taken.map(|lease| respond_json(&lease)).map_err(bad_request)
 }
 
 async fn release_lease(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
     let request: lease::ReleaseRequest = read(body).await?;
+    control.record("backup-lease --release", "done");
     Ok(respond_json(&lease::release(&control.store, &request)))
 }
 

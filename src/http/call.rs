@@ -1,5 +1,6 @@
 //! One request, taken apart, and the permissions that it gets from the gate.
 
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use axum::response::Response;
@@ -13,8 +14,12 @@ use super::error::ApiError;
 use super::fields::{insert, names_tag};
 use super::host;
 use super::query::Query;
-use crate::access::{AccessError, Authorized, Caller, Catalog, Delete, Peer, Principal, Pull, Pulling, Push, Sender};
-use crate::oci::{Endpoint, ReferenceError, Route};
+use super::records::{LoginReport, PendingChange};
+use crate::access::{
+    AccessError, Action, Authorized, Caller, Catalog, Delete, Peer, Principal, Pull, Pulling, Push, Sender,
+};
+use crate::config::Right;
+use crate::oci::{Endpoint, ReferenceError, RepoId, Route};
 use crate::pull::{PullRequest, RequestedContent};
 use crate::resolve::{RequestedRepo, Rule};
 use crate::telemetry::{ContentKind, RequestTrace};
@@ -33,17 +38,32 @@ pub(super) struct Call<'a> {
     trace: &'a RequestTrace,
     /// The servers that it has passed (`Via`).
     hops: Hops,
+    /// What it may change, from the permission on.
+    change: OnceLock<Box<PendingChange>>,
 }
 
 impl<'a> Call<'a> {
     pub(super) fn new(parts: Parts, route: Route, peer: &'a Peer, sender: Sender, trace: &'a RequestTrace) -> Self {
         let (query, hops) = (Query::of(&parts.uri), Hops::of(&parts.headers));
-        Self { parts, query, route, peer, sender, trace, hops }
+        Self { parts, query, route, peer, sender, trace, hops, change: OnceLock::new() }
     }
 
     /// Who sent it, as far as its connection and its headers say.
     pub(super) fn caller(&self) -> Caller<'_> {
         Caller::new(self.peer, &self.parts.headers)
+    }
+
+    pub(super) fn sender(&self) -> &Sender {
+        &self.sender
+    }
+
+    pub(super) fn trace(&self) -> &RequestTrace {
+        self.trace
+    }
+
+    /// The record of what it may have changed.
+    pub(super) fn take_change(&mut self) -> Option<Box<PendingChange>> {
+        self.change.take()
     }
 
     pub(super) fn method(&self) -> &Method {
@@ -101,12 +121,14 @@ impl<'a> Call<'a> {
 
     /// Who sent the request. Takes long for a password that was not verified lately.
     async fn principal(&self, app: &App) -> Result<Principal, AccessError> {
+        let _report = LoginReport::of_call(app, self);
         // Boxed, so that the rare case does not make the future of every request larger.
         Ok(Box::pin(app.gate.authenticate(&self.sender)).await?)
     }
 
     /// Whether the API may be used.
     pub(super) async fn may_ping(&self, app: &App) -> Result<(), ApiError> {
+        let _report = LoginReport::of_call(app, self);
         Ok(app.gate.ping(&self.sender, self.requested()).await?)
     }
 
@@ -190,13 +212,24 @@ impl<'a> Call<'a> {
         {
             return Err(ApiError::NameTaken(name.to_string(), mirrored.scope.as_str().to_owned()));
         }
+        self.expect_change(app, &access, Right::Push);
         Ok(access)
     }
 
     /// Permission to delete from the repository that the request means.
     pub(super) async fn may_delete(&self, app: &App) -> Result<Authorized<Delete>, ApiError> {
         let principal = self.principal(app).await?;
-        Ok(app.gate.delete(&principal, self.requested(), |name| app.store.is_local(name))?)
+        let access = app.gate.delete(&principal, self.requested(), |name| app.store.is_local(name))?;
+        self.expect_change(app, &access, Right::Delete);
+        Ok(access)
+    }
+
+    /// Begins the record of a change.
+    fn expect_change<A: Action<Object = RepoId>>(&self, app: &App, access: &Authorized<A>, right: Right) {
+        if let Some(change) = PendingChange::of(app, self, access.principal(), right, access.repo()) {
+            // There is one permission for each request.
+            let _ = self.change.set(Box::new(change));
+        }
     }
 
     /// Returns the `ns` of the request (distribution-spec, "Registry Proxying").

@@ -17,8 +17,8 @@ use super::challenge::challenge;
 use super::error::ApiError;
 use super::fields::insert;
 use super::operation::{Operation, RareOperation, allowed_methods};
-use super::{API_VERSION, App, blobs, catalog, manifests, referrers, tags, uploads, without_body};
-use crate::access::{AccessError, Caller, Peer, Sender};
+use super::{API_VERSION, App, blobs, catalog, manifests, records, referrers, tags, uploads, without_body};
+use crate::access::{AccessError, AttemptResult, Caller, How, LoginError, Peer, Sender, Unauthenticated};
 use crate::oci::{Route, RouteError};
 use crate::telemetry::{InFlight, REQUEST_ID, RequestTrace};
 
@@ -90,9 +90,13 @@ async fn answer(
         Ok(sender) => (sender, None),
         Err(error) => (Sender::Unusable, Some(error)),
     };
-    let call = Call::new(parts, route, peer, sender, trace);
+    let mut call = Call::new(parts, route, peer, sender, trace);
     let with_challenge = |error: ApiError| error.with_challenge(|reason| challenge(app, &call, reason));
     if let Some(error) = refused {
+        trace.set_client(call.caller().address());
+        if error == LoginError::Unauthenticated(Unauthenticated::InvalidToken) {
+            app.metrics.auth_attempt(How::Token.as_str(), AttemptResult::Refused.as_str());
+        }
         return Err(with_challenge(AccessError::from(error).into()));
     }
     // This applies to every operation. The server's upstreams lead back to it, so the request would wait for itself.
@@ -113,11 +117,19 @@ async fn answer(
         // Boxed, so that the rare cases do not make the future of every request larger.
         Some(Operation::Ping) => Box::pin(call.may_ping(app)).await.map(|()| base()),
         Some(Operation::Rare(operation)) => {
+            trace.set_client(call.caller().address());
             Box::pin(answer_rare(app, &call, operation, body)).instrument(trace.span()).await
         }
         None => Err(ApiError::Method { allowed: allowed_methods(&call.route.endpoint) }),
     };
-    answered.map_err(with_challenge)
+    let answered = answered.map_err(with_challenge);
+    if answered.is_err() {
+        trace.set_client(call.caller().address());
+    }
+    if app.audit.is_on() {
+        records::conclude(app, &mut call, &answered);
+    }
+    answered
 }
 
 /// All operations except reads of manifests and blobs.

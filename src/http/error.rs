@@ -109,6 +109,11 @@ impl ApiError {
         }
     }
 
+    /// Whether the failure is ours: something may have been changed.
+    pub(super) fn is_of_server(&self) -> bool {
+        self.status_and_code().0.is_server_error()
+    }
+
     fn status_and_code(&self) -> (StatusCode, ErrorCode) {
         use {ErrorCode as Code, StatusCode as Status};
         match self {
@@ -175,21 +180,24 @@ impl ApiError {
     /// Logs the error, once, with the id that the client reads.
     fn log(&self, status: StatusCode, trace: &RequestTrace) {
         let (request_id, status_code) = (trace.id(), status.as_u16());
+        let client = trace.client().map(tracing::field::display);
         match self {
             // The miss engine has logged its failures with the image. A failure of the store has not been logged yet.
             _ if self.is_of_storage() && status.is_server_error() => {
-                tracing::error!(request_id, status = status_code, error = %self, "the store failed");
+                tracing::error!(request_id, client, status = status_code, error = %self, "the store failed");
             }
             Self::Access(AccessError::PushRefused(_)) | Self::NameTaken(..) => {
-                tracing::info!(request_id, status = status_code, error = %self, "refused a push");
+                tracing::info!(request_id, client, status = status_code, error = %self, "refused a push");
             }
             // The accept loop has logged one warning for many of these requests.
-            Self::Crowded => tracing::debug!(request_id, status = status_code, error = %self, "refused a request"),
+            Self::Crowded => {
+                tracing::debug!(request_id, client, status = status_code, error = %self, "refused a request")
+            }
             // Logged above debug so that the id that a client reports can be found.
             _ if status.is_server_error() => {
-                tracing::info!(request_id, status = status_code, error = %self, "answered with an error");
+                tracing::info!(request_id, client, status = status_code, error = %self, "answered with an error");
             }
-            _ => tracing::debug!(request_id, status = status_code, error = %self, "refused a request"),
+            _ => tracing::debug!(request_id, client, status = status_code, error = %self, "refused a request"),
         }
     }
 

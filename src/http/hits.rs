@@ -84,7 +84,7 @@ impl Site {
     /// The hit that a request is; `None` if it is something else or must be answered in another way.
     pub(super) fn hit<'r>(&self, request: &ReceivedRequest<'r>) -> Option<Hit<'_, 'r>> {
         let app = &*self.app;
-        if self.is_crowded || !app.response_headers.is_empty() || RequestTrace::is_wanted_for_hits() {
+        if self.leaves_hits || RequestTrace::is_wanted_for_hits() {
             return None;
         }
         let (started, now) = (Instant::now(), SystemTime::now());

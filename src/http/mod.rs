@@ -24,6 +24,7 @@ mod places;
 mod plain;
 mod protocols;
 mod query;
+mod records;
 mod referrers;
 pub mod serve;
 mod streams;
@@ -48,6 +49,7 @@ use parking_lot::Mutex;
 use tower_service::Service;
 
 use crate::access::{AccessError, Gate, Peer};
+use crate::audit::Audit;
 use crate::oci::STALE_WARNING;
 use crate::printable::Printable;
 use crate::pull::{LargeDocuments, Puller};
@@ -79,6 +81,7 @@ pub struct App {
     pub gate: Gate,
     pub token_server: TokenServer,
     pub metrics: Arc<Metrics>,
+    pub audit: Audit,
     /// Our own name in `Via`. A request that carries it has been here before.
     pub via: String,
     /// How long the body of an upload may make no progress.
@@ -102,6 +105,8 @@ pub struct Site {
     router: Router,
     /// Whether only health checks are answered, and other requests get 503.
     is_crowded: bool,
+    /// Whether hits are left to the handlers: something must be added to their responses, or to the audit log.
+    leaves_hits: bool,
 }
 
 impl Site {
@@ -121,12 +126,13 @@ impl Site {
             false => router,
         };
         let router = router.with_state(app.clone());
-        Self { app, router, is_crowded: false }
+        let leaves_hits = !app.response_headers.is_empty() || app.audit.has_pulls();
+        Self { app, router, is_crowded: false, leaves_hits }
     }
 
     /// The site for a connection that came while every usual place had a request in progress.
     fn crowded(&self) -> Self {
-        Self { is_crowded: true, ..self.clone() }
+        Self { is_crowded: true, leaves_hits: true, ..self.clone() }
     }
 
     /// Answers one request of a peer.

@@ -11,7 +11,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, PRAGMA};
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use serde::Serialize;
 use tokio::time::timeout;
 use url::form_urlencoded;
@@ -19,6 +19,7 @@ use url::form_urlencoded;
 use super::App;
 use super::error::ApiError;
 use super::query::Query;
+use super::records::LoginReport;
 use crate::access::{AccessError, Caller, PasswordLogin, Peer, Principal, RequestedScopes, Sender, TokenRequest};
 use crate::telemetry::RequestTrace;
 
@@ -49,15 +50,15 @@ pub(super) async fn token(
     request: Request<Body>,
 ) -> Response {
     let trace = RequestTrace::new("token", request.method().clone(), request.headers());
-    let asked = match *request.method() {
-        Method::GET => from_query(&app, &peer, &request),
-        Method::POST => {
-            let address = Caller::new(&peer, request.headers()).address();
-            match from_form(&app, address, request.into_body()).await {
-                Ok(asked) => Ok(asked),
-                Err(error) => return without_store(error.into_response()),
-            }
-        }
+    let (parts, body) = request.into_parts();
+    let caller = Caller::new(&peer, &parts.headers);
+    trace.set_client(caller.address());
+    let asked = match parts.method {
+        Method::GET => from_query(&app, caller, &parts.uri),
+        Method::POST => match from_form(&app, caller.address(), body).await {
+            Ok(asked) => Ok(asked),
+            Err(error) => return without_store(error.into_response()),
+        },
         _ => {
             let mut response = StatusCode::METHOD_NOT_ALLOWED.into_response();
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(METHODS));
@@ -65,7 +66,10 @@ pub(super) async fn token(
         }
     };
     let issued = match asked {
-        Ok(asked) => app.gate.token(&asked).await.map_err(|error| ApiError::Access(error.into())),
+        Ok(asked) => {
+            let _report = LoginReport::of_token(&app, caller, &trace, &asked.sender);
+            app.gate.token(&asked).await.map_err(|error| ApiError::Access(error.into()))
+        }
         Err(error) => Err(error),
     };
     without_store(match issued {
@@ -82,9 +86,9 @@ pub(super) async fn token(
 }
 
 /// The request of a GET: the login is in `Authorization`.
-fn from_query(app: &App, peer: &Peer, request: &Request<Body>) -> Result<TokenRequest, ApiError> {
-    let sender = app.gate.identify(Caller::new(peer, request.headers())).map_err(AccessError::from)?;
-    Ok(TokenRequest { sender, scopes: RequestedScopes::parse(Query::of(request.uri()).all("scope")) })
+fn from_query(app: &App, caller: Caller<'_>, uri: &Uri) -> Result<TokenRequest, ApiError> {
+    let sender = app.gate.identify(caller).map_err(AccessError::from)?;
+    Ok(TokenRequest { sender, scopes: RequestedScopes::parse(Query::of(uri).all("scope")) })
 }
 
 /// The request of a POST: the login is in the form, and only there. `address` is that of the client.

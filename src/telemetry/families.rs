@@ -105,6 +105,14 @@ families! {
     /// Requests in progress.
     http_in_flight: IntGaugeVec = "registry_http_in_flight_requests" ["handler"];
 
+    /// Logins, by the kind of the credentials and their result. Passwords and tokens that are sent with each request count
+    /// only when they are verified or refused anew.
+    auth_attempts: IntCounterVec = "roadstead_auth_attempts_total" ["how", "result"];
+    /// Requests of users that no rule allows.
+    auth_denied: IntCounterVec = "roadstead_auth_denied_total" ["action"];
+    /// Records that are not in the audit log: beyond the limit for floods, or because its file was too slow.
+    audit_dropped: IntCounter = "roadstead_audit_dropped_total" [];
+
     /// Client GETs of mirrored content, by how they were answered.
     cache_results: IntCounterVec = "roadstead_cache_results_total" ["type", "upstream", "result"];
     /// Requests to upstreams. A code that is not a number is the reason why there was no response.

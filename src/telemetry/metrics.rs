@@ -183,6 +183,33 @@ impl Metrics {
         self.families.http_request_duration.with_label_values(&[handler, method]).observe(seconds);
     }
 
+    /// Creates the series of logins, at zero. Without users there are none.
+    pub fn expect_logins(&self, kinds: &[&str], results: &[&str], actions: &[&str]) {
+        for kind in kinds {
+            for result in results {
+                self.families.auth_attempts.with_label_values(&[*kind, *result]);
+            }
+        }
+        for action in actions {
+            self.families.auth_denied.with_label_values(&[*action]);
+        }
+    }
+
+    /// Counts a login, by the kind of its credentials and its result.
+    pub fn auth_attempt(&self, how: &str, result: &str) {
+        self.families.auth_attempts.with_label_values(&[how, result]).inc();
+    }
+
+    /// Counts a request of a user that no rule allows.
+    pub fn auth_denied(&self, action: &str) {
+        self.families.auth_denied.with_label_values(&[action]).inc();
+    }
+
+    /// Counts records that are not in the audit log.
+    pub fn audit_dropped(&self, records: u64) {
+        self.families.audit_dropped.inc_by(records);
+    }
+
     /// Sets the source of the store's gauges, which are read when metrics are gathered. Later calls have no effect.
     pub fn set_storage_source(&self, read: impl Fn() -> Option<StorageReading> + Send + Sync + 'static) {
         self.storage.set_source(Box::new(read));
@@ -354,6 +381,7 @@ mod tests {
         let metrics = Metrics::new(&["docker.io"]);
         metrics.upstream_request("docker.io", "manifest", "200");
         metrics.upstream_ratelimit("docker.io", Some(100.0), Some(99.0));
+        metrics.expect_logins(&["password"], &["accepted"], &["pull"]);
         let evicted = Digest::of(Algorithm::Sha256, b"evicted");
         metrics.observe(&StoreEvent::Evicted { digest: evicted, bytes: 1, reason: EvictionReason::Size });
         drop(metrics.http_started("manifest"));

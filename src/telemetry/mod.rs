@@ -19,4 +19,4 @@ pub use metrics::{InFlight, Metrics};
 pub use outcome::{CacheResult, ContentKind, StorageClass};
 pub use request::{REQUEST_ID, RequestTrace};
 pub use storage::{DiskReading, StorageReading};
-pub use writer::FlushGuard;
+pub use writer::{FlushGuard, LineWriter};

@@ -2,6 +2,7 @@
 //!
 //! A hit needs neither, so both are created when they are first used.
 
+use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -25,6 +26,8 @@ pub struct RequestTrace {
     sent: Option<Box<HeaderValue>>,
     /// The generated id, if the client sent none.
     generated: OnceLock<Box<str>>,
+    /// The address of the client, where somebody has asked for it.
+    client: OnceLock<IpAddr>,
     span: OnceLock<Box<Span>>,
 }
 
@@ -34,8 +37,8 @@ impl RequestTrace {
         // A request has few headers, so comparing each of them costs less than hashing the name.
         let sent = headers.iter().find(|(name, _)| **name == REQUEST_ID).map(|(_, id)| id);
         let sent = sent.filter(|id| Self::is_acceptable(id.as_bytes())).map(|id| Box::new(id.clone()));
-        let (generated, span) = (OnceLock::new(), OnceLock::new());
-        Self { handler, method, started: Instant::now(), sent, generated, span }
+        let (generated, client, span) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { handler, method, started: Instant::now(), sent, generated, client, span }
     }
 
     /// Whether an id of a client is used: it is 1 to 128 visible ASCII characters.
@@ -65,6 +68,19 @@ impl RequestTrace {
         }
     }
 
+    /// Sets the address of the client, for log lines and the span.
+    pub fn set_client(&self, address: Option<IpAddr>) {
+        if let Some(address) = address {
+            // It stays the same.
+            let _ = self.client.set(address);
+        }
+    }
+
+    /// Returns the address of the client, if it was set.
+    pub fn client(&self) -> Option<IpAddr> {
+        self.client.get().copied()
+    }
+
     /// Returns the id that the client sent. Every response returns it.
     pub fn sent_id(&self) -> Option<&HeaderValue> {
         self.sent.as_deref()
@@ -72,7 +88,9 @@ impl RequestTrace {
 
     /// Returns the span of the request. The first call opens it.
     pub fn span(&self) -> Span {
-        let open = || tracing::info_span!("request", id = self.id(), handler = self.handler, method = %self.method);
+        let client = self.client().map(tracing::field::display);
+        let open =
+            || tracing::info_span!("request", id = self.id(), client, handler = self.handler, method = %self.method);
         Span::clone(self.span.get_or_init(|| Box::new(open())))
     }
 

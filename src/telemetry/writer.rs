@@ -64,17 +64,24 @@ impl LineWriter {
             .spawn(move || write_lines(&lines, &counts, out, dropped))?;
         Ok((writer, FlushGuard(queue)))
     }
+
+    /// Queues a complete line. Returns false if it was dropped. Never waits.
+    pub fn queue(&self, line: &[u8]) -> bool {
+        let queued = self.counts.queued_bytes.fetch_add(line.len(), Ordering::Relaxed);
+        let fits = queued + line.len() <= MAX_QUEUED_BYTES;
+        let is_queued = fits && self.queue.try_send(QueueItem::Line(line.to_vec())).is_ok();
+        if !is_queued {
+            self.counts.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
+            self.counts.dropped_lines.fetch_add(1, Ordering::Relaxed);
+        }
+        is_queued
+    }
 }
 
 impl Write for LineWriter {
     /// Queues or drops the complete line. Never waits and never fails.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let queued = self.counts.queued_bytes.fetch_add(line.len(), Ordering::Relaxed);
-        let fits = queued + line.len() <= MAX_QUEUED_BYTES;
-        if !fits || self.queue.try_send(QueueItem::Line(line.to_vec())).is_err() {
-            self.counts.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
-            self.counts.dropped_lines.fetch_add(1, Ordering::Relaxed);
-        }
+        self.queue(line);
         Ok(line.len())
     }
 

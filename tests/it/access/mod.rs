@@ -1,5 +1,6 @@
 //! Users and rules (`[auth]`): who gets what, and how clients log in.
 
+mod audit;
 mod commands;
 mod flows;
 mod logins;
