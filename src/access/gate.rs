@@ -111,6 +111,8 @@ pub struct Gate {
     read_only: bool,
     push: bool,
     delete: bool,
+    /// Whether reading metrics needs a right.
+    metrics: bool,
 }
 
 // === impl Authorized ===
@@ -179,6 +181,7 @@ impl Gate {
             read_only: config.storage.read_only,
             push: config.push.enabled,
             delete: config.delete.enabled,
+            metrics: config.metrics.auth,
         }
     }
 
@@ -297,6 +300,26 @@ impl Gate {
             _ if policy.everybody_may_pull() => return allowed,
             Principal::AnonymousToken => Unauthenticated::InsufficientScope,
             Principal::Anonymous => Unauthenticated::Required,
+        };
+        Err(LoginError::from(missing).into())
+    }
+
+    /// Whether everybody may read metrics, known or not.
+    pub fn has_open_metrics(&self) -> bool {
+        !self.metrics || self.policy.is_none()
+    }
+
+    /// Permission to read metrics.
+    pub fn metrics(&self, principal: &Principal) -> Result<(), AccessError> {
+        let Some(policy) = self.policy.as_ref().filter(|_| self.metrics) else { return Ok(()) };
+        let is_allowed = |principal: &Principal| policy.allows_on_server(principal, Right::Metrics).is_some();
+        let missing = match principal {
+            _ if is_allowed(&Principal::Anonymous) => return Ok(()),
+            Principal::Anonymous => Unauthenticated::Required,
+            Principal::AnonymousToken => Unauthenticated::InsufficientScope,
+            Principal::User(_) if !is_allowed(principal) => return Err(AccessError::Denied),
+            Principal::User(_) if principal.acts(Right::Metrics) => return Ok(()),
+            Principal::User(_) => Unauthenticated::InsufficientScope,
         };
         Err(LoginError::from(missing).into())
     }
@@ -508,6 +531,27 @@ mod tests {
         }
         let closed = with_rules("[[auth.rule]]\nwho = \"ann\"\non = \"**\"\nmay = \"pull\"");
         assert_eq!(closed.catalog(&Principal::Anonymous).map(drop), Err(missing(Unauthenticated::Required)));
+    }
+
+    #[test]
+    fn metrics_need_a_right_if_that_is_wanted() {
+        assert_eq!(gate("").metrics(&Principal::Anonymous), Ok(()));
+        assert_eq!(with_rules(RULES).metrics(&Principal::Anonymous), Ok(()));
+        let rule = "[[auth.rule]]\nwho = \"prometheus\"\nmay = \"metrics\"\n[metrics]\nauth = true\n";
+        let gate = with_rules(&format!("{RULES}{rule}"));
+        assert!(!gate.has_open_metrics());
+        for (who, expected) in [
+            (Principal::Anonymous, Err(missing(Unauthenticated::Required))),
+            (Principal::AnonymousToken, Err(missing(Unauthenticated::InsufficientScope))),
+            (user("ann"), Err(AccessError::Denied)),
+            (user("prometheus"), Ok(())),
+            (token("prometheus", &[Right::Pull]), Err(missing(Unauthenticated::InsufficientScope))),
+            (token("prometheus", &[Right::Metrics]), Ok(())),
+        ] {
+            assert_eq!(gate.metrics(&who), expected, "{who:?}");
+        }
+        // It opens nothing else.
+        assert_eq!(gate.pull(&user("prometheus"), requested("team/app"), |_| true).map(drop), Err(AccessError::Denied));
     }
 
     #[tokio::test]

@@ -102,6 +102,12 @@ impl Policy {
         self.for_everybody(Rights::ALL).next().is_some()
     }
 
+    /// The place of a rule that gives a right about the server, such as `metrics`, whatever repositories it names.
+    pub fn allows_on_server(&self, principal: &Principal, right: Right) -> Option<&str> {
+        let mut rules = self.rules.iter().filter(|rule| rule.may.contains(right));
+        rules.find(|rule| rule.is_about(principal.user())).map(|rule| rule.place.as_str())
+    }
+
     fn for_everybody(&self, any_of: Rights) -> impl Iterator<Item = &Rule> {
         self.rules.iter().filter(move |rule| rule.everybody && rule.may.intersects(any_of))
     }

@@ -61,7 +61,7 @@ pub enum Right {
     Delete,
     /// The operator's requests. No request needs it yet.
     Admin,
-    /// `/metrics`. It is open to everyone as yet.
+    /// `/metrics`, if `metrics.auth` is set.
     Metrics,
 }
 

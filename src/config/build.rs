@@ -6,13 +6,14 @@ use super::build_auth::{AuthLayer, Surroundings, auth};
 use super::build_upstream::merge;
 use super::build_value::{hosts, positive, readable, value};
 use super::layer::{
-    CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, Located, LogKeys, PushKeys, ScrubKeys, ServerKeys, ServerTlsKeys,
+    CacheKeys, DeleteKeys, GcKeys, Layer, LocalKeys, Located, LogKeys, MetricsKeys, PushKeys, ScrubKeys, ServerKeys,
+    ServerTlsKeys,
 };
 use super::value::OneOrMore;
 use super::{
-    AuditConfig, CacheConfig, Config, ConfigError, CredentialConfig, CredentialSource, DOCKER_IO, DeleteConfig,
-    GcConfig, IgnoredSettings, LocalConfig, LogConfig, PushConfig, ScrubConfig, ServerConfig, StorageConfig, TlsConfig,
-    UpstreamConfig, builtin_upstreams, canonical_name,
+    AuditConfig, AuthConfig, CacheConfig, Config, ConfigError, CredentialConfig, CredentialSource, DOCKER_IO,
+    DeleteConfig, GcConfig, IgnoredSettings, LocalConfig, LogConfig, MetricsConfig, PushConfig, Right, ScrubConfig,
+    ServerConfig, StorageConfig, TlsConfig, UpstreamConfig, builtin_upstreams, canonical_name,
 };
 
 /// `storage` is the default of `[storage]`, which depends on the user and on mounted volumes.
@@ -66,6 +67,7 @@ pub(super) fn config(
         of_registry_2: layer.registry_auth,
     };
     let auth = auth(auth_layer, &surroundings)?;
+    let metrics = metrics(layer.metrics, auth.as_ref())?;
     Ok(Config {
         server: ServerConfig { response_headers: layer.response_headers, ..server(layer.server, layer.server_tls)? },
         storage: StorageConfig {
@@ -82,6 +84,7 @@ pub(super) fn config(
             file: layer.audit.file.map(|file| file.value),
             pulls: value(layer.audit.pulls, AuditConfig::default().pulls),
         },
+        metrics,
         scrub: scrub(layer.scrub),
         log: log(layer.log),
         docker_config,
@@ -185,6 +188,20 @@ fn push(keys: PushKeys) -> PushConfig {
 
 fn delete(keys: DeleteKeys) -> DeleteConfig {
     DeleteConfig { enabled: value(keys.enabled, DeleteConfig::default().enabled) }
+}
+
+/// Checks that somebody may read metrics.
+fn metrics(keys: MetricsKeys, auth: Option<&AuthConfig>) -> Result<MetricsConfig, ConfigError> {
+    let Some(key) = keys.auth.filter(|key| key.value) else { return Ok(MetricsConfig { auth: false }) };
+    let wrong = |message: &str| Err(ConfigError::new(&key.location, "metrics.auth", message));
+    match auth {
+        None => wrong("is true without [auth], so nobody could read /metrics; configure users, or leave it out"),
+        Some(auth) if !auth.rules.iter().any(|rule| rule.may.contains(Right::Metrics)) => wrong(
+            "is true, and no rule gives the right to read /metrics; write for example [[auth.rule]] with who = \
+             \"prometheus\", may = \"metrics\"",
+        ),
+        Some(_) => Ok(MetricsConfig { auth: true }),
+    }
 }
 
 fn scrub(keys: ScrubKeys) -> ScrubConfig {

@@ -132,6 +132,15 @@ fn rule(
     }
     let members = who.value.iter().filter_map(Subject::member);
     check_prefixes(members, issuers).map_err(|message| ConfigError::new(&who.location, "auth.rule.who", message))?;
+    let may = list(may, &location, "may", "may = \"pull\"")?;
+    let on = match on {
+        // These rights are about the server.
+        None if may.value.iter().all(|right| matches!(right, Right::Metrics | Right::Admin)) => {
+            let everything = AccessPattern::parse("**").into_iter().collect();
+            Some(Located { value: OneOrMore(everything), location: location.clone() })
+        }
+        on => on,
+    };
     let mut on = list(on, &location, "on", "on = \"team/**\"")?;
     let is_local = |host: &str| {
         let begins = |pattern: &str| pattern.strip_prefix(host).is_some_and(|rest| rest.starts_with('/'));
@@ -141,7 +150,6 @@ fn rule(
         let resolved = pattern.resolve(&around.upstreams, is_local);
         resolved.map_err(|message| ConfigError::new(&on.location, "auth.rule.on", message))?;
     }
-    let may = list(may, &location, "may", "may = \"pull\"")?;
     let may: Rights = may.value.into_iter().collect();
     let private = private.filter(|private| private.value);
     if let Some(Located { location, .. }) = &private {

@@ -193,6 +193,12 @@ section! {
 }
 
 section! {
+    MetricsKeys {
+        auth: bool,
+    }
+}
+
+section! {
     /// `[[auth.rule]]`
     AccessRuleKeys {
         who: OneOrMore<Subject>,
@@ -278,6 +284,7 @@ pub(super) struct Layer {
     /// Where the settings of `registry:2` name the file of users.
     pub(super) registry_auth: Option<SourceLocation>,
     pub(super) audit: AuditKeys,
+    pub(super) metrics: MetricsKeys,
     pub(super) scrub: ScrubKeys,
     pub(super) log: LogKeys,
     /// The upstreams by name, each with the place where it is first mentioned. The names are valid.
@@ -289,8 +296,21 @@ pub(super) struct Layer {
 }
 
 /// The tables with a fixed name. A nested table has a dotted name.
-pub(super) const SECTIONS: [&str; 12] =
-    ["server", "server.tls", "storage", "cache", "gc", "local", "push", "delete", "auth", "audit", "scrub", "log"];
+pub(super) const SECTIONS: [&str; 13] = [
+    "server",
+    "server.tls",
+    "storage",
+    "cache",
+    "gc",
+    "local",
+    "push",
+    "delete",
+    "auth",
+    "audit",
+    "metrics",
+    "scrub",
+    "log",
+];
 
 /// The table that contains one table per upstream.
 pub(super) const UPSTREAM: &str = "upstream";
@@ -330,6 +350,7 @@ impl Layer {
             "delete" => &mut self.delete,
             AUTH => &mut self.auth,
             "audit" => &mut self.audit,
+            "metrics" => &mut self.metrics,
             "scrub" => &mut self.scrub,
             "log" => &mut self.log,
             _ => return None,
@@ -367,6 +388,7 @@ impl Layer {
             auth_rules: if self.auth_rules.is_empty() { lower.auth_rules } else { self.auth_rules },
             registry_auth: self.registry_auth.or(lower.registry_auth),
             audit: self.audit.over(lower.audit),
+            metrics: self.metrics.over(lower.metrics),
             scrub: self.scrub.over(lower.scrub),
             log: self.log.over(lower.log),
             response_headers: [self.response_headers, lower.response_headers].concat(),

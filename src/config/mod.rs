@@ -28,6 +28,7 @@ mod layer;
 mod listen;
 mod load;
 mod log;
+mod metrics;
 mod pin;
 #[cfg(test)]
 mod reference;
@@ -62,6 +63,7 @@ pub use identity::{CERTIFICATE_PREFIX, IdentityPattern, MAX_IDENTITY_BYTES, Memb
 pub use listen::{ListenAddr, ListenAddrError};
 pub use load::LoadOptions;
 pub use log::{LogConfig, LogFormat};
+pub use metrics::MetricsConfig;
 pub use pin::Pin;
 pub use scrub::ScrubConfig;
 pub use secret::Secret;
@@ -93,6 +95,8 @@ pub struct Config {
     pub auth: Option<AuthConfig>,
     /// `[audit]`
     pub audit: AuditConfig,
+    /// `[metrics]`
+    pub metrics: MetricsConfig,
     /// `[scrub]`
     pub scrub: ScrubConfig,
     /// `[log]`
@@ -139,6 +143,7 @@ impl Default for Config {
             delete: DeleteConfig::default(),
             auth: None,
             audit: AuditConfig::default(),
+            metrics: MetricsConfig::default(),
             scrub: ScrubConfig::default(),
             log: LogConfig::default(),
             docker_config: None,

@@ -104,6 +104,9 @@ impl Config {
         }
         document.key("pulls", self.audit.pulls);
 
+        document.table("metrics");
+        document.key("auth", self.metrics.auth);
+
         document.table("scrub");
         document.key("interval", format_duration(self.scrub.interval));
         document.key("rate", format_size(self.scrub.rate));

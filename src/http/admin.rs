@@ -3,20 +3,61 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::body::Body;
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use http::{Request, StatusCode};
 use serde::Serialize;
 
-use super::App;
+use super::call::Call;
+use super::challenge::challenge_for_metrics;
+use super::error::ApiError;
+use super::{App, records};
+use crate::access::{AccessError, Caller, Peer, Sender};
+use crate::config::Right;
+use crate::oci::{Endpoint, Route};
 use crate::store::Store;
+use crate::telemetry::RequestTrace;
 
 /// A disk that takes longer than this to write a few bytes is not ready.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub(super) async fn metrics(
+    State(app): State<Arc<App>>,
+    Extension(peer): Extension<Peer>,
+    request: Request<Body>,
+) -> Response {
+    if !app.gate.has_open_metrics()
+        && let Err(refused) = may_read_metrics(&app, &peer, request).await
+    {
+        return refused;
+    }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
+}
+
+/// # Errors
+/// The response to a request that may not read metrics.
+async fn may_read_metrics(app: &App, peer: &Peer, request: Request<Body>) -> Result<(), Response> {
+    let (parts, _) = request.into_parts();
+    let trace = RequestTrace::new("metrics", parts.method.clone(), &parts.headers);
+    let identified = app.gate.identify(Caller::new(peer, &parts.headers));
+    let route = Route { prefix: None, name: String::new(), endpoint: Endpoint::Base };
+    let (sender, identified) = match identified {
+        Ok(sender) => (sender, Ok(())),
+        Err(error) => (Sender::Unusable, Err(ApiError::Access(error.into()))),
+    };
+    let call = Call::new(parts, route, peer, sender, &trace);
+    trace.set_client(call.caller().address());
+    let allowed = match identified {
+        Ok(()) => call.may_read_metrics(app).await,
+        Err(error) => Err(error),
+    };
+    if let Err(ApiError::Access(AccessError::Denied)) = allowed {
+        records::denied(app, &call, Right::Metrics, None);
+    }
+    allowed
+        .map_err(|error| error.with_challenge(|reason| challenge_for_metrics(app, &call, reason)).into_response(&trace))
 }
 
 pub(super) async fn healthz() -> &'static str {

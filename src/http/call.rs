@@ -195,6 +195,14 @@ impl<'a> Call<'a> {
         })
     }
 
+    /// Permission to read metrics.
+    pub(super) async fn may_read_metrics(&self, app: &App) -> Result<(), ApiError> {
+        if app.gate.metrics(&Principal::Anonymous).is_ok() {
+            return Ok(());
+        }
+        Ok(app.gate.metrics(&self.principal(app).await?)?)
+    }
+
     /// Permission to list repositories.
     pub(super) async fn may_list(&self, app: &App) -> Result<Authorized<Catalog>, ApiError> {
         Ok(app.gate.catalog(&self.principal(app).await?)?)

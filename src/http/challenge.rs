@@ -34,8 +34,21 @@ impl TokenServer {
     }
 }
 
-/// The value of `WWW-Authenticate` in the response to a request. Its order of parameters is that of other registries.
+/// What a token for metrics must be asked for.
+const METRICS_SCOPE: &str = "registry:metrics:metrics";
+
+/// The value of `WWW-Authenticate` in the response to a request.
 pub(super) fn challenge(app: &App, call: &Call<'_>, reason: Unauthenticated) -> String {
+    with_scope(app, call, scope(call.method(), &call.route.endpoint, &call.route.name), reason)
+}
+
+/// The same in the response to a request for metrics.
+pub(super) fn challenge_for_metrics(app: &App, call: &Call<'_>, reason: Unauthenticated) -> String {
+    with_scope(app, call, Some(METRICS_SCOPE.to_owned()), reason)
+}
+
+/// The order of parameters is that of other registries.
+fn with_scope(app: &App, call: &Call<'_>, scope: Option<String>, reason: Unauthenticated) -> String {
     let server = &app.token_server;
     let mut text = String::with_capacity(256);
     let (base, service) = match &server.external_url {
@@ -50,7 +63,7 @@ pub(super) fn challenge(app: &App, call: &Call<'_>, reason: Unauthenticated) -> 
     let service = service.split('/').next().unwrap_or(service);
     // Writing to a string does not fail.
     let _ = write!(text, "Bearer realm=\"{base}{TOKEN_PATH}\",service=\"{service}\"");
-    if let Some(scope) = scope(call.method(), &call.route.endpoint, &call.route.name) {
+    if let Some(scope) = scope {
         let _ = write!(text, ",scope=\"{scope}\"");
     }
     let error = match reason {

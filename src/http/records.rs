@@ -155,13 +155,13 @@ pub(super) fn conclude(app: &App, call: &mut Call<'_>, answered: &Result<Respons
         change.conclude(answered);
     }
     match answered {
-        Err(ApiError::Access(AccessError::Denied)) => denied(app, call),
+        Err(ApiError::Access(AccessError::Denied)) => denied_on_repository(app, call),
         Ok(response) if app.audit.has_pulls() && response.status().is_success() => pulled(app, call),
         _ => {}
     }
 }
 
-fn denied(app: &App, call: &Call<'_>) {
+fn denied_on_repository(app: &App, call: &Call<'_>) {
     let (right, reference) = match Operation::of(call.method(), &call.route.endpoint) {
         Some(Operation::ReadManifest(reference) | Operation::ReadBlob(reference)) => (Right::Pull, Some(reference)),
         Some(Operation::Rare(operation)) => match operation {
@@ -181,12 +181,21 @@ fn denied(app: &App, call: &Call<'_>) {
         },
         Some(Operation::Ping) | None => (Right::Pull, None),
     };
+    denied(app, call, right, reference);
+}
+
+/// Records that a user may not do this.
+pub(super) fn denied(app: &App, call: &Call<'_>, right: Right, reference: Option<&str>) {
     app.metrics.auth_denied(right.as_str());
     let who = sender_name(call.sender()).to_string();
-    app.audit.write_limited(Event::Denied, call.caller().address(), &who, || Record {
-        outcome: Some(format!("may not {}", right.as_str()).into()),
-        reference: reference.map(|reference| Cow::Owned(reference.to_owned())),
-        ..of_repository(app, call, Event::Denied)
+    app.audit.write_limited(Event::Denied, call.caller().address(), &who, || {
+        let outcome = Some(format!("may not {}", right.as_str()).into());
+        let reference = reference.map(|reference| Cow::Owned(reference.to_owned()));
+        let of_sender = match right {
+            Right::Metrics | Right::Admin => of_sender(call, Event::Denied),
+            Right::Pull | Right::Push | Right::Delete => of_repository(app, call, Event::Denied),
+        };
+        Record { outcome, reference, ..of_sender }
     });
 }
 
@@ -211,15 +220,18 @@ fn pulled(app: &App, call: &Call<'_>) {
 fn of_repository(app: &App, call: &Call<'_>, event: Event) -> Record<'static> {
     let target = app.gate.routes().resolve(call.requested(), |name| app.store.is_local(name));
     let repo = target.ok().map(|target| target.repo);
-    let who = sender_name(call.sender());
-    let is_user = who != Subject::ANONYMOUS;
     Record {
-        who: Some(who),
-        how: Some(if is_user { call.sender().kind() } else { How::Anonymous }.as_str()),
         scope: repo.as_ref().map(|repo| Cow::Owned(repo.scope.as_str().to_owned())),
         repository: Some(Cow::Owned(repo.map_or_else(|| call.route.name.clone(), |repo| repo.name.to_string()))),
-        ..record_of(event, call.caller(), call.trace())
+        ..of_sender(call, event)
     }
+}
+
+/// A record that says who sent a request, as far as that was verified.
+fn of_sender(call: &Call<'_>, event: Event) -> Record<'static> {
+    let who = sender_name(call.sender());
+    let how = if who == Subject::ANONYMOUS { How::Anonymous } else { call.sender().kind() };
+    Record { who: Some(who), how: Some(how.as_str()), ..record_of(event, call.caller(), call.trace()) }
 }
 
 fn name(principal: &Principal) -> &str {

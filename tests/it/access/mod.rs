@@ -4,6 +4,7 @@ mod audit;
 mod commands;
 mod flows;
 mod logins;
+mod metrics;
 mod private;
 mod proxies;
 mod repositories;
