@@ -90,6 +90,12 @@ pub struct IssuedToken {
     pub lifetime: Duration,
 }
 
+/// The identity of the certificate of a connection.
+fn by_certificate(caller: Caller<'_>) -> Option<Principal> {
+    let identity = caller.peer().certificate.as_ref()?.identity()?;
+    Some(Principal::of_password(identity.clone()))
+}
+
 // === impl Sender ===
 
 impl Sender {
@@ -105,6 +111,7 @@ impl Sender {
     pub fn kind(&self) -> How {
         match self {
             Self::Password(login) => login.attempt().map_or(How::Password, |attempt| attempt.how),
+            Self::Known(principal) if principal.is_certificate() => How::Certificate,
             Self::Known(Principal::User(_)) => How::Token,
             Self::Known(Principal::Anonymous | Principal::AnonymousToken) | Self::Unusable => How::Anonymous,
         }
@@ -155,11 +162,20 @@ impl Login {
     /// For a token that is not valid, and for more than one header with credentials.
     pub(super) fn identify(&self, caller: Caller<'_>) -> Result<Sender, LoginError> {
         match Credentials::of(caller)? {
-            Credentials::None => Ok(Sender::Known(Principal::Anonymous)),
+            Credentials::None => Ok(Self::without_credentials(caller)),
             Credentials::Password(login) => Ok(Sender::Password(Box::new(login))),
-            Credentials::Token(token) => Ok(Sender::Known(self.bearer(token)?)),
+            Credentials::Token(token) => Ok(Sender::Known(match self.bearer(token)? {
+                // The token is for nobody, and the connection says who it is.
+                Principal::AnonymousToken => by_certificate(caller).unwrap_or(Principal::AnonymousToken),
+                principal => principal,
+            })),
             Credentials::Unusable => Ok(Sender::Unusable),
         }
+    }
+
+    /// Who sent a request without credentials: the identity of the certificate, if there is one.
+    pub(super) fn without_credentials(caller: Caller<'_>) -> Sender {
+        Sender::Known(by_certificate(caller).unwrap_or(Principal::Anonymous))
     }
 
     fn bearer(&self, token: &str) -> Result<Principal, Unauthenticated> {
@@ -197,6 +213,8 @@ impl Login {
         let for_nobody = || Ok(self.issue(None, acts));
         let verified = match &request.sender {
             Sender::Known(_) if policy.everybody_may_do_something() => return for_nobody(),
+            // Its connection says who it is: the identity of a certificate is never in a token.
+            Sender::Known(principal) if principal.is_certificate() => return for_nobody(),
             Sender::Known(_) => return Err(Unauthenticated::Required.into()),
             Sender::Password(login) => self.passwords.verify(login).await.map_err(LoginError::from),
             Sender::Unusable => Err(Unauthenticated::Invalid.into()),

@@ -205,6 +205,14 @@ impl Gate {
         }
     }
 
+    /// Who sent a request whose credentials are elsewhere, and are none.
+    pub fn without_credentials(&self, caller: Caller<'_>) -> Sender {
+        match &self.login {
+            None => Sender::Known(Principal::Anonymous),
+            Some(_) => Login::without_credentials(caller),
+        }
+    }
+
     /// Who sent a request.
     ///
     /// # Errors

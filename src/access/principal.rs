@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::config::{Right, Rights, Subject};
+use crate::config::{CERTIFICATE_PREFIX, Right, Rights, Subject};
 use crate::oci::RepoName;
 
 /// The authenticated sender of a request.
@@ -62,6 +62,11 @@ impl Principal {
             Self::Anonymous | Self::AnonymousToken => None,
             Self::User(session) => Some(&session.user),
         }
+    }
+
+    /// Whether it is known by the certificate of its connection. No token is ever issued to it.
+    pub fn is_certificate(&self) -> bool {
+        self.user().and_then(User::as_identity).is_some_and(|(prefix, _)| prefix == CERTIFICATE_PREFIX)
     }
 
     /// Whether the credentials are good for an action.

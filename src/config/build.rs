@@ -11,9 +11,9 @@ use super::layer::{
 };
 use super::value::OneOrMore;
 use super::{
-    AuditConfig, AuthConfig, CacheConfig, Config, ConfigError, CredentialConfig, CredentialSource, DOCKER_IO,
-    DeleteConfig, GcConfig, IgnoredSettings, LocalConfig, LogConfig, MetricsConfig, PushConfig, Right, ScrubConfig,
-    ServerConfig, StorageConfig, TlsConfig, UpstreamConfig, builtin_upstreams, canonical_name,
+    AuditConfig, AuthConfig, CacheConfig, ClientAuth, Config, ConfigError, CredentialConfig, CredentialSource,
+    DOCKER_IO, DeleteConfig, GcConfig, IgnoredSettings, LocalConfig, LogConfig, MetricsConfig, PushConfig, Right,
+    ScrubConfig, ServerConfig, StorageConfig, TlsConfig, UpstreamConfig, builtin_upstreams, canonical_name,
 };
 
 /// `storage` is the default of `[storage]`, which depends on the user and on mounted volumes.
@@ -129,15 +129,22 @@ fn domains(names: Located<OneOrMore<String>>) -> Result<Vec<String>, ConfigError
     }
 }
 
-/// Checks `[server.tls]`: `cert` and `key` are set together, and `client_ca` only with them.
+/// Checks `[server.tls]`: `cert` and `key` are set together, `client_ca` only with them, and
+/// `client_auth` only with that.
 fn tls(keys: ServerTlsKeys) -> Result<Option<TlsConfig>, ConfigError> {
     let lacks = |given: Located<PathBuf>, key: &str, lacking: &str| {
         let message = format!("is set without {lacking}; set {lacking} too");
         Err(ConfigError::new(&given.location, format!("server.tls.{key}"), message))
     };
+    if let (Some(given), None) = (&keys.client_auth, &keys.client_ca) {
+        let message = "is set without client_ca; set client_ca too";
+        return Err(ConfigError::new(&given.location, "server.tls.client_auth", message));
+    }
+    let client_auth = value(keys.client_auth, ClientAuth::default());
     match (keys.cert, keys.key, keys.client_ca) {
         (Some(cert), Some(key), client_ca) => {
-            Ok(Some(TlsConfig { cert: cert.value, key: key.value, client_ca: client_ca.map(|file| file.value) }))
+            let client_ca = client_ca.map(|file| file.value);
+            Ok(Some(TlsConfig { cert: cert.value, key: key.value, client_ca, client_auth }))
         }
         (Some(cert), None, _) => lacks(cert, "cert", "key"),
         (None, Some(key), _) => lacks(key, "key", "cert"),

@@ -5,7 +5,10 @@ use url::Url;
 
 use super::units::{format_duration, format_size};
 use super::upstream::{BUILTIN_UPSTREAMS, canonical_name, in_one_domain};
-use super::{CacheConfig, Config, CredentialConfig, DOCKER_IO, GcConfig, Namespace, Pin, ScrubConfig, UpstreamConfig};
+use super::{
+    CERTIFICATE_PREFIX, CacheConfig, ClientAuth, Config, CredentialConfig, DOCKER_IO, GcConfig, Member, Namespace, Pin,
+    ScrubConfig, Subject, UpstreamConfig,
+};
 
 /// Websites that users mistake for registries, and the host of the registry.
 /// The same names with `www.` are meant too.
@@ -47,7 +50,31 @@ impl Config {
         found.extend(self.uploads_beyond_the_disk(disk_bytes));
         found.extend(self.names_that_are_patterns());
         found.extend(self.switched_off());
+        found.extend(self.certificates_without_rules());
+        found.extend(self.rules_without_certificates());
         found
+    }
+
+    fn certificates_without_rules(&self) -> Option<String> {
+        let tls = self.server.tls.as_ref().filter(|tls| tls.client_ca.is_some() && self.auth.is_none())?;
+        (tls.client_auth == ClientAuth::Optional).then(|| {
+            "server.tls.client_auth is \"optional\" without [auth]: a client certificate changes nothing; set \"required\", or \
+             configure rules"
+                .to_owned()
+        })
+    }
+
+    fn rules_without_certificates(&self) -> Option<String> {
+        if self.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()) {
+            return None;
+        }
+        let auth = self.auth.as_ref()?;
+        let of_rules = auth.rules.iter().flat_map(|rule| &rule.who).filter_map(Subject::member);
+        let mut members = of_rules.chain(auth.groups.values().flatten());
+        let of_certificate =
+            |member: &&Member| member.identities().is_some_and(|identities| identities.prefix() == CERTIFICATE_PREFIX);
+        let name = members.find(of_certificate)?;
+        Some(format!("[auth] names {name}, and no client has a certificate; set server.tls.client_ca, or leave it out"))
     }
 
     fn useless_limits(&self, upstream: &UpstreamConfig) -> Vec<String> {

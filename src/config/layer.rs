@@ -16,7 +16,8 @@ use super::units::Size;
 use super::upstream_url::UpstreamUrl;
 use super::value::{OneOrMore, Positive, RawValue, Setting};
 use super::{
-    AccessPattern, ConfigError, ListenAddr, LogFormat, Member, Namespace, OnDenied, Pin, Right, Secret, Subject,
+    AccessPattern, ClientAuth, ConfigError, ListenAddr, LogFormat, Member, Namespace, OnDenied, Pin, Right, Secret,
+    Subject,
 };
 
 /// A value and the place where it was written.
@@ -122,6 +123,7 @@ section! {
         cert: PathBuf,
         key: PathBuf,
         client_ca: PathBuf,
+        client_auth: ClientAuth,
     }
 }
 

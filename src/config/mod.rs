@@ -67,7 +67,7 @@ pub use metrics::MetricsConfig;
 pub use pin::Pin;
 pub use scrub::ScrubConfig;
 pub use secret::Secret;
-pub use server::{ServerConfig, TlsConfig};
+pub use server::{ClientAuth, ServerConfig, TlsConfig};
 pub use storage::StorageConfig;
 pub use units::format_duration;
 pub use upstream::{

@@ -114,6 +114,7 @@ fn type_of(kind: &str) -> String {
         "UpstreamUrl" => "URL",
         "Namespace" => "repository pattern",
         "LogFormat" => "`\"text\"` or `\"json\"`",
+        "ClientAuth" => "`\"required\"` or `\"optional\"`",
         "OnDenied" => "`\"stale\"` or `\"deny\"`",
         other => panic!("the reference page has no name for the type {other}: add one to `type_of`"),
     }

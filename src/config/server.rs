@@ -44,8 +44,28 @@ pub struct TlsConfig {
     pub cert: PathBuf,
     /// The private key of the certificate.
     pub key: PathBuf,
-    /// Authorities of client certificates. If set, only clients with a certificate of one of them may connect.
+    /// Authorities of client certificates.
     pub client_ca: Option<PathBuf>,
+    /// Whether clients need such a certificate. Without `client_ca` none is asked for.
+    pub client_auth: ClientAuth,
+}
+
+/// Whether clients need a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAuth {
+    #[default]
+    Required,
+    /// A client without one may connect.
+    Optional,
+}
+
+impl ClientAuth {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::Optional => "optional",
+        }
+    }
 }
 
 impl Default for ServerConfig {

@@ -52,6 +52,7 @@ impl Config {
             document.key("key", tls.key.display().to_string());
             if let Some(file) = &tls.client_ca {
                 document.key("client_ca", file.display().to_string());
+                document.key("client_auth", tls.client_auth.as_str());
             }
         }
 

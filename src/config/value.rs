@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::units::{self, Size, SizeError};
-use super::{AccessPattern, ListenAddr, LogFormat, Member, Namespace, OnDenied, Pin, Right, Secret, Subject};
+use super::{
+    AccessPattern, ClientAuth, ListenAddr, LogFormat, Member, Namespace, OnDenied, Pin, Right, Secret, Subject,
+};
 
 /// The value of a key before it is parsed.
 pub(super) enum RawValue<'a> {
@@ -251,6 +253,18 @@ impl Setting for Right {
 
     fn from_text(text: &str) -> Result<Self, ValueError> {
         Self::parse(text).ok_or(ValueError::Unexpected)
+    }
+}
+
+impl Setting for ClientAuth {
+    const EXPECTED: &'static str = "whether clients need a certificate; write \"required\" or \"optional\"";
+
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "required" => Ok(Self::Required),
+            "optional" => Ok(Self::Optional),
+            _ => Err(ValueError::Unexpected),
+        }
     }
 }
 

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use super::units::format_duration;
-use super::{AccessRule, Config, IgnoredSettings, Right, Rights, ServerConfig, Subject, UpstreamConfig};
+use super::{
+    AccessRule, ClientAuth, Config, IgnoredSettings, Right, Rights, ServerConfig, Subject, TlsConfig, UpstreamConfig,
+};
 
 /// containerd gives up on a registry that has not sent response headers after this time.
 const CONTAINERD_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,7 +43,8 @@ impl Config {
 
     /// Warns about what unauthenticated clients on the network may do.
     fn unauthenticated_access(&self) -> Option<String> {
-        let clients_have_certificates = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        let needs_certificate = |tls: &TlsConfig| tls.client_ca.is_some() && tls.client_auth == ClientAuth::Required;
+        let clients_have_certificates = self.server.tls.as_ref().is_some_and(needs_certificate);
         if self.server.listen.is_loopback() || clients_have_certificates || self.auth.is_some() {
             return None;
         }

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
@@ -26,8 +27,8 @@ use super::drain::{self, Draining, UnreadBody};
 use super::places::Place;
 use super::streams::{PacedBody, Streams};
 use super::tls::{Certificates, Handshake, Protocol};
-use super::{Site, host, plain};
-use crate::access::{Peer, TrustedProxies};
+use super::{Site, host, plain, records};
+use crate::access::{AttemptResult, Peer, TrustedProxies};
 use crate::tasks::Tasks;
 
 /// Maximum bytes that one HTTP/1 connection or one HTTP/2 stream buffers per direction, plus one frame.
@@ -89,10 +90,16 @@ impl Connections {
         };
         let Handshake { protocol, stream, certificate } = match handshake {
             Ok(Ok(handshake)) => handshake,
-            Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
+            Ok(Err(error)) => {
+                if is_of_certificate(&error) {
+                    records::certificate(&self.site.app, &peer, AttemptResult::Refused);
+                }
+                return tracing::debug!(%error, "a TLS handshake failed");
+            }
             Err(_) => return tracing::debug!("a TLS handshake took too long"),
         };
         (peer.is_encrypted, peer.certificate) = (true, certificate);
+        records::certificate(&self.site.app, &peer, AttemptResult::Accepted);
         match protocol {
             Protocol::Http1 => {
                 let left = plain::serve(stream, &peer, self.deadlines, self.site_at(place), place).await;
@@ -218,6 +225,12 @@ impl Connections {
     fn site_at(&self, place: &Place) -> &Site {
         if place.is_reserved() { &self.crowded_site } else { &self.site }
     }
+}
+
+/// Whether a handshake failed because of the certificate of the client.
+fn is_of_certificate(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
 }
 
 fn log(ended: hyper::Result<()>) {

@@ -13,7 +13,7 @@ use super::call::Call;
 use super::error::ApiError;
 use super::operation::{Operation, RareOperation};
 use super::{App, CONTENT_DIGEST};
-use crate::access::{AccessError, AttemptResult, Caller, How, Principal, Sender};
+use crate::access::{AccessError, AttemptResult, Caller, How, Peer, Principal, Sender, VerifiedCertificate};
 use crate::audit::{Audit, Event, Record};
 use crate::config::{Right, Subject};
 use crate::oci::{Digest, RepoId};
@@ -147,6 +147,27 @@ impl Drop for LoginReport<'_> {
             ..record_of(event, self.caller, self.trace)
         });
     }
+}
+
+/// Records a handshake with a client certificate. One that is accepted and has no name is no login.
+pub(super) fn certificate(app: &App, peer: &Peer, result: AttemptResult) {
+    let identity = peer.certificate.as_ref().and_then(VerifiedCertificate::identity);
+    let is_accepted = result == AttemptResult::Accepted;
+    if !app.gate.has_users() || (is_accepted && identity.is_none()) {
+        return;
+    }
+    app.metrics.auth_attempt(How::Certificate.as_str(), result.as_str());
+    let event = if is_accepted { Event::Login } else { Event::LoginFailed };
+    let client = peer.address.map(|address| address.ip());
+    let who = identity.map(|user| user.name().to_owned());
+    let about = who.clone().unwrap_or_default();
+    app.audit.write_limited(event, client, &about, || Record {
+        who: who.map(Cow::Owned),
+        how: Some(How::Certificate.as_str()),
+        client,
+        outcome: Some(result.as_str().into()),
+        ..Record::new(event)
+    });
 }
 
 /// Records the result of a request, as far as it matters. Called once for each request that was authenticated.

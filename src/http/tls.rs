@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::access::VerifiedCertificate;
-use crate::config::TlsConfig;
+use crate::config::{ClientAuth, TlsConfig};
 use crate::file::{self, Stamp};
 
 const HTTP2: &[u8] = b"h2";
@@ -58,7 +58,7 @@ pub struct Certificates {
 pub(super) struct Handshake<S> {
     pub(super) protocol: Protocol,
     pub(super) stream: TlsStream<S>,
-    /// The certificate of the client, if `client_ca` is set.
+    /// The certificate of the client, if it has sent one.
     pub(super) certificate: Option<VerifiedCertificate>,
 }
 
@@ -150,7 +150,11 @@ fn read(files: &TlsConfig) -> Result<ServerConfig, TlsError> {
             for root in certificates(path)? {
                 roots.add(root).map_err(|error| TlsError::Unusable { path: path.clone(), error })?;
             }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = match files.client_auth {
+                ClientAuth::Required => verifier.build(),
+                ClientAuth::Optional => verifier.allow_unauthenticated().build(),
+            };
             builder
                 .with_client_cert_verifier(verifier.map_err(|error| TlsError::ClientCa { path: path.clone(), error })?)
         }

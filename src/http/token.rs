@@ -4,7 +4,6 @@
 //! No response has a challenge: a client would ask again with the same credentials. None says when a token was made: clients
 //! add the lifetime to that time, and with a clock that differs from ours every token would look expired.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::{Body, to_bytes};
@@ -20,7 +19,7 @@ use super::App;
 use super::error::ApiError;
 use super::query::Query;
 use super::records::LoginReport;
-use crate::access::{AccessError, Caller, PasswordLogin, Peer, Principal, RequestedScopes, Sender, TokenRequest};
+use crate::access::{AccessError, Caller, PasswordLogin, Peer, RequestedScopes, Sender, TokenRequest};
 use crate::telemetry::RequestTrace;
 
 /// Largest body in bytes.
@@ -55,7 +54,7 @@ pub(super) async fn token(
     trace.set_client(caller.address());
     let asked = match parts.method {
         Method::GET => from_query(&app, caller, &parts.uri),
-        Method::POST => match from_form(&app, caller.address(), body).await {
+        Method::POST => match from_form(&app, caller, body).await {
             Ok(asked) => Ok(asked),
             Err(error) => return without_store(error.into_response()),
         },
@@ -91,8 +90,8 @@ fn from_query(app: &App, caller: Caller<'_>, uri: &Uri) -> Result<TokenRequest, 
     Ok(TokenRequest { sender, scopes: RequestedScopes::parse(Query::of(uri).all("scope")) })
 }
 
-/// The request of a POST: the login is in the form, and only there. `address` is that of the client.
-async fn from_form(app: &App, address: Option<IpAddr>, body: Body) -> Result<TokenRequest, FormError> {
+/// The request of a POST: the login is in the form, and only there.
+async fn from_form(app: &App, caller: Caller<'_>, body: Body) -> Result<TokenRequest, FormError> {
     let too_large = FormError { status: StatusCode::PAYLOAD_TOO_LARGE, code: "invalid_request" };
     let late = FormError { status: StatusCode::REQUEST_TIMEOUT, code: "invalid_request" };
     let form = timeout(app.progress_timeout, to_bytes(body, MAX_FORM_BYTES)).await.map_err(|_| late)?;
@@ -102,8 +101,8 @@ async fn from_form(app: &App, address: Option<IpAddr>, body: Body) -> Result<Tok
         return Err(FormError { status: StatusCode::BAD_REQUEST, code: "unsupported_grant_type" });
     }
     let sender = match value("username") {
-        "" => Sender::Known(Principal::Anonymous),
-        name => Sender::Password(Box::new(PasswordLogin::new(name, value("password"), address))),
+        "" => app.gate.without_credentials(caller),
+        name => Sender::Password(Box::new(PasswordLogin::new(name, value("password"), caller.address()))),
     };
     let scopes = form.iter().filter(|(key, _)| key == "scope").map(|(_, value)| value.as_str());
     Ok(TokenRequest { sender, scopes: RequestedScopes::parse(scopes) })

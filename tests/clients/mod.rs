@@ -8,6 +8,7 @@ mod attested;
 mod bad_line;
 mod buildah;
 mod busybox;
+mod certificates;
 mod chains;
 mod containerd;
 mod containers;

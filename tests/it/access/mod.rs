@@ -1,6 +1,7 @@
 //! Users and rules (`[auth]`): who gets what, and how clients log in.
 
 mod audit;
+mod certificates;
 mod commands;
 mod flows;
 mod logins;

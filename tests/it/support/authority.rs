@@ -1,6 +1,6 @@
 //! A certificate authority for tests, with its server and client certificates in PEM.
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use tempfile::TempDir;
 
 pub struct Authority {
@@ -31,6 +31,16 @@ impl Authority {
         let names = ["127.0.0.1", "localhost", "docker-io.cache.test"].map(str::to_owned);
         let mut params = CertificateParams::new(names).expect("plain names");
         params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let cert = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
+        Signed { cert, key: key.serialize_pem() }
+    }
+
+    /// Signs a client certificate with these names, which has this common name.
+    pub fn sign_for(&self, common_name: &str, names: Vec<SanType>) -> Signed {
+        let mut params = CertificateParams::new([]).expect("no names");
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.subject_alt_names = names;
         let key = KeyPair::generate().expect("a key");
         let cert = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
         Signed { cert, key: key.serialize_pem() }
