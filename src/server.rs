@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::{AttemptResult, AuthFileError, Gate, How, Login};
 use crate::audit::{Audit, AuditFileError};
 use crate::config::{Config, Right, ServerConfig, TlsConfig};
-use crate::control::{Control, ControlSocket};
+use crate::control::{ConfigSource, Control, ControlSocket, Reloader};
 use crate::events::Events;
 use crate::housekeeping::{self, IndexRecovery};
 use crate::http::serve::{Listeners, Server};
@@ -29,6 +29,9 @@ use crate::upstream::{Upstream, UpstreamSetupError};
 
 /// Permissions of a data folder for users who are neither its owner nor in its group.
 const OTHERS_MODE: u32 = 0o007;
+
+/// The kind of credentials of an operator in the audit log: the permission to send SIGHUP.
+const SIGNAL: &str = "signal";
 
 /// File descriptors that one transfer takes at most: the client's socket, a file, the upstream's socket.
 const MAX_DESCRIPTORS_OF_TRANSFER: u64 = 3;
@@ -66,6 +69,7 @@ pub struct Running {
     store: Store,
     tasks: Tasks,
     recovery: IndexRecovery,
+    reloader: Arc<Reloader>,
     audit: Audit,
     /// Waits for the records of the audit log that are queued.
     audit_flush: Option<FlushGuard>,
@@ -73,6 +77,11 @@ pub struct Running {
 
 /// Starts a server and returns when it listens.
 pub async fn start(config: Config) -> Result<Running, StartError> {
+    start_from(config, None).await
+}
+
+/// The same with a source of the configuration, which is read again at a reload.
+pub async fn start_from(config: Config, source: Option<ConfigSource>) -> Result<Running, StartError> {
     let descriptors = raise_descriptor_limit();
     // The port first: a second server that is started by mistake must fail before it touches anything.
     let listen_error = |error| StartError::Listen { listen: config.server.listen.to_string(), error };
@@ -96,12 +105,18 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let puller = Puller::new(store.clone(), upstreams, &config, metrics.clone(), tasks.clone());
     let recovery = IndexRecovery::start(&store, &metrics);
     housekeeping::start(&store, &config, &metrics, &tasks);
+    if let Some(login) = &login {
+        tasks.spawn(login.follow());
+    }
+    let gate = Gate::new(&config, login);
+    let reloader = Arc::new(Reloader::new(source, &config, gate.rules(), &audit));
     let operator = Control {
         store: store.clone(),
         config: Arc::new(config.clone()),
         metrics: metrics.clone(),
         puller: puller.clone(),
         audit: audit.clone(),
+        reloader: reloader.clone(),
         since: Instant::now(),
         tasks: tasks.clone(),
     };
@@ -110,13 +125,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         true => None,
         false => ControlSocket::listen(&config.storage.path, Arc::new(operator)),
     };
-    if let Some(login) = &login {
-        tasks.spawn(login.follow());
-    }
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
-        gate: Gate::new(&config, login),
+        gate,
         audit: audit.clone(),
         token_server: TokenServer::new(&config.server),
         metrics,
@@ -136,11 +148,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let settings = limit_connections(descriptors, config.server.clone());
     let server = Server::new(settings, Site::new(Arc::new(app)), certificates, tasks.clone());
     let accepting = tokio::spawn(server.run(listeners, stop.clone().cancelled_owned()));
-    Ok(Running { address, stop, accepting, puller, control, store, tasks, recovery, audit, audit_flush })
+    Ok(Running { address, stop, accepting, puller, control, store, tasks, recovery, reloader, audit, audit_flush })
 }
 
-/// Runs a server until SIGTERM or SIGINT, and stops it.
-pub async fn run(config: Config) -> Result<(), StartError> {
+/// Runs a server until SIGTERM or SIGINT, and stops it. At SIGHUP, the configuration is read again from its source.
+pub async fn run(config: Config, source: ConfigSource) -> Result<(), StartError> {
+    let mut hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
     // By default, SIGXFSZ ends the process. With a handler, the write that exceeds the limit fails instead.
@@ -154,12 +167,15 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let (data, upstreams) = (config.storage.path.display().to_string(), config.upstreams.len());
     let default = config.default_upstream.clone().unwrap_or_else(|| "none".to_owned());
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
-    let running = start(config).await?;
+    let running = start_from(config, Some(source)).await?;
     let address = running.addr();
     tracing::info!(%address, scheme, data, upstreams, default, "listening");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => running.reload().await,
+        }
     }
     tracing::info!("stopping: no new connections are accepted, and transfers in progress may end");
     tokio::select! {
@@ -173,6 +189,15 @@ impl Running {
     /// The address it listens on.
     pub fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Reads the configuration again. What becomes of that is logged.
+    async fn reload(&self) {
+        let reloader = self.reloader.clone();
+        let reloaded = tokio::task::spawn_blocking(move || reloader.reload(SIGNAL));
+        if reloaded.await.is_err() {
+            tracing::error!("the reload panicked");
+        }
     }
 
     /// Stops cleanly: accepts no new connections, waits for transfers or cuts them off, and closes the store.

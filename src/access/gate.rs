@@ -10,6 +10,7 @@ use super::authenticate::{IssuedToken, Login, LoginError, Sender, Unauthenticate
 use super::caller::Caller;
 use super::policy::Policy;
 use super::principal::Principal;
+use super::rules::Rules;
 use super::token_request::TokenRequest;
 use crate::config::{Config, Right};
 use crate::oci::{RepoId, RepoName, Scope, UpstreamName};
@@ -103,7 +104,7 @@ pub enum SwitchedOff {
 pub struct Gate {
     routes: Routes,
     /// The rules; `None` if there are no users.
-    policy: Option<Policy>,
+    policy: Option<Rules>,
     /// The upstreams with credentials, which may open private repositories.
     with_credentials: HashSet<UpstreamName>,
     /// Without it, nobody can log in.
@@ -170,7 +171,7 @@ impl Gate {
     pub fn new(config: &Config, login: Option<Login>) -> Self {
         Self {
             routes: Routes::new(config),
-            policy: config.auth.as_ref().map(Policy::new),
+            policy: config.auth.as_ref().map(|auth| Rules::new(Policy::new(auth))),
             with_credentials: config
                 .upstreams
                 .iter()
@@ -183,6 +184,11 @@ impl Gate {
             delete: config.delete.enabled,
             metrics: config.metrics.auth,
         }
+    }
+
+    /// The rules in force; `None` if there are no users.
+    pub fn rules(&self) -> Option<&Rules> {
+        self.policy.as_ref()
     }
 
     pub fn routes(&self) -> &Routes {
@@ -231,7 +237,7 @@ impl Gate {
     /// If nobody is meant and may do nothing, or the credentials are not accepted.
     pub async fn token(&self, request: &TokenRequest) -> Result<IssuedToken, LoginError> {
         match (&self.login, &self.policy) {
-            (Some(login), Some(policy)) => login.token(policy, request).await,
+            (Some(login), Some(rules)) => login.token(&rules.get(), request).await,
             _ => Err(Unauthenticated::Required.into()),
         }
     }
@@ -242,9 +248,9 @@ impl Gate {
     /// # Errors
     /// If the sender has to log in.
     pub async fn ping(&self, sender: &Sender, requested: RequestedRepo<'_>) -> Result<(), AccessError> {
-        let Some(policy) = &self.policy else { return Ok(()) };
+        let Some(rules) = &self.policy else { return Ok(()) };
         if let Some(upstream) = self.routes.named_upstream(requested)
-            && policy.everybody_may_pull_in(&Scope::Upstream(upstream.clone()))
+            && rules.read().everybody_may_pull_in(&Scope::Upstream(upstream.clone()))
         {
             return Ok(());
         }
@@ -301,7 +307,7 @@ impl Gate {
     /// Permission to list repositories, those that [`Gate::may_pull`] allows.
     pub fn catalog(&self, principal: &Principal) -> Result<Authorized<Catalog>, AccessError> {
         let allowed = Ok(Authorized::new(principal, ()));
-        let Some(policy) = &self.policy else { return allowed };
+        let Some(policy) = self.policy.as_ref().map(Rules::read) else { return allowed };
         let missing = match principal {
             Principal::User(_) if principal.acts(Right::Pull) => return allowed,
             Principal::User(_) => Unauthenticated::InsufficientScope,
@@ -319,7 +325,7 @@ impl Gate {
 
     /// Permission to read metrics.
     pub fn metrics(&self, principal: &Principal) -> Result<(), AccessError> {
-        let Some(policy) = self.policy.as_ref().filter(|_| self.metrics) else { return Ok(()) };
+        let Some(policy) = self.policy.as_ref().filter(|_| self.metrics).map(Rules::read) else { return Ok(()) };
         let is_allowed = |principal: &Principal| policy.allows_on_server(principal, Right::Metrics).is_some();
         let missing = match principal {
             _ if is_allowed(&Principal::Anonymous) => return Ok(()),
@@ -339,14 +345,14 @@ impl Gate {
 
     /// The place of a rule that allows this; `None` if no rule does, or there are no users.
     pub fn rule_for(&self, principal: &Principal, right: Right, repo: &RepoId) -> Option<String> {
-        self.policy.as_ref()?.allowed_by(principal, right, repo).map(str::to_owned)
+        self.policy.as_ref()?.read().allowed_by(principal, right, repo).map(str::to_owned)
     }
 
     /// Whether the principal may learn that a local repository exists.
     fn may_know(&self, principal: &Principal, name: &RepoName) -> bool {
         match &self.policy {
             None => true,
-            Some(policy) => policy.allows_something(principal, &RepoId::local(name.clone())),
+            Some(rules) => rules.read().allows_something(principal, &RepoId::local(name.clone())),
         }
     }
 
@@ -355,7 +361,7 @@ impl Gate {
     /// # Errors
     /// If they do not. A sender whose client can get other credentials is told so, and a user is refused.
     fn require(&self, principal: &Principal, right: Right, repo: &RepoId) -> Result<(), AccessError> {
-        let Some(policy) = &self.policy else { return Ok(()) };
+        let Some(policy) = self.policy.as_ref().map(Rules::read) else { return Ok(()) };
         if policy.allows_everybody(right, repo) {
             return Ok(());
         }
@@ -377,7 +383,7 @@ impl Gate {
     /// If they do not, and the credentials of this server may open it.
     fn require_private(&self, principal: &Principal, repo: &RepoId) -> Result<(), AccessError> {
         let (Some(policy), Scope::Upstream(upstream)) = (&self.policy, &repo.scope) else { return Ok(()) };
-        if !self.with_credentials.contains(upstream) || policy.private_allowed_by(principal, repo).is_some() {
+        if !self.with_credentials.contains(upstream) || policy.read().private_allowed_by(principal, repo).is_some() {
             return Ok(());
         }
         Err(match principal {

@@ -13,6 +13,7 @@ mod options;
 mod output;
 #[cfg(test)]
 mod reference;
+mod reload;
 mod runtime;
 mod scrub;
 mod serve;
@@ -56,6 +57,9 @@ enum Command {
     Gc(gc::Gc),
     /// Read all content and report corrupt or missing content. Exit code: 0 no damage, 1 damage, 2 the scrub failed.
     Scrub(scrub::Scrub),
+    /// Let the running server read the rules and groups of [auth] again, as SIGHUP does. Other changed settings are named; they
+    /// need a restart.
+    Reload(reload::Reload),
     /// Read a password from the standard input and print its hash for the file of users (auth.htpasswd).
     HashPassword(hash_password::HashPassword),
     /// Prevent removals of content while a backup copies the data folder.
@@ -75,6 +79,8 @@ pub enum CliError {
     Image { image: String, error: String },
     #[error("there is no data folder {}; name it with --data or storage.path", .0.display())]
     NoFolder(PathBuf),
+    #[error("no server runs in the data folder {}; name the folder with --data or storage.path, or start the server", .0.display())]
+    NoServer(PathBuf),
     #[error("cannot use the data folder {}: {error}", path.display())]
     Folder { path: PathBuf, error: OpenError },
     #[error("the running server failed: {0}; its log has details")]
@@ -118,6 +124,7 @@ impl Cli {
             Command::Du(du) => du.run()?,
             Command::Gc(gc) => gc.run()?,
             Command::Scrub(scrub) => return scrub.run(),
+            Command::Reload(reload) => reload.run()?,
             Command::HashPassword(hash_password) => hash_password.run()?,
             Command::BackupLease(lease) => return lease.run(),
         }
@@ -162,6 +169,7 @@ mod tests {
             "gc --dry-run --output json",
             "scrub --repair",
             "backup-lease --for 2h",
+            "reload",
         ] {
             let line = format!("roadstead {command} {all}");
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");

@@ -14,7 +14,7 @@ const UMASK: Mode = Mode::from_raw_mode(0o077);
 
 pub fn run(options: ServerOptions) -> Result<(), CliError> {
     umask(UMASK);
-    let config = options.load()?;
+    let config = options.clone().load()?;
     let _flush = logs::init(config.log.format)?;
-    Ok(runtime::block_on(server::run(config))??)
+    Ok(runtime::block_on(server::run(config, Box::new(move || options.clone().load())))??)
 }

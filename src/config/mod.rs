@@ -17,6 +17,7 @@ mod build_credentials;
 mod build_upstream;
 mod build_value;
 mod cache;
+mod changes;
 mod credentials;
 mod env;
 mod error;

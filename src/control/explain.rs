@@ -4,6 +4,7 @@
 //! written to their files, and the state of an upstream's circuit.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -161,6 +162,14 @@ impl ExplainSources<'_> {
         }
     }
 
+    /// Returns the rules in force, or those that a server would have.
+    fn policy(&self) -> Option<Arc<Policy>> {
+        match self.server {
+            Some(server) => server.reloader.policy(),
+            None => self.config.auth.as_ref().map(|auth| Arc::new(Policy::new(auth))),
+        }
+    }
+
     /// Returns the bounds in force, or those that a server would have.
     fn bounds(&self) -> Option<ExplainedBounds> {
         let Config { storage, cache, .. } = self.config;
@@ -183,7 +192,7 @@ impl ExplainSources<'_> {
 /// A text that describes the error in the name, the request or the files.
 pub fn explain(sources: &ExplainSources<'_>, request: &ExplainRequest) -> Result<Explanation, String> {
     let query = ExplainQuery::parse(&request.image, sources.routes)?;
-    let policy = sources.config.auth.as_ref().map(Policy::new);
+    let policy = sources.policy();
     let principal = request.as_user.as_deref().map(Principal::named);
     // A local repository does not exist for a user who may do nothing with it.
     let may_know = |name: &RepoName| match (&policy, &principal) {
@@ -195,8 +204,8 @@ pub fn explain(sources: &ExplainSources<'_>, request: &ExplainRequest) -> Result
     let access = request.as_user.as_ref().zip(principal.as_ref());
     let upstream = sources.config.upstream(target.repo.scope.as_str());
     let has_credentials = upstream.is_some_and(|upstream| !upstream.credentials.is_empty());
-    let access =
-        access.map(|(user, principal)| explain_access(policy.as_ref(), user, principal, &target.repo, has_credentials));
+    let access = access
+        .map(|(user, principal)| explain_access(policy.as_deref(), user, principal, &target.repo, has_credentials));
     let explained = gather(sources, target, &query.target).map_err(|error| error.to_string())?;
     Ok(Explanation { access, ..explained })
 }

@@ -9,6 +9,7 @@ mod explain_query;
 pub mod gc;
 pub mod lease;
 pub mod lines;
+pub mod reload;
 mod routes;
 pub mod scrub;
 mod socket;
@@ -26,6 +27,7 @@ use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
+pub use reload::{ConfigSource, Reloader};
 pub use socket::ControlSocket;
 
 /// The parts of the server that the operations use.
@@ -35,6 +37,7 @@ pub struct Control {
     pub metrics: Arc<Metrics>,
     pub puller: Puller,
     pub audit: Audit,
+    pub reloader: Arc<Reloader>,
     /// The time at which the server was started.
     pub since: Instant,
     /// The group of the tasks that an operation starts.

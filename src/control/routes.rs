@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{Control, explain, gc, lease, lines, scrub, usage};
+use super::{Control, SOCKET, explain, gc, lease, lines, reload, scrub, usage};
 use crate::resolve::Routes;
 
 /// Maximum bytes of a request's body. No valid request is as long.
@@ -32,6 +32,7 @@ pub(super) fn router(control: Arc<Control>) -> Router {
         .route("/v1/du", post(du))
         .route("/v1/gc", post(collect))
         .route("/v1/scrub", post(scrub_store))
+        .route("/v1/reload", post(reload_rules))
         .route("/v1/lease", post(take_lease))
         .route("/v1/release", post(release_lease))
         .with_state(control)
@@ -48,9 +49,7 @@ async fn explain_image(State(control): State<Arc<Control>>, body: Body) -> Resul
         };
         explain::explain(&sources, &request)
     });
-    let explained = explained
-        .await
-        .map_err(|_| OperationError(StatusCode::INTERNAL_SERVER_ERROR, "the operation panicked".to_owned()))?;
+    let explained = explained.await.map_err(|_| panicked())?;
     explained.map(|explanation| respond_json(&explanation)).map_err(bad_request)
 }
 
@@ -88,6 +87,13 @@ async fn collect(State(control): State<Arc<Control>>, body: Body) -> Result<Resp
     }))
 }
 
+async fn reload_rules(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
+    let reload::ReloadRequest {} = read(body).await?;
+    let reloaded = tokio::task::spawn_blocking(move || control.reloader.reload(SOCKET));
+    let reloaded = reloaded.await.map_err(|_| panicked())?;
+    reloaded.map(|reloaded| respond_json(&reloaded)).map_err(bad_request)
+}
+
 async fn take_lease(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
     let request: lease::LeaseRequest = read(body).await?;
     let taken = lease::take(control.store.clone(), request).await;
@@ -106,6 +112,10 @@ async fn read<R: DeserializeOwned>(body: Body) -> Result<R, OperationError> {
     let bytes = timeout(REQUEST_TIMEOUT, to_bytes(body, MAX_REQUEST_BYTES)).await.map_err(late)?;
     let bytes = bytes.map_err(|error| bad_request(error.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|error| bad_request(error.to_string()))
+}
+
+fn panicked() -> OperationError {
+    OperationError(StatusCode::INTERNAL_SERVER_ERROR, "the operation panicked".to_owned())
 }
 
 fn bad_request(error: String) -> OperationError {

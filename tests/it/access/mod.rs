@@ -8,6 +8,7 @@ mod logins;
 mod metrics;
 mod private;
 mod proxies;
+mod reload;
 mod repositories;
 
 use std::path::{Path, PathBuf};
