@@ -316,9 +316,9 @@ async fn login(config: &Config, store: &Store) -> Result<Option<Login>, StartErr
     let Some(auth) = config.auth.clone() else { return Ok(None) };
     let store = store.clone();
     let load = move || {
-        let secret = match auth.token_key_file {
-            Some(_) => Vec::new(),
-            None => store.token_secret().map_err(StartError::TokenSecret)?,
+        let secret = match auth.token_key_files.is_empty() {
+            false => Vec::new(),
+            true => store.token_secret().map_err(StartError::TokenSecret)?,
         };
         Ok(Login::load(&auth, &secret)?)
     };

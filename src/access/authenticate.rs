@@ -128,7 +128,7 @@ impl Sender {
 impl Login {
     /// Reads the files, which blocks. `secret` is the key for tokens if no file has one.
     pub fn load(config: &AuthConfig, secret: &[u8]) -> Result<Self, AuthFileError> {
-        let of_file = config.token_key_file.as_ref().map(|path| {
+        let secrets = config.token_key_files.iter().map(|path| {
             let content = file::read(path).map_err(|error| AuthFileError::ReadKey { path: path.clone(), error })?;
             let secret = content.trim_ascii();
             match secret.len() {
@@ -136,10 +136,11 @@ impl Login {
                 _ => Ok(secret.to_vec()),
             }
         });
-        let of_file = of_file.transpose()?;
+        let secrets = secrets.collect::<Result<Vec<_>, _>>()?;
+        let (secret, older) = secrets.split_first().map_or((secret, &[][..]), |(first, older)| (&first[..], older));
         Ok(Self {
             passwords: Arc::new(Passwords::load(&config.htpasswd)?),
-            tokens: Tokens::new(of_file.as_deref().unwrap_or(secret), config.token_lifetime),
+            tokens: Tokens::new(secret, config.token_lifetime).or_signed_with(older),
         })
     }
 

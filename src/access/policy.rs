@@ -171,7 +171,7 @@ mod tests {
         let groups: BTreeMap<_, _> = groups.iter().map(|(name, users)| ((*name).to_owned(), members(users))).collect();
         AuthConfig {
             htpasswd: "/dev/null".into(),
-            token_key_file: None,
+            token_key_files: Vec::new(),
             token_lifetime: AuthConfig::TOKEN_LIFETIME,
             groups,
             rules,

@@ -31,11 +31,17 @@ pub(super) const MIN_SECRET_BYTES: usize = 32;
 
 /// Makes and verifies tokens.
 pub(super) struct Tokens {
-    sign: hmac::Key,
-    fingerprint: hmac::Key,
+    /// The first one signs, and all verify. At least one.
+    keys: Vec<Keys>,
     lifetime: Duration,
     /// The claims of verified tokens, by all of their bytes.
     verified: Cache<Box<str>, Arc<Verified>>,
+}
+
+/// The keys that are made of one secret. One for each purpose, so that no fingerprint is ever a signature.
+struct Keys {
+    sign: hmac::Key,
+    fingerprint: hmac::Key,
 }
 
 /// A token whose signature is ours.
@@ -53,6 +59,8 @@ pub(super) struct Verified {
 pub(super) struct Subject {
     pub(super) name: String,
     fingerprint: String,
+    /// Whose fingerprint it is, in [`Tokens::keys`].
+    key: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -71,15 +79,17 @@ struct Claims {
 impl Tokens {
     /// `secret` has at least [`MIN_SECRET_BYTES`].
     pub(super) fn new(secret: &[u8], lifetime: Duration) -> Self {
-        // One key for each purpose, so that no fingerprint is ever a signature.
-        let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
-        let key = |purpose: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, purpose).as_ref());
         Self {
-            sign: key(b"roadstead token 1"),
-            fingerprint: key(b"roadstead fingerprint 1"),
+            keys: vec![Keys::new(secret)],
             lifetime,
             verified: Cache::builder().max_capacity(MAX_VERIFIED).time_to_live(lifetime).build(),
         }
+    }
+
+    /// The same, which also accepts tokens that were signed with other secrets: while a secret is replaced.
+    pub(super) fn or_signed_with(mut self, secrets: &[Vec<u8>]) -> Self {
+        self.keys.extend(secrets.iter().map(|secret| Keys::new(secret)));
+        self
     }
 
     pub(super) fn lifetime(&self) -> Duration {
@@ -95,13 +105,13 @@ impl Tokens {
         };
         let claims = Claims {
             sub: account.map(|account| account.user.name().to_owned()),
-            cred: account.map(|account| self.fingerprint(account)),
+            cred: account.map(|account| self.keys[0].fingerprint(account)),
             exp: seconds(now).saturating_add(self.lifetime.as_secs()),
             acts,
         };
         let claims = serde_json::json!(claims).to_string();
         let signed = format!("{HEADER}.{}", URL_SAFE_NO_PAD.encode(claims));
-        let signature = URL_SAFE_NO_PAD.encode(hmac::sign(&self.sign, signed.as_bytes()));
+        let signature = URL_SAFE_NO_PAD.encode(hmac::sign(&self.keys[0].sign, signed.as_bytes()));
         format!("{signed}.{signature}")
     }
 
@@ -127,10 +137,11 @@ impl Tokens {
         let (signed, signature) = token.rsplit_once('.')?;
         let claims = signed.strip_prefix(HEADER)?.strip_prefix('.')?;
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
-        hmac::verify(&self.sign, signed.as_bytes(), &signature).ok()?;
+        let is_of = |keys: &Keys| hmac::verify(&keys.sign, signed.as_bytes(), &signature).is_ok();
+        let key = self.keys.iter().position(is_of)?;
         let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
         let subject = match (claims.sub, claims.cred) {
-            (Some(name), Some(fingerprint)) => Some(Subject { name, fingerprint }),
+            (Some(name), Some(fingerprint)) => Some(Subject { name, fingerprint, key }),
             (None, None) => None,
             _ => return None,
         };
@@ -144,7 +155,17 @@ impl Tokens {
 
     /// Whether the token is of this user, and the user's line is still the same.
     pub(super) fn is_of(&self, subject: &Subject, account: &Account) -> bool {
-        *subject.name == *account.user.name() && subject.fingerprint == self.fingerprint(account)
+        let keys = self.keys.get(subject.key);
+        *subject.name == *account.user.name()
+            && keys.is_some_and(|keys| subject.fingerprint == keys.fingerprint(account))
+    }
+}
+
+impl Keys {
+    fn new(secret: &[u8]) -> Self {
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let key = |purpose: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, purpose).as_ref());
+        Self { sign: key(b"roadstead token 1"), fingerprint: key(b"roadstead fingerprint 1") }
     }
 
     fn fingerprint(&self, account: &Account) -> String {
@@ -182,8 +203,31 @@ mod tests {
 
     fn signed(tokens: &Tokens, header: &str, claims: &str) -> String {
         let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
-        let signature = hmac::sign(&tokens.sign, signed.as_bytes());
+        let signature = hmac::sign(&tokens.keys[0].sign, signed.as_bytes());
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    #[test]
+    fn a_replaced_secret_is_accepted_as_long_as_it_is_named() {
+        let (ann, other) = (account("ann", "hash"), [8; 32]);
+        let (old, new) = (Tokens::new(&SECRET, LIFETIME), Tokens::new(&other, LIFETIME));
+        let both = Tokens::new(&other, LIFETIME).or_signed_with(&[SECRET.to_vec()]);
+        let token = |tokens: &Tokens| tokens.issue(Some(&ann), Rights::ALL, now());
+        for (tokens, token, accepted) in [
+            (&old, token(&old), true),
+            (&new, token(&old), false),
+            (&both, token(&old), true),
+            (&both, token(&new), true),
+            (&new, token(&both), true),
+            (&old, token(&both), false),
+        ] {
+            let verified = tokens.verify(&token, now());
+            let is_of_ann = verified.is_some_and(|verified| tokens.is_of(verified.subject.as_ref().unwrap(), &ann));
+            assert_eq!(is_of_ann, accepted);
+        }
+        // The line of the user is compared with the key that has made the fingerprint.
+        let verified = both.verify(&token(&old), now()).unwrap();
+        assert!(!both.is_of(verified.subject.as_ref().unwrap(), &account("ann", "changed")));
     }
 
     #[test]

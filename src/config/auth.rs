@@ -16,8 +16,8 @@ use super::identity::Member;
 pub struct AuthConfig {
     /// The users and the bcrypt hashes of their passwords, as `htpasswd -B` writes them. Read again when it changes.
     pub htpasswd: PathBuf,
-    /// A file with the key that signs tokens. `None`: a key that is made once and kept in the data folder.
-    pub token_key_file: Option<PathBuf>,
+    /// Files with keys: the first signs tokens, and all verify them. None: a key that is made once and kept in the data folder.
+    pub token_key_files: Vec<PathBuf>,
     /// How long a token is valid.
     pub token_lifetime: Duration,
     /// The members of each group.

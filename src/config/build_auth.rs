@@ -1,6 +1,7 @@
 //! Builds `[auth]` and checks the rules between its keys and the rest of the configuration.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::access_pattern::PatternScope;
 use super::build_value::readable;
@@ -79,12 +80,18 @@ pub(super) fn auth(layer: AuthLayer, around: &Surroundings<'_>) -> Result<Option
     }
     Ok(Some(AuthConfig {
         htpasswd: readable(htpasswd, "auth.htpasswd")?,
-        token_key_file: keys.token_key_file.map(|file| readable(file, "auth.token_key_file")).transpose()?,
+        token_key_files: token_key_files(keys.token_key_file)?,
         token_lifetime: lifetime,
         groups,
         rules,
         is_of_registry_2,
     }))
+}
+
+fn token_key_files(files: Option<Located<OneOrMore<PathBuf>>>) -> Result<Vec<PathBuf>, ConfigError> {
+    let Some(Located { value: OneOrMore(files), location }) = files else { return Ok(Vec::new()) };
+    let file = |value| readable(Located { value, location: location.clone() }, "auth.token_key_file");
+    files.into_iter().map(file).collect()
 }
 
 fn token_lifetime(lifetime: &Located<std::time::Duration>) -> Result<std::time::Duration, ConfigError> {

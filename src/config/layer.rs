@@ -182,7 +182,7 @@ section! {
 section! {
     AuthKeys {
         htpasswd: PathBuf,
-        token_key_file: PathBuf,
+        token_key_file: OneOrMore<PathBuf>,
         token_lifetime: Duration,
     }
 }

@@ -96,6 +96,7 @@ fn type_of(kind: &str) -> String {
             "Subject" => "list of users, identities and groups".to_owned(),
             "AccessPattern" => "list of repository patterns".to_owned(),
             "Right" => "list of rights".to_owned(),
+            "PathBuf" => "path or list of paths".to_owned(),
             "IpNet" => "list of addresses and networks".to_owned(),
             other => panic!("the reference page has no name for a list of {other}: add one to `type_of`"),
         };

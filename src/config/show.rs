@@ -142,8 +142,11 @@ impl TomlWriter {
     fn auth(&mut self, auth: &AuthConfig) {
         self.table("auth");
         self.key("htpasswd", auth.htpasswd.display().to_string());
-        if let Some(file) = &auth.token_key_file {
-            self.key("token_key_file", file.display().to_string());
+        let keys: Vec<String> = auth.token_key_files.iter().map(|file| file.display().to_string()).collect();
+        match keys.as_slice() {
+            [] => {}
+            [key] => self.key("token_key_file", key.as_str()),
+            keys => self.key("token_key_file", keys.to_vec()),
         }
         self.key("token_lifetime", format_duration(auth.token_lifetime));
         if !auth.groups.is_empty() {
