@@ -1,24 +1,17 @@
 //! The file with the users and the hashes of their passwords: `name:hash` in each line, as `htpasswd -B` writes it.
 //!
-//! Only bcrypt is accepted. Weaker hashes and plain text are an error with the line and the command that makes a right
+//! Only bcrypt and argon2id are accepted (see `password_hash`). Weaker hashes and plain text are an error with the line and the command that makes a right
 //! line. An error never repeats what is in the place of a hash.
 
 use std::collections::HashMap;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
+use super::password_hash::{Cost, DEFAULT_BCRYPT_COST, MAX_BCRYPT_PASSWORD_BYTES};
 use super::principal::User;
 use crate::config::is_user_name;
 use crate::printable::Printable;
-
-/// The costs that are accepted. A cost above takes seconds for each login.
-const COSTS: std::ops::RangeInclusive<u32> = 4..=14;
-/// The cost that a login of an unknown user has if the file has no user.
-pub(super) const DEFAULT_COST: u32 = 10;
-/// Bytes of a password that bcrypt hashes. It would ignore the rest.
-pub(super) const MAX_PASSWORD_BYTES: usize = 72;
 
 /// The users of a file.
 #[derive(Debug)]
@@ -53,7 +46,7 @@ impl UserFile {
         let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
         let mut users: HashMap<Box<str>, Account> = HashMap::new();
         let mut lines: HashMap<Box<str>, usize> = HashMap::new();
-        let mut costs: HashMap<u32, usize> = HashMap::new();
+        let mut costs: HashMap<Cost, usize> = HashMap::new();
         for (at, bytes) in content.split(|byte| *byte == b'\n').enumerate() {
             let line = at + 1;
             let wrong = |reason: String| LineError { line, reason };
@@ -61,24 +54,24 @@ impl UserFile {
             if text.trim_start().is_empty() || text.starts_with('#') {
                 continue;
             }
-            let (name, hash) = account(text).map_err(wrong)?;
+            let (name, hash, cost) = account(text).map_err(wrong)?;
             if let Some(first) = lines.insert(name.into(), line) {
                 let name = Printable(name);
                 return Err(wrong(format!("the user {name} is on line {first} already; remove one of the two lines")));
             }
-            *costs.entry(cost(hash)).or_default() += 1;
+            *costs.entry(cost).or_default() += 1;
             users.insert(name.into(), Account { user: Arc::new(User::new(name)), hash: hash.into() });
         }
-        let usual =
-            costs.into_iter().max_by_key(|(cost, users)| (*users, *cost)).map_or(DEFAULT_COST, |(cost, _)| cost);
-        Ok(Self { users, unknown: no_hash(usual).into() })
+        let usual = costs.into_iter().max_by_key(|(cost, users)| (*users, *cost));
+        let usual = usual.map_or(Cost::Bcrypt(DEFAULT_BCRYPT_COST), |(cost, _)| cost);
+        Ok(Self { users, unknown: usual.without_password().into() })
     }
 
     pub(super) fn account(&self, name: &str) -> Option<&Account> {
         self.users.get(name)
     }
 
-    /// A hash of the usual cost that no password has.
+    /// A hash of the usual kind and cost that no password has.
     pub(super) fn unknown(&self) -> &Arc<str> {
         &self.unknown
     }
@@ -93,7 +86,9 @@ impl UserFile {
 pub enum PasswordError {
     #[error("the password is empty; write it to the standard input")]
     Empty,
-    #[error("the password has more than {MAX_PASSWORD_BYTES} bytes, which bcrypt would cut off; choose a shorter one")]
+    #[error(
+        "the password has more than {MAX_BCRYPT_PASSWORD_BYTES} bytes, which bcrypt would cut off; choose a shorter one"
+    )]
     TooLong,
     #[error("the password has a NUL or is not UTF-8, so no client could send it")]
     Unusable,
@@ -106,7 +101,7 @@ pub fn hash_password(password: &[u8]) -> Result<String, PasswordError> {
     if password.is_empty() {
         return Err(PasswordError::Empty);
     }
-    if password.len() > MAX_PASSWORD_BYTES {
+    if password.len() > MAX_BCRYPT_PASSWORD_BYTES {
         return Err(PasswordError::TooLong);
     }
     if password.contains(&0) || std::str::from_utf8(password).is_err() {
@@ -114,12 +109,12 @@ pub fn hash_password(password: &[u8]) -> Result<String, PasswordError> {
     }
     let mut salt = [0; 16];
     SystemRandom::new().fill(&mut salt).map_err(|_| PasswordError::Random)?;
-    let hash = bcrypt::hash_with_salt(password, DEFAULT_COST, salt).map_err(|_| PasswordError::Unusable)?;
+    let hash = bcrypt::hash_with_salt(password, DEFAULT_BCRYPT_COST, salt).map_err(|_| PasswordError::Unusable)?;
     Ok(hash.format_for_version(bcrypt::Version::TwoB))
 }
 
-/// The name and the hash in a line.
-fn account(line: &str) -> Result<(&str, &str), String> {
+/// The name and the hash in a line, and the cost of the hash.
+fn account(line: &str) -> Result<(&str, &str, Cost), String> {
     const EXAMPLE: &str = "write the line that `roadstead hash-password --user NAME` or `htpasswd -nBC 10 NAME` prints";
     let Some((name, hash)) = line.split_once(':') else {
         return Err(format!("is not a user and a hash with a colon between them; {EXAMPLE}"));
@@ -130,33 +125,8 @@ fn account(line: &str) -> Result<(&str, &str), String> {
             "\"{shown}\" cannot be the name of a user: it is empty, has a space, is too long or has a meaning in rules"
         ));
     }
-    let is_bcrypt = ["$2a$", "$2b$", "$2y$"].iter().any(|kind| hash.starts_with(kind));
-    if !is_bcrypt || bcrypt::HashParts::from_str(hash).is_err() {
-        let kind = match hash {
-            _ if is_bcrypt => "is a bcrypt hash that is damaged",
-            _ if hash.starts_with("$apr1$") || hash.starts_with("$1$") => "is an MD5 hash, which is not safe",
-            _ if hash.starts_with("{SHA}") => "is a SHA-1 hash, which is not safe",
-            _ if hash.starts_with('$') => "is a hash of another kind than bcrypt",
-            _ => "is not a bcrypt hash",
-        };
-        return Err(format!("what follows the user {shown} {kind}; {EXAMPLE}"));
-    }
-    let cost = cost(hash);
-    if !COSTS.contains(&cost) {
-        let (least, most) = (COSTS.start(), COSTS.end());
-        return Err(format!("the hash of the user {shown} has cost {cost}, not {least} to {most}; {EXAMPLE}"));
-    }
-    Ok((name, hash))
-}
-
-/// The cost of a valid hash.
-fn cost(hash: &str) -> u32 {
-    bcrypt::HashParts::from_str(hash).map_or(DEFAULT_COST, |parts| parts.get_cost())
-}
-
-/// A hash of this cost whose salt and hash are zero, which no password has.
-fn no_hash(cost: u32) -> String {
-    format!("$2b${cost:02}${}", ".".repeat(53))
+    let cost = Cost::of(hash).map_err(|kind| format!("what follows the user {shown} {kind}; {EXAMPLE}"))?;
+    Ok((name, hash, cost))
 }
 
 #[cfg(test)]
@@ -193,7 +163,8 @@ mod tests {
             ("ann:".to_owned(), 1, "is not a bcrypt hash"),
             ("ann:$apr1$x$hunter2".to_owned(), 1, "MD5"),
             ("ann:{SHA}hunter2=".to_owned(), 1, "SHA-1"),
-            ("ann:$argon2id$v=19$hunter2".to_owned(), 1, "another kind"),
+            ("ann:$argon2id$v=19$hunter2".to_owned(), 1, "damaged"),
+            ("ann:$argon2i$v=19$hunter2".to_owned(), 1, "another kind"),
             ("ann:$2x$04$hunter2".to_owned(), 1, "another kind"),
             (format!("ann:{}", &hash[..50]), 1, "damaged"),
             (format!("ann:{hash}hunter2"), 1, "damaged"),
@@ -216,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_hashed_password_makes_a_line_of_the_file() {
-        let long = "x".repeat(MAX_PASSWORD_BYTES);
+        let long = "x".repeat(MAX_BCRYPT_PASSWORD_BYTES);
         for password in ["secret", "pass word:with\n", "ä", &long] {
             let hash = hash_password(password.as_bytes()).unwrap();
             assert!(hash.starts_with("$2b$10$") && hash != hash_password(password.as_bytes()).unwrap());

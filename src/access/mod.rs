@@ -17,6 +17,7 @@ mod credentials;
 mod forwarded;
 mod gate;
 mod htpasswd;
+mod password_hash;
 mod passwords;
 mod patterns;
 mod policy;

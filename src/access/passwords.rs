@@ -1,6 +1,6 @@
 //! Verification of passwords against the file of users.
 //!
-//! bcrypt takes tens of milliseconds of one core, so it runs on the blocking pool, a few at once, and its results are
+//! A verification takes tens of milliseconds of one core, so it runs on the blocking pool, a few at once, and its results are
 //! remembered for a while, right and wrong ones. The key of a result is made of the user, the stored hash and the
 //! password, so that a changed line forgets it, with a secret of this process, so that the memory holds no password.
 //! An unknown user costs what a known one does.
@@ -18,7 +18,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::attempt::{Attempt, AttemptNote, AttemptResult, How};
-use super::htpasswd::{Account, LineError, MAX_PASSWORD_BYTES, UserFile};
+use super::htpasswd::{Account, LineError, UserFile};
+use super::password_hash;
 use super::throttle::{Client, Throttle};
 use crate::file::{self, Stamp};
 
@@ -27,6 +28,8 @@ const MAX_RESULTS: u64 = 10_000;
 const REMEMBER_RESULTS_FOR: Duration = Duration::from_secs(5 * 60);
 /// How long a verification waits for its turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Verifications with argon2id at the same time. Each takes up to 64 MiB.
+const MAX_ARGON2_AT_ONCE: usize = 8;
 /// How often the file is checked for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -41,6 +44,8 @@ pub(super) struct Passwords {
     /// Whether a password is right, by the key of user, hash and password.
     results: Cache<ResultKey, bool>,
     turns: Arc<Semaphore>,
+    /// Held by verifications with argon2id, beside a turn.
+    memory: Arc<Semaphore>,
     throttle: Throttle,
 }
 
@@ -100,6 +105,7 @@ impl Passwords {
             key,
             results,
             turns: Arc::new(Semaphore::new(cores * 2)),
+            memory: Arc::new(Semaphore::new(MAX_ARGON2_AT_ONCE)),
             throttle: Throttle::new(),
         })
     }
@@ -126,11 +132,11 @@ impl Passwords {
     async fn verify_login(&self, login: &PasswordLogin) -> Result<Account, LoginRefused> {
         let users = self.users.read().clone();
         let account = users.account(&login.name);
+        let hash = account.map_or_else(|| users.unknown(), |account| &account.hash);
         // No hash in the file was made of such a password, or it was cut off.
-        if login.password.len() > MAX_PASSWORD_BYTES || login.password.contains('\0') {
+        if login.password.len() > password_hash::max_password_bytes(hash) || login.password.contains('\0') {
             return Err(LoginRefused::Wrong);
         }
-        let hash = account.map_or_else(|| users.unknown(), |account| &account.hash);
         let key = self.result_key(&login.name, account.map_or("", |account| &*account.hash), &login.password);
         let (client, user) = (Client::from(login.client), self.user_id(&login.name));
         let is_right = match self.results.get(&key).await {
@@ -167,10 +173,17 @@ impl Passwords {
     async fn verify_in_turn(&self, password: String, hash: Arc<str>) -> Result<bool, NoTurn> {
         let turn = timeout(TURN_TIMEOUT, self.turns.clone().acquire_owned()).await;
         let turn = turn.map_err(|_| NoTurn)?.map_err(|_| NoTurn)?;
+        let memory = match password_hash::is_argon2(&hash) {
+            true => {
+                let memory = timeout(TURN_TIMEOUT, self.memory.clone().acquire_owned()).await;
+                Some(memory.map_err(|_| NoTurn)?.map_err(|_| NoTurn)?)
+            }
+            false => None,
+        };
         let verified = tokio::task::spawn_blocking(move || {
             // Kept to the end, also if the client has left.
-            let _turn = turn;
-            bcrypt::verify(password, &hash).unwrap_or(false)
+            let _turn = (turn, memory);
+            password_hash::verify(&password, &hash)
         });
         verified.await.map_err(|_| NoTurn)
     }
@@ -282,7 +295,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_right_password_of_a_known_user_is_accepted() {
-        let long = "x".repeat(MAX_PASSWORD_BYTES);
+        let long = "x".repeat(password_hash::MAX_BCRYPT_PASSWORD_BYTES);
         let file = file(&[("ann", "secret"), ("bob", ""), ("cat", &long)]);
         let passwords = Passwords::load(file.path()).unwrap();
         // Twice, as the second answer is a remembered one.
@@ -296,6 +309,25 @@ mod tests {
                 assert_eq!(user(&passwords, name, password).await, Err(LoginRefused::Wrong), "{name} {password}");
             }
             assert_eq!(user(&passwords, "cat", &format!("{long}x")).await, Err(LoginRefused::Wrong), "not cut off");
+        }
+    }
+
+    #[tokio::test]
+    async fn argon2id_is_verified_as_well_and_hashes_long_passwords() {
+        let long = "x".repeat(200);
+        let mut hash = [0; 32];
+        let params = argon2::Params::new(64, 2, 1, Some(32)).unwrap();
+        let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+        argon2.hash_password_into(long.as_bytes(), b"somesalt", &mut hash).unwrap();
+        let hash = base64::Engine::encode(&base64::engine::general_purpose::STANDARD_NO_PAD, hash);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("ann:$argon2id$v=19$m=64,t=2,p=1$c29tZXNhbHQ${hash}\n")).unwrap();
+        let passwords = Passwords::load(file.path()).unwrap();
+        for _ in 0..2 {
+            assert_eq!(user(&passwords, "ann", &long).await, Ok("ann".to_owned()));
+            for (name, password) in [("ann", &long[1..]), ("eve", &long), ("ann", &"x".repeat(2000))] {
+                assert_eq!(user(&passwords, name, password).await, Err(LoginRefused::Wrong));
+            }
         }
     }
 
