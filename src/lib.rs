@@ -19,4 +19,5 @@ pub mod server;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
+pub mod trust;
 pub mod upstream;

@@ -6,7 +6,7 @@ use std::io;
 use rustix::io::Errno;
 use rustls::{AlertDescription, CertificateError};
 
-use super::listed_certificate::is_authority;
+use crate::trust::is_authority;
 
 /// Texts of libraries that add nothing to their causes.
 const WRAPPERS: [&str; 5] =

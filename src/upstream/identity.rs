@@ -13,9 +13,9 @@ use rustls_pki_types::pem::PemObject;
 use tokio::time::Instant;
 
 use super::error::UpstreamSetupError;
-use super::pem::read_chain;
 use crate::config::ClientCertificate;
 use crate::file::{self, Stamp};
+use crate::trust::read_chain;
 
 /// Shortest time between two checks of the files.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);

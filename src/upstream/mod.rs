@@ -27,8 +27,6 @@ mod hops;
 mod identity;
 mod in_flight;
 mod limits;
-mod listed_certificate;
-mod pem;
 mod probe;
 mod remote;
 mod response;

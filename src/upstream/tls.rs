@@ -3,19 +3,18 @@
 //! The text for a certificate that is not trusted is at `UpstreamError::Certificate` in `error`.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::error::UpstreamSetupError;
 use super::identity::Identity;
-use super::listed_certificate::ListedCertificates;
-use super::pem::read_chain;
 use crate::config::UpstreamConfig;
+use crate::trust::{read_roots, verify_with};
 
 /// The TLS settings of one upstream. Its files are read at the start; the system's certificates are read with the first
 /// request to an upstream.
@@ -64,11 +63,8 @@ impl TlsSetup {
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
         let builder = if self.skips_verify {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-        } else if self.extra_roots.is_empty() {
-            builder.with_root_certificates(roots(&[]))
         } else {
-            let verifier = ListedCertificates::new(&self.extra_roots, roots(&self.extra_roots), provider)?;
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+            verify_with(builder, &self.extra_roots, provider)?
         };
         let Some(identity) = &self.identity else { return Ok(builder.with_no_client_auth()) };
         let mut config = builder.with_client_cert_resolver(identity.current());
@@ -113,39 +109,4 @@ impl ServerCertVerifier for AnyCertificate {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
     }
-}
-
-/// The system's authorities and the `extra` ones. A system without any is not an error, as plain HTTP does not need
-/// them.
-fn roots(extra: &[CertificateDer<'static>]) -> Arc<RootCertStore> {
-    static NATIVE: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let native = NATIVE.get_or_init(|| {
-        let mut store = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        store.add_parsable_certificates(found.certs);
-        if store.is_empty() {
-            let errors = found.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            tracing::warn!(
-                errors,
-                "this system has no CA certificates, so no https upstream can be verified; install them or set ca_file"
-            );
-        }
-        Arc::new(store)
-    });
-    if extra.is_empty() {
-        return native.clone();
-    }
-    let mut store = RootCertStore::clone(native);
-    store.add_parsable_certificates(extra.iter().cloned());
-    Arc::new(store)
-}
-
-/// Reads the authorities in a PEM file, at least one.
-fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates = read_chain(path)?;
-    let mut store = RootCertStore::empty();
-    for certificate in &certificates {
-        store.add(certificate.clone()).map_err(|error| error.to_string())?;
-    }
-    Ok(certificates)
 }

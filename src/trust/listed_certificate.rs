@@ -1,4 +1,4 @@
-//! Trust in the certificates of `ca_file`: as authorities, and as the certificate of the upstream itself.
+//! Trust in the certificates of `ca_file`: as authorities, and as the certificate of the server itself.
 //!
 //! `openssl req -x509` makes self-signed certificates that are marked as authorities. webpki accepts no such
 //! certificate as that of a server, even if it is a trusted root. Go (and so Docker, containerd and `registry:2`) and
@@ -90,7 +90,7 @@ fn may_be_a_servers(certificate: &CertificateDer<'_>) -> bool {
 }
 
 /// Whether the certificate was refused because it is an authority's. rustls has no variant for that.
-pub(super) fn is_authority(error: &CertificateError) -> bool {
+pub fn is_authority(error: &CertificateError) -> bool {
     matches!(error, CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity")
 }
 

@@ -1,0 +1,72 @@
+//! Whom connections of this server trust: the authorities of the system, and certificates in files of the operator.
+
+mod listed_certificate;
+mod pem;
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use rustls::client::WantsClientCert;
+use rustls::crypto::CryptoProvider;
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
+use rustls_pki_types::CertificateDer;
+
+pub use listed_certificate::is_authority;
+pub use pem::read_chain;
+
+use listed_certificate::ListedCertificates;
+
+/// Trust in the authorities of the system, and in the `extra` certificates: as authorities, and as the peer's own. The
+/// first call in the process reads the system's certificates, which blocks.
+///
+/// # Errors
+/// The message for `extra` certificates that cannot be used.
+pub fn verify_with(
+    builder: ConfigBuilder<ClientConfig, WantsVerifier>,
+    extra: &[CertificateDer<'static>],
+    provider: Arc<CryptoProvider>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
+    if extra.is_empty() {
+        return Ok(builder.with_root_certificates(roots(&[])));
+    }
+    let verifier = ListedCertificates::new(extra, roots(extra), provider)?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)))
+}
+
+/// Reads the authorities in a PEM file, at least one. Blocks.
+///
+/// # Errors
+/// The message for a file that cannot be read, or has no certificate that can be used.
+pub fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = read_chain(path)?;
+    let mut store = RootCertStore::empty();
+    for certificate in &certificates {
+        store.add(certificate.clone()).map_err(|error| error.to_string())?;
+    }
+    Ok(certificates)
+}
+
+/// The system's authorities and the `extra` ones. A system without any is not an error, as plain HTTP does not need
+/// them.
+fn roots(extra: &[CertificateDer<'static>]) -> Arc<RootCertStore> {
+    static NATIVE: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let native = NATIVE.get_or_init(|| {
+        let mut store = RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        store.add_parsable_certificates(found.certs);
+        if store.is_empty() {
+            let errors = found.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            tracing::warn!(
+                errors,
+                "this system has no CA certificates, so no https server can be verified; install them or set ca_file"
+            );
+        }
+        Arc::new(store)
+    });
+    if extra.is_empty() {
+        return native.clone();
+    }
+    let mut store = RootCertStore::clone(native);
+    store.add_parsable_certificates(extra.iter().cloned());
+    Arc::new(store)
+}
