@@ -25,6 +25,8 @@ pub enum AttemptResult {
     Throttled,
     /// They were not looked at, because too many are being verified.
     Busy,
+    /// The keys of the issuer of a token cannot be had.
+    Unavailable,
     /// The client left before the result was known.
     Abandoned,
 }
@@ -66,7 +68,8 @@ impl How {
 // === impl AttemptResult ===
 
 impl AttemptResult {
-    pub const ALL: [Self; 5] = [Self::Accepted, Self::Refused, Self::Throttled, Self::Busy, Self::Abandoned];
+    pub const ALL: [Self; 6] =
+        [Self::Accepted, Self::Refused, Self::Throttled, Self::Busy, Self::Unavailable, Self::Abandoned];
 
     /// The outcome in the audit log, and the value of the metric label `result`.
     pub fn as_str(self) -> &'static str {
@@ -75,6 +78,7 @@ impl AttemptResult {
             Self::Refused => "refused",
             Self::Throttled => "throttled",
             Self::Busy => "busy",
+            Self::Unavailable => "unavailable",
             Self::Abandoned => "abandoned",
         }
     }
@@ -98,6 +102,13 @@ impl AttemptNote {
     pub(super) fn end(&self, result: AttemptResult) {
         if let Some(attempt) = &mut *self.0.lock() {
             attempt.result = result;
+        }
+    }
+
+    /// The credentials are accepted, as those of this identity.
+    pub(super) fn accept(&self, who: &str) {
+        if let Some(attempt) = &mut *self.0.lock() {
+            (attempt.who, attempt.result) = (Some(who.into()), AttemptResult::Accepted);
         }
     }
 

@@ -12,12 +12,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::attempt::{Attempt, How};
+use super::account::Account;
+use super::attempt::{Attempt, AttemptResult, How};
 use super::caller::Caller;
 use super::credentials::{Credentials, SeveralCredentials};
+use super::oidc::{IssuerFileError, Issuers, NotVerified, TokenRefused};
 use super::passwords::{LoginRefused, PasswordLogin, Passwords, UserFileError};
 use super::policy::Policy;
-use super::principal::Principal;
+use super::principal::{Principal, User};
 use super::token_request::TokenRequest;
 use super::tokens::{MIN_SECRET_BYTES, Tokens};
 use crate::config::AuthConfig;
@@ -26,9 +28,14 @@ use crate::file;
 /// After this time, there may be a turn for a login.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// Users, and how they prove who they are.
+/// Bytes of groups that a token may have. A token of 8 KiB is too large for some clients.
+const MAX_GROUPS_BYTES: usize = 2 << 10;
+
+/// Users and other identities, and how they prove who they are.
 pub struct Login {
-    passwords: Arc<Passwords>,
+    /// `None`: there are no users.
+    passwords: Option<Arc<Passwords>>,
+    issuers: Arc<Issuers>,
     tokens: Tokens,
 }
 
@@ -36,7 +43,7 @@ pub struct Login {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sender {
     Known(Principal),
-    /// The user of this login, if the password is right. Boxed, so that the rare case does not make every request larger.
+    /// The user of this login, if the password is right. A token of an issuer is a password. Boxed, so that the rare case does not make every request larger.
     Password(Box<PasswordLogin>),
     /// The credentials are no user's. A read that everybody may do is answered all the same.
     Unusable,
@@ -49,6 +56,8 @@ pub enum Unauthenticated {
     Required,
     #[error("the credentials are not valid; log in to this registry again")]
     Invalid,
+    #[error("the OIDC token in the place of the password is refused: {0}")]
+    TokenRefused(#[from] TokenRefused),
     #[error("the token is not valid, or not any more; log in to this registry again")]
     InvalidToken,
     #[error("the token was not issued for this; request one with this scope")]
@@ -64,6 +73,11 @@ pub enum LoginError {
     TooManyAttempts { retry_after: Duration },
     #[error("too many logins at once; try again in {} s", .retry_after.as_secs())]
     TooManyAtOnce { retry_after: Duration },
+    #[error(
+        "the keys of the issuer of this OIDC token cannot be had now, so it cannot be verified; try again in {} s",
+        .retry_after.as_secs().max(1)
+    )]
+    IssuerUnavailable { retry_after: Duration },
     #[error("the request has more than one Authorization header; send one")]
     SeveralCredentials,
 }
@@ -73,6 +87,8 @@ pub enum LoginError {
 pub enum AuthFileError {
     #[error("cannot use the users of auth.htpasswd: {0}")]
     Users(#[from] UserFileError),
+    #[error("cannot use auth.issuer.{issuer}.{error}")]
+    Issuer { issuer: String, error: IssuerFileError },
     #[error("cannot use the key of auth.token_key_file: cannot read {}: {error}", path.display())]
     ReadKey { path: PathBuf, error: std::io::Error },
     #[error(
@@ -138,8 +154,10 @@ impl Login {
         });
         let secrets = secrets.collect::<Result<Vec<_>, _>>()?;
         let (secret, older) = secrets.split_first().map_or((secret, &[][..]), |(first, older)| (&first[..], older));
+        let passwords = config.htpasswd.as_deref().map(Passwords::load).transpose()?;
         Ok(Self {
-            passwords: Arc::new(Passwords::load(&config.htpasswd)?),
+            passwords: passwords.map(Arc::new),
+            issuers: Arc::new(Issuers::load(&config.issuers)?),
             tokens: Tokens::new(secret, config.token_lifetime).or_signed_with(older),
         })
     }
@@ -152,9 +170,17 @@ impl Login {
         Self::load(config, &[]).map(drop)
     }
 
-    /// Follows the file of users until it is dropped.
+    /// Follows the files, and fetches the keys of issuers when they are needed, until it is dropped.
     pub fn follow(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.passwords.clone().follow()
+        let (passwords, issuers) = (self.passwords.clone(), self.issuers.clone());
+        async move {
+            let users = async {
+                if let Some(passwords) = passwords {
+                    passwords.follow().await;
+                }
+            };
+            tokio::join!(users, issuers.follow());
+        }
     }
 
     /// Who sent a request, as far as that is cheap to know.
@@ -182,11 +208,37 @@ impl Login {
     fn bearer(&self, token: &str) -> Result<Principal, Unauthenticated> {
         let verified = self.tokens.verify(token, SystemTime::now()).ok_or(Unauthenticated::InvalidToken)?;
         let Some(subject) = &verified.subject else { return Ok(Principal::AnonymousToken) };
-        match self.passwords.account(&subject.name) {
+        match self.account(&subject.user) {
             Some(account) if self.tokens.is_of(subject, &account) => {
                 Ok(Principal::of_token(account.user, verified.acts))
             }
             _ => Err(Unauthenticated::InvalidToken),
+        }
+    }
+
+    /// The account of the user of a token, as it is now.
+    fn account(&self, user: &Arc<User>) -> Option<Account> {
+        match user.as_identity() {
+            None => self.passwords.as_ref()?.account(user.name()),
+            Some((prefix, _)) => {
+                let credential = self.issuers.credential(prefix)?;
+                Some(Account { user: user.clone(), credential })
+            }
+        }
+    }
+
+    /// Who has sent this login.
+    async fn verify(&self, login: &PasswordLogin) -> Result<Account, LoginError> {
+        if let Some(verified) = self.issuers.verify(&login.password, &login.attempt).await {
+            return Ok(verified?);
+        }
+        match &self.passwords {
+            Some(passwords) => Ok(passwords.verify(login).await?),
+            None => {
+                login.attempt.begin(How::Password, None);
+                login.attempt.end(AttemptResult::Refused);
+                Err(Unauthenticated::Invalid.into())
+            }
         }
     }
 
@@ -198,7 +250,7 @@ impl Login {
         match sender {
             Sender::Known(principal) => Ok(principal.clone()),
             Sender::Unusable => Err(Unauthenticated::Invalid.into()),
-            Sender::Password(login) => Ok(Principal::of_password(self.passwords.verify(login).await?.user)),
+            Sender::Password(login) => Ok(Principal::of_password(self.verify(login).await?.user)),
         }
     }
 
@@ -217,20 +269,35 @@ impl Login {
             // Its connection says who it is: the identity of a certificate is never in a token.
             Sender::Known(principal) if principal.is_certificate() => return for_nobody(),
             Sender::Known(_) => return Err(Unauthenticated::Required.into()),
-            Sender::Password(login) => self.passwords.verify(login).await.map_err(LoginError::from),
+            Sender::Password(login) => self.verify(login).await,
             Sender::Unusable => Err(Unauthenticated::Invalid.into()),
         };
         match verified {
-            Ok(account) => Ok(self.issue(Some(&account), acts)),
+            Ok(account) => Ok(self.issue(Some(&with_groups_of(policy, account)), acts)),
             Err(_) if request.scopes.are_for_pulls() && policy.everybody_may_pull() => for_nobody(),
             Err(error) => Err(error),
         }
     }
 
-    fn issue(&self, account: Option<&super::htpasswd::Account>, acts: crate::config::Rights) -> IssuedToken {
+    fn issue(&self, account: Option<&Account>, acts: crate::config::Rights) -> IssuedToken {
         let token = self.tokens.issue(account, acts, SystemTime::now());
         IssuedToken { token, lifetime: self.tokens.lifetime() }
     }
+}
+
+/// The account with those groups alone that rules name, so that its token is short.
+fn with_groups_of(policy: &Policy, account: Account) -> Account {
+    let Some((issuer, _)) = account.user.as_identity().filter(|_| !account.user.groups().is_empty()) else {
+        return account;
+    };
+    let named = account.user.groups().iter().filter(|group| policy.names_group(issuer, group));
+    let mut left = MAX_GROUPS_BYTES;
+    let fits = |group: &&String| {
+        left = left.saturating_sub(group.len());
+        left > 0
+    };
+    let groups = named.take_while(fits).cloned().collect();
+    Account { user: Arc::new(User::new(account.user.name()).with_groups(groups)), ..account }
 }
 
 /// Shows no key.
@@ -245,6 +312,15 @@ impl fmt::Debug for Login {
 impl From<SeveralCredentials> for LoginError {
     fn from(SeveralCredentials: SeveralCredentials) -> Self {
         Self::SeveralCredentials
+    }
+}
+
+impl From<NotVerified> for LoginError {
+    fn from(not_verified: NotVerified) -> Self {
+        match not_verified {
+            NotVerified::Refused(refused) => Unauthenticated::TokenRefused(refused).into(),
+            NotVerified::Unavailable { retry_after } => Self::IssuerUnavailable { retry_after },
+        }
     }
 }
 

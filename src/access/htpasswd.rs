@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
+use super::account::Account;
 use super::password_hash::{Cost, DEFAULT_BCRYPT_COST, MAX_BCRYPT_PASSWORD_BYTES};
 use super::principal::User;
 use crate::config::is_user_name;
@@ -19,13 +20,6 @@ pub(super) struct UserFile {
     users: HashMap<Box<str>, Account>,
     /// A hash that no password has, for unknown users.
     unknown: Arc<str>,
-}
-
-/// A user, and the hash of the password.
-#[derive(Clone, Debug)]
-pub(super) struct Account {
-    pub(super) user: Arc<User>,
-    pub(super) hash: Arc<str>,
 }
 
 /// A line that is not accepted.
@@ -60,7 +54,7 @@ impl UserFile {
                 return Err(wrong(format!("the user {name} is on line {first} already; remove one of the two lines")));
             }
             *costs.entry(cost).or_default() += 1;
-            users.insert(name.into(), Account { user: Arc::new(User::new(name)), hash: hash.into() });
+            users.insert(name.into(), Account { user: Arc::new(User::new(name)), credential: hash.into() });
         }
         let usual = costs.into_iter().max_by_key(|(cost, users)| (*users, *cost));
         let usual = usual.map_or(Cost::Bcrypt(DEFAULT_BCRYPT_COST), |(cost, _)| cost);
@@ -148,7 +142,7 @@ mod tests {
         for name in ["ann", "bob@example.com", "jürgen"] {
             let account = file.account(name).unwrap();
             assert_eq!(account.user.name(), name);
-            assert!(bcrypt::verify("secret", &account.hash).unwrap(), "{name}");
+            assert!(bcrypt::verify("secret", &account.credential).unwrap(), "{name}");
         }
         assert!(file.account("eve").is_none() && file.account("").is_none());
         assert_eq!(UserFile::parse(b"").unwrap().len(), 0);
@@ -192,7 +186,7 @@ mod tests {
             let hash = hash_password(password.as_bytes()).unwrap();
             assert!(hash.starts_with("$2b$10$") && hash != hash_password(password.as_bytes()).unwrap());
             let file = UserFile::parse(format!("ann:{hash}").as_bytes()).unwrap();
-            assert!(bcrypt::verify(password, &file.account("ann").unwrap().hash).unwrap(), "{password}");
+            assert!(bcrypt::verify(password, &file.account("ann").unwrap().credential).unwrap(), "{password}");
         }
         for (password, error) in [
             (&b""[..], PasswordError::Empty),

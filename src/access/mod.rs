@@ -7,9 +7,11 @@
 //! A request is turned away for different reasons, and they stay different: it is *unauthenticated* (401), *denied* (403),
 //! the operation is *switched off* (405), or the name is not one that it may be used with (403, 404).
 //!
-//! With `[auth]` there are users: `htpasswd` and `passwords` know who they are, `tokens` are what clients send instead of a
-//! password, `throttle` bounds guesses, and the `policy` says what the rules allow.
+//! With `[auth]` there are users: `htpasswd` and `passwords` know who they are, and `oidc` knows the identities of issuers.
+//! `tokens` are what clients send instead of a password, `throttle` bounds guesses, and the `policy` says what the rules
+//! allow.
 
+mod account;
 mod attempt;
 mod authenticate;
 mod caller;
@@ -17,6 +19,7 @@ mod credentials;
 mod forwarded;
 mod gate;
 mod htpasswd;
+mod oidc;
 mod password_hash;
 mod passwords;
 mod patterns;
@@ -35,6 +38,7 @@ pub use gate::{
     AccessError, Action, Authorized, Catalog, Delete, Gate, Pull, PullIfPublic, Pulling, Push, SwitchedOff,
 };
 pub use htpasswd::{LineError, PasswordError, hash_password};
+pub use oidc::{IssuerFileError, TokenRefused};
 pub use passwords::{PasswordLogin, UserFileError};
 pub use policy::Policy;
 pub use principal::{Principal, Session, User};

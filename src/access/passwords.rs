@@ -17,8 +17,9 @@ use ring::rand::SystemRandom;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::account::Account;
 use super::attempt::{Attempt, AttemptNote, AttemptResult, How};
-use super::htpasswd::{Account, LineError, UserFile};
+use super::htpasswd::{LineError, UserFile};
 use super::password_hash;
 use super::throttle::{Client, Throttle};
 use crate::file::{self, Stamp};
@@ -132,12 +133,12 @@ impl Passwords {
     async fn verify_login(&self, login: &PasswordLogin) -> Result<Account, LoginRefused> {
         let users = self.users.read().clone();
         let account = users.account(&login.name);
-        let hash = account.map_or_else(|| users.unknown(), |account| &account.hash);
+        let hash = account.map_or_else(|| users.unknown(), |account| &account.credential);
         // No hash in the file was made of such a password, or it was cut off.
         if login.password.len() > password_hash::max_password_bytes(hash) || login.password.contains('\0') {
             return Err(LoginRefused::Wrong);
         }
-        let key = self.result_key(&login.name, account.map_or("", |account| &*account.hash), &login.password);
+        let key = self.result_key(&login.name, account.map_or("", |account| &*account.credential), &login.password);
         let (client, user) = (Client::from(login.client), self.user_id(&login.name));
         let is_right = match self.results.get(&key).await {
             Some(is_right) => {

@@ -27,6 +27,8 @@ struct Rule {
     names: HashSet<Box<str>>,
     /// The other identities.
     identities: Vec<IdentityPattern>,
+    /// Groups of issuers.
+    groups: Vec<IdentityPattern>,
     on: Vec<AccessPattern>,
     may: Rights,
     /// Also repositories that are private at their upstream.
@@ -39,7 +41,7 @@ struct Rule {
 impl Policy {
     pub fn new(auth: &AuthConfig) -> Self {
         let rule = |rule: &AccessRule| {
-            let (mut names, mut identities) = (HashSet::new(), Vec::new());
+            let (mut names, mut identities, mut groups) = (HashSet::new(), Vec::new(), Vec::new());
             for member in rule.who.iter().flat_map(|subject| members(subject, auth)) {
                 match member {
                     Member::User(name) => {
@@ -49,6 +51,7 @@ impl Policy {
                         names.insert(pattern.as_str().into());
                     }
                     Member::Identities(pattern) => identities.push(pattern.clone()),
+                    Member::IssuerGroups(pattern) => groups.push(pattern.clone()),
                 }
             }
             Rule {
@@ -56,6 +59,7 @@ impl Policy {
                 authenticated: rule.who.contains(&Subject::Authenticated),
                 names,
                 identities,
+                groups,
                 on: rule.on.clone(),
                 may: rule.may,
                 private: rule.private,
@@ -95,6 +99,11 @@ impl Policy {
     /// Whether everybody may pull something.
     pub fn everybody_may_pull(&self) -> bool {
         self.for_everybody(Right::Pull.into()).next().is_some()
+    }
+
+    /// Whether a rule is about this group of an issuer.
+    pub fn names_group(&self, issuer: &str, group: &str) -> bool {
+        self.rules.iter().any(|rule| rule.names_group(issuer, group))
     }
 
     /// Whether everybody may do something.
@@ -141,10 +150,18 @@ impl Rule {
             return true;
         }
         let Some((prefix, value)) = user.as_identity() else { return false };
-        // The prefixes are compared alone, so that no pattern reaches across the colon.
-        let is_meant = |pattern: &IdentityPattern| pattern.prefix() == prefix && matches_text(pattern.value(), value);
-        self.identities.iter().any(is_meant)
+        self.identities.iter().any(|pattern| matches_value(pattern, prefix, value))
+            || user.groups().iter().any(|group| self.names_group(prefix, group))
     }
+
+    fn names_group(&self, issuer: &str, group: &str) -> bool {
+        self.groups.iter().any(|pattern| matches_value(pattern, issuer, group))
+    }
+}
+
+/// The prefixes are compared alone, so that no pattern reaches across the colon.
+fn matches_value(pattern: &IdentityPattern, prefix: &str, value: &str) -> bool {
+    pattern.prefix() == prefix && matches_text(pattern.value(), value)
 }
 
 /// Whom a subject names; nobody for those that are about everybody.
@@ -170,10 +187,11 @@ mod tests {
         let members = |members: &[&str]| members.iter().map(|member| Member::for_test(member)).collect();
         let groups: BTreeMap<_, _> = groups.iter().map(|(name, users)| ((*name).to_owned(), members(users))).collect();
         AuthConfig {
-            htpasswd: "/dev/null".into(),
+            htpasswd: None,
             token_key_files: Vec::new(),
             token_lifetime: AuthConfig::TOKEN_LIFETIME,
             groups,
+            issuers: Vec::new(),
             rules,
             is_of_registry_2: false,
         }
@@ -261,6 +279,24 @@ mod tests {
         assert!(!may("cert:spiffe://other/ns/a", Right::Pull, "nodes/x"));
         assert!(may("ann", Right::Pull, "users/ann/x") && !may("token:ann", Right::Pull, "users/ann/x"));
         assert!(!may("x:ann", Right::Push, "team/app"), "a user's name is no identity");
+    }
+
+    #[test]
+    fn groups_of_an_issuer_are_of_its_identities_alone() {
+        let policy = Policy::new(&auth(
+            &[("dev", &["group:corp:dev"])],
+            vec![rule(&["group:dev", "group:corp:/teams/*"], &["team/**"], &[Right::Push])],
+        ));
+        let may = |name: &str, group: &str| {
+            let user = User::new(name).with_groups(vec!["x".to_owned(), group.to_owned()]);
+            let principal = Principal::of_password(Arc::new(user));
+            policy.allowed_by(&principal, Right::Push, &repo("team/app")).is_some()
+        };
+        assert!(may("corp:ann", "dev") && may("corp:ann", "/teams/a") && may("corp:bob", "dev"));
+        assert!(!may("corp:ann", "Dev") && !may("corp:ann", "/teams/a/b") && !may("corp:dev", "y"));
+        assert!(!may("other:ann", "dev") && !may("ann", "dev") && !may("token:ann", "dev"));
+        assert!(policy.names_group("corp", "dev") && policy.names_group("corp", "/teams/x"));
+        assert!(!policy.names_group("corp", "ops") && !policy.names_group("other", "dev"));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct User {
     is_component: bool,
     /// Length of the prefix in bytes; `None` for a user of the file.
     prefix: Option<usize>,
+    /// What the issuer of an identity calls its groups.
+    groups: Vec<String>,
 }
 
 // === impl Principal ===
@@ -85,12 +87,22 @@ impl User {
     pub fn new(name: &str) -> Self {
         let prefix = name.find(':');
         let is_component = prefix.is_none() && name.parse::<RepoName>().is_ok_and(|name| name.is_single());
-        Self { name: name.into(), is_component, prefix }
+        Self { name: name.into(), is_component, prefix, groups: Vec::new() }
     }
 
     /// An identity. The prefix has no colon.
     pub fn identity(prefix: &str, value: &str) -> Self {
         Self::new(&format!("{prefix}:{value}"))
+    }
+
+    /// The same with groups that its issuer has named.
+    pub fn with_groups(self, groups: Vec<String>) -> Self {
+        Self { groups, ..self }
+    }
+
+    /// The groups that the issuer of an identity has named; none for a user of the file.
+    pub fn groups(&self) -> &[String] {
+        &self.groups
     }
 
     /// The name; with its prefix, if it has one.

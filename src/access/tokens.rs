@@ -4,7 +4,8 @@
 //! by the rules in force. So it holds no names of repositories. It holds the actions that it was asked for, because
 //! clients get a new token only if the old one is refused for lacking them.
 //!
-//! It dies with the user's line in the file of users, as it holds a fingerprint of that line.
+//! It dies with the credential that it was issued for, as it holds a fingerprint of it: with the user's line in the file of
+//! users, with the configuration of an issuer, with a machine token.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,7 +16,8 @@ use moka::sync::Cache;
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 
-use super::htpasswd::Account;
+use super::account::Account;
+use super::principal::User;
 use crate::config::{Right, Rights};
 
 /// The one header that a token may have: `{"alg":"HS256","typ":"roadstead+jwt"}`. Its algorithm is never looked at.
@@ -54,10 +56,10 @@ pub(super) struct Verified {
     expires: u64,
 }
 
-/// The user of a token.
+/// The user or other identity of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Subject {
-    pub(super) name: String,
+    pub(super) user: Arc<User>,
     fingerprint: String,
     /// Whose fingerprint it is, in [`Tokens::keys`].
     key: usize,
@@ -67,9 +69,12 @@ pub(super) struct Subject {
 struct Claims {
     #[serde(skip_serializing_if = "Option::is_none")]
     sub: Option<String>,
-    /// The fingerprint of the user's line.
+    /// The fingerprint of the credential.
     #[serde(skip_serializing_if = "Option::is_none")]
     cred: Option<String>,
+    /// Groups that the issuer of the identity has named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<String>,
     exp: u64,
     acts: Vec<String>,
 }
@@ -106,6 +111,7 @@ impl Tokens {
         let claims = Claims {
             sub: account.map(|account| account.user.name().to_owned()),
             cred: account.map(|account| self.keys[0].fingerprint(account)),
+            groups: account.map(|account| account.user.groups().to_vec()).unwrap_or_default(),
             exp: seconds(now).saturating_add(self.lifetime.as_secs()),
             acts,
         };
@@ -141,7 +147,10 @@ impl Tokens {
         let key = self.keys.iter().position(is_of)?;
         let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
         let subject = match (claims.sub, claims.cred) {
-            (Some(name), Some(fingerprint)) => Some(Subject { name, fingerprint, key }),
+            (Some(name), Some(fingerprint)) => {
+                let user = Arc::new(User::new(&name).with_groups(claims.groups));
+                Some(Subject { user, fingerprint, key })
+            }
             (None, None) => None,
             _ => return None,
         };
@@ -153,10 +162,10 @@ impl Tokens {
         Some(Verified { subject, acts, expires: claims.exp })
     }
 
-    /// Whether the token is of this user, and the user's line is still the same.
+    /// Whether the token is of this user, and the credential is still the same.
     pub(super) fn is_of(&self, subject: &Subject, account: &Account) -> bool {
         let keys = self.keys.get(subject.key);
-        *subject.name == *account.user.name()
+        subject.user.name() == account.user.name()
             && keys.is_some_and(|keys| subject.fingerprint == keys.fingerprint(account))
     }
 }
@@ -170,7 +179,7 @@ impl Keys {
 
     fn fingerprint(&self, account: &Account) -> String {
         const BYTES: usize = 16;
-        let line = format!("{}:{}", account.user.name(), account.hash);
+        let line = format!("{}:{}", account.user.name(), account.credential);
         URL_SAFE_NO_PAD.encode(&hmac::sign(&self.fingerprint, line.as_bytes()).as_ref()[..BYTES])
     }
 }
@@ -188,13 +197,12 @@ fn seconds(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::principal::User;
 
     const SECRET: [u8; 32] = [7; 32];
     const LIFETIME: Duration = Duration::from_secs(900);
 
     fn account(name: &str, hash: &str) -> Account {
-        Account { user: Arc::new(User::new(name)), hash: hash.into() }
+        Account { user: Arc::new(User::new(name)), credential: hash.into() }
     }
 
     fn now() -> SystemTime {

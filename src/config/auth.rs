@@ -9,19 +9,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::access_pattern::AccessPattern;
-use super::identity::Member;
+use super::identity::{GROUP_PREFIX, Member};
+use super::issuer::IssuerConfig;
 
 /// `[auth]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct AuthConfig {
-    /// The users and the bcrypt hashes of their passwords, as `htpasswd -B` writes them. Read again when it changes.
-    pub htpasswd: PathBuf,
+    /// The users and the hashes of their passwords, as `htpasswd -B` writes them. Read again when it changes. `None`: there are
+    /// no users, and only other identities can log in.
+    pub htpasswd: Option<PathBuf>,
     /// Files with keys: the first signs tokens, and all verify them. None: a key that is made once and kept in the data folder.
     pub token_key_files: Vec<PathBuf>,
     /// How long a token is valid.
     pub token_lifetime: Duration,
     /// The members of each group.
     pub groups: BTreeMap<String, Vec<Member>>,
+    /// Sorted by name.
+    pub issuers: Vec<IssuerConfig>,
     /// At least one.
     pub rules: Vec<AccessRule>,
     /// Whether the only rule comes from the settings of `registry:2`, where every user may do everything.
@@ -94,7 +98,6 @@ impl PartialEq for AccessRule {
 impl Subject {
     pub const ANONYMOUS: &'static str = "anonymous";
     pub const AUTHENTICATED: &'static str = "authenticated";
-    const GROUP: &'static str = "group:";
 
     #[cfg(test)]
     pub(crate) fn for_test(text: &str) -> Self {
@@ -104,10 +107,12 @@ impl Subject {
     /// # Errors
     /// The message for a text that is none.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        match (text, text.strip_prefix(Self::GROUP)) {
+        let group = text.strip_prefix(GROUP_PREFIX).and_then(|rest| rest.strip_prefix(':'));
+        match (text, group) {
             (Self::ANONYMOUS, _) => Ok(Self::Anonymous),
             (Self::AUTHENTICATED, _) => Ok(Self::Authenticated),
-            (_, Some(group)) if !group.is_empty() => Ok(Self::Group(group.to_owned())),
+            (_, Some(group)) if !group.is_empty() && !group.contains(':') => Ok(Self::Group(group.to_owned())),
+            (_, Some(group)) if !group.is_empty() => Member::parse(text).map(Self::Member),
             (_, None) if text.contains(':') || is_user_name(text) => Member::parse(text).map(Self::Member),
             _ => Err(format!(
                 "\"{text}\" is neither a user nor a group; write \"anonymous\" (everyone), \"authenticated\" (every user), \
@@ -131,7 +136,7 @@ impl fmt::Display for Subject {
             Self::Anonymous => f.write_str(Self::ANONYMOUS),
             Self::Authenticated => f.write_str(Self::AUTHENTICATED),
             Self::Member(member) => member.fmt(f),
-            Self::Group(name) => write!(f, "{}{name}", Self::GROUP),
+            Self::Group(name) => write!(f, "{GROUP_PREFIX}:{name}"),
         }
     }
 }

@@ -63,6 +63,7 @@ pub(super) fn config(
         keys: layer.auth,
         table: layer.auth_table,
         groups: layer.auth_groups,
+        issuers: layer.auth_issuers,
         rules: layer.auth_rules,
         of_registry_2: layer.registry_auth,
     };

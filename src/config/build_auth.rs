@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::access_pattern::PatternScope;
+use super::build_issuer::issuers;
 use super::build_value::readable;
 use super::error::SourceLocation;
-use super::layer::{AccessRuleKeys, AuthKeys, Located};
+use super::layer::{AccessRuleKeys, AuthKeys, IssuerTable, Located};
 use super::units::format_duration;
 use super::value::OneOrMore;
-use super::{AccessPattern, AccessRule, AuthConfig, ConfigError, LocalConfig, Member, Right, Rights, Subject};
+use super::{
+    AccessPattern, AccessRule, AuthConfig, ConfigError, IssuerConfig, LocalConfig, Member, Right, Rights, Subject,
+};
 
 /// Two rules, for an error about a missing one.
 const EXAMPLES: &str = "\
@@ -22,6 +25,7 @@ pub(super) struct AuthLayer {
     /// Where `[auth]` is written.
     pub(super) table: Option<SourceLocation>,
     pub(super) groups: BTreeMap<String, Located<OneOrMore<Member>>>,
+    pub(super) issuers: BTreeMap<String, Located<IssuerTable>>,
     pub(super) rules: Vec<Located<AccessRuleKeys>>,
     /// Where the settings of `registry:2` name the file of users.
     pub(super) of_registry_2: Option<SourceLocation>,
@@ -40,26 +44,21 @@ pub(super) struct Surroundings<'a> {
 /// # Errors
 /// For the first key that breaks a rule. An incomplete table never leaves the server open.
 pub(super) fn auth(layer: AuthLayer, around: &Surroundings<'_>) -> Result<Option<AuthConfig>, ConfigError> {
-    let AuthLayer { keys, table, groups, rules, of_registry_2 } = layer;
+    let AuthLayer { keys, table, groups, issuers: issuer_tables, rules, of_registry_2 } = layer;
     let of_keys = [
         keys.htpasswd.as_ref().map(|key| &key.location),
         keys.token_key_file.as_ref().map(|key| &key.location),
         keys.token_lifetime.as_ref().map(|key| &key.location),
     ];
     let Some(place) = table.as_ref().or(of_keys.into_iter().flatten().next()).cloned() else { return Ok(None) };
-    let Some(htpasswd) = keys.htpasswd else {
-        let message = "has no htpasswd; write for example htpasswd = \"/etc/roadstead/htpasswd\", and make its lines with \
-                       `roadstead hash-password --user NAME`";
-        return Err(ConfigError::new(&place, "auth", message));
-    };
+    let issuers = issuers(issuer_tables)?;
     let lifetime = match keys.token_lifetime {
         Some(lifetime) => token_lifetime(&lifetime)?,
         None => AuthConfig::TOKEN_LIFETIME,
     };
-    let issuers: &[&str] = &[];
-    let groups = groups.into_iter().map(|(name, members)| Ok((name.clone(), group(&name, members, issuers)?)));
+    let groups = groups.into_iter().map(|(name, members)| Ok((name.clone(), group(&name, members, &issuers)?)));
     let groups = groups.collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
-    let rules = rules.into_iter().map(|keys| rule(keys, &groups, issuers, around)).collect::<Result<Vec<_>, _>>()?;
+    let rules = rules.into_iter().map(|keys| rule(keys, &groups, &issuers, around)).collect::<Result<Vec<_>, _>>()?;
     let is_of_registry_2 = rules.is_empty() && of_registry_2.is_some();
     let rules = match of_registry_2 {
         Some(location) if rules.is_empty() => vec![rule_of_registry_2(&location, around.deletes)],
@@ -69,6 +68,12 @@ pub(super) fn auth(layer: AuthLayer, around: &Surroundings<'_>) -> Result<Option
         }
         _ => rules,
     };
+    if keys.htpasswd.is_none() && issuers.is_empty() && !rules_name_others(&rules, &groups) {
+        let message = "has no htpasswd, so nobody can log in; write for example htpasswd = \"/etc/roadstead/htpasswd\", and make \
+                       its lines with `roadstead hash-password --user NAME`. Or add an [auth.issuer.NAME], or a rule for \
+                       machine tokens (token:NAME)";
+        return Err(ConfigError::new(&place, "auth", message));
+    }
     // In the other case, everybody may do everything or nothing, so a refusal tells nothing.
     if let Some(default) = around.default_upstream.filter(|_| around.local.namespaces.is_empty() && !is_of_registry_2) {
         let message = format!(
@@ -79,10 +84,11 @@ pub(super) fn auth(layer: AuthLayer, around: &Surroundings<'_>) -> Result<Option
         return Err(ConfigError::new(&place, "auth", message));
     }
     Ok(Some(AuthConfig {
-        htpasswd: readable(htpasswd, "auth.htpasswd")?,
+        htpasswd: keys.htpasswd.map(|file| readable(file, "auth.htpasswd")).transpose()?,
         token_key_files: token_key_files(keys.token_key_file)?,
         token_lifetime: lifetime,
         groups,
+        issuers,
         rules,
         is_of_registry_2,
     }))
@@ -104,23 +110,35 @@ fn token_lifetime(lifetime: &Located<std::time::Duration>) -> Result<std::time::
     Err(ConfigError::new(&lifetime.location, "auth.token_lifetime", message))
 }
 
-fn group(name: &str, members: Located<OneOrMore<Member>>, issuers: &[&str]) -> Result<Vec<Member>, ConfigError> {
+fn group(
+    name: &str,
+    members: Located<OneOrMore<Member>>,
+    issuers: &[IssuerConfig],
+) -> Result<Vec<Member>, ConfigError> {
     let Located { value: OneOrMore(members), location } = members;
-    check_prefixes(members.iter(), issuers)
-        .map_err(|message| ConfigError::new(&location, format!("auth.groups.{name}"), message))?;
+    let wrong = |message| ConfigError::new(&location, format!("auth.groups.{name}"), message);
+    if name.is_empty() || name.contains(':') {
+        return Err(wrong("cannot be the name of a group: it is empty or has a colon".to_owned()));
+    }
+    members.iter().try_for_each(|member| member.check(issuers)).map_err(wrong)?;
     Ok(members)
 }
 
-/// # Errors
-/// The message for the first identity whose prefix is not known.
-fn check_prefixes<'a>(mut members: impl Iterator<Item = &'a Member>, issuers: &[&str]) -> Result<(), String> {
-    members.try_for_each(|member| member.identities().map_or(Ok(()), |pattern| pattern.check_prefix(issuers)))
+/// Whether a rule is about identities that need neither a file of users nor an issuer.
+fn rules_name_others(rules: &[AccessRule], groups: &BTreeMap<String, Vec<Member>>) -> bool {
+    let members = |subject: &Subject| match subject {
+        Subject::Member(member) => vec![member.clone()],
+        Subject::Group(group) => groups.get(group).cloned().unwrap_or_default(),
+        Subject::Anonymous | Subject::Authenticated => Vec::new(),
+    };
+    let mut members = rules.iter().flat_map(|rule| rule.who.iter().flat_map(members));
+    members.any(|member| matches!(member, Member::Identities(_)))
 }
 
 fn rule(
     rule: Located<AccessRuleKeys>,
     groups: &BTreeMap<String, Vec<Member>>,
-    issuers: &[&str],
+    issuers: &[IssuerConfig],
     around: &Surroundings<'_>,
 ) -> Result<AccessRule, ConfigError> {
     let Located { value: AccessRuleKeys { who, on, may, private }, location } = rule;
@@ -137,8 +155,9 @@ fn rule(
             return Err(ConfigError::new(&who.location, "auth.rule.who", message));
         }
     }
-    let members = who.value.iter().filter_map(Subject::member);
-    check_prefixes(members, issuers).map_err(|message| ConfigError::new(&who.location, "auth.rule.who", message))?;
+    let mut members = who.value.iter().filter_map(Subject::member);
+    let checked = members.try_for_each(|member| member.check(issuers));
+    checked.map_err(|message| ConfigError::new(&who.location, "auth.rule.who", message))?;
     let may = list(may, &location, "may", "may = \"pull\"")?;
     let on = match on {
         // These rights are about the server.

@@ -4,6 +4,7 @@
 //! dotted key, and each value keeps its line for the rules that are checked after merging the layers.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use toml::Spanned;
@@ -12,12 +13,12 @@ use toml::de::{DeTable, DeValue};
 use super::ConfigError;
 use super::error::SourceLocation;
 use super::layer::{
-    self, AUTH, AccessRuleKeys, CREDENTIALS, GROUPS, Layer, Located, RULE, RepositoryCredentialKeys, SECTIONS, Section,
-    UPSTREAM,
+    self, AUTH, AccessRuleKeys, CREDENTIALS, GROUPS, ISSUER, IssuerTable, Layer, Located, REQUIRE, RULE,
+    RepositoryCredentialKeys, SECTIONS, Section, UPSTREAM,
 };
 use super::suggest::nearest;
 use super::upstream_url::check_name;
-use super::value::RawValue;
+use super::value::{OneOrMore, RawValue, Setting};
 
 struct TomlFile<'a> {
     text: &'a str,
@@ -162,17 +163,19 @@ impl TomlFile<'_> {
         rules.iter().map(read).collect()
     }
 
-    /// Reads `[auth]`, with its groups and rules.
+    /// Reads `[auth]`, with its groups, issuers and rules.
     fn auth(&self, entries: &DeTable<'_>, layer: &mut Layer) -> Result<(), ConfigError> {
-        self.section_with(entries, &mut layer.auth, AUTH, &[GROUPS, RULE])?;
+        self.section_with(entries, &mut layer.auth, AUTH, &[GROUPS, ISSUER, RULE])?;
         if let Some((key, value)) = entries.get_key_value(GROUPS) {
-            let path = format!("{AUTH}.{GROUPS}");
+            layer.auth_groups = self.lists(value, &format!("{AUTH}.{GROUPS}"), &self.location(key.span().start))?;
+        }
+        if let Some((key, value)) = entries.get_key_value(ISSUER) {
+            let path = format!("{AUTH}.{ISSUER}");
             for (name, value) in in_order(table(value, &path, &self.location(key.span().start))?) {
                 let location = self.location(name.span().start);
-                let users = RawValue::Toml(value.get_ref()).read();
-                let users =
-                    users.map_err(|wrong| ConfigError::new(&location, format!("{path}.{}", name.get_ref()), wrong));
-                layer.auth_groups.insert(name.get_ref().to_string(), Located { value: users?, location });
+                let path = format!("{path}.{}", name.get_ref());
+                let value = self.issuer(table(value, &path, &location)?, &path)?;
+                layer.auth_issuers.insert(name.get_ref().to_string(), Located { value, location });
             }
         }
         if let Some((key, value)) = entries.get_key_value(RULE) {
@@ -180,6 +183,32 @@ impl TomlFile<'_> {
             layer.auth_rules = self.rules::<AccessRuleKeys>(value, &path, &self.location(key.span().start))?;
         }
         Ok(())
+    }
+
+    fn issuer(&self, entries: &DeTable<'_>, path: &str) -> Result<IssuerTable, ConfigError> {
+        let mut issuer = IssuerTable::default();
+        self.section_with(entries, &mut issuer.keys, path, &[REQUIRE])?;
+        if let Some((key, value)) = entries.get_key_value(REQUIRE) {
+            issuer.require = self.lists(value, &format!("{path}.{REQUIRE}"), &self.location(key.span().start))?;
+        }
+        Ok(issuer)
+    }
+
+    /// Reads a table whose keys are the operator's, each with one value or a list.
+    fn lists<T: Setting>(
+        &self,
+        value: &Spanned<DeValue<'_>>,
+        path: &str,
+        location: &SourceLocation,
+    ) -> Result<BTreeMap<String, Located<OneOrMore<T>>>, ConfigError> {
+        let read = |(name, value): Entry<'_>| {
+            let location = self.location(name.span().start);
+            let values = RawValue::Toml(value.get_ref()).read();
+            let values =
+                values.map_err(|wrong| ConfigError::new(&location, format!("{path}.{}", name.get_ref()), wrong));
+            Ok((name.get_ref().to_string(), Located { value: values?, location }))
+        };
+        in_order(table(value, path, location)?).into_iter().map(read).collect()
     }
 }
 

@@ -4,10 +4,13 @@
 //! (`github:acme/app`), the authority of client certificates (`cert:spiffe://cluster/app`), or this server, which has made
 //! a machine token (`token:ci`). A user of the file has no colon in its name, so none is ever taken for the other.
 //!
+//! An issuer may also say in which groups an identity is. A rule names one as `group:ISSUER:VALUE`.
+//!
 //! In a pattern, `*` is any text without a slash, and `**` any text. Both may be empty.
 
 use std::fmt;
 
+use super::IssuerConfig;
 use super::auth::is_user_name;
 use super::suggest::nearest;
 
@@ -15,6 +18,9 @@ use super::suggest::nearest;
 pub const CERTIFICATE_PREFIX: &str = "cert";
 /// The prefix of machine tokens.
 pub const TOKEN_PREFIX: &str = "token";
+
+/// What is before the name of a group.
+pub(super) const GROUP_PREFIX: &str = "group";
 
 /// Longest identity in bytes, prefix included, so that a token with it is short. Those of Kubernetes have 341 at most.
 pub const MAX_IDENTITY_BYTES: usize = 1024;
@@ -26,9 +32,11 @@ pub enum Member {
     User(String),
     /// Identities of one prefix.
     Identities(IdentityPattern),
+    /// Identities that an issuer says are in one of these groups.
+    IssuerGroups(IdentityPattern),
 }
 
-/// A pattern of identities with one prefix, such as `github:acme/*`.
+/// A pattern of identities with one prefix, such as `github:acme/*`, or of the groups of an issuer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentityPattern {
     text: String,
@@ -43,6 +51,10 @@ impl Member {
     /// The message for a text that is none.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
+            Some((GROUP_PREFIX, group)) => match group.split_once(':') {
+                Some((issuer, _)) => Ok(Self::IssuerGroups(IdentityPattern::parse(group, issuer.len())?)),
+                None => Err(format!("\"{text}\" is a group, and a group cannot be in another one; write its members")),
+            },
             Some((prefix, _)) => Ok(Self::Identities(IdentityPattern::parse(text, prefix.len())?)),
             None if is_user_name(text) => Ok(Self::User(text.to_owned())),
             None => Err(format!(
@@ -52,11 +64,26 @@ impl Member {
         }
     }
 
-    /// The pattern, if the member is no user.
-    pub(super) fn identities(&self) -> Option<&IdentityPattern> {
+    /// Checks that somebody vouches for such a member.
+    ///
+    /// # Errors
+    /// The message if nobody does.
+    pub(super) fn check(&self, issuers: &[IssuerConfig]) -> Result<(), String> {
         match self {
-            Self::User(_) => None,
-            Self::Identities(pattern) => Some(pattern),
+            Self::User(_) => Ok(()),
+            Self::Identities(pattern) => pattern.check_prefix(&[CERTIFICATE_PREFIX, TOKEN_PREFIX], issuers),
+            Self::IssuerGroups(pattern) => {
+                pattern.check_prefix(&[], issuers)?;
+                let issuer = issuers.iter().find(|issuer| issuer.name == pattern.prefix());
+                match issuer.is_some_and(|issuer| issuer.groups_claim.is_some()) {
+                    true => Ok(()),
+                    false => Err(format!(
+                        "\"{self}\" matches nobody, because no claim of the issuer has groups; write for example groups = \
+                         \"groups\" in [auth.issuer.{}]",
+                        pattern.prefix()
+                    )),
+                }
+            }
         }
     }
 }
@@ -66,6 +93,7 @@ impl fmt::Display for Member {
         match self {
             Self::User(name) => f.write_str(name),
             Self::Identities(pattern) => f.write_str(&pattern.text),
+            Self::IssuerGroups(pattern) => write!(f, "{GROUP_PREFIX}:{}", pattern.text),
         }
     }
 }
@@ -101,23 +129,20 @@ impl IdentityPattern {
         Ok(Self { text: text.to_owned(), prefix })
     }
 
-    /// Checks the prefix, which is [`CERTIFICATE_PREFIX`], [`TOKEN_PREFIX`] or the name of an issuer.
-    ///
-    /// # Errors
-    /// The message for another one.
-    pub(super) fn check_prefix(&self, issuers: &[&str]) -> Result<(), String> {
-        let known = [&[CERTIFICATE_PREFIX, TOKEN_PREFIX], issuers].concat();
-        let prefix = self.prefix();
+    /// Checks the prefix, which is one of these or the name of an issuer.
+    fn check_prefix(&self, prefixes: &[&str], issuers: &[IssuerConfig]) -> Result<(), String> {
+        let issuers = issuers.iter().map(|issuer| issuer.name.as_str());
+        let known: Vec<&str> = prefixes.iter().copied().chain(issuers).collect();
+        let (prefix, text) = (self.prefix(), &self.text);
         if known.contains(&prefix) {
             return Ok(());
         }
-        let text = &self.text;
         Err(match nearest(prefix, known.iter().copied()) {
             Some(meant) => format!("\"{text}\" begins with an unknown prefix; did you mean \"{meant}:\"?"),
             None => format!(
                 "\"{text}\" begins with \"{prefix}\", and no issuer has this name; known are {}, and an issuer is added with \
                  [auth.issuer.{prefix}]",
-                known.join(", ")
+                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
             ),
         })
     }
@@ -147,10 +172,13 @@ mod tests {
     use super::*;
 
     fn checked(text: &str) -> Result<Member, String> {
+        let issuer = |name: &str, groups: Option<&str>| IssuerConfig {
+            name: name.to_owned(),
+            groups_claim: groups.map(str::to_owned),
+            ..IssuerConfig::for_test("https://a.example", &[])
+        };
         let member = Member::parse(text)?;
-        if let Some(pattern) = member.identities() {
-            pattern.check_prefix(&["github", "corp-sso"])?;
-        }
+        member.check(&[issuer("github", None), issuer("corp-sso", Some("groups"))])?;
         Ok(member)
     }
 
@@ -171,6 +199,8 @@ mod tests {
             let Ok(Member::Identities(pattern)) = checked(text) else { panic!("{text}") };
             assert_eq!((pattern.prefix(), pattern.is_exact(), pattern.as_str()), (prefix, is_exact, text));
         }
+        let Ok(Member::IssuerGroups(group)) = checked("group:corp-sso:/dev/*") else { panic!() };
+        assert_eq!((group.prefix(), group.value()), ("corp-sso", "/dev/*"));
     }
 
     #[test]
@@ -181,6 +211,13 @@ mod tests {
             ("authenticated", "is not the name of a user"),
             (":acme/*", "nothing is before the colon"),
             ("github:", "nothing is after the colon"),
+            ("group:dev", "a group cannot be in another one"),
+            ("group:corp-sso:", "nothing is after the colon"),
+            ("group:cert:x", "no issuer has this name; known are github, corp-sso"),
+            (
+                "group:github:dev",
+                "no claim of the issuer has groups; write for example groups = \"groups\" in [auth.issuer.github]",
+            ),
             ("github:a\nb", "control characters"),
             ("github:***", "write one of them"),
             ("gitub:acme/*", "did you mean \"github:\"?"),

@@ -71,8 +71,7 @@ impl Config {
         let auth = self.auth.as_ref()?;
         let of_rules = auth.rules.iter().flat_map(|rule| &rule.who).filter_map(Subject::member);
         let mut members = of_rules.chain(auth.groups.values().flatten());
-        let of_certificate =
-            |member: &&Member| member.identities().is_some_and(|identities| identities.prefix() == CERTIFICATE_PREFIX);
+        let of_certificate = |member: &&Member| matches!(member, Member::Identities(identities) if identities.prefix() == CERTIFICATE_PREFIX);
         let name = members.find(of_certificate)?;
         Some(format!("[auth] names {name}, and no client has a certificate; set server.tls.client_ca, or leave it out"))
     }

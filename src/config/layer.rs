@@ -16,8 +16,8 @@ use super::units::Size;
 use super::upstream_url::UpstreamUrl;
 use super::value::{OneOrMore, Positive, RawValue, Setting};
 use super::{
-    AccessPattern, ClientAuth, ConfigError, ListenAddr, LogFormat, Member, Namespace, OnDenied, Pin, Right, Secret,
-    Subject,
+    AccessPattern, Algorithm, ClaimPattern, ClientAuth, ConfigError, ListenAddr, LogFormat, Member, Namespace,
+    OnDenied, Pin, Right, Secret, Subject,
 };
 
 /// A value and the place where it was written.
@@ -201,6 +201,28 @@ section! {
 }
 
 section! {
+    /// `[auth.issuer.NAME]`, without the claims in `require`.
+    IssuerKeys {
+        issuer: String,
+        audience: OneOrMore<String>,
+        name: String,
+        groups: String,
+        algorithms: OneOrMore<Algorithm>,
+        jwks_file: PathBuf,
+        ca_file: PathBuf,
+        bearer_token_file: PathBuf,
+    }
+}
+
+/// `[auth.issuer.NAME]`
+#[derive(Default)]
+pub(super) struct IssuerTable {
+    pub(super) keys: IssuerKeys,
+    /// The claims in `require`.
+    pub(super) require: BTreeMap<String, Located<OneOrMore<ClaimPattern>>>,
+}
+
+section! {
     /// `[[auth.rule]]`
     AccessRuleKeys {
         who: OneOrMore<Subject>,
@@ -281,6 +303,8 @@ pub(super) struct Layer {
     pub(super) auth_table: Option<SourceLocation>,
     /// `[auth.groups]`: the members of each group. Only files have it.
     pub(super) auth_groups: BTreeMap<String, Located<OneOrMore<Member>>>,
+    /// `[auth.issuer.NAME]` by name. Only files have them.
+    pub(super) auth_issuers: BTreeMap<String, Located<IssuerTable>>,
     /// `[[auth.rule]]` in the order of the file. Only files have them.
     pub(super) auth_rules: Vec<Located<AccessRuleKeys>>,
     /// Where the settings of `registry:2` name the file of users.
@@ -320,6 +344,9 @@ pub(super) const UPSTREAM: &str = "upstream";
 /// The table about users, and the tables inside it.
 pub(super) const AUTH: &str = "auth";
 pub(super) const GROUPS: &str = "groups";
+pub(super) const ISSUER: &str = "issuer";
+/// The claims in the table of an issuer.
+pub(super) const REQUIRE: &str = "require";
 pub(super) const RULE: &str = "rule";
 
 /// The list of credential rules in an upstream's table.
@@ -387,6 +414,7 @@ impl Layer {
             auth: self.auth.over(lower.auth),
             auth_table: self.auth_table.or(lower.auth_table),
             auth_groups: if self.auth_groups.is_empty() { lower.auth_groups } else { self.auth_groups },
+            auth_issuers: if self.auth_issuers.is_empty() { lower.auth_issuers } else { self.auth_issuers },
             auth_rules: if self.auth_rules.is_empty() { lower.auth_rules } else { self.auth_rules },
             registry_auth: self.registry_auth.or(lower.registry_auth),
             audit: self.audit.over(lower.audit),

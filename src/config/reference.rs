@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::env;
-use super::layer::{self, AccessRuleKeys, CredentialKeys, Layer, RepositoryCredentialKeys, Section, UpstreamKeys};
+use super::layer::{
+    self, AccessRuleKeys, CredentialKeys, IssuerKeys, Layer, REQUIRE, RepositoryCredentialKeys, Section, UpstreamKeys,
+};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/configuration.md");
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/roadstead.toml");
@@ -98,6 +100,7 @@ fn type_of(kind: &str) -> String {
             "Right" => "list of rights".to_owned(),
             "PathBuf" => "path or list of paths".to_owned(),
             "IpNet" => "list of addresses and networks".to_owned(),
+            "Algorithm" => "list of algorithms".to_owned(),
             other => panic!("the reference page has no name for a list of {other}: add one to `type_of`"),
         };
     }
@@ -147,6 +150,18 @@ fn write_table(
 fn write_auth(page: &mut String, tables: &BTreeMap<String, Documented>) {
     let groups = &tables["auth.groups"];
     write!(page, "\n## `[auth.groups]`\n\n{} {FILE_NOTE}\n", groups.introduction).unwrap();
+    let issuer = &tables["auth.issuer.github"];
+    let keys = IssuerKeys::default().kinds();
+    write!(page, "\n## `[auth.issuer.NAME]`\n\n{} {RULE_NOTE}\n", issuer.introduction).unwrap();
+    page.push_str("\n| key | type | meaning |\n|---|---|---|\n");
+    for (key, kind) in keys.into_iter().map(|(key, kind)| (key, type_of(kind))).chain([(REQUIRE, "table".to_owned())]) {
+        let Some((_, meaning)) = issuer.keys.get(key) else {
+            panic!(
+                "config/roadstead.toml does not have the key {key} of [auth.issuer.github]: add it with its meaning"
+            );
+        };
+        writeln!(page, "| `{key}` | {kind} | {meaning} |").unwrap();
+    }
     let rule = &tables["auth.rule"];
     write!(page, "\n## `[[auth.rule]]`\n\n{} {RULE_NOTE}\n", rule.introduction).unwrap();
     page.push_str("\n| key | type | meaning |\n|---|---|---|\n");

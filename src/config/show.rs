@@ -7,7 +7,9 @@ use toml::Value;
 use url::Url;
 
 use super::units::{format_duration, format_size};
-use super::{AuthConfig, Config, CredentialConfig, CredentialSource, Secret, UpstreamConfig};
+use super::{
+    AuthConfig, ClaimPattern, Config, CredentialConfig, CredentialSource, IssuerConfig, Secret, UpstreamConfig,
+};
 
 /// The TOML text written so far.
 #[derive(Default)]
@@ -141,7 +143,9 @@ impl TomlWriter {
 
     fn auth(&mut self, auth: &AuthConfig) {
         self.table("auth");
-        self.key("htpasswd", auth.htpasswd.display().to_string());
+        if let Some(file) = &auth.htpasswd {
+            self.key("htpasswd", file.display().to_string());
+        }
         let keys: Vec<String> = auth.token_key_files.iter().map(|file| file.display().to_string()).collect();
         match keys.as_slice() {
             [] => {}
@@ -156,6 +160,7 @@ impl TomlWriter {
                 self.key(&format!("{name:?}"), members);
             }
         }
+        auth.issuers.iter().for_each(|issuer| self.issuer(issuer));
         for rule in &auth.rules {
             let mark = if auth.is_of_registry_2 { "# " } else { "" };
             self.line(format_args!("\n{mark}[[auth.rule]]"));
@@ -171,6 +176,31 @@ impl TomlWriter {
                 .into_iter()
                 .chain(private)
                 .for_each(|(key, value)| self.line(format_args!("{mark}{key} = {value}")));
+        }
+    }
+
+    fn issuer(&mut self, issuer: &IssuerConfig) {
+        self.table(format_args!("auth.issuer.{:?}", issuer.name));
+        self.key("issuer", issuer.issuer.as_str());
+        self.key("audience", issuer.audience.clone());
+        self.key("name", issuer.name_claim.as_str());
+        if let Some(claim) = &issuer.groups_claim {
+            self.key("groups", claim.as_str());
+        }
+        let patterns = |patterns: &[ClaimPattern]| {
+            Value::from(patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect::<Vec<_>>())
+        };
+        let require = issuer.require.iter().map(|(claim, of_claim)| (claim.clone(), patterns(of_claim)));
+        self.key("require", Value::Table(require.collect()));
+        self.key("algorithms", issuer.algorithms.iter().map(ToString::to_string).collect::<Vec<_>>());
+        for (key, file) in [
+            ("jwks_file", &issuer.jwks_file),
+            ("ca_file", &issuer.ca_file),
+            ("bearer_token_file", &issuer.bearer_token_file),
+        ] {
+            if let Some(file) = file {
+                self.key(key, file.display().to_string());
+            }
         }
     }
 
@@ -306,12 +336,28 @@ mod tests {
             [auth.groups]
             dev = ["ann", "bob", "cert:spiffe://cluster/*"]
             "other devs" = "cat"
+            [auth.issuer.github]
+            issuer = "https://token.actions.githubusercontent.com"
+            audience = "cache.example.com"
+            name = "repository"
+            require = { repository_owner_id = 1234, ref = ["refs/heads/main", "refs/tags/*"], "/a b/\"c" = true }
+            [auth.issuer.k8s]
+            issuer = "https://kubernetes.default.svc"
+            audience = ["cache", "cache.example.com"]
+            groups = "/kubernetes.io/groups"
+            algorithms = "ES384"
+            ca_file = "/dev/zero"
+            bearer_token_file = "/run/token"
+            [auth.issuer.offline]
+            issuer = "kubernetes/serviceaccount"
+            audience = "cache"
+            jwks_file = "/dev/zero"
             [[auth.rule]]
             who = "anonymous"
             on = "**"
             may = "pull"
             [[auth.rule]]
-            who = ["group:dev", "group:other devs", "dan", "token:ci"]
+            who = ["group:dev", "group:other devs", "dan", "token:ci", "github:acme/*", "group:k8s:dev"]
             on = ["team/**", "docker.io/library/*"]
             may = ["push", "pull", "delete"]
             [log]

@@ -10,7 +10,8 @@ use toml::de::DeValue;
 
 use super::units::{self, Size, SizeError};
 use super::{
-    AccessPattern, ClientAuth, ListenAddr, LogFormat, Member, Namespace, OnDenied, Pin, Right, Secret, Subject,
+    AccessPattern, Algorithm, ClaimPattern, ClientAuth, ListenAddr, LogFormat, Member, Namespace, OnDenied, Pin, Right,
+    Secret, Subject,
 };
 
 /// The value of a key before it is parsed.
@@ -245,6 +246,33 @@ impl Setting for AccessPattern {
 
     fn from_text(text: &str) -> Result<Self, ValueError> {
         Self::parse(text).map_err(ValueError::Because)
+    }
+}
+
+impl Setting for Algorithm {
+    const EXPECTED: &'static str = "an algorithm that is accepted; write \"RS256\", \"RS384\", \"RS512\", \"PS256\", \"PS384\", \
+                                    \"PS512\", \"ES256\", \"ES384\" or \"EdDSA\"";
+
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        Self::parse(text).ok_or(ValueError::Unexpected)
+    }
+}
+
+impl Setting for ClaimPattern {
+    const EXPECTED: &'static str = "the value of a claim; write for example \"1234\" or \"refs/heads/*\"";
+
+    fn from_text(text: &str) -> Result<Self, ValueError> {
+        Self::parse(text).map_err(ValueError::Because)
+    }
+
+    /// Claims that are numbers or booleans are compared as text.
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, ValueError> {
+        match (value.as_str(), value.as_bool(), value.as_integer()) {
+            (Some(text), ..) => Self::from_text(text),
+            (_, Some(yes), _) => Self::from_text(&yes.to_string()),
+            (_, _, Some(number)) if number.radix() == 10 => Self::from_text(number.as_str()),
+            _ => Err(ValueError::Unexpected),
+        }
     }
 }
 

@@ -256,7 +256,9 @@ impl ApiError {
                 insert(headers, WWW_AUTHENTICATE, challenge.clone());
             }
             Self::Access(AccessError::Login(
-                LoginError::TooManyAttempts { retry_after } | LoginError::TooManyAtOnce { retry_after },
+                LoginError::TooManyAttempts { retry_after }
+                | LoginError::TooManyAtOnce { retry_after }
+                | LoginError::IssuerUnavailable { retry_after },
             )) => {
                 insert(headers, RETRY_AFTER, retry_after.as_secs_f64().ceil().to_string());
             }
@@ -281,6 +283,7 @@ fn access_status(error: &AccessError) -> (StatusCode, ErrorCode) {
             LoginError::TooManyAttempts { .. } | LoginError::TooManyAtOnce { .. } => {
                 (Status::TOO_MANY_REQUESTS, Code::TooManyRequests)
             }
+            LoginError::IssuerUnavailable { .. } => (Status::SERVICE_UNAVAILABLE, Code::Unavailable),
             LoginError::SeveralCredentials => (Status::BAD_REQUEST, Code::Unsupported),
         },
         AccessError::Denied => (Status::FORBIDDEN, Code::Denied),
@@ -372,6 +375,7 @@ mod tests {
         assert_eq!(status(LoginError::SeveralCredentials), (400, "UNSUPPORTED"));
         let retry_after = std::time::Duration::from_secs(9);
         assert_eq!(status(LoginError::TooManyAttempts { retry_after }), (429, "TOOMANYREQUESTS"));
+        assert_eq!(status(LoginError::IssuerUnavailable { retry_after }), (503, "UNAVAILABLE"));
         assert_eq!(status(AccessError::Denied), (403, "DENIED"));
         assert_eq!(status(SwitchedOff::Delete), (405, "UNSUPPORTED"));
         assert_eq!(status(ResolveError::UnknownRegistry("x".into())), (404, "NAME_UNKNOWN"));

@@ -214,16 +214,6 @@ fn proxies(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
     values.filter_map(host).collect()
 }
 
-/// Whether the URL is on this machine. No proxy is used for it, as in Go and curl.
-pub(super) fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,14 +12,14 @@ use url::Url;
 use super::allowed_hosts::AllowedHosts;
 use super::auth::Authorizer;
 use super::breaker::Breaker;
-use super::client::{self, ClientSetup, HttpClients};
+use super::client::{ClientSetup, HttpClients};
 use super::credentials::Keyring;
 use super::in_flight::InFlight;
 use super::limits::AccountLimits;
 use super::tls::TlsSetup;
 use super::token::Tokens;
 use super::{UpstreamError, UpstreamSetupError};
-use crate::config::{OnDenied, UpstreamConfig};
+use crate::config::{OnDenied, UpstreamConfig, is_loopback};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
@@ -92,7 +92,7 @@ impl Remote {
                 via,
                 connect_timeout: config.connect_timeout,
                 tls: TlsSetup::new(config)?,
-                use_proxy: !config.urls.iter().all(client::is_loopback),
+                use_proxy: !config.urls.iter().all(is_loopback),
             }),
             breaker: Arc::default(),
             limits: AccountLimits::default(),
