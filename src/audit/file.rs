@@ -4,7 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::telemetry::Metrics;
 
 /// How often it is checked whether the file is still the one at its path.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -18,13 +21,16 @@ pub(super) struct FollowedFile {
     checked: Instant,
     /// Whether the last write failed, so that a failure is logged once.
     has_failed: bool,
+    /// Counts the lines that are lost.
+    metrics: Arc<Metrics>,
 }
 
 // === impl FollowedFile ===
 
 impl FollowedFile {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: open(path)?, checked: Instant::now(), has_failed: false })
+    pub(super) fn open(path: &Path, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let file = open(path)?;
+        Ok(Self { path: path.to_owned(), file, checked: Instant::now(), has_failed: false, metrics })
     }
 
     /// Opens the path again if another file is there, or none.
@@ -54,6 +60,9 @@ impl Write for FollowedFile {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let written = self.follow().and_then(|()| self.file.write_all(line));
         let has_failed = written.is_err();
+        if has_failed {
+            self.metrics.audit_dropped(1);
+        }
         if let Err(error) = &written
             && !self.has_failed
         {
@@ -85,7 +94,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, old) = (folder.path().join("audit.log"), folder.path().join("audit.log.1"));
         std::fs::write(&path, "before\n").unwrap();
-        let mut file = FollowedFile::open(&path).unwrap();
+        let metrics = Arc::new(Metrics::new(&[]));
+        let mut file = FollowedFile::open(&path, metrics.clone()).unwrap();
         let mut write = |line: &str| {
             file.checked = Instant::now().checked_sub(CHECK_INTERVAL).unwrap();
             file.write_all(line.as_bytes())
@@ -106,5 +116,6 @@ mod tests {
         std::fs::create_dir(folder.path()).unwrap();
         write("five\n").unwrap();
         assert_eq!(content(&path), "five\n");
+        assert!(metrics.render().contains("roadstead_audit_dropped_total 1\n"));
     }
 }

@@ -59,7 +59,7 @@ impl Audit {
             None => (None, None),
             Some(path) => {
                 let failed = |error| AuditFileError { path: path.clone(), error };
-                let out = FollowedFile::open(path).map_err(failed)?;
+                let out = FollowedFile::open(path, metrics.clone()).map_err(failed)?;
                 let (file, flush) = LineWriter::start(out, record::dropped).map_err(failed)?;
                 (Some(file), Some(flush))
             }

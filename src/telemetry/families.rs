@@ -110,7 +110,8 @@ families! {
     auth_attempts: IntCounterVec = "roadstead_auth_attempts_total" ["how", "result"];
     /// Requests of users that no rule allows.
     auth_denied: IntCounterVec = "roadstead_auth_denied_total" ["action"];
-    /// Records that are not in the audit log: beyond the limit for floods, or because its file was too slow.
+    /// Records that are not in the audit log: beyond the limit for floods, or because its file was too
+    /// slow or could not be written.
     audit_dropped: IntCounter = "roadstead_audit_dropped_total" [];
 
     /// Client GETs of mirrored content, by how they were answered.

@@ -118,6 +118,29 @@ async fn expired_and_forged_tokens_are_refused() {
 }
 
 #[tokio::test]
+async fn tokens_of_an_older_key_are_accepted_and_new_ones_have_the_first_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+    std::fs::write(&old, [b'o'; 32]).unwrap();
+    std::fs::write(&new, [b'n'; 32]).unwrap();
+    let server = async |keys: String| Access::configured(RULES, &format!("[auth]\ntoken_key_file = {keys}")).await;
+    let all = [
+        server(format!("{old:?}")).await,
+        server(format!("[{new:?}, {old:?}]")).await,
+        server(format!("{new:?}")).await,
+    ];
+    let mut found = Vec::new();
+    for issuer in &all {
+        let token = issuer.token("", &login("ann")).await;
+        for other in &all {
+            found.push(other.get("/v2/", &token).await.status);
+        }
+    }
+    // Issued with the old key, with both, and with the new one.
+    assert_eq!(found, [200, 200, 401, 401, 200, 200, 401, 200, 200]);
+}
+
+#[tokio::test]
 async fn tokens_outlive_a_restart() {
     let mut access = Access::start(RULES).await;
     let token = access.token("?scope=repository:team/app:pull", &login("ann")).await;
