@@ -11,9 +11,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{AttemptResult, AuthFileError, Gate, How, Login};
+use crate::access::{AttemptResult, AuthFileError, Gate, How, Login, MachineTokens};
 use crate::audit::{Audit, AuditFileError};
 use crate::config::{Config, Right, ServerConfig, TlsConfig};
+use crate::control::machine_tokens::StoredTokens;
 use crate::control::{ConfigSource, Control, ControlSocket, Reloader};
 use crate::events::Events;
 use crate::housekeeping::{self, IndexRecovery};
@@ -93,6 +94,7 @@ pub async fn start_from(config: Config, source: Option<ConfigSource>) -> Result<
     let metrics = Arc::new(Metrics::new(&names));
     let store = open_store(&config, &metrics).await?;
     let login = login(&config, &store).await?;
+    let machine_tokens = login.as_ref().map(Login::machine_tokens);
     let (audit, audit_flush) = open_audit(&config, &metrics).await?;
     let via = format!("roadstead-{}", store.instance().simple());
     let tasks = Tasks::new();
@@ -117,6 +119,7 @@ pub async fn start_from(config: Config, source: Option<ConfigSource>) -> Result<
         puller: puller.clone(),
         audit: audit.clone(),
         reloader: reloader.clone(),
+        machine_tokens,
         since: Instant::now(),
         tasks: tasks.clone(),
     };
@@ -320,7 +323,8 @@ async fn login(config: &Config, store: &Store) -> Result<Option<Login>, StartErr
             false => Vec::new(),
             true => store.token_secret().map_err(StartError::TokenSecret)?,
         };
-        Ok(Login::load(&auth, &secret)?)
+        let machine_tokens = MachineTokens::load(Box::new(StoredTokens(store))).map_err(AuthFileError::from)?;
+        Ok(Login::load(&auth, &secret, Arc::new(machine_tokens))?)
     };
     tokio::task::spawn_blocking(load).await.map_err(|_| StartError::Task)?.map(Some)
 }

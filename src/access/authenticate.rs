@@ -16,13 +16,14 @@ use super::account::Account;
 use super::attempt::{Attempt, AttemptResult, How};
 use super::caller::Caller;
 use super::credentials::{Credentials, SeveralCredentials};
+use super::machine_tokens::{MachineTokenError, MachineTokenRefused, MachineTokens};
 use super::oidc::{IssuerFileError, Issuers, NotVerified, TokenRefused};
 use super::passwords::{LoginRefused, PasswordLogin, Passwords, UserFileError};
 use super::policy::Policy;
 use super::principal::{Principal, User};
 use super::token_request::TokenRequest;
 use super::tokens::{MIN_SECRET_BYTES, Tokens};
-use crate::config::AuthConfig;
+use crate::config::{AuthConfig, TOKEN_PREFIX};
 use crate::file;
 
 /// After this time, there may be a turn for a login.
@@ -36,6 +37,7 @@ pub struct Login {
     /// `None`: there are no users.
     passwords: Option<Arc<Passwords>>,
     issuers: Arc<Issuers>,
+    machine_tokens: Arc<MachineTokens>,
     tokens: Tokens,
 }
 
@@ -58,6 +60,8 @@ pub enum Unauthenticated {
     Invalid,
     #[error("the OIDC token in the place of the password is refused: {0}")]
     TokenRefused(#[from] TokenRefused),
+    #[error("the machine token in the place of the password is refused: {0}")]
+    MachineTokenRefused(#[from] MachineTokenRefused),
     #[error("the token is not valid, or not any more; log in to this registry again")]
     InvalidToken,
     #[error("the token was not issued for this; request one with this scope")]
@@ -87,6 +91,8 @@ pub enum LoginError {
 pub enum AuthFileError {
     #[error("cannot use the users of auth.htpasswd: {0}")]
     Users(#[from] UserFileError),
+    #[error(transparent)]
+    MachineTokens(#[from] MachineTokenError),
     #[error("cannot use auth.issuer.{issuer}.{error}")]
     Issuer { issuer: String, error: IssuerFileError },
     #[error("cannot use the key of auth.token_key_file: cannot read {}: {error}", path.display())]
@@ -143,7 +149,7 @@ impl Sender {
 
 impl Login {
     /// Reads the files, which blocks. `secret` is the key for tokens if no file has one.
-    pub fn load(config: &AuthConfig, secret: &[u8]) -> Result<Self, AuthFileError> {
+    pub fn load(config: &AuthConfig, secret: &[u8], machine_tokens: Arc<MachineTokens>) -> Result<Self, AuthFileError> {
         let secrets = config.token_key_files.iter().map(|path| {
             let content = file::read(path).map_err(|error| AuthFileError::ReadKey { path: path.clone(), error })?;
             let secret = content.trim_ascii();
@@ -158,6 +164,7 @@ impl Login {
         Ok(Self {
             passwords: passwords.map(Arc::new),
             issuers: Arc::new(Issuers::load(&config.issuers)?),
+            machine_tokens,
             tokens: Tokens::new(secret, config.token_lifetime).or_signed_with(older),
         })
     }
@@ -167,7 +174,12 @@ impl Login {
     /// # Errors
     /// If one of them would prevent it.
     pub fn check(config: &AuthConfig) -> Result<(), AuthFileError> {
-        Self::load(config, &[]).map(drop)
+        Self::load(config, &[], Arc::new(MachineTokens::none())).map(drop)
+    }
+
+    /// The machine tokens, to make and revoke some.
+    pub fn machine_tokens(&self) -> Arc<MachineTokens> {
+        self.machine_tokens.clone()
     }
 
     /// Follows the files, and fetches the keys of issuers when they are needed, until it is dropped.
@@ -220,6 +232,7 @@ impl Login {
     fn account(&self, user: &Arc<User>) -> Option<Account> {
         match user.as_identity() {
             None => self.passwords.as_ref()?.account(user.name()),
+            Some((TOKEN_PREFIX, name)) => self.machine_tokens.account(name, SystemTime::now()),
             Some((prefix, _)) => {
                 let credential = self.issuers.credential(prefix)?;
                 Some(Account { user: user.clone(), credential })
@@ -229,6 +242,14 @@ impl Login {
 
     /// Who has sent this login.
     async fn verify(&self, login: &PasswordLogin) -> Result<Account, LoginError> {
+        if let Some(verified) = self.machine_tokens.verify(&login.password, SystemTime::now()) {
+            login.attempt.begin(How::MachineToken, None);
+            match &verified {
+                Ok(account) => login.attempt.accept(account.user.name()),
+                Err(_) => login.attempt.end(AttemptResult::Refused),
+            }
+            return Ok(verified.map_err(Unauthenticated::from)?);
+        }
         if let Some(verified) = self.issuers.verify(&login.password, &login.attempt).await {
             return Ok(verified?);
         }

@@ -7,7 +7,8 @@
 //! A request is turned away for different reasons, and they stay different: it is *unauthenticated* (401), *denied* (403),
 //! the operation is *switched off* (405), or the name is not one that it may be used with (403, 404).
 //!
-//! With `[auth]` there are users: `htpasswd` and `passwords` know who they are, and `oidc` knows the identities of issuers.
+//! With `[auth]` there are users: `htpasswd` and `passwords` know who they are, and `oidc` knows the identities of issuers,
+//! and `machine_tokens` those that this server makes.
 //! `tokens` are what clients send instead of a password, `throttle` bounds guesses, and the `policy` says what the rules
 //! allow.
 
@@ -19,6 +20,7 @@ mod credentials;
 mod forwarded;
 mod gate;
 mod htpasswd;
+mod machine_tokens;
 mod oidc;
 mod password_hash;
 mod passwords;
@@ -38,6 +40,7 @@ pub use gate::{
     AccessError, Action, Authorized, Catalog, Delete, Gate, Pull, PullIfPublic, Pulling, Push, SwitchedOff,
 };
 pub use htpasswd::{LineError, PasswordError, hash_password};
+pub use machine_tokens::{MachineToken, MachineTokenError, MachineTokenRefused, MachineTokens, TokenFile};
 pub use oidc::{IssuerFileError, TokenRefused};
 pub use passwords::{PasswordLogin, UserFileError};
 pub use policy::Policy;

@@ -80,6 +80,12 @@ impl Policy {
         rules.find(|rule| rule.private).map(|rule| rule.place.as_str())
     }
 
+    /// The places of the rules that are about the principal, other than those that are about everybody.
+    pub fn rules_of(&self, principal: &Principal) -> impl Iterator<Item = &str> {
+        let rules = self.rules.iter().filter(move |rule| !rule.everybody && rule.is_about(principal.user()));
+        rules.map(|rule| rule.place.as_str())
+    }
+
     /// Whether a rule allows anything with the repository.
     pub fn allows_something(&self, principal: &Principal, repo: &RepoId) -> bool {
         self.allows_user(principal.user(), Rights::ALL, repo).is_some()

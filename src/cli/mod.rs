@@ -18,6 +18,7 @@ mod runtime;
 mod scrub;
 mod serve;
 mod session;
+mod token;
 
 use std::io;
 use std::path::PathBuf;
@@ -62,6 +63,8 @@ enum Command {
     Reload(reload::Reload),
     /// Read a password from the standard input and print its hash for the file of users (auth.htpasswd).
     HashPassword(hash_password::HashPassword),
+    /// Make, list and revoke machine tokens: passwords for programs, whose rights rules give to token:NAME.
+    Token(token::Token),
     /// Prevent removals of content while a backup copies the data folder.
     BackupLease(backup::BackupLease),
 }
@@ -106,6 +109,8 @@ pub enum CliError {
     UserName(String),
     #[error(transparent)]
     Password(PasswordError),
+    #[error("{}", Printable(.0))]
+    Token(String),
     #[error("cannot read the standard input: {0}")]
     Input(io::Error),
     #[error("cannot write to the standard output: {0}")]
@@ -126,6 +131,7 @@ impl Cli {
             Command::Scrub(scrub) => return scrub.run(),
             Command::Reload(reload) => reload.run()?,
             Command::HashPassword(hash_password) => hash_password.run()?,
+            Command::Token(token) => token.run()?,
             Command::BackupLease(lease) => return lease.run(),
         }
         Ok(ExitCode::SUCCESS)
@@ -168,6 +174,9 @@ mod tests {
             "du --output json",
             "gc --dry-run --output json",
             "scrub --repair",
+            "token create ci --expires 90d --output json",
+            "token list --output json",
+            "token revoke ci",
             "backup-lease --for 2h",
             "reload",
         ] {

@@ -9,6 +9,7 @@ mod explain_query;
 pub mod gc;
 pub mod lease;
 pub mod lines;
+pub mod machine_tokens;
 pub mod reload;
 mod routes;
 pub mod scrub;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::access::MachineTokens;
 use crate::audit::{Audit, Event, Record};
 use crate::config::Config;
 use crate::pull::Puller;
@@ -38,6 +40,8 @@ pub struct Control {
     pub puller: Puller,
     pub audit: Audit,
     pub reloader: Arc<Reloader>,
+    /// `None` without `[auth]`.
+    pub machine_tokens: Option<Arc<MachineTokens>>,
     /// The time at which the server was started.
     pub since: Instant,
     /// The group of the tasks that an operation starts.

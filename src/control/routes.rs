@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{Control, SOCKET, explain, gc, lease, lines, reload, scrub, usage};
+use super::{Control, SOCKET, explain, gc, lease, lines, machine_tokens, reload, scrub, usage};
 use crate::resolve::Routes;
 
 /// Maximum bytes of a request's body. No valid request is as long.
@@ -35,6 +35,9 @@ pub(super) fn router(control: Arc<Control>) -> Router {
         .route("/v1/reload", post(reload_rules))
         .route("/v1/lease", post(take_lease))
         .route("/v1/release", post(release_lease))
+        .route("/v1/token-create", post(create_token))
+        .route("/v1/token-list", post(list_tokens))
+        .route("/v1/token-revoke", post(revoke_token))
         .with_state(control)
 }
 
@@ -105,6 +108,30 @@ async fn release_lease(State(control): State<Arc<Control>>, body: Body) -> Resul
     let request: lease::ReleaseRequest = read(body).await?;
     control.record("backup-lease --release", "done");
     Ok(respond_json(&lease::release(&control.store, &request)))
+}
+
+async fn create_token(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
+    let request: machine_tokens::CreateRequest = read(body).await?;
+    blocking(move || machine_tokens::create(&control.config, machine_tokens::of_server(&control)?, &request)).await
+}
+
+async fn list_tokens(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
+    let machine_tokens::ListRequest {} = read(body).await?;
+    blocking(move || machine_tokens::of_server(&control).map(machine_tokens::list)).await
+}
+
+async fn revoke_token(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
+    let request: machine_tokens::RevokeRequest = read(body).await?;
+    blocking(move || machine_tokens::revoke(machine_tokens::of_server(&control)?, &request)).await
+}
+
+/// The answer of an operation that blocks.
+async fn blocking<A: Serialize + Send + 'static>(
+    operation: impl FnOnce() -> Result<A, String> + Send + 'static,
+) -> Result<Response, OperationError> {
+    let done = tokio::task::spawn_blocking(operation).await;
+    let panicked = |_| OperationError(StatusCode::INTERNAL_SERVER_ERROR, "the operation panicked".to_owned());
+    done.map_err(panicked)?.map(|answer| respond_json(&answer)).map_err(bad_request)
 }
 
 async fn read<R: DeserializeOwned>(body: Body) -> Result<R, OperationError> {

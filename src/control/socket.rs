@@ -44,7 +44,7 @@ impl ControlSocket {
             Ok(listener) => listener,
             Err(error) => {
                 let path = path.display();
-                tracing::warn!(%path, %error, "cannot listen for commands; du, gc, scrub and explain need a stopped server");
+                tracing::warn!(%path, %error, "cannot listen for commands; du, gc, scrub, token and explain need a stopped server");
                 return None;
             }
         };

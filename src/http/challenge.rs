@@ -67,7 +67,10 @@ fn with_scope(app: &App, call: &Call<'_>, scope: Option<String>, reason: Unauthe
         let _ = write!(text, ",scope=\"{scope}\"");
     }
     let error = match reason {
-        Unauthenticated::Required | Unauthenticated::Invalid | Unauthenticated::TokenRefused(_) => return text,
+        Unauthenticated::Required
+        | Unauthenticated::Invalid
+        | Unauthenticated::TokenRefused(_)
+        | Unauthenticated::MachineTokenRefused(_) => return text,
         Unauthenticated::InvalidToken => "invalid_token",
         Unauthenticated::InsufficientScope => "insufficient_scope",
     };

@@ -99,6 +99,16 @@ impl Store {
         self.parts.local.token_secret()
     }
 
+    /// The text with the machine tokens; `None` if there is none yet. Blocks.
+    pub fn machine_tokens(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.parts.local.machine_tokens()
+    }
+
+    /// Replaces the text with the machine tokens, at once and durably. Blocks.
+    pub fn put_machine_tokens(&self, text: &[u8]) -> Result<(), StoreError> {
+        self.parts.local.put_machine_tokens(text)
+    }
+
     /// Whether the data folder is never written.
     pub fn is_read_only(&self) -> bool {
         self.parts.local.is_read_only()

@@ -118,6 +118,11 @@ impl Layout {
         self.root.join("state").join("token-secret")
     }
 
+    /// The machine tokens: their names, and the hashes of their secrets.
+    pub(in crate::store) fn machine_tokens(&self) -> PathBuf {
+        self.root.join("state").join("machine-tokens.json")
+    }
+
     /// How far the background scrub is.
     pub(in crate::store) fn scrub(&self) -> PathBuf {
         self.root.join("scrub")

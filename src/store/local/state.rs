@@ -26,11 +26,25 @@ impl Local {
             return Ok(secret.into_bytes());
         }
         let temporary = Temporary::new(self.layout.temporary());
-        match put(&temporary, &path, &secret) {
+        match put(&temporary, &path, secret.as_bytes()) {
             // The next start makes another one, and tokens of this one are not valid then.
             Err(error) if error.is_full() => Ok(secret.into_bytes()),
             written => written.map(|()| secret.into_bytes()),
         }
+    }
+
+    /// The text with the machine tokens; `None` if there is none yet. Blocks.
+    pub(in crate::store) fn machine_tokens(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.layout.machine_tokens();
+        optional(fs::read(&path)).at("read", &path)
+    }
+
+    /// Replaces the text with the machine tokens, at once and durably. Only the owner of the folder can read it. Blocks.
+    pub(in crate::store) fn put_machine_tokens(&self, text: &[u8]) -> Result<(), StoreError> {
+        if self.is_read_only() {
+            return Err(StoreError::ReadOnly);
+        }
+        put(&Temporary::new(self.layout.temporary()), &self.layout.machine_tokens(), text)
     }
 }
 
@@ -41,10 +55,10 @@ fn random_text() -> std::io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn put(temporary: &Temporary, path: &Path, secret: &str) -> Result<(), StoreError> {
+fn put(temporary: &Temporary, path: &Path, text: &[u8]) -> Result<(), StoreError> {
     let (from, folder) = (temporary.path(), path.parent().unwrap_or(path));
     let written = fs::create_new(from).and_then(|mut file| {
-        fs::write_all(&mut file, format!("{secret}\n").as_bytes())?;
+        fs::write_all(&mut file, &[text, b"\n"].concat())?;
         fs::sync_all(&file)
     });
     written.at("write", from)?;
@@ -59,6 +73,24 @@ mod tests {
 
     use crate::events::Events;
     use crate::store::Store;
+
+    #[tokio::test]
+    async fn machine_tokens_are_replaced_and_only_their_owner_can_read_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state/machine-tokens.json");
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.machine_tokens().unwrap(), None);
+        for text in ["one", "two"] {
+            store.put_machine_tokens(text.as_bytes()).unwrap();
+            assert_eq!(store.machine_tokens().unwrap().unwrap().trim_ascii(), text.as_bytes());
+            assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+        }
+        store.close().await;
+        drop(store);
+        let store = Store::open_read_only(folder.path(), Events::default()).unwrap();
+        assert!(matches!(store.put_machine_tokens(b"three"), Err(crate::store::StoreError::ReadOnly)));
+        assert_eq!(store.machine_tokens().unwrap().unwrap(), b"two\n");
+    }
 
     #[tokio::test]
     async fn a_secret_is_made_once_and_only_its_owner_can_read_it() {

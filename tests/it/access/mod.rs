@@ -6,6 +6,7 @@ mod commands;
 mod flows;
 mod issuer;
 mod logins;
+mod machine_tokens;
 mod metrics;
 mod oidc;
 mod private;
