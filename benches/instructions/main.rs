@@ -21,7 +21,9 @@ use support::hot::{BLOB_BYTES, Hot};
 use tokio::runtime::{Builder, Runtime};
 
 const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
-const CASES: [&str; 3] = ["manifest-by-digest", "manifest-by-tag", "blob-of-1-MiB"];
+const CASES: [&str; 4] = ["manifest-by-digest", "manifest-by-tag", "blob-of-1-MiB", WITH_TOKEN];
+/// A manifest by digest for a user, whose token was verified before.
+const WITH_TOKEN: &str = "manifest-with-token";
 /// The functions whose instructions count: the hits, and their tasks on the blocking pool. Background threads of the index
 /// would add noise.
 const COUNTED: [&str; 2] = ["--toggle-collect=*counted_hits*", "--toggle-collect=*task::raw::poll*"];
@@ -55,9 +57,14 @@ fn main() -> ExitCode {
 /// The process that callgrind observes.
 fn hits(what: &str, number: u64) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let hot = runtime.block_on(Hot::new());
+    let hot = runtime.block_on(async {
+        match what {
+            WITH_TOKEN => Hot::with_token().await,
+            _ => Hot::new().await,
+        }
+    });
     let (path, at_least) = match what {
-        "manifest-by-digest" => (&hot.by_digest, 1),
+        "manifest-by-digest" | WITH_TOKEN => (&hot.by_digest, 1),
         "manifest-by-tag" => (&hot.by_tag, 1),
         _ => (&hot.blob, BLOB_BYTES),
     };

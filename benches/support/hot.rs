@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use axum::body::Body;
-use http::Request;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST};
+use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt as _;
-use roadstead::access::{Gate, Peer};
+use roadstead::access::{Gate, Login, MachineTokens, Peer};
 use roadstead::config::Config;
 use roadstead::http::{App, Site, TokenServer};
 use roadstead::oci::{Algorithm, Digest, Manifest, RepoId, Scope};
@@ -27,8 +31,20 @@ const UPSTREAM: &str = "docker.io";
 const CONFIG: &str = "builtin_upstreams = false\ndefault_upstream = \"docker.io\"\n\
                       [cache]\ntag_ttl = \"1d\"\n[upstream.\"docker.io\"]\nurl = \"http://127.0.0.1:1\"";
 
+/// A user, and a rule without which the user could pull nothing.
+const USER: &str = "ann";
+const PASSWORD: &str = "password";
+const RULES: &str = "[local]\nnamespaces = \"team/**\"\n[[auth.rule]]\nwho = \"authenticated\"\non = \"**\"\nmay = \"pull\"\n\
+                     [auth]\nhtpasswd = ";
+/// The key of the token.
+const SECRET: [u8; 32] = [7; 32];
+/// The cheapest cost of bcrypt: no measurement includes it.
+const BCRYPT_COST: u32 = 4;
+
 pub struct Hot {
     site: Site,
+    /// The value of `Authorization` in each request; without users, there is none.
+    authorization: Option<HeaderValue>,
     peer: Peer,
     pub store: Store,
     pub repository: RepoId,
@@ -40,10 +56,33 @@ pub struct Hot {
 }
 
 impl Hot {
+    /// Without users.
     pub async fn new() -> Self {
-        let config = Config::from_toml(CONFIG, "bench").expect("a configuration");
-        // In the build folder, as /tmp may be in memory.
-        let folder = tempfile::tempdir_in(Path::new(env!("CARGO_TARGET_TMPDIR"))).expect("a temporary folder");
+        Self::configured(tempdir(), CONFIG).await
+    }
+
+    /// With a user, whose token is sent with each request.
+    pub async fn with_token() -> Self {
+        let folder = tempdir();
+        let users = folder.path().join("htpasswd");
+        let hash = bcrypt::hash(PASSWORD, BCRYPT_COST).expect("a hash");
+        std::fs::write(&users, format!("{USER}:{hash}\n")).expect("the folder can be written");
+        let mut hot = Self::configured(folder, &format!("{CONFIG}\n{RULES}{users:?}")).await;
+        let login = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
+        hot.authorization = Some(HeaderValue::try_from(login).expect("a header"));
+        let answer = hot.body("/auth/token?scope=repository:library/hot:pull").await;
+        let answer: serde_json::Value = serde_json::from_slice(&answer).expect("JSON");
+        let token = answer["token"].as_str().expect("a token");
+        hot.authorization = Some(HeaderValue::try_from(format!("Bearer {token}")).expect("a header"));
+        hot
+    }
+
+    async fn configured(folder: TempDir, config: &str) -> Self {
+        let config = Config::from_toml(config, "bench").expect("a configuration");
+        let login = config.auth.as_ref().map(|auth| {
+            let machine_tokens = Arc::new(MachineTokens::none());
+            Login::load(auth, &SECRET, machine_tokens).expect("users")
+        });
         let store = Store::open(folder.path()).expect("an empty store");
         store.reconcile(&AtomicBool::new(false));
         assert!(!store.needs_reconcile(), "the index is in service");
@@ -57,7 +96,7 @@ impl Hot {
         let app = App {
             puller: Puller::new(store.clone(), upstreams, &config, metrics.clone(), tasks),
             store: store.clone(),
-            gate: Gate::new(&config, None),
+            gate: Gate::new(&config, login),
             token_server: TokenServer::new(&config.server),
             metrics,
             audit: Default::default(),
@@ -69,6 +108,7 @@ impl Hot {
         };
         Self {
             site: Site::new(Arc::new(app)),
+            authorization: None,
             peer: Peer::at(None),
             store,
             repository,
@@ -81,15 +121,31 @@ impl Hot {
 
     /// One GET, read to its end. Returns the length of its body.
     pub async fn get(&self, path: &str) -> usize {
-        let request = Request::get(path).header("Host", "bench").body(Body::empty()).expect("a request");
-        let mut response = self.site.answer(&self.peer, request).await;
-        assert_eq!(response.status(), 200, "{path}");
-        let mut bytes = 0;
+        let (mut bytes, mut response) = (0, self.respond(path).await);
         while let Some(frame) = response.body_mut().frame().await {
             bytes += frame.expect("the body goes on").data_ref().map_or(0, |data| data.len());
         }
         bytes
     }
+
+    async fn body(&self, path: &str) -> Bytes {
+        self.respond(path).await.into_body().collect().await.expect("the body goes on").to_bytes()
+    }
+
+    async fn respond(&self, path: &str) -> Response<Body> {
+        let mut request = Request::get(path).header(HOST, "bench").body(Body::empty()).expect("a request");
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
+        let response = self.site.answer(&self.peer, request).await;
+        assert_eq!(response.status(), 200, "{path}");
+        response
+    }
+}
+
+/// In the build folder, as /tmp may be in memory.
+fn tempdir() -> TempDir {
+    tempfile::tempdir_in(Path::new(env!("CARGO_TARGET_TMPDIR"))).expect("a temporary folder")
 }
 
 /// A repository of the upstream.

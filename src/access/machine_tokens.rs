@@ -148,7 +148,7 @@ impl MachineTokens {
     }
 
     /// No tokens, and none can be made.
-    pub(super) fn none() -> Self {
+    pub fn none() -> Self {
         Self { file: Box::new(NoFile), tokens: RwLock::default(), changing: Mutex::new(()) }
     }
 
