@@ -21,7 +21,7 @@ use super::account::Account;
 use super::attempt::{Attempt, AttemptNote, AttemptResult, How};
 use super::htpasswd::{LineError, UserFile};
 use super::password_hash;
-use super::throttle::{Client, Throttle};
+use super::throttle::{Client, EXEMPT_FOR, Throttle};
 use crate::file::{self, Stamp};
 
 /// Results that are remembered.
@@ -44,6 +44,9 @@ pub(super) struct Passwords {
     key: hmac::Key,
     /// Whether a password is right, by the key of user, hash and password.
     results: Cache<ResultKey, bool>,
+    /// Right passwords. They are remembered as long as their users are exempt from the mistakes of others at their address:
+    /// while those have to wait, no password is verified.
+    right: moka::sync::Cache<ResultKey, ()>,
     turns: Arc<Semaphore>,
     /// Held by verifications with argon2id, beside a turn.
     memory: Arc<Semaphore>,
@@ -105,6 +108,7 @@ impl Passwords {
             loaded,
             key,
             results,
+            right: moka::sync::Cache::builder().max_capacity(MAX_RESULTS).time_to_idle(EXEMPT_FOR).build(),
             turns: Arc::new(Semaphore::new(cores * 2)),
             memory: Arc::new(Semaphore::new(MAX_ARGON2_AT_ONCE)),
             throttle: Throttle::new(),
@@ -140,7 +144,11 @@ impl Passwords {
         }
         let key = self.result_key(&login.name, account.map_or("", |account| &*account.credential), &login.password);
         let (client, user) = (Client::from(login.client), self.user_id(&login.name));
-        let is_right = match self.results.get(&key).await {
+        let remembered = match self.right.get(&key) {
+            Some(()) => Some(true),
+            None => self.results.get(&key).await,
+        };
+        let is_right = match remembered {
             Some(is_right) => {
                 login.attempt.is_remembered();
                 if is_right {
@@ -154,6 +162,7 @@ impl Passwords {
                 let verification = self.verify_in_turn(login.password.clone(), hash.clone());
                 match self.results.try_get_with(key, verification).await {
                     Ok(true) => {
+                        self.right.insert(key, ());
                         attempt.succeed();
                         true
                     }
@@ -208,6 +217,13 @@ impl Passwords {
         let stamp = Stamp::of(&self.file);
         if stamp != seen {
             match read(&self.file) {
+                Ok(users) if users.len() == 0 && self.users.read().len() > 0 => {
+                    tracing::error!(
+                        path = %self.file.display(),
+                        "the file of users has no user any more; the users stay as they are, in case it is being written; \
+                         to remove all, stop the server"
+                    );
+                }
                 Ok(users) => {
                     tracing::info!(path = %self.file.display(), users = users.len(), "read the changed users");
                     *self.users.write() = Arc::new(users);

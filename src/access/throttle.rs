@@ -24,7 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// After this time without a pause, all passwords are free again, and the next pause is a first one.
 const FORGET_PAUSES_AFTER: Duration = Duration::from_secs(15 * 60);
 /// How long a login exempts from the bound of the address.
-const EXEMPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const EXEMPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// Entries of each table. The longest unused one is dropped.
 const MAX_ENTRIES: u64 = 10_000;
 
