@@ -383,8 +383,14 @@ impl Gate {
     /// If they do not, and the credentials of this server may open it.
     fn require_private(&self, principal: &Principal, repo: &RepoId) -> Result<(), AccessError> {
         let (Some(policy), Scope::Upstream(upstream)) = (&self.policy, &repo.scope) else { return Ok(()) };
-        if !self.with_credentials.contains(upstream) || policy.read().private_allowed_by(principal, repo).is_some() {
+        if !self.with_credentials.contains(upstream) {
             return Ok(());
+        }
+        if policy.read().private_allowed_by(principal, repo).is_some() {
+            return match principal.acts(Right::Pull) {
+                true => Ok(()),
+                false => Err(LoginError::from(Unauthenticated::InsufficientScope).into()),
+            };
         }
         Err(match principal {
             Principal::Anonymous => LoginError::from(Unauthenticated::Required).into(),

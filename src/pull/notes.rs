@@ -69,6 +69,9 @@ struct KnownReferrers {
 pub(super) struct KnownVisibility {
     pub(super) public: bool,
     pub(super) at: u64,
+    /// How often in a row the upstream was asked before with the same result, if it is private.
+    #[serde(default)]
+    pub(super) repeated: u32,
 }
 
 /// The beginning of the upstream's list of tags, in its order, as far as clients have read it.

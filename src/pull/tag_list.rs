@@ -122,6 +122,16 @@ impl PullRequest<'_> {
     }
 }
 
+/// The first valid tag of the list that answers this request.
+pub(super) async fn first_tag(
+    upstream: &Upstream,
+    get: &UpstreamRequest,
+    deadline: Instant,
+) -> Result<Option<Tag>, PullError> {
+    let list = receive_tags(upstream, get, &mut 0, deadline).await?.list;
+    Ok(list.tags.unwrap_or_default().iter().find_map(|tag| tag.parse().ok()))
+}
+
 /// Requests a page of tags, first from the URL at `next_url`, which becomes that of the response.
 async fn receive_tags(
     upstream: &Upstream,

@@ -2,14 +2,14 @@
 //!
 //! The credentials of this server may open repositories that its own users must not read. A repository to which a
 //! credential rule applies is *public* only if the upstream sends its content to a request without credentials. This is
-//! found out once per repository, with the content that a client asks for, and kept in the repository's note.
+//! found out once per repository, with a manifest, and kept in the repository's note.
 //!
 //! An upstream that fails says nothing: what was last known stays in force, and without it the client's request fails.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, StatusCode};
 use moka::sync::Cache;
 use tokio::time::Instant;
 
@@ -18,14 +18,19 @@ use super::context::Context;
 use super::error::PullError;
 use super::flight::Flights;
 use super::notes::{KnownVisibility, seconds_now};
-use crate::oci::{Digest, Reference, RepoId};
+use super::tag_list::first_tag;
+use crate::oci::{Digest, Reference, RepoId, Tag, media_type};
 use crate::tasks::Tasks;
-use crate::upstream::{Effort, Kind, Upstream, UpstreamError, UpstreamRequest};
+use crate::upstream::{Effort, Kind, Upstream, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 /// How long a repository counts as public until the upstream is asked again.
 const PUBLIC_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
-/// The same for a private one. Shorter, so that a repository that was made public can soon be pulled.
-const PRIVATE_PERIOD: Duration = Duration::from_secs(60 * 60);
+/// The same if the upstream has shown a tag, and no manifest.
+const LISTED_PERIOD: Duration = Duration::from_secs(10 * 60);
+/// The same for a private one, at first. It doubles with each answer that says the same. Shorter, so that an upstream that
+/// refuses requests by mistake, and a repository that was made public, keep nobody out for long.
+const FIRST_PRIVATE_PERIOD: Duration = Duration::from_secs(60);
+const LAST_PRIVATE_PERIOD: Duration = Duration::from_secs(60 * 60);
 /// Repositories whose visibility is kept in memory.
 const MAX_KNOWN: u64 = 50_000;
 /// Absences that are kept in memory.
@@ -65,6 +70,15 @@ enum Seen {
     Absent,
 }
 
+/// What the upstream shows of a repository to requests without credentials.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Manifest,
+    /// A tag, while it limits the pulls of manifests.
+    Tag,
+    Nothing,
+}
+
 // === impl Visibilities ===
 
 impl Visibilities {
@@ -81,7 +95,7 @@ impl Visibilities {
     /// Whether the repository is known to be public, without asking anything.
     pub(super) fn is_known_public(&self, upstream: &Upstream, repo: &RepoId) -> bool {
         !upstream.has_credential_rule(&repo.name)
-            || self.known.get(repo).is_some_and(|known| known.public && is_recent(&known))
+            || self.known.get(repo).is_some_and(|known| known.public && known.is_recent())
     }
 }
 
@@ -109,7 +123,7 @@ impl VisibilityProbes {
             return Ok(true);
         }
         let known = self.last_known(repo).await;
-        if let Some(known) = known.filter(is_recent) {
+        if let Some(known) = known.filter(KnownVisibility::is_recent) {
             return Ok(known.public);
         }
         let key = (repo.clone(), content.clone());
@@ -121,13 +135,13 @@ impl VisibilityProbes {
         let answer = context.run_flight(&self.flights, key.clone(), upstream.name(), deadline, work).await;
         match (answer, known) {
             (Ok((public, _)), _) => Ok(public),
-            (Err(error), Some(known)) if !error.is_not_found() => {
-                tracing::debug!(%repo, %error, public = known.public, "using what was last known of the repository");
-                Ok(known.public)
-            }
             (Err(error), _) if error.is_not_found() => {
                 self.absent.insert(key, ());
                 Err(error)
+            }
+            (Err(error), Some(known)) if is_outage(&error) && self.may_be_used_in_outage(known) => {
+                tracing::debug!(%repo, %error, public = known.public, "using what was last known of the repository");
+                Ok(known.public)
             }
             (Err(error), _) => {
                 Err(PullError::VisibilityUnknown { upstream: upstream.name().clone(), cause: Arc::new(error) })
@@ -138,7 +152,7 @@ impl VisibilityProbes {
     /// Finds out in the background whether content that everybody was just sent is private, and warns if it is.
     pub(super) async fn warn_if_private(&self, upstream: &Upstream, repo: &RepoId, content: RequestedContent) {
         if self.context.visibilities.is_known_public(upstream, repo)
-            || self.last_known(repo).await.is_some_and(|known| is_recent(&known))
+            || self.last_known(repo).await.is_some_and(|known| known.is_recent())
         {
             return;
         }
@@ -169,6 +183,11 @@ impl VisibilityProbes {
         Some(memory.entry_by_ref(repo).or_insert(known).into_value())
     }
 
+    /// A repository that was private stays so.
+    fn may_be_used_in_outage(&self, known: KnownVisibility) -> bool {
+        !known.public || known.is_younger_than(self.context.config.stale_if_error)
+    }
+
     /// Asks the upstream, and remembers the answer.
     fn probe(
         &self,
@@ -178,8 +197,12 @@ impl VisibilityProbes {
     ) -> impl Future<Output = Result<bool, PullError>> + Send + 'static {
         let (context, anonymous, repo) = (self.context.clone(), upstream.without_credentials(), repo.clone());
         async move {
-            let public = is_shown(&anonymous, &repo, &content, context.deadline()).await?;
-            let known = KnownVisibility { public, at: seconds_now() };
+            let shown = what_is_shown(&anonymous, &repo, &content, context.deadline()).await?;
+            let public = shown != Shown::Nothing;
+            let before = context.visibilities.known.get(&repo).filter(|before| !before.public && !public);
+            let repeated = before.map_or(0, |before| before.repeated.saturating_add(1));
+            let elapsed = if shown == Shown::Tag { PUBLIC_PERIOD - LISTED_PERIOD } else { Duration::ZERO };
+            let known = KnownVisibility { public, at: seconds_now().saturating_sub(elapsed.as_secs()), repeated };
             context.visibilities.known.insert(repo.clone(), known);
             context.notes.remember_visibility(&repo, known).await;
             Ok(public)
@@ -187,68 +210,141 @@ impl VisibilityProbes {
     }
 }
 
-fn is_recent(known: &KnownVisibility) -> bool {
-    let period = if known.public { PUBLIC_PERIOD } else { PRIVATE_PERIOD };
-    // After the clock was set back, the upstream is asked again.
-    seconds_now().checked_sub(known.at).is_some_and(|age| Duration::from_secs(age) < period)
+// === impl KnownVisibility ===
+
+impl KnownVisibility {
+    /// Whether it holds without asking the upstream. Never after the clock was set back.
+    fn is_recent(&self) -> bool {
+        let of_private = FIRST_PRIVATE_PERIOD.saturating_mul(1 << self.repeated.min(16)).min(LAST_PRIVATE_PERIOD);
+        let period = if self.public { PUBLIC_PERIOD } else { of_private };
+        self.is_younger_than(period)
+    }
+
+    fn is_younger_than(&self, period: Duration) -> bool {
+        seconds_now().checked_sub(self.at).is_some_and(|age| Duration::from_secs(age) < period)
+    }
 }
 
-/// Whether the upstream shows the repository to requests without credentials. If it does not answer for the content, or
-/// does not have it, the list of tags decides: for instance if it limits the pulls of everybody.
-async fn is_shown(
+/// Whether the upstream could not be asked. If it refuses a request without credentials in a way that is not a registry's, or
+/// sends a page, it may have ceased to show the repository.
+fn is_outage(error: &PullError) -> bool {
+    match error {
+        PullError::BadDocument { .. } | PullError::Upstream(UpstreamError::Challenge { .. }) => false,
+        PullError::Upstream(UpstreamError::Status { status, .. }) => status.is_server_error(),
+        _ => true,
+    }
+}
+
+/// What the upstream shows to requests without credentials. Only a manifest makes a repository public: that which the client
+/// wants, or else one that is in the list of tags. One that is refused or absent says little, as clients choose it. While
+/// the upstream limits pulls, a tag must do.
+async fn what_is_shown(
     anonymous: &Upstream,
     repo: &RepoId,
     content: &RequestedContent,
     deadline: Instant,
-) -> Result<bool, PullError> {
-    let mut failure = None;
-    if let Some(get) = get_of(repo, content) {
-        match see_by_head(anonymous, get, deadline).await {
-            Ok(Seen::Content) => return Ok(true),
-            Ok(Seen::Denied) => return Ok(false),
-            Ok(Seen::Absent) => {}
-            Err(error) => failure = Some(error),
-        }
+) -> Result<Shown, PullError> {
+    let wanted = match content {
+        RequestedContent::Manifest(reference) => Some(see_manifest(anonymous, repo, reference, deadline).await),
+        RequestedContent::Blob(_) | RequestedContent::List => None,
+    };
+    if matches!(wanted, Some(Ok(Seen::Content))) {
+        return Ok(Shown::Manifest);
     }
-    let tags = request(Method::GET, Kind::Tags, repo, "tags/list?n=1".to_owned());
-    match see(anonymous, tags, deadline).await? {
-        Seen::Content => Ok(true),
-        Seen::Denied => Ok(false),
-        Seen::Absent => Err(failure.unwrap_or(PullError::NotFound)),
-    }
-}
-
-/// Sends the request as a HEAD first. Only a GET can confirm that content is denied or absent: some registries refuse
-/// HEAD.
-async fn see_by_head(anonymous: &Upstream, get: UpstreamRequest, deadline: Instant) -> Result<Seen, PullError> {
-    let head = UpstreamRequest { method: Method::HEAD, range: None, ..get.clone() };
-    match see(anonymous, head, deadline).await {
-        Ok(Seen::Content) => Ok(Seen::Content),
-        Err(error) if !error.may_be_answered_by_get() => Err(error),
-        _ => see(anonymous, get, deadline).await,
+    let listed = match listed_tag(anonymous, repo, deadline).await {
+        Ok(Some(tag)) => match see_manifest(anonymous, repo, &Reference::Tag(tag), deadline).await {
+            Err(error) if error.is_rate_limit() => return Ok(Shown::Tag),
+            seen => seen,
+        },
+        Ok(None) => Ok(Seen::Absent),
+        Err(error) => Err(error),
+    };
+    match (listed, wanted) {
+        (Ok(Seen::Content), _) => Ok(Shown::Manifest),
+        (Ok(Seen::Denied), _) | (_, Some(Ok(Seen::Denied))) => Ok(Shown::Nothing),
+        (Ok(Seen::Absent), Some(Err(error))) | (Err(error), _) => Err(error),
+        (Ok(Seen::Absent), _) => Err(PullError::NotFound),
     }
 }
 
-/// What the response to a request says. Its body is not read. A page, as for a login, is no content.
-async fn see(anonymous: &Upstream, request: UpstreamRequest, deadline: Instant) -> Result<Seen, PullError> {
-    match anonymous.send(request, deadline).await {
-        Ok(answer) if !answer.is_page() => Ok(Seen::Content),
+/// Asks for a manifest by HEAD. Only a GET can confirm that it is denied or absent: some registries refuse HEAD.
+async fn see_manifest(
+    anonymous: &Upstream,
+    repo: &RepoId,
+    reference: &Reference,
+    deadline: Instant,
+) -> Result<Seen, PullError> {
+    let path = format!("manifests/{reference}");
+    let of = |method| UpstreamRequest { effort: Effort::Extra, ..request(method, Kind::Manifest, repo, path.clone()) };
+    let see = async |method| match anonymous.send(of(method), deadline).await {
+        Ok(answer) if is_manifest(&answer, reference) => Ok(Seen::Content),
         Ok(_) => {
-            let reason = "its answer to a request without credentials is a page".to_owned();
+            let reason = "its answer to a request without credentials is no manifest".to_owned();
             Err(PullError::BadDocument { upstream: anonymous.name().clone(), reason })
         }
         Err(UpstreamError::Denied { .. }) => Ok(Seen::Denied),
         Err(UpstreamError::NotFound { .. }) => Ok(Seen::Absent),
         Err(error) => Err(error.into()),
+    };
+    match see(Method::HEAD).await {
+        Ok(Seen::Content) => Ok(Seen::Content),
+        Err(error) if !error.may_be_answered_by_get() => Err(error),
+        _ => see(Method::GET).await,
     }
 }
 
-/// A request for the content; `None` for lists.
-fn get_of(repo: &RepoId, content: &RequestedContent) -> Option<UpstreamRequest> {
-    let (kind, path, range) = match content {
-        RequestedContent::Manifest(reference) => (Kind::Manifest, format!("manifests/{reference}"), None),
-        RequestedContent::Blob(digest) => (Kind::Blob, format!("blobs/{digest}"), Some((0, 0))),
-        RequestedContent::List => return None,
+/// Whether the headers are those of the manifest. Other servers, and some registries, answer 200 to everything.
+fn is_manifest(answer: &UpstreamResponse, reference: &Reference) -> bool {
+    let digest: Option<Digest> = answer.docker_content_digest().and_then(|digest| digest.parse().ok());
+    let fits = match (reference, &digest) {
+        (Reference::Digest(wanted), Some(digest)) => digest == wanted || digest.algorithm() != wanted.algorithm(),
+        _ => true,
     };
-    Some(UpstreamRequest { range, effort: Effort::Extra, ..request(Method::GET, kind, repo, path) })
+    let is_typed = answer.content_type().is_some_and(|found| media_type::MANIFESTS.contains(&found));
+    answer.status == StatusCode::OK && fits && (is_typed || digest.is_some() && !answer.is_page())
+}
+
+/// A tag of the repository; `None` if the upstream shows none.
+async fn listed_tag(anonymous: &Upstream, repo: &RepoId, deadline: Instant) -> Result<Option<Tag>, PullError> {
+    let get =
+        UpstreamRequest { effort: Effort::Extra, ..request(Method::GET, Kind::Tags, repo, "tags/list?n=1".to_owned()) };
+    match first_tag(anonymous, &get, deadline).await {
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(PullError::Upstream(UpstreamError::Denied { .. })) => Ok(None),
+        listed => listed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_holds_for_a_day_or_from_a_minute_to_an_hour() {
+        let known = |public, age: u64, repeated| KnownVisibility { public, at: seconds_now() - age, repeated };
+        const DAY: u64 = 24 * 60 * 60;
+        assert!(known(true, DAY - 100, 0).is_recent() && !known(true, DAY + 100, 0).is_recent());
+        assert!(known(false, 30, 0).is_recent() && !known(false, 90, 0).is_recent());
+        assert!(known(false, 90, 1).is_recent() && !known(false, 150, 1).is_recent());
+        for repeated in [6, 31, u32::MAX] {
+            assert!(known(false, 3500, repeated).is_recent() && !known(false, 3700, repeated).is_recent());
+        }
+        assert!(!KnownVisibility { public: true, at: seconds_now() + 100, repeated: 0 }.is_recent());
+    }
+
+    #[test]
+    fn an_upstream_that_refuses_or_sends_pages_has_no_outage() {
+        let upstream: Arc<str> = "docker.io".into();
+        let status =
+            |status: StatusCode| UpstreamError::Status { upstream: upstream.clone(), status, retry_after: None };
+        for (error, expected) in [
+            (status(StatusCode::BAD_GATEWAY), true),
+            (UpstreamError::RateLimited { upstream: upstream.clone(), retry_after: None }, true),
+            (UpstreamError::Timeout { upstream: upstream.clone(), what: "x" }, true),
+            (status(StatusCode::FORBIDDEN), false),
+            (UpstreamError::Challenge { upstream: upstream.clone(), challenge: "x".into() }, false),
+        ] {
+            assert_eq!(is_outage(&error.clone().into()), expected, "{error}");
+        }
+    }
 }

@@ -157,11 +157,12 @@ impl Upstream {
         Self { hops, ..self.clone() }
     }
 
-    /// The same upstream for requests without credentials, which get what everybody gets there.
+    /// The same upstream for requests without credentials, which get what everybody gets there. They are not on behalf of a
+    /// client, whose `Via` could make them fail.
     #[must_use]
     pub fn without_credentials(&self) -> Self {
         let remote = self.anonymous.as_ref().unwrap_or(&self.remote).clone();
-        Self { remote, anonymous: None, hops: self.hops.clone() }
+        Self { remote, anonymous: None, hops: Hops::default() }
     }
 
     /// Whether a credential rule is for the repository. Its source may have no credentials.

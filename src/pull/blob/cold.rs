@@ -87,6 +87,7 @@ impl ColdBlob {
             source: source.clone(),
             proven: member.is_some_and(|member| member.proven),
             listed: member.is_some(),
+            may_share: engine.context.visibilities.may_share(&upstream, repo),
             new_repository: member.is_none() && !engine.context.store.repository_exists(repo).await?,
             size: member.and_then(|member| member.size),
             is_for_range: wanted.ranges.is_some(),

@@ -28,6 +28,8 @@ pub(in crate::pull) struct Fill {
     pub(super) progress: watch::Receiver<Progress>,
     /// The source's repository has no stored content.
     pub(super) new_repository: bool,
+    /// The source's repository may share rights with others.
+    pub(super) may_share: bool,
     /// Written by followers when they join and leave.
     pub(super) followers: AtomicUsize,
     /// The number of requests that have joined it.

@@ -12,7 +12,7 @@ use tracing::Span;
 use tracing::field::Empty;
 
 use super::super::slots::Slots;
-use super::super::source::{BlobSource, SourceId};
+use super::super::source::BlobSource;
 use super::job::Fill;
 use super::progress::{Progress, Publisher};
 use crate::oci::Digest;
@@ -38,6 +38,8 @@ pub(in crate::pull) struct Requester {
     /// A manifest that was served in this repository refers to the digest. That is enough to share a fill for a
     /// repository of the same upstream with the same credentials.
     pub(in crate::pull) listed: bool,
+    /// The repository may share rights with others: see `Visibilities::may_share`.
+    pub(in crate::pull) may_share: bool,
     /// The repository has no stored content.
     pub(in crate::pull) new_repository: bool,
     /// The blob's length in bytes, if a manifest or an earlier answer gave it.
@@ -47,10 +49,11 @@ pub(in crate::pull) struct Requester {
 }
 
 impl Requester {
-    /// Whether the requester may read the content of a fill from `source`.
-    fn may_follow(&self, source: &SourceId) -> bool {
-        let own = self.source.id();
-        let shares = self.listed && source.repo.scope == own.repo.scope && source.credential == own.credential;
+    /// Whether the requester may read the content of a fill.
+    fn may_follow(&self, fill: &Fill) -> bool {
+        let (source, own) = (&fill.source, self.source.id());
+        let has_same_rights = source.repo.scope == own.repo.scope && source.credential == own.credential;
+        let shares = self.listed && has_same_rights && self.may_share && fill.may_share;
         self.proven || shares || source == own
     }
 
@@ -89,7 +92,7 @@ impl Registry {
         let mut running = self.running.lock();
         // A failed fill stays in the map until its task ends. No new request shares its failure.
         if let Some(fill) = running.get(digest).filter(|fill| !fill.has_failed()) {
-            if !requester.may_follow(&fill.source) {
+            if !requester.may_follow(fill) {
                 return Entered::NeedsProof;
             }
             fill.joined.fetch_add(1, Ordering::Relaxed);
@@ -179,6 +182,7 @@ fn new_fill(digest: &Digest, requester: &Requester) -> (Publisher, Arc<Fill>) {
         is_for_range: requester.is_for_range,
         progress,
         new_repository: requester.new_repository,
+        may_share: requester.may_share,
         followers: AtomicUsize::new(0),
         joined: AtomicUsize::new(0),
         received: AtomicU64::new(0),

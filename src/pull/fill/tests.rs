@@ -45,8 +45,15 @@ impl Fixture {
 
     fn join(&self, digest: &Digest, source: &Arc<ScriptedSource>) -> Following {
         let source: Arc<dyn BlobSource> = source.clone();
-        let requester =
-            Requester { source, proven: false, listed: false, new_repository: false, size: None, is_for_range: false };
+        let requester = Requester {
+            source,
+            proven: false,
+            listed: false,
+            may_share: true,
+            new_repository: false,
+            size: None,
+            is_for_range: false,
+        };
         match self.fills.join(digest, &requester) {
             Joined::Led(following) | Joined::Followed(following) => following,
             Joined::NeedsProof => panic!("the fill has another source"),

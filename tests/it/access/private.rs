@@ -2,7 +2,7 @@
 
 use super::{Access, assert_error, basic, login};
 use crate::scene::until;
-use crate::support::{Image, Reply, TestServer, Upstream};
+use crate::support::{Gate, Image, Reply, TestServer, Upstream};
 
 /// Credentials for all repositories of the upstream.
 const CREDENTIALS: &str =
@@ -196,4 +196,81 @@ async fn without_users_a_private_repository_is_served_and_reported() {
     until("the private repository is reported", async || reported().await == 1.0).await;
     assert_eq!(server.get(&format!("/v2/org/secret/manifests/{}", secret.digest())).await.status, 200);
     assert_eq!(reported().await, 1.0, "once");
+}
+
+#[tokio::test]
+async fn a_running_pull_of_private_content_is_followed_by_nobody_else() {
+    let (access, secret) = start().await;
+    let layer = &secret.layers[0];
+    let naming = Image::for_platform("linux/other", secret.layers.clone());
+    access.upstream().add_manifest("library/alpine", &naming.manifest);
+    access.upstream().tag("library/alpine", "naming", &naming.manifest.digest);
+    assert_eq!(access.send("GET", "/v2/library/alpine/manifests/naming", "").await.status, 200);
+    assert_eq!(access.get("/v2/org/secret/manifests/1", &login("ann")).await.status, 200);
+    let (gate, path) = (Gate::new(), format!("/v2/org/secret/blobs/{}", layer.digest));
+    let (held, of_ann) = (gate.clone(), path.clone());
+    access.upstream().behave(move |seen| {
+        let is_known = seen.header("authorization") == basic("robot", "secret");
+        match is_known && seen.path == of_ann {
+            true => Some(Reply::normal().wait_after(1000, &held)),
+            false => (seen.path.contains("/secret") && !is_known).then(refusal),
+        }
+    });
+    let other = async {
+        until("the pull is running", async || access.upstream().count("GET", &path) > 0).await;
+        let answer = access.send("GET", &format!("/v2/library/alpine/blobs/{}", layer.digest), "").await;
+        gate.open();
+        answer.status
+    };
+    let authorization = login("ann");
+    let (of_ann, of_other) = tokio::join!(access.get(&path, &authorization), other);
+    assert_eq!((of_ann.body, of_other), (layer.bytes.clone(), 404));
+}
+
+#[tokio::test]
+async fn only_a_manifest_shows_that_a_repository_is_public() {
+    let odd = [
+        ("an error with 200", 200, "application/json", "{\"errors\":[{\"code\":\"UNAUTHORIZED\"}]}"),
+        ("an empty 200", 200, "application/octet-stream", ""),
+        ("text", 200, "text/plain", "log in"),
+        ("a page", 200, "text/html", "<html>"),
+        ("201", 201, "application/vnd.oci.image.manifest.v1+json", "{}"),
+        ("a list of no tags", 200, "application/json", "{\"name\":\"org/secret\",\"tags\":[]}"),
+        ("a list of tags", 200, "application/json", "{\"name\":\"org/secret\",\"tags\":[\"1\"]}"),
+    ];
+    for (what, status, content_type, body) in odd {
+        for of_lists in [false, true] {
+            let (access, secret) = start().await;
+            assert_eq!(access.get("/v2/org/secret/manifests/1", &login("ann")).await.status, 200);
+            access.upstream().behave(move |seen| {
+                let is_known = seen.header("authorization") == basic("robot", "secret");
+                let is_odd = !of_lists || seen.path.ends_with("/tags/list");
+                let odd = || Reply::status(status).header("Content-Type", content_type).body(body);
+                let answer = || if is_odd { odd() } else { refusal() };
+                (seen.path.contains("/secret") && !is_known).then(answer)
+            });
+            let blob = format!("blobs/{}", secret.layers[0].digest);
+            for rest in ["manifests/1", &*format!("manifests/{}", secret.digest()), "tags/list", &*blob] {
+                let answer = access.send("GET", &format!("/v2/org/secret/{rest}"), "").await;
+                assert!(matches!(answer.status, 401 | 503), "{what}, {of_lists}, {rest}: {}", answer.status);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refused_tag_does_not_close_a_public_repository() {
+    let (access, _) = start().await;
+    access.upstream().behave(|seen| seen.path.ends_with("/manifests/waf").then(refusal));
+    assert_ne!(access.send("GET", "/v2/library/alpine/manifests/waf", "").await.status, 200);
+    assert_eq!(access.send("GET", "/v2/library/alpine/manifests/1", "").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_for_pulls_opens_nothing_private() {
+    let (access, _) = start().await;
+    let token = access.token("?scope=repository:org/secret:push", &login("ann")).await;
+    let answer = access.get("/v2/org/secret/manifests/1", &token).await;
+    assert_error(&answer, 401, "UNAUTHORIZED", "a token for pushes");
+    assert!(answer.header("www-authenticate").contains("insufficient_scope"));
 }
