@@ -10,12 +10,16 @@ use parking_lot::Mutex;
 use ring::rand::SystemRandom;
 use ring::rsa::PublicKeyComponents;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair};
-use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::Authority;
 
 const RSA: &[u8] = include_bytes!("../../../src/access/oidc/testdata/rsa-test-key.pem");
 pub const DISCOVERY: &str = "/.well-known/openid-configuration";
@@ -122,8 +126,24 @@ impl Key {
 impl Issuer {
     /// Has these keys.
     pub async fn start(keys: &[Value]) -> Self {
+        Self::start_with(keys, None).await
+    }
+
+    /// The same with TLS, and a certificate of this authority.
+    pub async fn start_tls(keys: &[Value], authority: &Authority) -> Self {
+        let signed = authority.sign("issuer");
+        let chain = CertificateDer::pem_slice_iter(signed.cert.as_bytes()).map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_slice(signed.key.as_bytes()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let acceptor = TlsAcceptor::from(Arc::new(config.with_single_cert(chain, key).unwrap()));
+        Self::start_with(keys, Some(acceptor)).await
+    }
+
+    async fn start_with(keys: &[Value], tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let state = Arc::new(State {
             mood: Mutex::new(Mood::Well),
             keys: Mutex::new(json!({ "keys": keys })),
@@ -134,7 +154,17 @@ impl Issuer {
         let serving = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(answer(stream, base.clone(), serving.clone()));
+                let (base, state, tls) = (base.clone(), serving.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => answer(stream, base, state).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                answer(stream, base, state).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Self { url, state, serving }
@@ -177,7 +207,7 @@ impl Drop for Issuer {
     }
 }
 
-async fn answer(mut stream: TcpStream, base: String, state: Arc<State>) {
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, base: String, state: Arc<State>) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::issuer::{DISCOVERY, Issuer, Key, Mood};
 use super::{Access, basic, login};
+use crate::support::Authority;
 
 const TAGS: &str = "/v2/team/app/tags/list";
 const PUSH: &str = "?scope=repository:team/app:pull,push&service=x&account=ci";
@@ -413,4 +414,66 @@ async fn keys_of_a_file_are_used_where_nothing_can_be_fetched() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(issuer.requests(), []);
+}
+
+#[tokio::test]
+async fn keys_are_fetched_by_https_from_a_trusted_issuer_alone() {
+    let authority = Authority::new();
+    let ca = authority.write("ca.pem", &authority.ca);
+    let key = Key::rsa();
+    let issuer = Issuer::start_tls(&[key.jwk("one")], &authority).await;
+    for (keys, status) in [(format!("ca_file = {ca:?}"), 200), (String::new(), 503)] {
+        let keys = format!("name = \"repository\"\n{keys}");
+        let access = Access::start(&format!("{}{}", super::RULES, config(&issuer, &keys))).await;
+        let token = key.sign("one", &issuer.claims(json!({ "repository": "acme/app" })));
+        assert_eq!(access.get("/v2/", &basic("ci", &token)).await.status, status, "{keys}");
+    }
+}
+
+/// The configurations in a section of `docs/security.md`, with this issuer instead of the one there.
+fn recipes(heading: &str, issuer: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/security.md")).unwrap();
+    let section = page.split("\n## ").find(|section| section.starts_with(heading)).unwrap();
+    let blocks = section.split("```toml\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let line = |line: &str| match line.trim() {
+        line if line.starts_with("issuer = ") => format!("issuer = {issuer:?}"),
+        line if line.starts_with("ca_file = ") || line.starts_with("bearer_token_file = ") => String::new(),
+        line => line.to_owned(),
+    };
+    blocks.map(|block| block.lines().map(line).collect::<Vec<_>>().join("\n")).collect()
+}
+
+#[tokio::test]
+async fn the_recipes_work_as_written() {
+    let key = Key::rsa();
+    let issuer = Issuer::start(&[key.jwk("one")]).await;
+    let github = json!({ "repository": "acme/app", "repository_owner_id": "1234", "ref": "refs/heads/main" });
+    let gitlab = json!({ "project_path": "acme/sub/app", "namespace_id": "5678", "ref_protected": "true" });
+    let pod = json!({ "sub": "system:serviceaccount:ci:builder" });
+    let ann = json!({ "aud": "registry", "preferred_username": "ann", "groups": ["/dev", "/ops"] });
+    for (heading, claims) in
+        [("CI by OIDC", &[github, gitlab][..]), ("Kubernetes service accounts", &[pod]), ("People by OIDC", &[ann])]
+    {
+        let recipes = recipes(heading, &issuer.url);
+        assert_eq!(recipes.len(), claims.len(), "{heading}");
+        for (recipe, claims) in recipes.iter().zip(claims) {
+            let toml = format!("[local]\nnamespaces = [\"team/**\"]\n{recipe}");
+            let server = crate::support::TestServer::builder().config(&toml).start().await;
+            let status = async |audience: &str, change: &str, value: Value| {
+                let mut claims_of_token = issuer.claims(claims.clone());
+                if claims_of_token["aud"] == "cache.example" {
+                    claims_of_token["aud"] = json!(audience);
+                }
+                claims_of_token[change] = value;
+                let token = basic("ci", &key.sign("one", &claims_of_token));
+                server.send("POST", "/v2/team/app/blobs/uploads/", &[("Authorization", &token)], "").await.status
+            };
+            assert_eq!(status("cache.example.com", "x", json!(1)).await, 202, "{recipe}");
+            assert_eq!(status("other", "aud", json!("other")).await, 401, "{recipe}");
+            for claim in claims.as_object().unwrap().keys().filter(|claim| *claim != "aud") {
+                let refused = status("cache.example.com", claim, json!("evil/x")).await;
+                assert!([401, 403].contains(&refused) || claim == "preferred_username", "{claim} {refused}: {recipe}");
+            }
+        }
+    }
 }
