@@ -184,14 +184,15 @@ impl Login {
 
     /// Follows the files, and fetches the keys of issuers when they are needed, until it is dropped.
     pub fn follow(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (passwords, issuers) = (self.passwords.clone(), self.issuers.clone());
+        let (passwords, issuers, machine_tokens) =
+            (self.passwords.clone(), self.issuers.clone(), self.machine_tokens.clone());
         async move {
             let users = async {
                 if let Some(passwords) = passwords {
                     passwords.follow().await;
                 }
             };
-            tokio::join!(users, issuers.follow());
+            tokio::join!(users, issuers.follow(), machine_tokens.follow());
         }
     }
 

@@ -6,7 +6,7 @@
 //!
 //! Where the tokens are kept is behind [`TokenFile`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,6 +30,10 @@ const CHECKSUM_BYTES: usize = 4;
 const SECRET_CHARACTERS: usize = 43 + 6;
 /// Tokens that are kept at most.
 const MAX_TOKENS: usize = 10_000;
+/// How exactly the last use of a token is known, in seconds.
+const USE_RESOLUTION_SECONDS: u64 = 60 * 60;
+/// How often uses are written to the file.
+const SAVE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// The form of the file.
 const VERSION: u32 = 1;
 
@@ -52,6 +56,8 @@ pub trait TokenFile: Send + Sync {
 pub struct MachineTokens {
     file: Box<dyn TokenFile>,
     tokens: RwLock<Arc<Tokens>>,
+    /// When tokens were used since the start, by name. At most one entry for each token.
+    used: RwLock<HashMap<String, u64>>,
     /// Held while the file is changed.
     changing: Mutex<()>,
 }
@@ -78,6 +84,8 @@ struct Record {
     created: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_used: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -95,6 +103,8 @@ pub struct MachineToken {
     pub created: u64,
     /// The same; `None` if it does not expire.
     pub expires: Option<u64>,
+    /// The beginning of the hour of the last login with it, as far as that is known.
+    pub last_used: Option<u64>,
 }
 
 /// Why a machine token is refused.
@@ -144,12 +154,16 @@ impl MachineTokens {
             Some(text) => Tokens::parse(&text).map_err(MachineTokenError::Damaged)?,
             None => Tokens::default(),
         };
-        Ok(Self { file, tokens: RwLock::new(Arc::new(tokens)), changing: Mutex::new(()) })
+        Ok(Self::new(file, tokens))
     }
 
     /// No tokens, and none can be made.
     pub fn none() -> Self {
-        Self { file: Box::new(NoFile), tokens: RwLock::default(), changing: Mutex::new(()) }
+        Self::new(Box::new(NoFile), Tokens::default())
+    }
+
+    fn new(file: Box<dyn TokenFile>, tokens: Tokens) -> Self {
+        Self { file, tokens: RwLock::new(Arc::new(tokens)), used: RwLock::default(), changing: Mutex::new(()) }
     }
 
     /// Makes a token and returns its text, which is kept nowhere. `lifetime`: it does not expire without one. Blocks.
@@ -164,6 +178,7 @@ impl MachineTokens {
             sha256: sha256(&secret),
             created,
             expires: lifetime.map(|lifetime| created.saturating_add(lifetime.as_secs())),
+            last_used: None,
         };
         self.change(|records| {
             if records.contains_key(name) {
@@ -183,15 +198,45 @@ impl MachineTokens {
         self.change(|records| match records.remove(name) {
             Some(_) => Ok(()),
             None => Err(MachineTokenError::None(name.to_owned())),
-        })
+        })?;
+        self.used.write().remove(name);
+        Ok(())
+    }
+
+    /// Writes the uses of tokens to the file now and then, until it is dropped.
+    pub(super) async fn follow(self: Arc<Self>) {
+        let mut turns = tokio::time::interval(SAVE_INTERVAL);
+        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            let tokens = self.clone();
+            // The closure does not panic. If the pool has stopped, the server is stopping.
+            let _ = tokio::task::spawn_blocking(move || tokens.save_uses()).await;
+        }
+    }
+
+    fn save_uses(&self) {
+        let known = self.tokens.read().clone();
+        let is_new = |(name, hour): (&String, &u64)| {
+            known.records.get(name).is_some_and(|record| record.last_used < Some(*hour))
+        };
+        let is_outdated = self.used.read().iter().any(is_new);
+        if !is_outdated {
+            return;
+        }
+        if let Err(error) = self.change(|_| Ok(())) {
+            tracing::debug!(%error, "cannot save when machine tokens were used");
+        }
     }
 
     /// All tokens, sorted by name. Those that have expired stay until they are revoked.
     pub fn list(&self) -> Vec<MachineToken> {
+        let used = self.used.read();
         let listed = |record: &Record| MachineToken {
             name: record.name.clone(),
             created: record.created,
             expires: record.expires,
+            last_used: record.last_used.max(used.get(&record.name).copied()),
         };
         self.tokens.read().records.values().map(listed).collect()
     }
@@ -205,7 +250,10 @@ impl MachineTokens {
         let tokens = self.tokens.read().clone();
         let record = tokens.names.get(&sha256(text)).and_then(|name| tokens.records.get(name));
         Some(match record {
-            Some(record) if record.is_valid(now) => Ok(record.account()),
+            Some(record) if record.is_valid(now) => {
+                self.note_use(&record.name, now);
+                Ok(record.account())
+            }
             Some(_) => Err(MachineTokenRefused::Expired),
             None => Err(MachineTokenRefused::Unknown),
         })
@@ -216,6 +264,13 @@ impl MachineTokens {
         self.tokens.read().records.get(name).filter(|record| record.is_valid(now)).map(Record::account)
     }
 
+    fn note_use(&self, name: &str, now: SystemTime) {
+        let hour = seconds(now) / USE_RESOLUTION_SECONDS * USE_RESOLUTION_SECONDS;
+        if self.used.read().get(name) != Some(&hour) {
+            self.used.write().insert(name.to_owned(), hour);
+        }
+    }
+
     /// Changes the file, and then what is in force.
     fn change(
         &self,
@@ -223,6 +278,11 @@ impl MachineTokens {
     ) -> Result<(), MachineTokenError> {
         let _changing = self.changing.lock();
         let mut records = self.tokens.read().records.clone();
+        for (name, hour) in &*self.used.read() {
+            if let Some(record) = records.get_mut(name) {
+                record.last_used = record.last_used.max(Some(*hour));
+            }
+        }
         change(&mut records)?;
         let kept = Kept { version: VERSION, tokens: records.values().cloned().collect() };
         let text = serde_json::to_vec_pretty(&kept).map_err(|error| MachineTokenError::Write(error.to_string()))?;
@@ -369,8 +429,18 @@ mod tests {
             assert_eq!(verified(tokens, &short, later), Some(Err(MachineTokenRefused::Expired)));
             assert!(tokens.account("short", later).is_none() && tokens.account("ci", later).is_some());
         }
-        let listed = |name: &str, expires| MachineToken { name: name.to_owned(), created: 1_000_000, expires };
-        assert_eq!(tokens.list(), [listed("ci", None), listed("short", Some(1_000_060))]);
+        // By the hour. The file has it when it is written for the next time.
+        let listed = |name: &str, expires, last_used| MachineToken {
+            name: name.to_owned(),
+            created: 1_000_000,
+            expires,
+            last_used,
+        };
+        let hour = Some(997_200);
+        assert_eq!(tokens.list(), [listed("ci", None, hour), listed("short", Some(1_000_060), hour)]);
+        assert_eq!(file.load().unwrap().list()[0].last_used, None);
+        tokens.save_uses();
+        assert_eq!(file.load().unwrap().list(), tokens.list());
         let text = String::from_utf8(file.0.lock().0.clone().unwrap()).unwrap();
         assert!(!text.contains(&ci[4..]) && text.contains(&sha256(&ci)), "{text}");
         // One of the same name is another token.

@@ -142,12 +142,15 @@ fn list_text(tokens: &[MachineToken]) -> String {
         return "there is no machine token; make one with `roadstead token create NAME`\n".to_owned();
     };
     let width = width.max("name".len());
-    let line = |name: &str, created: &str, expires: &str| format!("{name:width$}  {created:10}  {expires}\n");
+    let line = |name: &str, created: &str, expires: &str, used: &str| {
+        format!("{name:width$}  {created:10}  {expires:10}  {used}\n")
+    };
     let rows = tokens.iter().map(|token| {
         let expires = token.expires.map_or_else(|| "never".to_owned(), day);
-        line(&Printable(&token.name).to_string(), &day(token.created), &expires)
+        let used = token.last_used.map_or_else(|| "never".to_owned(), day);
+        line(&Printable(&token.name).to_string(), &day(token.created), &expires, &used)
     });
-    line("name", "created", "expires") + &rows.collect::<String>()
+    line("name", "created", "expires", "last used") + &rows.collect::<String>()
 }
 
 /// The day of a time in seconds since 1970, in UTC.
@@ -164,9 +167,17 @@ mod tests {
 
     #[test]
     fn tokens_are_listed_in_columns() {
-        let token = |name: &str, expires| MachineToken { name: name.to_owned(), created: 1_800_000_000, expires };
-        let text = list_text(&[token("ci", None), token("nightly", Some(u64::MAX))]);
-        assert_eq!(text, "name     created     expires\nci       2027-01-15  never\nnightly  2027-01-15  9999-12-31\n");
+        let token = |name: &str, expires, last_used| MachineToken {
+            name: name.to_owned(),
+            created: 1_800_000_000,
+            expires,
+            last_used,
+        };
+        let text = list_text(&[token("ci", None, None), token("nightly", Some(u64::MAX), Some(1_800_100_000))]);
+        let expected = "name     created     expires     last used\n\
+                        ci       2027-01-15  never       never\n\
+                        nightly  2027-01-15  9999-12-31  2027-01-16\n";
+        assert_eq!(text, expected);
         assert!(list_text(&[]).contains("roadstead token create NAME"));
     }
 

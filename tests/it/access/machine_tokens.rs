@@ -48,7 +48,7 @@ async fn a_token_is_made_used_and_revoked_while_the_server_runs() {
     assert!(secret.starts_with("rst_") && secret.len() == 53, "{made}");
     assert!(made.contains("It does not expire") && made.contains("the rules that give it rights are at "), "{made}");
     let list = text(&token(folder, &["list"]).await);
-    assert!(list.lines().nth(1).unwrap().starts_with("ci ") && list.ends_with("never\n"), "{list}");
+    assert!(list.lines().nth(1).unwrap().starts_with("ci ") && list.ends_with("never       never\n"), "{list}");
     assert!(!list.contains(secret));
     // As Basic on each request, and for a token of ours.
     let basic_login = basic("anything", secret);
@@ -57,6 +57,8 @@ async fn a_token_is_made_used_and_revoked_while_the_server_runs() {
     assert_eq!(access.push("base/os", &basic_login).await, 403);
     let bearer = access.token(PUSH, &basic_login).await;
     assert_eq!(access.push("team/app", &bearer).await, 201);
+    let list = text(&token(folder, &["list"]).await);
+    assert!(!list.ends_with("never\n"), "it shows the last use: {list}");
     // A typing mistake is told.
     let mistyped = secret.replacen("rst_", "rst_A", 1);
     let answer = access.get("/v2/", &basic("ci", &mistyped[..53])).await;
