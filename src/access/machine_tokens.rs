@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::account::Account;
 use super::principal::User;
 use crate::config::{TOKEN_PREFIX, is_user_name};
+use crate::printable::is_unprintable;
 
 /// What every machine token begins with.
 const SECRET_PREFIX: &str = "rst_";
@@ -135,9 +136,11 @@ pub enum MachineTokenError {
          meaning in rules"
     )]
     Name(String),
-    #[error("there is a machine token called {0} already; choose another name, or revoke it first")]
+    #[error("there is a machine token called \"{0}\" already; choose another name, or revoke it first")]
     Exists(String),
-    #[error("no machine token is called {0}; `roadstead token list` shows them")]
+    #[error("the machine token would have expired already; give it a time such as 90d")]
+    Expired,
+    #[error("no machine token is called \"{0}\"; `roadstead token list` shows them")]
     None(String),
     #[error("there are {MAX_TOKENS} machine tokens already; revoke some")]
     TooMany,
@@ -168,8 +171,12 @@ impl MachineTokens {
 
     /// Makes a token and returns its text, which is kept nowhere. `lifetime`: it does not expire without one. Blocks.
     pub fn create(&self, name: &str, lifetime: Option<Duration>, now: SystemTime) -> Result<String, MachineTokenError> {
-        if !is_user_name(name) || name.contains('*') {
+        if !is_user_name(name) || name.contains('*') || name.chars().any(is_unprintable) {
             return Err(MachineTokenError::Name(name.to_owned()));
+        }
+        // The file has whole seconds.
+        if lifetime.is_some_and(|lifetime| lifetime.as_secs() == 0) {
+            return Err(MachineTokenError::Expired);
         }
         let secret = new_secret()?;
         let created = seconds(now);
@@ -477,7 +484,8 @@ mod tests {
         let token = tokens.create("ci", None, now()).unwrap();
         assert_eq!(tokens.create("ci", None, now()), Err(MachineTokenError::Exists("ci".to_owned())));
         assert_eq!(tokens.revoke("none"), Err(MachineTokenError::None("none".to_owned())));
-        for name in ["", "a:b", "a b", "a*", "anonymous", "a\nb"] {
+        assert_eq!(tokens.create("x", Some(Duration::from_millis(999)), now()), Err(MachineTokenError::Expired));
+        for name in ["", "a:b", "a b", "a*", "anonymous", "a\nb", "a\u{202e}b"] {
             assert_eq!(tokens.create(name, None, now()), Err(MachineTokenError::Name(name.to_owned())));
         }
         file.0.lock().1 = true;

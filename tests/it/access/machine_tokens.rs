@@ -123,9 +123,10 @@ async fn mistakes_of_the_command_are_told() {
     let folder = access.folder.path();
     text(&token(folder, &["create", "ci"]).await);
     for (args, expected) in [
-        (&["create", "ci"][..], "there is a machine token called ci already"),
+        (&["create", "ci"][..], "there is a machine token called \"ci\" already"),
         (&["create", "a:b"], "\"a:b\" cannot be the name of a machine token"),
-        (&["revoke", "none"], "no machine token is called none; `roadstead token list` shows them"),
+        (&["create", "late", "--expires", "0s"], "would have expired already; give it a time such as 90d"),
+        (&["revoke", "none"], "no machine token is called \"none\"; `roadstead token list` shows them"),
     ] {
         let error = error(&token(folder, args).await);
         assert!(error.contains(expected), "{error}");
