@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -156,7 +156,7 @@ pub async fn start_from(config: Config, source: Option<ConfigSource>) -> Result<
 
 /// Runs a server until SIGTERM or SIGINT, and stops it. At SIGHUP, the configuration is read again from its source.
 pub async fn run(config: Config, source: ConfigSource) -> Result<(), StartError> {
-    let mut hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
+    let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
     // By default, SIGXFSZ ends the process. With a handler, the write that exceeds the limit fails instead.
@@ -173,12 +173,10 @@ pub async fn run(config: Config, source: ConfigSource) -> Result<(), StartError>
     let running = start_from(config, Some(source)).await?;
     let address = running.addr();
     tracing::info!(%address, scheme, data, upstreams, default, "listening");
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => running.reload().await,
-        }
+    running.tasks.spawn(reload_at(hangup, running.reloader.clone()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
     tracing::info!("stopping: no new connections are accepted, and transfers in progress may end");
     tokio::select! {
@@ -192,15 +190,6 @@ impl Running {
     /// The address it listens on.
     pub fn addr(&self) -> SocketAddr {
         self.address
-    }
-
-    /// Reads the configuration again. What becomes of that is logged.
-    async fn reload(&self) {
-        let reloader = self.reloader.clone();
-        let reloaded = tokio::task::spawn_blocking(move || reloader.reload(SIGNAL));
-        if reloaded.await.is_err() {
-            tracing::error!("the reload panicked");
-        }
     }
 
     /// Stops cleanly: accepts no new connections, waits for transfers or cuts them off, and closes the store.
@@ -220,6 +209,17 @@ impl Running {
         self.recovery.stop().await;
         self.store.close().await;
         tracing::info!("stopped");
+    }
+}
+
+/// Reads the configuration again at each signal, one after the other. What becomes of that is logged. A task of its own, so that
+/// a file that cannot be read to its end does not keep the server from stopping.
+async fn reload_at(mut hangup: Signal, reloader: Arc<Reloader>) {
+    while hangup.recv().await.is_some() {
+        let reloader = reloader.clone();
+        if tokio::task::spawn_blocking(move || reloader.reload(SIGNAL)).await.is_err() {
+            tracing::error!("a reload panicked");
+        }
     }
 }
 

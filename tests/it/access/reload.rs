@@ -123,3 +123,17 @@ async fn the_command_says_what_is_in_force_and_what_needs_a_restart() {
     let (succeeded, said) = text(&running.run(&["reload"]));
     assert!(!succeeded && said.contains("no server runs in the data folder"), "{said}");
 }
+
+#[tokio::test]
+async fn a_reload_that_cannot_end_does_not_keep_the_server_from_stopping() {
+    let mut running = Running::start();
+    assert_eq!(running.push(&login("ann")).await, 202);
+    let file = running.process.config_file();
+    std::fs::remove_file(&file).unwrap();
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    for _ in 0..3 {
+        running.hang_up();
+    }
+    assert_eq!(running.push(&login("ann")).await, 202);
+    assert!(running.process.stop().unwrap().success(), "{}", running.process.log());
+}
