@@ -218,7 +218,8 @@ impl Login {
         Sender::Known(by_certificate(caller).unwrap_or(Principal::Anonymous))
     }
 
-    fn bearer(&self, token: &str) -> Result<Principal, Unauthenticated> {
+    /// Who the bearer of a token is. The token may be for nobody.
+    pub(super) fn bearer(&self, token: &str) -> Result<Principal, Unauthenticated> {
         let verified = self.tokens.verify(token, SystemTime::now()).ok_or(Unauthenticated::InvalidToken)?;
         let Some(subject) = &verified.subject else { return Ok(Principal::AnonymousToken) };
         match self.account(&subject.user) {

@@ -211,6 +211,15 @@ impl Gate {
         }
     }
 
+    /// Who sent a request with this token and no certificate; `None` if the token is not valid. Without users, no credentials
+    /// are looked at.
+    pub fn bearer(&self, token: &str) -> Option<Principal> {
+        match &self.login {
+            None => Some(Principal::Anonymous),
+            Some(login) => login.bearer(token).ok(),
+        }
+    }
+
     /// Who sent a request whose credentials are elsewhere, and are none.
     pub fn without_credentials(&self, caller: Caller<'_>) -> Sender {
         match &self.login {

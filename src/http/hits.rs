@@ -78,6 +78,8 @@ struct Fields<'r> {
     id: Option<&'r [u8]>,
     is_last: bool,
     is_conditional: bool,
+    /// The token in `Authorization`.
+    token: Option<&'r str>,
 }
 
 impl Site {
@@ -90,8 +92,11 @@ impl Site {
         let (started, now) = (Instant::now(), SystemTime::now());
         let target = Target::parse(request.target)?;
         let fields = Fields::of(request.fields)?;
-        // None of the fields that are understood here is about the caller.
-        let principal = Principal::Anonymous;
+        // A certificate of the connection can only give further rights, and `dispatch` knows it.
+        let principal = match fields.token {
+            None => Principal::Anonymous,
+            Some(token) => app.gate.bearer(token)?,
+        };
         let requested = RequestedRepo { ns: target.ns, host: fields.host, prefix: None, name: target.name };
         let access = match app.gate.pull(&principal, requested, |name| app.store.is_local(name)).ok()? {
             Pulling::Allowed(access) => access,
@@ -211,6 +216,12 @@ impl<'r> Fields<'r> {
                     keep if keep.eq_ignore_ascii_case(b"keep-alive") => {}
                     _ => return None,
                 }
+            } else if is("authorization") {
+                let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
+                if read.token.is_some() || !scheme.eq_ignore_ascii_case("bearer") {
+                    return None;
+                }
+                read.token = Some(token.trim());
             } else if is("if-none-match") {
                 read.is_conditional = true;
             } else if is("x-request-id") && read.id.is_none() && RequestTrace::is_acceptable(value) {
@@ -311,9 +322,11 @@ mod tests {
         let host = httparse::Header { name: "HOST", value: b"registry:5000" };
         let with = |name, value| Fields::of(&[host, httparse::Header { name, value }]).is_some();
         assert!(with("Accept", b"\xff") && with("user-agent", b"x") && with("Connection", b"Keep-Alive"));
+        assert!(with("Authorization", b"bearer x.y.z"));
         assert!(with("If-None-Match", b"*") && with("X-Request-Id", b"1"));
         for (name, value) in [
             ("Authorization", &b"Basic ZTpw"[..]),
+            ("Authorization", b"Bearer"),
             ("Via", b"1.1 a"),
             ("Range", b"bytes=0-1"),
             ("Content-Length", b"0"),

@@ -112,6 +112,42 @@ async fn a_refusal_is_the_same_whether_or_not_the_repository_exists() {
     }
 }
 
+/// Manifests in memory are answered below the HTTP library. `Via` is not understood there.
+#[tokio::test]
+async fn both_ways_to_answer_decide_alike() {
+    let access = Access::start(RULES).await;
+    assert_eq!(access.push("team/app", &login("ann")).await, 201);
+    assert_eq!(access.send("GET", "/v2/library/alpine/manifests/1", "").await.status, 200);
+    let mut tokens = vec![String::new(), "Bearer x".to_owned(), login("ann"), login("eve"), "Bearer".to_owned()];
+    for (scope, who) in [
+        ("", ""),
+        ("?scope=repository:team/app:pull", ""),
+        ("?scope=repository:team/app:pull", &*login("ann")),
+        ("?scope=repository:team/app:push", &*login("ann")),
+        ("?scope=repository:team/app:pull", &*login("eve")),
+    ] {
+        tokens.push(access.token(scope, who).await);
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for authorization in &tokens {
+        for name in ["team/app/manifests/v1", "library/alpine/manifests/1", "docker.io/library/alpine/manifests/1"] {
+            for method in ["GET", "HEAD"] {
+                let answer = async |via: &[(&str, &str)]| {
+                    let sent = (!authorization.is_empty()).then_some(("Authorization", authorization.as_str()));
+                    let headers: Vec<_> = sent.into_iter().chain(via.iter().copied()).collect();
+                    let answer = access.server.send(method, &format!("/v2/{name}"), &headers, Bytes::new()).await;
+                    let of_manifest = if answer.status == 200 { answer.body.clone() } else { Bytes::new() };
+                    (answer.status, answer.header("www-authenticate").to_owned(), of_manifest)
+                };
+                let (fast, slow) = (answer(&[]).await, answer(&[("Via", "1.1 proxy")]).await);
+                assert_eq!(fast, slow, "{method} {name} {authorization}");
+                seen.insert(fast.0);
+            }
+        }
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [200, 401, 403]);
+}
+
 #[tokio::test]
 async fn a_mount_needs_the_right_to_pull_from_its_source() {
     let access = Access::start(RULES).await;
