@@ -35,8 +35,10 @@ pub struct Reloader {
     source: Option<ConfigSource>,
     /// The rules in force; `None` if there are no users.
     rules: Option<Rules>,
-    /// The configuration of the start, with the rules in force. Locked while it is read again.
+    /// The configuration of the start, with the rules in force.
     config: Mutex<Config>,
+    /// Held while the configuration is read again.
+    turn: Mutex<()>,
     audit: Audit,
 }
 
@@ -44,12 +46,18 @@ pub struct Reloader {
 
 impl Reloader {
     pub fn new(source: Option<ConfigSource>, config: &Config, rules: Option<&Rules>, audit: &Audit) -> Self {
-        Self { source, rules: rules.cloned(), config: Mutex::new(config.clone()), audit: audit.clone() }
+        let (rules, config, audit) = (rules.cloned(), Mutex::new(config.clone()), audit.clone());
+        Self { source, rules, config, turn: Mutex::default(), audit }
     }
 
     /// The rules in force; `None` if there are no users.
     pub fn policy(&self) -> Option<Arc<Policy>> {
         self.rules.as_ref().map(Rules::get)
+    }
+
+    /// The configuration of the start, with the rules in force.
+    pub fn config(&self) -> Config {
+        self.config.lock().clone()
     }
 
     /// Reads the configuration again, which blocks. `how` says who has asked for it, in the audit log.
@@ -79,8 +87,9 @@ impl Reloader {
 
     fn replace_rules(&self) -> Result<Reloaded, String> {
         let source = self.source.as_ref().ok_or("the server was not started from a configuration")?;
-        let mut config = self.config.lock();
+        let _turn = self.turn.lock();
         let new = source().map_err(|error| error.to_string())?;
+        let mut config = self.config.lock();
         let needs_restart: Vec<String> = config.differences(&new).into_iter().map(str::to_owned).collect();
         let before: HashSet<String> = config.warnings(None).into_iter().collect();
         for warning in new.warnings(None).iter().filter(|warning| !before.contains(*warning)) {

@@ -92,9 +92,7 @@ async fn collect(State(control): State<Arc<Control>>, body: Body) -> Result<Resp
 
 async fn reload_rules(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
     let reload::ReloadRequest {} = read(body).await?;
-    let reloaded = tokio::task::spawn_blocking(move || control.reloader.reload(SOCKET));
-    let reloaded = reloaded.await.map_err(|_| panicked())?;
-    reloaded.map(|reloaded| respond_json(&reloaded)).map_err(bad_request)
+    blocking(move || control.reloader.reload(SOCKET)).await
 }
 
 async fn take_lease(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
@@ -112,7 +110,13 @@ async fn release_lease(State(control): State<Arc<Control>>, body: Body) -> Resul
 
 async fn create_token(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
     let request: machine_tokens::CreateRequest = read(body).await?;
-    blocking(move || machine_tokens::create(&control.config, machine_tokens::of_server(&control)?, &request)).await
+    blocking(move || {
+        let created =
+            machine_tokens::create(&control.reloader.config(), machine_tokens::of_server(&control)?, &request);
+        control.record("token create", if created.is_ok() { "done" } else { "failed" });
+        created
+    })
+    .await
 }
 
 async fn list_tokens(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
@@ -122,7 +126,12 @@ async fn list_tokens(State(control): State<Arc<Control>>, body: Body) -> Result<
 
 async fn revoke_token(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
     let request: machine_tokens::RevokeRequest = read(body).await?;
-    blocking(move || machine_tokens::revoke(machine_tokens::of_server(&control)?, &request)).await
+    blocking(move || {
+        let revoked = machine_tokens::revoke(machine_tokens::of_server(&control)?, &request);
+        control.record("token revoke", if revoked.is_ok() { "done" } else { "failed" });
+        revoked
+    })
+    .await
 }
 
 /// The answer of an operation that blocks.
@@ -130,8 +139,7 @@ async fn blocking<A: Serialize + Send + 'static>(
     operation: impl FnOnce() -> Result<A, String> + Send + 'static,
 ) -> Result<Response, OperationError> {
     let done = tokio::task::spawn_blocking(operation).await;
-    let panicked = |_| OperationError(StatusCode::INTERNAL_SERVER_ERROR, "the operation panicked".to_owned());
-    done.map_err(panicked)?.map(|answer| respond_json(&answer)).map_err(bad_request)
+    done.map_err(|_| panicked())?.map(|answer| respond_json(&answer)).map_err(bad_request)
 }
 
 async fn read<R: DeserializeOwned>(body: Body) -> Result<R, OperationError> {

@@ -55,6 +55,8 @@ async fn a_token_is_made_used_and_revoked_while_the_server_runs() {
     assert_eq!(access.get("/v2/", &basic_login).await.status, 200);
     assert_eq!(access.push("team/app", &basic_login).await, 201);
     assert_eq!(access.push("base/os", &basic_login).await, 403);
+    let labels = [("how", "machine_token"), ("result", "accepted")];
+    assert!(access.server.metric("roadstead_auth_attempts_total", &labels).await > 0.0);
     let bearer = access.token(PUSH, &basic_login).await;
     assert_eq!(access.push("team/app", &bearer).await, 201);
     let list = text(&token(folder, &["list"]).await);

@@ -91,6 +91,14 @@ async fn a_job_logs_in_and_pushes_as_docker_does() {
     let other = basic("ci", &ci.token(json!({ "repository": "evil/app" })));
     assert_eq!(ci.access.get("/v2/", &other).await.status, 200);
     assert_eq!(ci.access.push("team/app", &other).await, 403);
+    // Three tokens of ours were issued for it. The further requests with it, and with the other one, were new or remembered.
+    let attempts = async |result| {
+        let labels = [("how", "oidc"), ("result", result)];
+        ci.access.server.metric("roadstead_auth_attempts_total", &labels).await
+    };
+    assert_eq!((attempts("accepted").await, attempts("refused").await), (4.0, 0.0));
+    assert_eq!(ci.status(&ci.token(json!({ "aud": "elsewhere" }))).await, 401);
+    assert_eq!((attempts("accepted").await, attempts("refused").await), (4.0, 1.0));
     // An issuer's token is a password, and no token of ours.
     let answer = ci.access.get(TAGS, &format!("Bearer {token}")).await;
     assert!(
