@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::future::ready;
 use futures_util::{StreamExt, stream};
 
 use crate::support::{Answer, Image, Reply, TestServer, Upstream};
@@ -292,7 +293,7 @@ async fn try_cells(caches: &[Cache], tag_ttl: &str) {
     let wrong: Vec<String> = stream::iter(&cells)
         .map(async |cell| cell.check(&server.get(&cell.path(&cell.upstream())).await))
         .buffer_unordered(CONCURRENT_CELLS)
-        .filter_map(async |wrong| wrong)
+        .filter_map(ready)
         .collect()
         .await;
     assert!(wrong.is_empty(), "{} of {} cells are wrong:\n{}", wrong.len(), cells.len(), wrong.join("\n"));
