@@ -152,6 +152,9 @@ impl Passwords {
             Some(is_right) => {
                 login.attempt.is_remembered();
                 if is_right {
+                    if let Some(retry_after) = self.throttle.pause(client, user, Instant::now()) {
+                        return Err(LoginRefused::TooMany { retry_after });
+                    }
                     self.throttle.note_login(client, user);
                 }
                 is_right

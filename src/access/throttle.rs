@@ -104,6 +104,16 @@ impl Throttle {
         Ok(Attempt { throttle: self, tries, client, user, password })
     }
 
+    /// The time that a client has to wait; `None` if it may log in as this user without an attempt. A right password is no
+    /// exception, or a client could find out which one is right.
+    pub(super) fn pause(&self, client: Client, user: UserId, now: Instant) -> Option<Duration> {
+        if self.exempt.contains_key(&(client, user)) {
+            return None;
+        }
+        let pause = self.clients.get(&client)?.lock().pause?;
+        Some(pause.until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
+
     /// Notes a right password that needed no attempt.
     pub(super) fn note_login(&self, client: Client, user: UserId) {
         if !self.exempt.contains_key(&(client, user)) {

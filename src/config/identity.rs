@@ -56,6 +56,10 @@ impl Member {
                 None => Err(format!("\"{text}\" is a group, and a group cannot be in another one; write its members")),
             },
             Some((prefix, _)) => Ok(Self::Identities(IdentityPattern::parse(text, prefix.len())?)),
+            None if text.contains('*') => Err(format!(
+                "\"{text}\" is not the name of a user, and users have no patterns; write \"authenticated\" for everyone who is \
+                 logged in, \"anonymous\" for everyone, or name a group"
+            )),
             None if is_user_name(text) => Ok(Self::User(text.to_owned())),
             None => Err(format!(
                 "\"{text}\" is not the name of a user; a group is a list of users and of identities, such as [\"ann\", \
@@ -184,7 +188,7 @@ mod tests {
 
     #[test]
     fn members_are_users_or_identities_with_a_known_prefix() {
-        for name in ["ann", "ann@example.com", "jürgen", "a/b", "*"] {
+        for name in ["ann", "ann@example.com", "jürgen", "a/b"] {
             assert_eq!(checked(name), Ok(Member::User(name.to_owned())));
         }
         for (text, prefix, is_exact) in [
@@ -207,6 +211,8 @@ mod tests {
     fn mistakes_are_named_with_what_would_be_right() {
         for (text, reason) in [
             ("", "is not the name of a user"),
+            ("*", "users have no patterns"),
+            ("ann*", "users have no patterns"),
             ("a b", "is not the name of a user"),
             ("authenticated", "is not the name of a user"),
             (":acme/*", "nothing is before the colon"),

@@ -192,6 +192,11 @@ impl ExplainSources<'_> {
 /// A text that describes the error in the name, the request or the files.
 pub fn explain(sources: &ExplainSources<'_>, request: &ExplainRequest) -> Result<Explanation, String> {
     let query = ExplainQuery::parse(&request.image, sources.routes)?;
+    if let Some(user) = &request.as_user
+        && (user.is_empty() || user.starts_with("group:"))
+    {
+        return Err(format!("\"{user}\" is no user; name a user or an identity, such as a member of the group"));
+    }
     let policy = sources.policy();
     let principal = request.as_user.as_deref().map(Principal::named);
     // A local repository does not exist for a user who may do nothing with it.

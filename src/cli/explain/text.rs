@@ -107,7 +107,10 @@ fn write_all(text: &mut String, explained: &Explanation) -> std::fmt::Result {
 fn write_access(text: &mut String, access: &ExplainedAccess) -> std::fmt::Result {
     let user = Printable(&access.user);
     if !access.has_users {
-        return writeln!(text, "access      everyone may do everything: there are no users ([auth])");
+        return writeln!(
+            text,
+            "access      everyone may do everything: this configuration has no users ([auth]); name another with --config"
+        );
     }
     let mut label = "access";
     for ExplainedRight { right, rule, only_if_public } in &access.rights {

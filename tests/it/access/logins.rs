@@ -188,6 +188,23 @@ async fn wrong_passwords_are_bounded_and_nobody_else_is_locked_out() {
     assert_eq!(answer.status(), 200);
 }
 
+/// A client that has to wait does not learn which password is right from the logins of its user.
+#[tokio::test]
+async fn a_right_password_is_no_exception_to_a_pause() {
+    let access = Access::configured(RULES, "[server]\ntrusted_proxies = [\"127.0.0.1\"]").await;
+    let status = async |client: &str, authorization: &str| {
+        let headers = [("Authorization", authorization), ("X-Forwarded-For", client)];
+        access.server.get_with("/v2/", &headers).await.status
+    };
+    assert_eq!(status("192.0.2.1", &login("ann")).await, 200);
+    for guess in 0..10 {
+        assert_eq!(status("192.0.2.2", &basic("ann", &format!("guess {guess}"))).await, 401);
+    }
+    assert_eq!(status("192.0.2.2", &basic("ann", "guess 10")).await, 429);
+    assert_eq!(status("192.0.2.2", &login("ann")).await, 429);
+    assert_eq!(status("192.0.2.1", &login("ann")).await, 200);
+}
+
 #[tokio::test]
 async fn a_file_of_users_with_a_mistake_stops_the_start() {
     let folder = tempfile::tempdir().unwrap();
