@@ -64,7 +64,7 @@ pub enum Unauthenticated {
     MachineTokenRefused(#[from] MachineTokenRefused),
     #[error("the token is not valid, or not any more; log in to this registry again")]
     InvalidToken,
-    #[error("the token was not issued for this; request one with this scope")]
+    #[error("the token is not good for this; log in to this registry, or request a token with this scope")]
     InsufficientScope,
 }
 

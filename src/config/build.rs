@@ -58,6 +58,7 @@ pub(super) fn config(
         default_upstream: default_upstream.as_deref(),
         local: &local,
         deletes: delete.enabled,
+        client_certificates: layer.server_tls.client_ca.is_some(),
     };
     let auth_layer = AuthLayer {
         keys: layer.auth,

@@ -7,6 +7,7 @@ use super::access_pattern::PatternScope;
 use super::build_issuer::issuers;
 use super::build_value::readable;
 use super::error::SourceLocation;
+use super::identity::CERTIFICATE_PREFIX;
 use super::layer::{AccessRuleKeys, AuthKeys, IssuerTable, Located};
 use super::units::format_duration;
 use super::value::OneOrMore;
@@ -37,6 +38,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) default_upstream: Option<&'a str>,
     pub(super) local: &'a LocalConfig,
     pub(super) deletes: bool,
+    /// Whether clients may have certificates.
+    pub(super) client_certificates: bool,
 }
 
 /// `None` if nothing says that there are users.
@@ -158,6 +161,10 @@ fn rule(
     let mut members = who.value.iter().filter_map(Subject::member);
     let checked = members.try_for_each(|member| member.check(issuers));
     checked.map_err(|message| ConfigError::new(&who.location, "auth.rule.who", message))?;
+    if !around.client_certificates && who.value.iter().all(is_certificate) {
+        let message = "is about client certificates, and no client can have one; set server.tls.client_ca";
+        return Err(ConfigError::new(&who.location, "auth.rule.who", message));
+    }
     let may = list(may, &location, "may", "may = \"pull\"")?;
     let on = match on {
         // These rights are about the server.
@@ -176,7 +183,18 @@ fn rule(
         let resolved = pattern.resolve(&around.upstreams, is_local);
         resolved.map_err(|message| ConfigError::new(&on.location, "auth.rule.on", message))?;
     }
-    let may: Rights = may.value.into_iter().collect();
+    let Located { value: may, location: may_location } = may;
+    let may: Rights = may.into_iter().collect();
+    let of_pushed: Rights = [Right::Push, Right::Delete].into_iter().collect();
+    let is_of_upstream = |pattern: &AccessPattern| matches!(pattern.scope(), PatternScope::Upstream(_));
+    if may.intersects(of_pushed)
+        && may.iter().all(|right| of_pushed.contains(right))
+        && on.value.iter().all(is_of_upstream)
+    {
+        let message = "can never allow anything: mirrored repositories can only be pulled; name pushed repositories in `on`, \
+                       such as \"team/**\", or write may = \"pull\"";
+        return Err(ConfigError::new(&may_location, "auth.rule.may", message));
+    }
     let private = private.filter(|private| private.value);
     if let Some(Located { location, .. }) = &private {
         let is_mirrored = |pattern: &AccessPattern| *pattern.scope() != PatternScope::Local;
@@ -187,6 +205,13 @@ fn rule(
         }
     }
     Ok(AccessRule { who: who.value, on: on.value, may, private: private.is_some(), place })
+}
+
+fn is_certificate(subject: &Subject) -> bool {
+    match subject.member() {
+        Some(Member::Identities(identities)) => identities.prefix() == CERTIFICATE_PREFIX,
+        _ => false,
+    }
 }
 
 /// The values of a key that a rule must have.

@@ -92,6 +92,14 @@ fn errors_name_the_line_the_key_and_what_would_be_right() {
             "test.toml:10: auth.rule.private: has no effect: it lets users pull private repositories of upstreams",
         ),
         (
+            users("", &rule("\"ann\"", "\"docker.io/**\"", "[\"push\", \"delete\"]")),
+            "test.toml:9: auth.rule.may: can never allow anything: mirrored repositories can only be pulled",
+        ),
+        (
+            users("", &rule("[\"cert:node-*\", \"cert:a\"]", "\"**\"", "\"pull\"")),
+            "test.toml:7: auth.rule.who: is about client certificates, and no client can have one; set server.tls.client_ca",
+        ),
+        (
             users("", &rule("\"ann\"", "\"Team/**\"", "\"pull\"")),
             "test.toml:8: auth.rule.on: \"Team/**\" matches no repository: names of repositories are in lower case",
         ),
@@ -141,9 +149,10 @@ fn issuers_are_read_and_need_no_file_of_users() {
     assert_eq!(require("ref"), ["main", "v*"]);
     assert_eq!(issuer.algorithms, [Algorithm::Rs256, Algorithm::Es256]);
     // Machine tokens and certificates need neither users nor an issuer.
-    for who in ["token:ci", "cert:host.example"] {
+    let tls = "[server.tls]\ncert = \"/dev/null\"\nkey = \"/dev/null\"\nclient_ca = \"/dev/null\"\n";
+    for (who, tls) in [("token:ci", ""), ("cert:host.example", tls)] {
         let rule = self::rule(&format!("{who:?}"), "\"**\"", "\"pull\"");
-        let text = format!("[local]\nnamespaces = \"team/**\"\n{rule}");
+        let text = format!("{tls}[local]\nnamespaces = \"team/**\"\n{rule}");
         assert!(Config::from_toml(&text, "test.toml").unwrap().auth.unwrap().htpasswd.is_none(), "{who}");
     }
 }

@@ -42,7 +42,7 @@ fn a_printed_line_is_one_of_the_file() {
 
 #[tokio::test]
 async fn explain_names_the_rule_that_allows_or_that_none_does() {
-    let ci = "[[auth.rule]]\nwho = \"cert:spiffe://cluster/*\"\non = \"team/**\"\nmay = \"push\"\n";
+    let ci = "[[auth.rule]]\nwho = [\"cert:spiffe://cluster/*\", \"ci\"]\non = \"team/**\"\nmay = \"push\"\n";
     let access = Access::start(&format!("{RULES}{ci}")).await;
     assert_eq!(access.push("team/app", &super::login("ann")).await, 201);
     let config = access.folder.path().join("roadstead.toml");
