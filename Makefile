@@ -28,8 +28,9 @@ pieces:
 
 # Counts the instructions of a hit with valgrind's callgrind and compares them with benches/instructions.txt, which
 # `make instructions ARGS=--write` updates. Uses the optimised dev profile: a release build would double the time of CI.
+# Incremental compilation would divide the code in another way, and change the counts.
 instructions:
-	cargo bench --quiet --profile dev --config profile.dev.opt-level=2 --bench instructions -- $(ARGS)
+	CARGO_INCREMENTAL=0 cargo bench --quiet --profile dev --config profile.dev.opt-level=2 --bench instructions -- $(ARGS)
 
 # Writes the pages of docs/reference from the code. A test fails if one of them is outdated.
 reference:
