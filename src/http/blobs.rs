@@ -89,7 +89,7 @@ async fn mirrored_length(
     // A first push sends HEADs without an upstream. An unknown repository has no blobs. Mirror clients send
     // `library/alpine`, so a one-component name means a push. Blobs of the default upstream must not count as
     // present.
-    if access.rule() == Rule::Default && call.may_push(app).await.is_ok() {
+    if access.rule() == Rule::Default && call.may_begin_push(app).await {
         return Err(ApiError::Unknown(ContentKind::Blob));
     }
     call.puller(app).blob_length(access.repo(), digest).await.map_err(ApiError::pull(ContentKind::Blob))

@@ -212,7 +212,22 @@ impl<'a> Call<'a> {
     /// cannot become local: a mirror client asks for such a name without an upstream, and must not get what was
     /// pushed instead.
     pub(super) async fn may_push(&self, app: &App) -> Result<Authorized<Push>, ApiError> {
-        let access = app.gate.push(&self.principal(app).await?, self.requested())?;
+        let access = self.may_push_as(app, &self.principal(app).await?).await?;
+        self.expect_change(app, &access, Right::Push);
+        Ok(access)
+    }
+
+    /// Whether the sender may push there, for reads that may be the beginning of a push. No password is verified for that:
+    /// clients of a mirror send the one for another registry.
+    pub(super) async fn may_begin_push(&self, app: &App) -> bool {
+        match &self.sender {
+            Sender::Known(principal) => self.may_push_as(app, principal).await.is_ok(),
+            Sender::Password(_) | Sender::Unusable => false,
+        }
+    }
+
+    async fn may_push_as(&self, app: &App, principal: &Principal) -> Result<Authorized<Push>, ApiError> {
+        let access = app.gate.push(principal, self.requested())?;
         let name = &access.repo().name;
         if !app.store.is_local(name)
             && let Some(mirrored) = app.gate.routes().default_repository(name)
@@ -220,7 +235,6 @@ impl<'a> Call<'a> {
         {
             return Err(ApiError::NameTaken(name.to_string(), mirrored.scope.as_str().to_owned()));
         }
-        self.expect_change(app, &access, Right::Push);
         Ok(access)
     }
 

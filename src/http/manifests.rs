@@ -118,7 +118,7 @@ async fn mirrored(
     // A first push begins with a HEAD that names no upstream. A failure of the default upstream must not fail it, nor a
     // denial, which is Docker Hub's response to credentials where there is no such repository. Nor does it wait for the full
     // deadline; the request to the upstream goes on without it.
-    if access.rule() == Rule::Default && call.is_head() && call.may_push(app).await.is_ok() {
+    if access.rule() == Rule::Default && call.is_head() && call.may_begin_push(app).await {
         return timeout(FIRST_PUSH_TIMEOUT, asked)
             .await
             .unwrap_or(Err(PullError::NotFound))

@@ -33,7 +33,7 @@ pub(super) async fn list(app: &Arc<App>, call: &Call<'_>, access: Authorized<Pul
         call.echo_namespace(&mut response, access.rule());
         return Ok(response);
     }
-    if access.rule() == Rule::Default && call.may_push(app).await.is_ok() {
+    if access.rule() == Rule::Default && call.may_begin_push(app).await {
         return Err(ApiError::UnknownRepository);
     }
     let cursor = call.query.without(&["n", "last", "ns"]);

@@ -118,7 +118,9 @@ pub(super) async fn finish(
     let digest: Digest = digest.parse()?;
     let upload = match find_when_free(app, repo, id).await {
         // An earlier request has finished the session, and its response was lost.
-        Err(UploadError::Unknown) if super::blobs::is_stored(app, repo, &digest).await? => {
+        Err(UploadError::Unknown)
+            if app.gate.may_pull(access.principal(), repo) && super::blobs::is_stored(app, repo, &digest).await? =>
+        {
             discard(app, body).await?;
             return Ok(created(&repo.name, &digest));
         }

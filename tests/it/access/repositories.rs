@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::json;
 
-use super::{Access, CLOSED, RULES, assert_error, login};
+use super::{Access, CLOSED, RULES, assert_error, basic, login};
 use crate::support::{Conn, Ended};
 
 #[tokio::test]
@@ -110,6 +110,32 @@ async fn a_refusal_is_the_same_whether_or_not_the_repository_exists() {
             assert_eq!(existing.1.is_empty(), status == 403, "a user is not challenged");
         }
     }
+}
+
+#[tokio::test]
+async fn a_push_alone_does_not_tell_what_is_stored() {
+    let rules = "[[auth.rule]]\nwho = \"eve\"\non = \"team/**\"\nmay = \"push\"\n";
+    let access = Access::start(&format!("{RULES}{rules}")).await;
+    assert_eq!(access.push("team/app", &login("ann")).await, 201);
+    let digest = &access.image.layers[0].digest;
+    let path = format!("/v2/team/app/blobs/uploads/00000000-0000-4000-8000-000000000000?digest={digest}");
+    // To those who may pull, a session that is gone and whose blob is there has been finished.
+    assert_eq!(access.send("PUT", &path, &login("ann")).await.status, 201);
+    assert_error(&access.send("PUT", &path, &login("eve")).await, 404, "BLOB_UPLOAD_UNKNOWN", "eve");
+}
+
+#[tokio::test]
+async fn a_head_with_a_login_for_another_registry_counts_as_no_attempt() {
+    let access = Access::start(RULES).await;
+    for guess in 0..12 {
+        let foreign = basic("foreign", &format!("login {guess}"));
+        for path in ["manifests/1", "tags/list", &*format!("blobs/{}", access.image.layers[0].digest)] {
+            let path = format!("/v2/library/alpine/{path}");
+            assert_eq!(access.send("HEAD", &path, &foreign).await.status, 200, "{guess} {path}");
+        }
+    }
+    let labels = [("how", "password"), ("result", "refused")];
+    assert_eq!(access.server.metric("roadstead_auth_attempts_total", &labels).await, 0.0);
 }
 
 /// Manifests in memory are answered below the HTTP library. `Via` is not understood there.
