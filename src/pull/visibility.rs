@@ -59,6 +59,8 @@ pub(super) struct VisibilityProbes {
     flights: Flights<ProbeKey, Result<bool, PullError>>,
     /// Content that the upstream has just not shown, in a repository that it did not show either.
     absent: Cache<ProbeKey, ()>,
+    /// Private repositories whose content was sent to everybody, and that were reported.
+    reported: Cache<RepoId, ()>,
 }
 
 type ProbeKey = (RepoId, RequestedContent);
@@ -104,7 +106,7 @@ impl Visibilities {
 impl VisibilityProbes {
     pub(super) fn new(context: Arc<Context>, tasks: Tasks) -> Self {
         let absent = Cache::builder().max_capacity(MAX_ABSENT).time_to_live(context.config.negative_ttl).build();
-        Self { context, flights: Flights::new(tasks), absent }
+        Self { context, flights: Flights::new(tasks), absent, reported: Cache::new(MAX_KNOWN) }
     }
 
     /// Whether the repository is public. `content` is what a client asks it for.
@@ -149,27 +151,39 @@ impl VisibilityProbes {
         }
     }
 
-    /// Finds out in the background whether content that everybody was just sent is private, and warns if it is.
+    /// Finds out in the background whether content that everybody was just sent is private, and reports it if it is, once
+    /// for each repository.
     pub(super) async fn warn_if_private(&self, upstream: &Upstream, repo: &RepoId, content: RequestedContent) {
-        if self.context.visibilities.is_known_public(upstream, repo)
-            || self.last_known(repo).await.is_some_and(|known| known.is_recent())
-        {
+        if self.reported.contains_key(repo) || self.context.visibilities.is_known_public(upstream, repo) {
             return;
         }
-        let (probe, context) = (self.probe(upstream, repo, content.clone()), self.context.clone());
-        let repo = repo.clone();
-        self.flights.start((repo.clone(), content), || async move {
-            let public = probe.await?;
-            if !public {
-                context.metrics.private_served_openly(repo.scope.as_str());
-                tracing::warn!(
-                    %repo,
-                    "clients got content of a private repository without a login, because this server has credentials for \
-                     it; set up users ([auth]), or restrict the credentials to repositories that everybody may read"
-                );
+        let (reported, context, repo) = (self.reported.clone(), self.context.clone(), repo.clone());
+        let report = move |repo: &RepoId| {
+            // Several requests may have found it out at once.
+            if !reported.entry_by_ref(repo).or_insert(()).is_fresh() {
+                return;
             }
-            Ok(public)
-        });
+            context.metrics.private_served_openly(repo.scope.as_str());
+            tracing::warn!(
+                %repo,
+                "clients got content of a private repository without a login, because this server has credentials for it; \
+                 set up users ([auth]), or restrict the credentials to repositories that everybody may read"
+            );
+        };
+        match self.last_known(&repo).await.filter(KnownVisibility::is_recent) {
+            Some(known) if known.public => {}
+            Some(_) => report(&repo),
+            None => {
+                let probe = self.probe(upstream, &repo, content.clone());
+                self.flights.start((repo.clone(), content), || async move {
+                    let public = probe.await?;
+                    if !public {
+                        report(&repo);
+                    }
+                    Ok(public)
+                });
+            }
+        }
     }
 
     /// Reads the note of the repository if the memory has nothing.

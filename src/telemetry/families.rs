@@ -161,7 +161,7 @@ families! {
     /// because the disk could not be written.
     no_room: IntCounter = "roadstead_no_room_total" [];
     /// Repositories that are private at their upstream and of which clients got content although there are no users
-    /// (`[auth]`). Each is counted again after an hour.
+    /// (`[auth]`). Each is counted once until the next start.
     private_served_openly: IntCounterVec = "roadstead_private_served_openly_total" ["upstream"];
 }
 
