@@ -86,6 +86,8 @@ pub enum PasswordError {
     TooLong,
     #[error("the password has a NUL or is not UTF-8, so no client could send it")]
     Unusable,
+    #[error("the password has more than one line, so no client could send it; write it once")]
+    SeveralLines,
     #[error("the password cannot be hashed: the kernel gives no random numbers")]
     Random,
 }
@@ -94,6 +96,9 @@ pub enum PasswordError {
 pub fn hash_password(password: &[u8]) -> Result<String, PasswordError> {
     if password.is_empty() {
         return Err(PasswordError::Empty);
+    }
+    if password.contains(&b'\n') {
+        return Err(PasswordError::SeveralLines);
     }
     if password.len() > MAX_BCRYPT_PASSWORD_BYTES {
         return Err(PasswordError::TooLong);
@@ -182,7 +187,7 @@ mod tests {
     #[test]
     fn a_hashed_password_makes_a_line_of_the_file() {
         let long = "x".repeat(MAX_BCRYPT_PASSWORD_BYTES);
-        for password in ["secret", "pass word:with\n", "ä", &long] {
+        for password in ["secret", "pass word:with ", "ä", &long] {
             let hash = hash_password(password.as_bytes()).unwrap();
             assert!(hash.starts_with("$2b$10$") && hash != hash_password(password.as_bytes()).unwrap());
             let file = UserFile::parse(format!("ann:{hash}").as_bytes()).unwrap();
@@ -191,6 +196,7 @@ mod tests {
         for (password, error) in [
             (&b""[..], PasswordError::Empty),
             (format!("{long}x").as_bytes(), PasswordError::TooLong),
+            (b"a\na", PasswordError::SeveralLines),
             (b"a\0b", PasswordError::Unusable),
             (b"\xff", PasswordError::Unusable),
         ] {

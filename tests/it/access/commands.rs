@@ -30,6 +30,7 @@ fn a_printed_line_is_one_of_the_file() {
     assert!(bcrypt::verify("secret", text(&alone.stdout).trim_end()).unwrap());
     for (args, input, error) in [
         (&["hash-password"][..], "\n", "the password is empty"),
+        (&["hash-password"], "secret\nsecret\n", "more than one line"),
         (&["hash-password"], &*"x".repeat(73), "more than 72 bytes"),
         (&["hash-password", "--user", "a:b"], "secret", "cannot be the name of a user"),
     ] {
