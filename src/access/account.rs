@@ -1,4 +1,4 @@
-//! Somebody who has proven an identity.
+//! The account of a sender who has proven an identity.
 
 use std::sync::Arc;
 

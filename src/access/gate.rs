@@ -315,16 +315,12 @@ impl Gate {
 
     /// Permission to list repositories, those that [`Gate::may_pull`] allows.
     pub fn catalog(&self, principal: &Principal) -> Result<Authorized<Catalog>, AccessError> {
-        let allowed = Ok(Authorized::new(principal, ()));
-        let Some(policy) = self.policy.as_ref().map(Rules::read) else { return allowed };
-        let missing = match principal {
-            Principal::User(_) if principal.acts(Right::Pull) => return allowed,
-            Principal::User(_) => Unauthenticated::InsufficientScope,
-            _ if policy.everybody_may_pull() => return allowed,
-            Principal::AnonymousToken => Unauthenticated::InsufficientScope,
-            Principal::Anonymous => Unauthenticated::Required,
-        };
-        Err(LoginError::from(missing).into())
+        if let Some(policy) = self.policy.as_ref().map(Rules::read)
+            && !(principal.user().is_none() && policy.everybody_may_pull())
+        {
+            decide(principal, Right::Pull, || true)?;
+        }
+        Ok(Authorized::new(principal, ()))
     }
 
     /// Whether everybody may read metrics, known or not.
@@ -336,15 +332,10 @@ impl Gate {
     pub fn metrics(&self, principal: &Principal) -> Result<(), AccessError> {
         let Some(policy) = self.policy.as_ref().filter(|_| self.metrics).map(Rules::read) else { return Ok(()) };
         let is_allowed = |principal: &Principal| policy.allows_on_server(principal, Right::Metrics).is_some();
-        let missing = match principal {
-            _ if is_allowed(&Principal::Anonymous) => return Ok(()),
-            Principal::Anonymous => Unauthenticated::Required,
-            Principal::AnonymousToken => Unauthenticated::InsufficientScope,
-            Principal::User(_) if !is_allowed(principal) => return Err(AccessError::Denied),
-            Principal::User(_) if principal.acts(Right::Metrics) => return Ok(()),
-            Principal::User(_) => Unauthenticated::InsufficientScope,
-        };
-        Err(LoginError::from(missing).into())
+        if is_allowed(&Principal::Anonymous) {
+            return Ok(());
+        }
+        decide(principal, Right::Metrics, || is_allowed(principal))
     }
 
     /// Whether the principal may read a repository: for lists, and for what is found without being named.
@@ -374,16 +365,7 @@ impl Gate {
         if policy.allows_everybody(right, repo) {
             return Ok(());
         }
-        let missing = match principal {
-            Principal::Anonymous => Unauthenticated::Required,
-            Principal::AnonymousToken => Unauthenticated::InsufficientScope,
-            Principal::User(_) if policy.allowed_by(principal, right, repo).is_none() => {
-                return Err(AccessError::Denied);
-            }
-            Principal::User(_) if principal.acts(right) => return Ok(()),
-            Principal::User(_) => Unauthenticated::InsufficientScope,
-        };
-        Err(LoginError::from(missing).into())
+        decide(principal, right, || policy.allowed_by(principal, right, repo).is_some())
     }
 
     /// Whether the rules also allow to read a repository that is private at its upstream.
@@ -395,17 +377,11 @@ impl Gate {
         if !self.with_credentials.contains(upstream) {
             return Ok(());
         }
-        if policy.read().private_allowed_by(principal, repo).is_some() {
-            return match principal.acts(Right::Pull) {
-                true => Ok(()),
-                false => Err(LoginError::from(Unauthenticated::InsufficientScope).into()),
-            };
+        let is_allowed = policy.read().private_allowed_by(principal, repo).is_some();
+        if is_allowed && principal.user().is_none() {
+            return Ok(());
         }
-        Err(match principal {
-            Principal::Anonymous => LoginError::from(Unauthenticated::Required).into(),
-            Principal::AnonymousToken => LoginError::from(Unauthenticated::InsufficientScope).into(),
-            Principal::User(_) => AccessError::Denied,
-        })
+        decide(principal, Right::Pull, || is_allowed)
     }
 
     /// Whether anything of a repository can be changed here.
@@ -415,6 +391,21 @@ impl Gate {
         }
         if self.read_only { Err(SwitchedOff::ReadOnly) } else { Ok(()) }
     }
+}
+
+/// What a principal may do that not everybody may. `is_allowed` says what the rules allow to a user.
+///
+/// # Errors
+/// A sender whose client can get other credentials is told so, and a user is refused.
+fn decide(principal: &Principal, right: Right, is_allowed: impl FnOnce() -> bool) -> Result<(), AccessError> {
+    let missing = match principal {
+        Principal::Anonymous => Unauthenticated::Required,
+        Principal::AnonymousToken => Unauthenticated::InsufficientScope,
+        Principal::User(_) if !is_allowed() => return Err(AccessError::Denied),
+        Principal::User(_) if principal.acts(right) => return Ok(()),
+        Principal::User(_) => Unauthenticated::InsufficientScope,
+    };
+    Err(LoginError::from(missing).into())
 }
 
 #[cfg(test)]

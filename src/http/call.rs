@@ -19,8 +19,8 @@ use crate::access::{
     AccessError, Action, Authorized, Caller, Catalog, Delete, Peer, Principal, Pull, Pulling, Push, Sender,
 };
 use crate::config::Right;
-use crate::oci::{Endpoint, ReferenceError, RepoId, Route};
-use crate::pull::{PullRequest, RequestedContent};
+use crate::oci::{Digest, Endpoint, Reference, ReferenceError, RepoId, Route};
+use crate::pull::PullRequest;
 use crate::resolve::{RequestedRepo, Rule};
 use crate::telemetry::{ContentKind, RequestTrace};
 use crate::upstream::Hops;
@@ -165,8 +165,8 @@ impl<'a> Call<'a> {
             Pulling::Allowed(access) => return Ok(access),
             Pulling::IfPublic(pull) => pull,
         };
-        let (content, kind) = self.requested_content()?;
-        let is_public = match self.puller(app).is_public(pull.repo(), content).await {
+        let (wanted, kind) = self.wanted_manifest()?;
+        let is_public = match self.puller(app).is_public(pull.repo(), wanted).await {
             Ok(is_public) => is_public,
             // A user may be allowed to see what the upstream hides.
             Err(error) if error.is_not_found() && principal.user().is_none() => false,
@@ -179,8 +179,8 @@ impl<'a> Call<'a> {
         app.gate.pull(principal, self.requested(), |name| app.store.is_local(name))
     }
 
-    /// What a read asks its repository for.
-    fn requested_content(&self) -> Result<(RequestedContent, ContentKind), ApiError> {
+    /// The manifest that a read asks its repository for, if it does, and what its errors are about.
+    fn wanted_manifest(&self) -> Result<(Option<Reference>, ContentKind), ApiError> {
         Ok(match &self.route.endpoint {
             Endpoint::Manifest(reference) => {
                 let reference = reference.parse().map_err(|error| match error {
@@ -188,10 +188,13 @@ impl<'a> Call<'a> {
                     ReferenceError::Tag(_) => ApiError::Unknown(ContentKind::Manifest),
                     error => ApiError::Reference(error),
                 })?;
-                (RequestedContent::Manifest(reference), ContentKind::Manifest)
+                (Some(reference), ContentKind::Manifest)
             }
-            Endpoint::Blob(digest) => (RequestedContent::Blob(digest.parse()?), ContentKind::Blob),
-            _ => (RequestedContent::List, ContentKind::Manifest),
+            Endpoint::Blob(digest) => {
+                digest.parse::<Digest>()?;
+                (None, ContentKind::Blob)
+            }
+            _ => (None, ContentKind::Manifest),
         })
     }
 

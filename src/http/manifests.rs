@@ -23,7 +23,7 @@ use crate::access::{Authorized, Delete, Pull, Push};
 use crate::oci::{
     Algorithm, Child, Digest, Manifest, ManifestError, Reference, ReferenceError, RepoId, Tag, media_type,
 };
-use crate::pull::{DocumentTurn, LARGE_DOCUMENT_BYTES, LargeDocuments, PullError, RequestedContent, Served};
+use crate::pull::{DocumentTurn, LARGE_DOCUMENT_BYTES, LargeDocuments, PullError, Served};
 use crate::resolve::Rule;
 use crate::store::{NewManifest, StoredManifest};
 use crate::tasks::on_bytes;
@@ -127,7 +127,7 @@ async fn mirrored(
     let served = asked.await?;
     if served.result == CacheResult::Miss && !app.gate.has_users() {
         // Boxed, so that the rare case does not make the future of every request larger.
-        Box::pin(puller.warn_if_private(repo, RequestedContent::Manifest(reference.clone()))).await;
+        Box::pin(puller.warn_if_private(repo, Some(reference.clone()))).await;
     }
     Ok(served)
 }

@@ -14,9 +14,9 @@ use super::memory::Referrers;
 use super::proof::Proofs;
 use super::served::Served;
 use super::slots::Slots;
-use super::visibility::{RequestedContent, VisibilityProbes};
+use super::visibility::VisibilityProbes;
 use crate::config::Config;
-use crate::oci::{Digest, RepoId, Scope, Tag, UpstreamName};
+use crate::oci::{Digest, Reference, RepoId, Scope, Tag, UpstreamName};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::telemetry::{Metrics, RequestTrace};
@@ -115,19 +115,19 @@ impl Puller {
 }
 
 impl PullRequest<'_> {
-    /// Whether everybody may read a mirrored repository at its upstream. `content` is what the client asks it for.
+    /// Whether everybody may read a mirrored repository at its upstream. `wanted`: the manifest that the client asks it for, if it does.
     ///
     /// # Errors
-    /// If that cannot be found out, and `NotFound` if the upstream shows neither the content nor the repository to a request
+    /// If that cannot be found out, and `NotFound` if the upstream shows neither the manifest nor the repository to a request
     /// without credentials.
-    pub async fn is_public(&self, repo: &RepoId, content: RequestedContent) -> Result<bool, PullError> {
-        self.engine.visibility.is_public(&*self.upstream(repo)?, repo, content).await
+    pub async fn is_public(&self, repo: &RepoId, wanted: Option<Reference>) -> Result<bool, PullError> {
+        self.engine.visibility.is_public(&*self.upstream(repo)?, repo, wanted).await
     }
 
     /// Warns, once it is found out, if content that everybody was just sent is private at its upstream.
-    pub async fn warn_if_private(&self, repo: &RepoId, content: RequestedContent) {
+    pub async fn warn_if_private(&self, repo: &RepoId, wanted: Option<Reference>) {
         if let Ok(upstream) = self.upstream(repo) {
-            self.engine.visibility.warn_if_private(&upstream, repo, content).await;
+            self.engine.visibility.warn_if_private(&upstream, repo, wanted).await;
         }
     }
 

@@ -50,4 +50,3 @@ pub use freshness::TagFreshness;
 pub use large_documents::{DocumentTurn, LARGE_DOCUMENT_BYTES, LargeDocuments};
 pub use served::Served;
 pub use tag_list::{TagList, TagPage};
-pub use visibility::RequestedContent;

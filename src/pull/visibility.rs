@@ -36,15 +36,6 @@ const MAX_KNOWN: u64 = 50_000;
 /// Absences that are kept in memory.
 const MAX_ABSENT: u64 = 10_000;
 
-/// What a client asks a repository for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum RequestedContent {
-    Manifest(Reference),
-    Blob(Digest),
-    /// A list of tags or referrers.
-    List,
-}
-
 /// What is known about repositories, in memory. Clones share it.
 #[derive(Clone)]
 pub(super) struct Visibilities {
@@ -57,13 +48,14 @@ pub(super) struct Visibilities {
 pub(super) struct VisibilityProbes {
     context: Arc<Context>,
     flights: Flights<ProbeKey, Result<bool, PullError>>,
-    /// Content that the upstream has just not shown, in a repository that it did not show either.
+    /// Manifests that the upstream has just not shown, in repositories that it did not show either.
     absent: Cache<ProbeKey, ()>,
     /// Private repositories whose content was sent to everybody, and that were reported.
     reported: Cache<RepoId, ()>,
 }
 
-type ProbeKey = (RepoId, RequestedContent);
+/// The repository, and the manifest that the client wants from it, if it wants one.
+type ProbeKey = (RepoId, Option<Reference>);
 
 /// What a request without credentials is told.
 enum Seen {
@@ -109,16 +101,16 @@ impl VisibilityProbes {
         Self { context, flights: Flights::new(tasks), absent, reported: Cache::new(MAX_KNOWN) }
     }
 
-    /// Whether the repository is public. `content` is what a client asks it for.
+    /// Whether the repository is public. `wanted`: the manifest that a client asks it for, if it does.
     ///
     /// # Errors
-    /// `VisibilityUnknown` if the upstream fails and nothing is known. `NotFound` if it shows neither the content nor the
+    /// `VisibilityUnknown` if the upstream fails and nothing is known. `NotFound` if it shows neither the manifest nor the
     /// repository to a request without credentials.
     pub(super) async fn is_public(
         &self,
         upstream: &Upstream,
         repo: &RepoId,
-        content: RequestedContent,
+        wanted: Option<Reference>,
     ) -> Result<bool, PullError> {
         let context = &self.context;
         if context.visibilities.is_known_public(upstream, repo) {
@@ -128,12 +120,12 @@ impl VisibilityProbes {
         if let Some(known) = known.filter(KnownVisibility::is_recent) {
             return Ok(known.public);
         }
-        let key = (repo.clone(), content.clone());
+        let key = (repo.clone(), wanted.clone());
         if self.absent.contains_key(&key) {
             return Err(PullError::NotFound);
         }
         let deadline = if known.is_some() { context.deadline_with_stale() } else { context.deadline() };
-        let work = || self.probe(upstream, repo, content);
+        let work = || self.probe(upstream, repo, wanted);
         let answer = context.run_flight(&self.flights, key.clone(), upstream.name(), deadline, work).await;
         match (answer, known) {
             (Ok((public, _)), _) => Ok(public),
@@ -153,7 +145,7 @@ impl VisibilityProbes {
 
     /// Finds out in the background whether content that everybody was just sent is private, and reports it if it is, once
     /// for each repository.
-    pub(super) async fn warn_if_private(&self, upstream: &Upstream, repo: &RepoId, content: RequestedContent) {
+    pub(super) async fn warn_if_private(&self, upstream: &Upstream, repo: &RepoId, wanted: Option<Reference>) {
         if self.reported.contains_key(repo) || self.context.visibilities.is_known_public(upstream, repo) {
             return;
         }
@@ -174,8 +166,8 @@ impl VisibilityProbes {
             Some(known) if known.public => {}
             Some(_) => report(&repo),
             None => {
-                let probe = self.probe(upstream, &repo, content.clone());
-                self.flights.start((repo.clone(), content), || async move {
+                let probe = self.probe(upstream, &repo, wanted.clone());
+                self.flights.start((repo.clone(), wanted), || async move {
                     let public = probe.await?;
                     if !public {
                         report(&repo);
@@ -207,11 +199,11 @@ impl VisibilityProbes {
         &self,
         upstream: &Upstream,
         repo: &RepoId,
-        content: RequestedContent,
+        wanted: Option<Reference>,
     ) -> impl Future<Output = Result<bool, PullError>> + Send + 'static {
         let (context, anonymous, repo) = (self.context.clone(), upstream.without_credentials(), repo.clone());
         async move {
-            let shown = what_is_shown(&anonymous, &repo, &content, context.deadline()).await?;
+            let shown = what_is_shown(&anonymous, &repo, wanted.as_ref(), context.deadline()).await?;
             let public = shown != Shown::Nothing;
             let before = context.visibilities.known.get(&repo).filter(|before| !before.public && !public);
             let repeated = before.map_or(0, |before| before.repeated.saturating_add(1));
@@ -255,12 +247,12 @@ fn is_outage(error: &PullError) -> bool {
 async fn what_is_shown(
     anonymous: &Upstream,
     repo: &RepoId,
-    content: &RequestedContent,
+    wanted: Option<&Reference>,
     deadline: Instant,
 ) -> Result<Shown, PullError> {
-    let wanted = match content {
-        RequestedContent::Manifest(reference) => Some(see_manifest(anonymous, repo, reference, deadline).await),
-        RequestedContent::Blob(_) | RequestedContent::List => None,
+    let wanted = match wanted {
+        Some(reference) => Some(see_manifest(anonymous, repo, reference, deadline).await),
+        None => None,
     };
     if matches!(wanted, Some(Ok(Seen::Content))) {
         return Ok(Shown::Manifest);
