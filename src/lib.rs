@@ -16,6 +16,7 @@ pub mod printable;
 pub mod pull;
 pub mod resolve;
 pub mod server;
+pub mod service_manager;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use roadstead::cli::Cli;
 use roadstead::printable;
 
 fn main() -> ExitCode {
-    match Cli::parse().run() {
+    let cli = Cli::from_arguments(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    match cli.run() {
         Ok(code) => code,
         Err(error) => {
             eprintln!("roadstead: {}", printable::lines(&error.to_string()));

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,9 +23,11 @@ use crate::http::tls::{Certificates, TlsError};
 use crate::http::{App, ForeignNames, Site, TokenServer, large_manifests};
 use crate::oci::UpstreamName;
 use crate::pull::Puller;
+use crate::service_manager;
 use crate::store::{Bounds, Class, DiskState, OpenError, Store, StoreError, StoreSettings, disk_bytes};
 use crate::tasks::Tasks;
 use crate::telemetry::{DiskReading, FlushGuard, Metrics, StorageReading};
+use crate::trust;
 use crate::upstream::{Upstream, UpstreamSetupError};
 
 /// Permissions of a data folder for users who are neither its owner nor in its group.
@@ -44,6 +46,10 @@ pub enum StartError {
     Store { path: PathBuf, error: OpenError },
     #[error("cannot listen on {listen}: {error}")]
     Listen { listen: String, error: io::Error },
+    #[error(
+        "cannot use the sockets of the service manager: {0}; its socket unit must have ListenStream= with a TCP port"
+    )]
+    Sockets(io::Error),
     #[error(transparent)]
     Upstream(#[from] UpstreamSetupError),
     #[error("cannot use the certificate of [server.tls]: {0}")]
@@ -78,15 +84,23 @@ pub struct Running {
 
 /// Starts a server and returns when it listens.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    start_from(config, None).await
+    start_from(config, None, Vec::new()).await
 }
 
-/// The same with a source of the configuration, which is read again at a reload.
-pub async fn start_from(config: Config, source: Option<ConfigSource>) -> Result<Running, StartError> {
+/// The same with a source of the configuration, which is read again at a reload, and with `sockets` that listen already. If
+/// there are none, `server.listen` is bound.
+async fn start_from(
+    config: Config,
+    source: Option<ConfigSource>,
+    sockets: Vec<TcpListener>,
+) -> Result<Running, StartError> {
     let descriptors = raise_descriptor_limit();
     // The port first: a second server that is started by mistake must fail before it touches anything.
     let listen_error = |error| StartError::Listen { listen: config.server.listen.to_string(), error };
-    let listeners = Listeners::bind(&config.server.listen).map_err(listen_error)?;
+    let listeners = match sockets.is_empty() {
+        true => Listeners::bind(&config.server.listen).map_err(listen_error)?,
+        false => Listeners::inherit(sockets).map_err(StartError::Sockets)?,
+    };
     let address = listeners.local_addr().map_err(listen_error)?;
     let certificates = certificates(config.server.tls.clone()).await?;
 
@@ -162,22 +176,39 @@ pub async fn run(config: Config, source: ConfigSource) -> Result<(), StartError>
     // By default, SIGXFSZ ends the process. With a handler, the write that exceeds the limit fails instead.
     let file_size_limit = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
     let _file_size_limit = signal(file_size_limit).map_err(StartError::Signals)?;
+    let sockets = service_manager::sockets().map_err(StartError::Sockets)?;
+    let inherited = sockets.first().map(TcpListener::local_addr).transpose().map_err(StartError::Sockets)?;
     let path = config.storage.path.clone();
     let disk_bytes = tokio::task::spawn_blocking(move || disk_bytes(&path)).await.map_err(|_| StartError::Task)?;
-    for warning in config.warnings(disk_bytes) {
+    let mut in_use = config.clone();
+    if let Some(address) = inherited {
+        in_use.server.listen = address.into();
+    }
+    for warning in in_use.warnings(disk_bytes) {
         tracing::warn!("{warning}");
     }
     let (data, upstreams) = (config.storage.path.display().to_string(), config.upstreams.len());
     let default = config.default_upstream.clone().unwrap_or_else(|| "none".to_owned());
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
-    let running = start_from(config, Some(source)).await?;
+    let verifies = config.upstreams.iter().any(|upstream| upstream.urls.iter().any(|url| url.scheme() == "https"));
+    let running = start_from(config, Some(source), sockets).await?;
     let address = running.addr();
     tracing::info!(%address, scheme, data, upstreams, default, "listening");
+    if inherited.is_some() {
+        tracing::info!("the sockets are those of the service manager; server.listen has no effect");
+    }
+    if verifies {
+        // Not awaited: it is short, and the first request to an upstream would wait for it too.
+        tokio::task::spawn_blocking(trust::load_system_roots);
+    }
     running.tasks.spawn(reload_at(hangup, running.reloader.clone()));
+    running.tasks.spawn(service_manager::ping_watchdog());
+    service_manager::report_ready(address).await;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    service_manager::report_stopping().await;
     tracing::info!("stopping: no new connections are accepted, and transfers in progress may end");
     tokio::select! {
         () = running.stop() => {}

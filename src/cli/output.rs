@@ -24,6 +24,11 @@ pub fn print(text: &str) -> Result<(), CliError> {
     io::stdout().write_all(printable::lines(text).as_bytes()).map_err(CliError::Output)
 }
 
+/// Writes what the program itself made, such as a script, to the standard output.
+pub fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
+    io::stdout().write_all(bytes).map_err(CliError::Output)
+}
+
 /// Writes JSON and a line end to the standard output.
 pub fn print_json(json: &str) -> Result<(), CliError> {
     io::stdout().write_all((printable::json(json) + "\n").as_bytes()).map_err(CliError::Output)

@@ -18,7 +18,7 @@ This page is generated from the code by `make reference`; a test fails if it is 
 
 ## Options of every command
 
-They say which configuration is meant; `hash-password` needs none. Each takes precedence over its variable, and the variable over the configuration
+They say which configuration is meant; `hash-password`, `completions` and `man` need none. Each takes precedence over its variable, and the variable over the configuration
 file; see [configuration](configuration.md). Commands that ask a running server need the same data folder as the server.
 
 ";
@@ -115,6 +115,10 @@ fn page() -> String {
         let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
         let about = about.trim_end_matches('.').replace('\n', " ");
         write!(page, "\n## `roadstead {}`\n\n{about}.\n", command.get_name()).unwrap();
+        if let Some(examples) = command.get_after_help().map(ToString::to_string) {
+            let lines: Vec<_> = examples.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+            write!(page, "\n```sh\n{}\n```\n", lines.join("\n")).unwrap();
+        }
         let own: Vec<_> =
             command.get_arguments().filter(|option| is_shown(option) && !is_common(&root, option)).collect();
         if own.is_empty() {

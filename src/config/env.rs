@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::ConfigError;
 use super::error::SourceLocation;
+use super::image::IMAGE_VARIABLE;
 use super::layer::{self, Layer, Section, UpstreamKeys};
 use super::suggest::nearest;
 use super::value::RawValue;
@@ -27,7 +28,10 @@ pub(super) fn read(variables: &BTreeMap<String, String>, names: &BTreeSet<String
     let fixed: BTreeMap<String, _> = layer::fixed_keys().into_iter().map(|key| (variable(key.0, key.1), key)).collect();
     let mut layer = Layer::default();
     for (variable, text) in variables {
-        let ours = variable.starts_with(PREFIX) && variable != CONFIG_VARIABLE && !text.is_empty();
+        let ours = variable.starts_with(PREFIX)
+            && variable != CONFIG_VARIABLE
+            && variable != IMAGE_VARIABLE
+            && !text.is_empty();
         if !ours || is_service_link(variable, text) {
             continue;
         }

@@ -62,6 +62,12 @@ impl Default for ListenAddr {
     }
 }
 
+impl From<SocketAddr> for ListenAddr {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: address.ip().to_string(), port: address.port() }
+    }
+}
+
 impl FromStr for ListenAddr {
     type Err = ListenAddrError;
 

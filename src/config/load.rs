@@ -1,5 +1,5 @@
 //! Loads the configuration from all sources. In order of precedence: flags, `ROADSTEAD_…` variables, `REGISTRY_…`
-//! variables and the file of `registry:2`, the configuration file, defaults.
+//! variables and the file of `registry:2`, the configuration file, defaults of the image, defaults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::layer::{Layer, Located};
 use super::upstream_url::check_name;
 use super::value::{OneOrMore, RawValue, Setting};
 use super::{
-    BUILTIN_UPSTREAMS, Config, ConfigError, IgnoredSettings, StorageConfig, build, env, file, registry_env,
+    BUILTIN_UPSTREAMS, Config, ConfigError, IgnoredSettings, StorageConfig, build, env, file, image, registry_env,
     registry_file,
 };
 
@@ -43,7 +43,8 @@ impl Config {
         build::config(file::read(text, origin)?, StorageConfig::default(), IgnoredSettings::default())
     }
 
-    /// Loads all sources. The configuration file is read only if it is named by a flag or by `ROADSTEAD_CONFIG`.
+    /// Loads all sources. The configuration file is read only if it is named by a flag or by `ROADSTEAD_CONFIG`. In the
+    /// container image, files in the usual places are read too.
     ///
     /// # Errors
     /// If a named file cannot be read, and for the first mistake in any source.
@@ -54,9 +55,16 @@ impl Config {
         let variables: BTreeMap<_, _> = variables.into_iter().collect();
         let variable = |name: &str| variables.get(name).filter(|text| !text.is_empty());
         let path = options.config.clone().or_else(|| variable(env::CONFIG_VARIABLE).map(PathBuf::from));
+        let their_path =
+            options.registry_config.clone().or_else(|| variable(registry_env::CONFIG_VARIABLE).map(PathBuf::from));
+        let in_image = variable(image::IMAGE_VARIABLE).is_some();
+        let (path, their_path) = match in_image {
+            true => (path.or_else(image::config_file), their_path.or_else(image::registry_file)),
+            false => (path, their_path),
+        };
 
         let file = path.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        let theirs = options.registry_config.as_deref().map(registry_file::read).transpose()?;
+        let theirs = their_path.as_deref().map(registry_file::read).transpose()?;
         let mut theirs = theirs.unwrap_or_default();
         registry_env::override_by_variables(&mut theirs, &variables)?;
         let (registry, ignored) = registry_env::read(&theirs)?;
@@ -67,8 +75,13 @@ impl Config {
 
         let root = rustix::process::geteuid().is_root();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let storage = StorageConfig::of_user(root, |name| variable(name).cloned()).or_mounted(&mounts);
-        build::config(flags.over(ours).over(registry).over(file), storage, ignored)
+        let (lowest, storage) = match in_image {
+            true => (image::layer()?, StorageConfig::of_image(&mounts)),
+            false => {
+                (Layer::default(), StorageConfig::of_user(root, |name| variable(name).cloned()).or_mounted(&mounts))
+            }
+        };
+        build::config(flags.over(ours).over(registry).over(file).over(lowest), storage, ignored)
     }
 }
 

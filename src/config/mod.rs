@@ -25,6 +25,7 @@ mod error;
 mod file;
 mod gc;
 mod identity;
+mod image;
 mod ineffective;
 mod issuer;
 mod layer;

@@ -24,8 +24,9 @@ Settings come from several sources. The first source that sets a key decides:
 2. the `ROADSTEAD_…` variables of the tables below;
 3. the `REGISTRY_…` variables of `registry:2`, then a configuration file of `registry:2`
    ([which keys](../clients.md#in-place-of-registry2));
-4. the configuration file that `--config` or the variable `ROADSTEAD_CONFIG` names;
-5. the default.
+4. the configuration file that `--config` or the variable `ROADSTEAD_CONFIG` names, or that is mounted into the image;
+5. the defaults of the [image](../operating.md#run-the-image), in a container;
+6. the default.
 
 An empty variable counts as not set. In a variable, commas separate the values of a list. A key that does not exist is an
 error, which names the nearest key. `roadstead check` prints the effective configuration without secrets.

@@ -20,6 +20,8 @@ use super::{ConfigError, IgnoredSettings, registry_file};
 
 /// Prefix of all variables of `registry:2`.
 pub(super) const PREFIX: &str = "REGISTRY_";
+/// The path of the configuration file.
+pub(super) const CONFIG_VARIABLE: &str = "REGISTRY_CONFIGURATION_PATH";
 const LISTEN: &str = "REGISTRY_HTTP_ADDR";
 const CERTIFICATE: &str = "REGISTRY_HTTP_TLS_CERTIFICATE";
 const KEY: &str = "REGISTRY_HTTP_TLS_KEY";
@@ -129,10 +131,8 @@ pub(super) fn override_by_variables(
     all: &BTreeMap<String, String>,
 ) -> Result<(), ConfigError> {
     for (variable, text) in all {
-        let Some(name) = variable.strip_prefix(PREFIX).filter(|_| !text.is_empty() && !is_service_link(variable, text))
-        else {
-            continue;
-        };
+        let is_setting = variable != CONFIG_VARIABLE && !text.is_empty() && !is_service_link(variable, text);
+        let Some(name) = variable.strip_prefix(PREFIX).filter(|_| is_setting) else { continue };
         let replaced = variable.to_ascii_uppercase();
         settings.retain(|name, _| {
             name.strip_prefix(&replaced).is_none_or(|rest| !rest.is_empty() && !rest.starts_with('_'))

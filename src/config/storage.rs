@@ -36,13 +36,26 @@ impl StorageConfig {
     /// Replaces the path by `/var/lib/registry` if that is a mount point and the path is not. `mounts` has the format
     /// of `/proc/self/mountinfo`.
     pub(super) fn or_mounted(self, mounts: &str) -> Self {
-        let is_mounted = |path: &Path| mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(path));
         let registry = Path::new(REGISTRY_PATH);
-        match is_mounted(registry) && !is_mounted(&self.path) {
+        match is_mounted(registry, mounts) && !is_mounted(&self.path, mounts) {
             true => Self { path: registry.to_owned(), ..self },
             false => self,
         }
     }
+
+    /// The default data folder in the container image: `/var/lib/registry`, or `/var/lib/roadstead` if that is a mount
+    /// point, because only a person mounts something there. `mounts` has the format of `/proc/self/mountinfo`.
+    pub(super) fn of_image(mounts: &str) -> Self {
+        let path = match is_mounted(Path::new(SYSTEM_PATH), mounts) {
+            true => SYSTEM_PATH,
+            false => REGISTRY_PATH,
+        };
+        Self { path: path.into(), read_only: false }
+    }
+}
+
+fn is_mounted(path: &Path, mounts: &str) -> bool {
+    mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(path))
 }
 
 impl Default for StorageConfig {

@@ -71,6 +71,21 @@ impl Listeners {
         }
     }
 
+    /// Uses listening sockets that another program has opened.
+    ///
+    /// # Errors
+    /// If there is none, or one of them cannot be used without blocking.
+    pub fn inherit(sockets: Vec<StdListener>) -> io::Result<Self> {
+        if sockets.is_empty() {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        let adopt = |socket: StdListener| {
+            socket.set_nonblocking(true)?;
+            TcpListener::from_std(socket)
+        };
+        Ok(Self { sockets: sockets.into_iter().map(adopt).collect::<io::Result<_>>()? })
+    }
+
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.sockets.first().ok_or(io::ErrorKind::AddrNotAvailable)?.local_addr()
     }

@@ -102,10 +102,12 @@ impl StoreError {
         matches!(self, Self::Io { source, .. } if lacks_descriptors(source))
     }
 
-    /// Whether a mount or permissions forbid writing.
-    pub(in crate::store) fn is_not_writable(&self) -> bool {
-        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-        matches!(self, Self::Io { source, .. } if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
+    /// The kind of the error of the operating system, if there was one.
+    pub(in crate::store) fn io_kind(&self) -> Option<io::ErrorKind> {
+        match self {
+            Self::Io { source, .. } => Some(source.kind()),
+            _ => None,
+        }
     }
 }
 

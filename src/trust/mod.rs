@@ -1,5 +1,6 @@
 //! Whom connections of this server trust: the authorities of the system, and certificates in files of the operator.
 
+mod any_certificate;
 mod listed_certificate;
 mod pem;
 
@@ -14,6 +15,7 @@ use rustls_pki_types::CertificateDer;
 pub use listed_certificate::is_authority;
 pub use pem::read_chain;
 
+use any_certificate::AnyCertificate;
 use listed_certificate::ListedCertificates;
 
 /// Trust in the authorities of the system, and in the `extra` certificates: as authorities, and as the peer's own. The
@@ -31,6 +33,19 @@ pub fn verify_with(
     }
     let verifier = ListedCertificates::new(extra, roots(extra), provider)?;
     Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)))
+}
+
+/// Trust in every certificate, for a peer that the operator trusts for another reason.
+pub fn without_verification(
+    builder: ConfigBuilder<ClientConfig, WantsVerifier>,
+    provider: Arc<CryptoProvider>,
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+}
+
+/// Reads the system's certificates now, so that a system without any is warned about at the start. Blocks.
+pub fn load_system_roots() {
+    roots(&[]);
 }
 
 /// Reads the authorities in a PEM file, at least one. Blocks.
@@ -58,7 +73,8 @@ fn roots(extra: &[CertificateDer<'static>]) -> Arc<RootCertStore> {
             let errors = found.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
             tracing::warn!(
                 errors,
-                "this system has no CA certificates, so no https server can be verified; install them or set ca_file"
+                "this system has no CA certificates, so no https upstream can be verified; install ca-certificates, or name a file \
+                 with SSL_CERT_FILE or ca_file"
             );
         }
         Arc::new(store)

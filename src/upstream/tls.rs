@@ -5,16 +5,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::ClientConfig;
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::crypto::ring;
+use rustls_pki_types::CertificateDer;
 
 use super::error::UpstreamSetupError;
 use super::identity::Identity;
 use crate::config::UpstreamConfig;
-use crate::trust::{read_roots, verify_with};
+use crate::trust::{read_roots, verify_with, without_verification};
 
 /// The TLS settings of one upstream. Its files are read at the start; the system's certificates are read with the first
 /// request to an upstream.
@@ -25,11 +24,6 @@ pub(super) struct TlsSetup {
     /// Whether the upstream's certificate is not verified.
     skips_verify: bool,
 }
-
-/// Accepts every certificate. The signatures of the handshake are still verified, so the peer has the certificate's
-/// private key.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
 
 // === impl TlsSetup ===
 
@@ -62,7 +56,7 @@ impl TlsSetup {
         let builder = ClientConfig::builder_with_provider(provider.clone());
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
         let builder = if self.skips_verify {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+            without_verification(builder, provider)
         } else {
             verify_with(builder, &self.extra_roots, provider)?
         };
@@ -71,42 +65,5 @@ impl TlsSetup {
         // A resumed session would keep the previous client certificate.
         config.resumption = Resumption::disabled();
         Ok(config)
-    }
-}
-
-// === impl AnyCertificate ===
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -1,8 +1,13 @@
 //! The program as operators run it: its messages when it cannot start, and how it stops.
 
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,7 +19,7 @@ use crate::scene::until;
 use crate::support::daemon::{Daemon, free_port};
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
-use crate::support::{Client, Conn, Ended, Gate, Image, Reply, Upstream};
+use crate::support::{Authority, Client, Conn, Ended, Gate, Image, Reply, Upstream};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_roadstead");
 
@@ -264,4 +269,140 @@ fn check_shows_sizes_in_force_and_settings_without_effect() {
     for part in ["write \"https://registry-1.docker.io\"", "cache.min_free is 9000TiB, but the file system"] {
         assert!(checked.status.success() && err.contains(part), "{part}: {err}");
     }
+}
+
+/// The first line that a service manager at this socket gets and that begins with `start`.
+fn notification(manager: &UnixDatagram, start: &str) -> String {
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut buffer = [0; 4096];
+    loop {
+        let length = manager.recv(&mut buffer).expect("a notification");
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        if let Some(line) = text.lines().find(|line| line.starts_with(start)) {
+            return line.to_owned();
+        }
+    }
+}
+
+#[test]
+fn service_manager_gets_readiness_watchdog_and_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    let address = format!("127.0.0.1:{}", free_port());
+    let data = folder.path().join("data");
+    let args = ["serve", "--listen", &address, "--data", data.to_str().unwrap()];
+    let environment = [("NOTIFY_SOCKET", socket.to_str().unwrap()), ("WATCHDOG_USEC", "300000")];
+    let mut daemon = Daemon::spawn_with("roadstead", folder.path(), Path::new(PROGRAM), &args, &environment);
+    notification(&manager, "READY=1");
+    assert!(TcpStream::connect(&address).is_ok(), "it is ready when it listens");
+    for _ in 0..3 {
+        notification(&manager, "WATCHDOG=1");
+    }
+    kill(Pid::from_raw(daemon.pid().cast_signed()), Signal::SIGTERM).unwrap();
+    notification(&manager, "STOPPING=1");
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn sockets_of_the_service_manager_replace_the_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let data = folder.path().join("data");
+    // The variables must name the process that uses the socket, so a shell sets them. The configured address is not bound.
+    let script =
+        "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\" serve --listen 127.0.0.1:1 --data \"$1\"";
+    let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", script, PROGRAM, data.to_str().unwrap()])
+        .stdin(OwnedFd::from(listener))
+        .stderr(log.try_clone().unwrap())
+        .stdout(log)
+        .spawn()
+        .unwrap();
+    let mut connection = TcpStream::connect(address).unwrap();
+    connection.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(log.contains("the sockets are those of the service manager"), "{log}");
+
+    let file = std::fs::File::open(folder.path().join("log")).unwrap();
+    let output = Command::new("sh").args(["-c", script, PROGRAM, data.to_str().unwrap()]).stdin(file).output().unwrap();
+    assert_one_line(&output, "a socket that is none", &["sockets of the service manager", "ListenStream="]);
+}
+
+/// Runs `roadstead health` with these arguments.
+fn health(folder: &Path, config: &str, args: &[&str]) -> Output {
+    run(folder, config, &[&["health"], args].concat(), &[])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_whether_the_server_is_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = ServerProcess::start(Settings::new());
+    let listen = ["--listen", &server.host()];
+    let url = server.url("");
+    for args in [&listen[..], &[url.as_str()]] {
+        let output = health(folder.path(), "", args);
+        assert!(output.status.success() && output.stdout == b"ready\n", "{output:?}");
+    }
+    let output = health(folder.path(), "", &[&server.url("/v2/none/manifests/1")]);
+    assert_one_line(&output, "another status", &["is not ready: status 404", "MANIFEST_UNKNOWN"]);
+    server.stop();
+    let output = health(folder.path(), "", &listen);
+    assert_one_line(&output, "no server", &[&server.host(), "is not ready", "refused"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_verifies_certificates_of_other_servers_only() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let tls = authority.config("a server");
+    let ca = authority.write("ca.pem", &authority.ca);
+    for more in ["", &format!("client_ca = {ca:?}\n")] {
+        let config = format!("{tls}{more}");
+        let server = ServerProcess::start(Settings::new().config(&config));
+        let output = health(folder.path(), &config, &["--listen", &server.host()]);
+        assert!(output.status.success(), "its own server, {more:?}: {output:?}");
+        let url = format!("https://{}", server.host());
+        assert_one_line(&health(folder.path(), "", &[&url]), "an unknown authority", &["is not ready", "certificate"]);
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    for (shell, part) in [("bash", "complete -F"), ("zsh", "#compdef roadstead"), ("fish", "complete -c roadstead")] {
+        let output = Command::new(PROGRAM).args(["completions", shell]).output().unwrap();
+        assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains(part), "{output:?}");
+    }
+    let pages = folder.path().join("new/man1");
+    let output = Command::new(PROGRAM).arg("man").arg(&pages).output().unwrap();
+    assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    for page in ["roadstead.1", "roadstead-serve.1", "roadstead-token-create.1"] {
+        assert!(std::fs::read_to_string(pages.join(page)).unwrap().contains(".SH DESCRIPTION"), "{page}");
+    }
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let output = Command::new(PROGRAM).arg("man").arg(&file).output().unwrap();
+    assert_one_line(&output, "a file", &["manual pages", file.to_str().unwrap()]);
+}
+
+#[test]
+fn a_folder_of_another_user_is_one_error_line_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let args =
+        ["--reuid=65532", "--regid=65532", "--clear-groups", PROGRAM, "serve", "--listen", "127.0.0.1:0", "--data"];
+    let mut command = Command::new("setpriv");
+    // Everybody may pass the folder above, and nobody else may write the data folder.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output = command.args(args).arg(&data).env_clear().output().unwrap();
+    let remedy = format!("chown -R 65532:65532 {}", data.display());
+    assert_one_line(&output, "a folder of root", &["Permission denied", &remedy, "storage.read_only"]);
 }

@@ -1,7 +1,7 @@
 //! Opening a data folder: the lock first, then checks of the file system, then recovery.
 
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -42,6 +42,12 @@ pub enum OpenError {
     #[error("{0}; to serve a folder that cannot be written, set storage.read_only (ROADSTEAD_STORAGE__READ_ONLY=true)")]
     NotWritable(StoreError),
     #[error(
+        "{error}; this process is user {uid}: run `chown -R {uid}:{gid} {}` (if it is mounted into a container, on the folder of \
+         the host), start it as the owner of the folder, or set storage.read_only",
+        folder.display()
+    )]
+    Denied { error: StoreError, folder: PathBuf, uid: u32, gid: u32 },
+    #[error(
         "the data folder has format {found}, written by roadstead {version}, and this program reads formats up to {known}; start that \
          version or a later one, or restore a backup"
     )]
@@ -52,13 +58,33 @@ pub enum OpenError {
     OtherFileSystem(&'static str),
 }
 
+// === impl OpenError ===
+
+impl OpenError {
+    /// Names the remedy for a folder that cannot be written.
+    fn of_folder(folder: &Path, error: StoreError) -> Self {
+        match error.io_kind() {
+            Some(ErrorKind::PermissionDenied) => Self::Denied {
+                error,
+                folder: folder.to_owned(),
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+            },
+            Some(ErrorKind::ReadOnlyFilesystem) => Self::NotWritable(error),
+            _ => Self::Store(error),
+        }
+    }
+}
+
+// === impl Local ===
+
 impl Local {
     /// Opens a data folder for writing, and creates it if it does not exist. Blocks.
     pub(in crate::store) fn open(root: &Path, settings: StoreSettings) -> Result<Arc<Self>, OpenError> {
-        fs::create_dir_all(root).at("create", root)?;
+        fs::create_dir_all(root).at("create", root).map_err(|error| OpenError::of_folder(root, error))?;
         let layout = Layout::new(root);
         let lock = FolderLock::exclusive(&layout.lock()).map_err(|error| match error {
-            LockError::Store(error) if error.is_not_writable() => OpenError::NotWritable(error),
+            LockError::Store(error) => OpenError::of_folder(root, error),
             error => error.into(),
         })?;
         // Before anything but the lock is written.
