@@ -1,9 +1,21 @@
 # Targets for developers and CI. On a fresh Debian machine with Rust, `make test` also installs what the tests need.
 
-.PHONY: bench build check deny eviction figures instructions million pieces reference soak test
+.PHONY: bench build check deb deny dist eviction figures image instructions million pieces reference soak test
 
 build:
 	cargo build --release
+
+# Builds the container image as an OCI layout in target/image, without Docker and without network. Takes a release build.
+image: build
+	deploy/docker/layout.sh target/release/roadstead target/image
+
+# Builds the Debian package. Takes a release build. Needs: cargo install --locked cargo-deb
+deb: build
+	deploy/debian/build.sh target/release/roadstead
+
+# Builds the files of a release, twice, and compares the two. See deploy/release/dist.sh for what it needs.
+dist:
+	deploy/release/dist.sh
 
 check:
 	cargo fmt --check

@@ -17,6 +17,9 @@ needs=(
     curl:curl
     nginx:nginx-light
     caddy:caddy
+    haproxy:haproxy
+    ip:iproute2
+    strip:binutils
     valgrind:valgrind
 )
 PATH="$PATH:/usr/sbin:/sbin"
@@ -34,7 +37,7 @@ if grep -qs Y /sys/module/apparmor/parameters/enabled && ! command -v apparmor_p
     packages+=(apparmor)
 fi
 if [ ${#packages[@]} -eq 0 ]; then
-    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, curl, nginx, caddy, busybox, valgrind: all installed."
+    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, curl, nginx, caddy, haproxy, busybox, valgrind: all installed."
     exit 0
 fi
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)

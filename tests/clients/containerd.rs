@@ -51,6 +51,21 @@ impl Containerd {
         self.folder.at("sock")
     }
 
+    /// Pulls as a node does whose containerd has these files in `certs.d`. `launcher` starts `ctr`, for example in the node's
+    /// network.
+    pub fn pull_from(&self, launcher: &[&str], files: &[(&str, &str)], image: &str) {
+        for (path, text) in files {
+            self.folder.write(&format!("certs.d/{path}/hosts.toml"), text);
+        }
+        let (ctr, socket, hosts) = (find("ctr", "containerd"), self.socket(), self.folder.at("certs.d"));
+        let fixed =
+            ["-a", &socket, "-n", "test", "images", "pull", "--snapshotter", "native", "--hosts-dir", &hosts, image];
+        let command = [launcher, &[ctr.to_str().expect("a plain path")], &fixed].concat();
+        let (program, args) = command.split_first().expect("a program");
+        // The launcher's network decides what can be reached.
+        run(Path::new(program), args, &[("NO_PROXY", "*"), ("no_proxy", "*")]);
+    }
+
     fn ctr(&self, args: &[&str]) -> String {
         let socket = self.socket();
         let args = [&["-a", &socket, "-n", "test"], args].concat();

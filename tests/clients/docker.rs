@@ -1,7 +1,10 @@
 //! A private dockerd, with its own data root, socket and containerd, and with Roadstead as its registry mirror.
 
 use super::containerd::Containerd;
+use std::path::Path;
+
 use super::folder::Folder;
+use super::network::Network;
 use super::podman::Podman;
 use super::program::{MachineLock, NO_INTERNET, find, run};
 use super::readme::recipe;
@@ -15,7 +18,7 @@ pub struct Docker {
     _daemon: Daemon,
     /// A private containerd: dockerd would otherwise use that of the machine, with its images.
     _containerd: Containerd,
-    folder: Folder,
+    pub(super) folder: Folder,
     _lock: MachineLock,
 }
 
@@ -25,9 +28,20 @@ impl Docker {
         Self::start_with(&recipe("### Docker", "json", &roadstead.host()))
     }
 
-    /// Starts dockerd with this `daemon.json`.
+    /// Starts dockerd with this `daemon.json`. Its containers have no network but that of the machine.
     pub fn start_with(daemon_json: &str) -> Self {
-        let program = find("dockerd", "docker.io");
+        Self::launch(daemon_json, &[], &["--bridge", "none"])
+    }
+
+    /// Starts dockerd in a network of its own, in which containers have addresses and published ports.
+    pub fn start_in(network: &Network) -> Self {
+        let enter = network.enter();
+        Self::launch("{}", &enter.each_ref().map(String::as_str), &[])
+    }
+
+    /// `launcher` is the command that starts dockerd; if it is empty, dockerd is started directly.
+    fn launch(daemon_json: &str, launcher: &[&str], more: &[&str]) -> Self {
+        let dockerd = find("dockerd", "docker.io");
         let lock = MachineLock::take("daemon");
         let (containerd, folder) = (Containerd::start(), Folder::new());
         folder.write("daemon.json", daemon_json);
@@ -40,10 +54,11 @@ impl Docker {
             ["--containerd", &containerd_socket],
             ["--host", &socket],
             ["--storage-driver", "vfs"],
-            ["--bridge", "none"],
             ["--iptables=false", "--ip6tables=false"],
         ];
-        let mut daemon = Daemon::spawn_with("dockerd", folder.path(), &program, args.as_flattened(), &NO_INTERNET);
+        let command = [launcher, &[dockerd.to_str().expect("a plain path")], args.as_flattened(), more].concat();
+        let (program, args) = command.split_first().expect("a program");
+        let mut daemon = Daemon::spawn_with("dockerd", folder.path(), Path::new(program), args, &NO_INTERNET);
         daemon.wait_until(|| folder.path().join("sock").exists());
         let docker = Self { _daemon: daemon, _containerd: containerd, folder, _lock: lock };
         docker.run(&["version"]);
