@@ -1,6 +1,6 @@
 # Targets for developers and CI. On a fresh Debian machine with Rust, `make test` also installs what the tests need.
 
-.PHONY: bench build check deb deny dist eviction figures image instructions million pieces reference soak test
+.PHONY: bench build check deb deb-try deny dist eviction figures image instructions million pieces reference soak test
 
 build:
 	cargo build --release
@@ -12,6 +12,15 @@ image: build
 # Builds the Debian package. Takes a release build. Needs: cargo install --locked cargo-deb
 deb: build
 	deploy/debian/build.sh target/release/roadstead
+
+# Installs, upgrades and removes the Debian package in a container with systemd. Needs root, and Debian's debootstrap,
+# systemd-container and lintian.
+deb-try: build
+	rm -rf target/debian
+	deploy/debian/build.sh target/release/roadstead target/debian/old
+	DEB_REVISION=2 deploy/debian/build.sh target/release/roadstead target/debian/new
+	lintian --allow-root --fail-on error,warning target/debian/new/*.deb
+	deploy/debian/try.sh target/debian/old/*.deb target/debian/new/*.deb
 
 # Builds the files of a release, twice, and compares the two. See deploy/release/dist.sh for what it needs.
 dist:
