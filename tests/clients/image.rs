@@ -1,5 +1,6 @@
 //! The container image, as `make image` builds it, run by Docker.
 
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -200,6 +201,45 @@ async fn image_reads_the_mounted_files_of_registry_2() {
     let mount = format!("{}:/etc/roadstead/roadstead.toml:ro", toml.display());
     let refused = docker.fail(&["run", "--rm", "--network", "none", "--volume", &mount, &name]);
     assert!(refused.contains("roadstead: /etc/roadstead/roadstead.toml:2: cache.tag_ttll"), "{refused}");
+}
+
+/// A stage that builds: busybox, and a `cargo` that has nothing to do.
+fn import_builder(docker: &Docker, folder: &Folder) {
+    let busybox = find("busybox", "busybox-static");
+    std::fs::create_dir_all(folder.path().join("builder/bin")).unwrap();
+    std::fs::copy(busybox, folder.path().join("builder/bin/busybox")).unwrap();
+    for name in ["sh", "cp", "mv", "mkdir"] {
+        symlink("busybox", folder.path().join("builder/bin").join(name)).unwrap();
+    }
+    let cargo = folder.write("builder/bin/cargo", "#!/bin/sh\n");
+    std::fs::set_permissions(cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (root, tar) = (folder.at("builder"), folder.at("builder.tar"));
+    run(Path::new("tar"), &["-C", &root, "-cf", &tar, "."], &[]);
+    docker.run(&["import", &tar, "builder:latest"]);
+}
+
+#[tokio::test]
+async fn dockerfile_makes_an_image_that_both_users_can_run() {
+    let server = roadstead(&[]);
+    let (docker, folder) = (Docker::start(&server), Folder::new());
+    import_builder(&docker, &folder);
+    // The sources, with a tree that is made already: a compiler would take minutes.
+    let sources = Path::new(SOURCES);
+    let (context, tree) = (folder.path().join("sources"), folder.at("sources/tree"));
+    std::fs::create_dir_all(&context).unwrap();
+    run(&sources.join("deploy/docker/rootfs.sh"), &[PROGRAM, &tree], &[]);
+    let dockerfile = std::fs::read_to_string(sources.join("deploy/docker/Dockerfile")).unwrap();
+    folder.write("sources/Dockerfile", &dockerfile);
+    let script = folder.write("sources/deploy/docker/rootfs.sh", "#!/bin/sh\ncp -a tree \"$2\"\n");
+    std::fs::set_permissions(script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let build = ["build", "--quiet", "--network", "none", "--build-arg", "RUST_IMAGE=builder:latest", "--tag", "built"];
+    docker.run(&[&build[..], &[context.to_str().unwrap()]].concat());
+    for user in ["0", "65532"] {
+        let volume = format!("data-of-{user}:/var/lib/registry");
+        let options = ["--user", user, "--read-only", "--cap-drop=ALL", "--volume", &volume];
+        let container = Container::start(&docker, "built", &options, &[]);
+        container.until_ready().await;
+    }
 }
 
 #[test]

@@ -406,3 +406,40 @@ fn a_folder_of_another_user_is_one_error_line_with_the_remedy() {
     let remedy = format!("chown -R 65532:65532 {}", data.display());
     assert_one_line(&output, "a folder of root", &["Permission denied", &remedy, "storage.read_only"]);
 }
+
+#[test]
+fn missing_ca_certificates_are_a_warning_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, data) = (folder.path().join("empty.pem"), folder.path().join("data"));
+    std::fs::write(&file, "").unwrap();
+    let args = ["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()];
+    let environment = [("SSL_CERT_FILE", file.to_str().unwrap()), ("SSL_CERT_DIR", folder.path().to_str().unwrap())];
+    let mut daemon = Daemon::spawn_with("roadstead", folder.path(), Path::new(PROGRAM), &args, &environment);
+    let log = folder.path().join("roadstead.log");
+    daemon.wait_until(|| std::fs::read_to_string(&log).is_ok_and(|log| log.contains("no CA certificates")));
+    assert!(daemon.stop().success());
+    assert_eq!(daemon.log().matches("name a file with SSL_CERT_FILE").count(), 1, "{}", daemon.log());
+}
+
+#[test]
+fn variables_of_kubernetes_services_are_no_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let link = "tcp://10.96.0.17:5000";
+    for service in ["ROADSTEAD", "REGISTRY"] {
+        let name = |rest: &str| format!("{service}_{rest}");
+        let variables = [
+            (name("SERVICE_HOST"), "10.96.0.17"),
+            (name("SERVICE_PORT"), "5000"),
+            (name("SERVICE_PORT_HTTP"), "5000"),
+            (name("PORT"), link),
+            (name("PORT_5000_TCP"), link),
+            (name("PORT_5000_TCP_PROTO"), "tcp"),
+            (name("PORT_5000_TCP_PORT"), "5000"),
+            (name("PORT_5000_TCP_ADDR"), "10.96.0.17"),
+        ];
+        let environment: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        let output = run(folder.path(), "", &["check"], &environment);
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("listen = \"127.0.0.1:5000\""), "{output:?}");
+    }
+}

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 const MIN_MESSAGE_WORDS: usize = 3;
 
 /// Where quoted messages are put together: placeholders, separators, and texts that come from the operating system or from other programs.
-const NOT_OURS: [&str; 23] = [
+const NOT_OURS: [&str; 24] = [
+    "exec format error",
     "…",
     "manifest unknown to",
     "blob unknown to",
