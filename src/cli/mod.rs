@@ -14,6 +14,7 @@ mod health;
 mod man;
 mod options;
 mod output;
+mod prepare_data;
 #[cfg(test)]
 mod reference;
 mod reload;
@@ -36,6 +37,8 @@ use crate::printable::Printable;
 use crate::server::StartError;
 use crate::store::{OpenError, StoreError};
 use crate::telemetry::logs::LogError;
+use client_config::HostsError;
+use prepare_data::PrepareDataError;
 
 /// A container registry for pushes, and a pull-through cache of other registries.
 #[derive(Debug, Parser)]
@@ -59,9 +62,15 @@ enum Command {
         after_help = "Examples:\n  roadstead explain quay.io/prometheus/prometheus:v3.0.0\n  roadstead explain '/v2/library/alpine/manifests/3?ns=docker.io'"
     )]
     Explain(explain::Explain),
-    /// Print the configuration file that makes a client pull through this server.
-    #[command(after_help = "Example:\n  roadstead client-config k3s --url http://10.0.0.5:5000")]
+    /// Print the configuration file that makes a client pull through this server. For containerd, --write changes the files on
+    /// this machine instead.
+    #[command(
+        after_help = "Examples:\n  roadstead client-config k3s --url http://10.0.0.5:5000\n  roadstead client-config containerd --url http://127.0.0.1:5000 --write /etc/containerd/certs.d"
+    )]
     ClientConfig(client_config::ClientConfig),
+    /// Create the data folder for a server that runs as another user. Run it as root, such as in an init container.
+    #[command(after_help = "Example:\n  roadstead prepare-data --data /var/lib/registry --owner 65532:65532")]
+    PrepareData(prepare_data::PrepareData),
     /// Show the disk usage by upstream and repository.
     #[command(after_help = "Example:\n  roadstead du --output json")]
     Du(du::Du),
@@ -118,6 +127,14 @@ pub enum CliError {
     Refused(String),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Hosts(#[from] HostsError),
+    #[error("--write is for containerd; for other clients, redirect the output to the file that it names")]
+    NotWritten,
+    #[error(transparent)]
+    PrepareData(#[from] PrepareDataError),
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
     #[error("the operation ended before it was complete; run it again")]
     Unfinished,
     /// A scrub that failed, so that damage is unknown. It has its own exit code.
@@ -172,6 +189,7 @@ impl Cli {
             Command::Check(options) => check::run(options)?,
             Command::Explain(explain) => explain.run()?,
             Command::ClientConfig(client_config) => client_config.run()?,
+            Command::PrepareData(prepare) => prepare.run()?,
             Command::Du(du) => du.run()?,
             Command::Gc(gc) => gc.run()?,
             Command::Scrub(scrub) => return scrub.run(),
@@ -245,6 +263,9 @@ mod tests {
             "check",
             "explain busybox --as ann --output json",
             "client-config podman --url http://cache:5000",
+            "client-config containerd --url http://cache:5000 --write d --force --until-stopped",
+            "client-config containerd --write d --remove",
+            "prepare-data --owner 65532:65532",
             "du --output json",
             "gc --dry-run --output json",
             "scrub --repair",

@@ -15,6 +15,7 @@ mod cli;
 #[path = "../clients/mod.rs"]
 mod clients;
 mod collector;
+mod containerd_hosts;
 mod contract;
 mod control;
 mod copies;

@@ -26,6 +26,11 @@ pub(super) fn files(url: &ServerUrl, config: &Config) -> String {
     )
 }
 
+/// The hosts files: the folder of each below containerd's folder, and its content.
+pub(super) fn hosts_files(url: &ServerUrl) -> [(&str, String); 2] {
+    [("_default", default_hosts(url)), (url.host(), own_hosts(url))]
+}
+
 /// `file` as comment lines, so that the output is one valid file.
 fn commented(file: &str) -> String {
     file.lines().map(|line| if line.is_empty() { "#\n".to_owned() } else { format!("#{line}\n") }).collect()

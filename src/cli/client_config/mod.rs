@@ -1,11 +1,14 @@
-//! `roadstead client-config`: prints the file that makes a client pull through this server, with all of its upstreams.
+//! `roadstead client-config`: prints the file that makes a client pull through this server, with all of its upstreams. For
+//! containerd it can also write the file.
 
 mod buildkit;
 mod containerd;
 mod docker;
+mod hosts_folder;
 mod k3s;
 mod podman;
 mod server_url;
+mod write;
 
 use std::io::{self, Write};
 
@@ -15,16 +18,21 @@ use super::CliError;
 use super::options::ConfigOptions;
 use super::output::print;
 use crate::config::Config;
+pub use hosts_folder::HostsError;
 use server_url::ServerUrl;
+use write::WriteOptions;
 
 #[derive(Args, Debug)]
 pub struct ClientConfig {
     /// The client to configure.
     client: Client,
 
-    /// The URL at which clients reach this server, such as http://cache.example.com:5000.
-    #[arg(long, value_name = "URL")]
-    url: ServerUrl,
+    /// The URL at which clients reach this server, such as http://cache.example.com:5000. Required, unless files are removed.
+    #[arg(long, value_name = "URL", required_unless_present = "remove")]
+    url: Option<ServerUrl>,
+
+    #[command(flatten)]
+    write: WriteOptions,
 
     #[command(flatten)]
     options: ConfigOptions,
@@ -60,8 +68,18 @@ struct Recipe {
 
 impl ClientConfig {
     /// Prints the file to the standard output, so that it can be redirected, and notes to the standard error stream.
+    ///
+    /// With `--write`, it changes files instead. They do not depend on the configuration of the server.
     pub fn run(self) -> Result<(), CliError> {
-        let recipe = self.client.recipe(&self.url, &self.options.load()?);
+        if let Some(folder) = self.write.folder() {
+            return match self.client {
+                Client::Containerd => self.write.run(folder, self.url.as_ref()),
+                _ => Err(CliError::NotWritten),
+            };
+        }
+        // The command line requires it.
+        let Some(url) = self.url else { return Ok(()) };
+        let recipe = self.client.recipe(&url, &self.options.load()?);
         print(&recipe.file)?;
         io::stderr().write_all(recipe.notes.as_bytes()).map_err(CliError::Output)
     }
