@@ -1,6 +1,6 @@
 # Targets for developers and CI. On a fresh Debian machine with Rust, `make test` also installs what the tests need.
 
-.PHONY: bench build check deb deb-try deny dist eviction figures image instructions million pieces reference soak test
+.PHONY: bench build check deb deb-try deny dist eviction figures image instructions kubernetes million pieces reference soak test
 
 build:
 	cargo build --release
@@ -68,6 +68,11 @@ million:
 # Kills the program two hundred times while clients push and pull. Takes three minutes and prints the seed of the run.
 soak:
 	CRASH_ROUNDS=200 cargo test --quiet --test it -- --nocapture crash::acknowledged
+
+# Gives the manifests and the Helm chart to an API server of Kubernetes. Needs Go, which builds the API server, etcd and Helm
+# into a cache (ROADSTEAD_TOOLS, by default ~/.cache/roadstead/tools): some 15 minutes and 2 GiB the first time, and then one minute.
+kubernetes:
+	tests/kubernetes/check.sh
 
 # The tests in `clients` start dockerd and run containers, which needs root.
 ifeq ($(shell id -u),0)

@@ -21,6 +21,7 @@ needs=(
     ip:iproute2
     strip:binutils
     valgrind:valgrind
+    kubectl:kubernetes-client
 )
 PATH="$PATH:/usr/sbin:/sbin"
 
@@ -37,7 +38,7 @@ if grep -qs Y /sys/module/apparmor/parameters/enabled && ! command -v apparmor_p
     packages+=(apparmor)
 fi
 if [ ${#packages[@]} -eq 0 ]; then
-    echo "The tests need docker, containerd, podman, skopeo, buildah, docker-registry, curl, nginx, caddy, haproxy, busybox, valgrind: all installed."
+    echo "Everything that the tests need is installed."
     exit 0
 fi
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)

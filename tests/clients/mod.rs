@@ -19,6 +19,7 @@ mod full_disk;
 mod image;
 mod login;
 mod network;
+mod node_pods;
 mod podman;
 mod program;
 mod read_only;

@@ -37,6 +37,7 @@ mod hosts;
 mod http2;
 mod input;
 mod isolation;
+mod kubernetes;
 mod layers;
 mod lazy;
 mod lists;
