@@ -2,9 +2,9 @@
 
 use rcgen::SanType;
 
-use super::busybox;
 use super::folder::Folder;
 use super::program::{find, run};
+use super::{busybox, shapes};
 use crate::support::Authority;
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
@@ -31,15 +31,7 @@ async fn skopeo_and_curl_push_and_pull_with_a_certificate() {
     )));
     let (builder, node) = (certificates(&authority, "builder.example"), certificates(&authority, "node-7.example"));
     let (image, folder) = (busybox::image("pushed by a builder"), Folder::new());
-    // A folder as skopeo writes it.
-    folder.write("image/version", "Directory Transport Version: 1.1\n");
-    std::fs::write(folder.at("image/manifest.json"), &image.manifest.bytes).unwrap();
-    for blob in image.blobs() {
-        std::fs::write(folder.at(&format!("image/{}", blob.digest.trim_start_matches("sha256:"))), &blob.bytes)
-            .unwrap();
-    }
-    let (source, target) =
-        (format!("dir:{}", folder.at("image")), format!("docker://{}/team/app:v1", roadstead.host()));
+    let (source, target) = (shapes::write_dir(&folder, &image), format!("docker://{}/team/app:v1", roadstead.host()));
     let skopeo = |args: &[&str]| run(&find("skopeo", "skopeo"), args, &[("HOME", &folder.at(""))]);
     skopeo(&["copy", "--preserve-digests", "--dest-cert-dir", &builder.at(""), &source, &target]);
     let digest = skopeo(&["inspect", "--cert-dir", &node.at(""), "--format", "{{.Digest}}", &target]);

@@ -39,10 +39,15 @@ async fn pull(url: &str, image: &Image) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn docker_registry_mirrors_through_roadstead() {
+    assert_mirrors_through_roadstead(Registry::mirror_of).await;
+}
+
+/// Checks a registry that mirrors a URL.
+pub async fn assert_mirrors_through_roadstead(mirror_of: impl Fn(&str) -> Registry) {
     let image = Image::new(1, &[MIB, 10]);
     let upstream = upstream_with(&image).await;
     let server = mirror(&upstream, QUICK).await;
-    let outer = Registry::mirror_of(&server.url(""));
+    let outer = mirror_of(&server.url(""));
     pull(&outer.url(), &image).await;
     assert_eq!(upstream.count("GET", &format!("/v2/{REPO}/manifests/1")), 1);
     for blob in image.blobs() {
@@ -54,16 +59,21 @@ async fn docker_registry_mirrors_through_roadstead() {
         pull(&outer.url(), &image).await;
     }
     // The cache of docker-registry is empty, that of Roadstead is not.
-    pull(&Registry::mirror_of(&server.url("")).url(), &image).await;
+    pull(&mirror_of(&server.url("")).url(), &image).await;
     let stale = server.head(&format!("/v2/{REPO}/manifests/1")).await;
     assert!(stale.status == 200 && stale.header("warning").starts_with("299"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn roadstead_mirrors_through_docker_registry() {
+    assert_roadstead_mirrors_through(Registry::mirror_of).await;
+}
+
+/// Checks Roadstead with such a registry as its upstream.
+pub async fn assert_roadstead_mirrors_through(mirror_of: impl Fn(&str) -> Registry) {
     let image = Image::new(1, &[MIB, 10]);
     let upstream = upstream_with(&image).await;
-    let inner = Registry::mirror_of(&upstream.url(""));
+    let inner = mirror_of(&upstream.url(""));
     let settings = Settings::new().upstream_url("docker.io", &inner.url()).default_upstream("docker.io");
     let server = ServerProcess::start(settings.config(&format!("[cache]\n{ALWAYS_REVALIDATE}")));
     pull(&server.url(""), &image).await;

@@ -1,6 +1,6 @@
 //! containerd with its own root, state and socket, controlled by `ctr`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::folder::Folder;
 use super::program::{MachineLock, NO_INTERNET, find, run};
@@ -12,26 +12,31 @@ use crate::support::process::ServerProcess;
 
 pub struct Containerd {
     _daemon: Daemon,
-    folder: Folder,
+    ctr: PathBuf,
+    pub folder: Folder,
 }
 
 impl Containerd {
     pub fn start() -> Self {
-        let program = find("containerd", "containerd");
+        Self::start_program(&find("containerd", "containerd"), &find("ctr", "containerd"), "")
+    }
+
+    /// Starts this program, with more TOML in its configuration. Other programs beside it come before those of the path.
+    pub fn start_program(program: &Path, ctr: &Path, more: &str) -> Self {
         let folder = Folder::new();
         let config = format!(
             r#"
             version = 2
             root = "{root}"
             state = "{state}"
-            disabled_plugins = ["io.containerd.grpc.v1.cri"]
+            disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
             [grpc]
             address = "{socket}"
             [ttrpc]
             address = "{socket}.ttrpc"
             [plugins."io.containerd.internal.v1.opt"]
             path = "{opt}"
-            "#,
+            {more}"#,
             root = folder.at("root"),
             state = folder.at("state"),
             socket = folder.at("sock"),
@@ -39,12 +44,14 @@ impl Containerd {
         );
         folder.write("config.toml", &config);
         let args = ["--config", &folder.at("config.toml")];
-        let mut daemon = Daemon::spawn_with("containerd", folder.path(), &program, &args, &NO_INTERNET);
-        let ctr = find("ctr", "containerd");
+        let beside = program.parent().and_then(Path::to_str).expect("a program is in a folder");
+        let path = format!("{beside}:{}", std::env::var("PATH").unwrap_or_default());
+        let environment = [&NO_INTERNET[..], &[("PATH", &path)]].concat();
+        let mut daemon = Daemon::spawn_with("containerd", folder.path(), program, &args, &environment);
         let socket = folder.at("sock");
         daemon.wait_until(|| Path::new(&socket).exists());
-        run(&ctr, &["-a", &socket, "version"], &[]);
-        Self { _daemon: daemon, folder }
+        run(ctr, &["-a", &socket, "version"], &[]);
+        Self { _daemon: daemon, ctr: ctr.to_owned(), folder }
     }
 
     pub fn socket(&self) -> String {
@@ -57,19 +64,19 @@ impl Containerd {
         for (path, text) in files {
             self.folder.write(&format!("certs.d/{path}/hosts.toml"), text);
         }
-        let (ctr, socket, hosts) = (find("ctr", "containerd"), self.socket(), self.folder.at("certs.d"));
+        let (socket, hosts) = (self.socket(), self.folder.at("certs.d"));
         let fixed =
             ["-a", &socket, "-n", "test", "images", "pull", "--snapshotter", "native", "--hosts-dir", &hosts, image];
-        let command = [launcher, &[ctr.to_str().expect("a plain path")], &fixed].concat();
+        let command = [launcher, &[self.ctr.to_str().expect("a plain path")], &fixed].concat();
         let (program, args) = command.split_first().expect("a program");
         // The launcher's network decides what can be reached.
         run(Path::new(program), args, &[("NO_PROXY", "*"), ("no_proxy", "*")]);
     }
 
-    fn ctr(&self, args: &[&str]) -> String {
+    pub fn ctr(&self, args: &[&str]) -> String {
         let socket = self.socket();
         let args = [&["-a", &socket, "-n", "test"], args].concat();
-        run(&find("ctr", "containerd"), &args, &[])
+        run(&self.ctr, &args, &[])
     }
 
     /// The hosts.toml that k3s generates from the README's registries.yaml: an endpoint without a path gets `/v2`, and `"*"`

@@ -1,12 +1,12 @@
 //! A private dockerd, with its own data root, socket and containerd, and with Roadstead as its registry mirror.
 
-use super::containerd::Containerd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::containerd::Containerd;
 use super::folder::Folder;
 use super::network::Network;
 use super::podman::Podman;
-use super::program::{MachineLock, NO_INTERNET, find, run};
+use super::program::{MachineLock, NO_INTERNET, fail, find, run};
 use super::readme::recipe;
 use super::registry::Registry;
 use super::{busybox, roadstead, shapes};
@@ -14,12 +14,33 @@ use crate::support::Client;
 use crate::support::daemon::Daemon;
 use crate::support::process::ServerProcess;
 
+/// The programs of one version of Docker, and how its images are stored.
+pub struct Programs {
+    pub dockerd: PathBuf,
+    pub docker: PathBuf,
+    pub start_containerd: fn() -> Containerd,
+    pub storage: &'static [&'static str],
+}
+
 pub struct Docker {
     _daemon: Daemon,
+    docker: PathBuf,
     /// A private containerd: dockerd would otherwise use that of the machine, with its images.
     _containerd: Containerd,
-    pub(super) folder: Folder,
+    pub folder: Folder,
     _lock: MachineLock,
+}
+
+impl Programs {
+    /// Docker as Debian packages it, with its classic store.
+    fn of_debian() -> Self {
+        Self {
+            dockerd: find("dockerd", "docker.io"),
+            docker: find("docker", "docker.io"),
+            start_containerd: Containerd::start,
+            storage: &["--storage-driver", "vfs"],
+        }
+    }
 }
 
 impl Docker {
@@ -30,20 +51,23 @@ impl Docker {
 
     /// Starts dockerd with this `daemon.json`. Its containers have no network but that of the machine.
     pub fn start_with(daemon_json: &str) -> Self {
-        Self::launch(daemon_json, &[], &["--bridge", "none"])
+        Self::start_programs(Programs::of_debian(), daemon_json)
+    }
+
+    pub fn start_programs(programs: Programs, daemon_json: &str) -> Self {
+        Self::launch(programs, daemon_json, &[], &["--bridge", "none"])
     }
 
     /// Starts dockerd in a network of its own, in which containers have addresses and published ports.
     pub fn start_in(network: &Network) -> Self {
         let enter = network.enter();
-        Self::launch("{}", &enter.each_ref().map(String::as_str), &[])
+        Self::launch(Programs::of_debian(), "{}", &enter.each_ref().map(String::as_str), &[])
     }
 
     /// `launcher` is the command that starts dockerd; if it is empty, dockerd is started directly.
-    fn launch(daemon_json: &str, launcher: &[&str], more: &[&str]) -> Self {
-        let dockerd = find("dockerd", "docker.io");
+    fn launch(programs: Programs, daemon_json: &str, launcher: &[&str], more: &[&str]) -> Self {
         let lock = MachineLock::take("daemon");
-        let (containerd, folder) = (Containerd::start(), Folder::new());
+        let (containerd, folder) = ((programs.start_containerd)(), Folder::new());
         folder.write("daemon.json", daemon_json);
         let (socket, containerd_socket) = (format!("unix://{}", folder.at("sock")), containerd.socket());
         let args = [
@@ -53,34 +77,32 @@ impl Docker {
             ["--pidfile", &folder.at("pid")],
             ["--containerd", &containerd_socket],
             ["--host", &socket],
-            ["--storage-driver", "vfs"],
             ["--iptables=false", "--ip6tables=false"],
         ];
-        let command = [launcher, &[dockerd.to_str().expect("a plain path")], args.as_flattened(), more].concat();
+        let dockerd = programs.dockerd.to_str().expect("a plain path");
+        let command = [launcher, &[dockerd], args.as_flattened(), programs.storage, more].concat();
         let (program, args) = command.split_first().expect("a program");
         let mut daemon = Daemon::spawn_with("dockerd", folder.path(), Path::new(program), args, &NO_INTERNET);
         daemon.wait_until(|| folder.path().join("sock").exists());
-        let docker = Self { _daemon: daemon, _containerd: containerd, folder, _lock: lock };
+        let docker = Self { _daemon: daemon, docker: programs.docker, _containerd: containerd, folder, _lock: lock };
         docker.run(&["version"]);
         docker
     }
 
     pub fn run(&self, args: &[&str]) -> String {
-        let socket = format!("unix://{}", self.folder.at("sock"));
-        let args = [&["--host", &socket], args].concat();
-        // Its own home, so that no existing credentials are sent.
-        run(&find("docker", "docker.io"), &args, &[("HOME", &self.folder.at(""))])
+        self.command(run, args)
     }
 
     /// Runs a command that must fail, and returns what it prints.
     pub fn fail(&self, args: &[&str]) -> String {
+        self.command(fail, args)
+    }
+
+    fn command(&self, run: impl Fn(&Path, &[&str], &[(&str, &str)]) -> String, args: &[&str]) -> String {
         let socket = format!("unix://{}", self.folder.at("sock"));
-        let mut docker = std::process::Command::new(find("docker", "docker.io"));
-        docker.args(["--host", &socket]).args(args).env("HOME", self.folder.at("")).envs(NO_INTERNET);
-        let output = docker.output().expect("docker can be started");
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(!output.status.success(), "docker {args:?} should have failed: {text}");
-        text
+        let args = [&["--host", &socket], args].concat();
+        // Its own home, so that no existing credentials are sent.
+        run(&self.docker, &args, &[("HOME", &self.folder.at(""))])
     }
 
     pub fn greeting_in(&self, image: &str) -> String {

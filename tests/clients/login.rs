@@ -1,16 +1,16 @@
 //! Real clients log in and push, and pull without a login, on a server with users.
 
-use super::busybox;
 use super::docker::Docker;
 use super::folder::Folder;
-use super::program::{NO_INTERNET, find, run};
+use super::program::{fail, find, run};
+use super::{busybox, shapes};
 use crate::support::process::ServerProcess;
 use crate::support::settings::Settings;
 
-const PASSWORD: &str = "a secret: word";
+pub const PASSWORD: &str = "a secret: word";
 
 /// Everyone pulls, and ann pushes to `team/**`.
-fn with_users(folder: &Folder) -> ServerProcess {
+pub fn with_users(folder: &Folder) -> ServerProcess {
     let hash = bcrypt::hash_with_salt(PASSWORD, 4, [7; 16]).unwrap();
     let users = folder.write("htpasswd", &format!("ann:{hash}\n"));
     ServerProcess::start(Settings::new().config(&format!(
@@ -19,38 +19,20 @@ fn with_users(folder: &Folder) -> ServerProcess {
     )))
 }
 
-/// Runs a program that must fail, and returns what it prints.
-fn fail(program: &str, package: &str, args: &[&str], home: &Folder) -> String {
-    let command = find(program, package);
-    let mut timeout = std::process::Command::new("timeout");
-    timeout.arg("120").arg(command).args(args).env("HOME", home.at("")).envs(NO_INTERNET);
-    let output = timeout.output().unwrap();
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(!output.status.success(), "{program} {args:?} should have failed: {text}");
-    text
-}
-
 #[tokio::test]
 async fn skopeo_logs_in_and_pushes_and_others_pull() {
     let folder = Folder::new();
     let roadstead = with_users(&folder);
     let (host, image) = (roadstead.host(), busybox::image("pushed by ann"));
-    // A folder as skopeo writes it.
-    folder.write("image/version", "Directory Transport Version: 1.1\n");
-    std::fs::write(folder.at("image/manifest.json"), &image.manifest.bytes).unwrap();
-    for blob in image.blobs() {
-        std::fs::write(folder.at(&format!("image/{}", blob.digest.trim_start_matches("sha256:"))), &blob.bytes)
-            .unwrap();
-    }
-    let (source, target) = (format!("dir:{}", folder.at("image")), format!("docker://{host}/team/app:v1"));
+    let (source, target) = (shapes::write_dir(&folder, &image), format!("docker://{host}/team/app:v1"));
     let copy = ["copy", "--preserve-digests", "--dest-tls-verify=false", &source, &target];
     let login = |password| ["login", "--tls-verify=false", "--username", "ann", "--password", password, &host];
-    let skopeo = |args: &[&str]| {
-        let own = [("HOME", folder.at("")), ("REGISTRY_AUTH_FILE", folder.at("auth.json"))];
-        run(&find("skopeo", "skopeo"), args, &own.each_ref().map(|(name, value)| (*name, value.as_str())))
-    };
-    fail("skopeo", "skopeo", &copy, &folder);
-    fail("skopeo", "skopeo", &login("wrong"), &folder);
+    let own = [("HOME", folder.at("")), ("REGISTRY_AUTH_FILE", folder.at("auth.json"))];
+    let own = own.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let program = find("skopeo", "skopeo");
+    let skopeo = |args: &[&str]| run(&program, args, &own);
+    fail(&program, &copy, &own);
+    fail(&program, &login("wrong"), &own);
     skopeo(&login(PASSWORD));
     skopeo(&copy);
     skopeo(&["logout", &host]);

@@ -1,5 +1,7 @@
 //! podman with its own storage. It sends no `ns`: the upstream is the first part of the path.
 
+use std::path::PathBuf;
+
 use super::folder::Folder;
 use super::program::find;
 use super::readme::recipe;
@@ -8,17 +10,23 @@ use super::{busybox, containers, roadstead, shapes, two_registries};
 use crate::support::Client;
 
 pub struct Podman {
+    program: PathBuf,
     folder: Folder,
 }
 
 impl Podman {
     /// podman with this `registries.conf`.
     pub fn new(registries: &str) -> Self {
-        Self { folder: containers::folder(registries) }
+        Self::of_program(find("podman", "podman"), registries)
+    }
+
+    /// This program with this `registries.conf`.
+    pub fn of_program(program: PathBuf, registries: &str) -> Self {
+        Self { program, folder: containers::folder(registries) }
     }
 
     pub fn run(&self, args: &[&str]) -> String {
-        containers::run_in(&self.folder, &find("podman", "podman"), args)
+        containers::run_in(&self.folder, &self.program, args)
     }
 
     pub fn pull(&self, image: &str) {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// The folders of Debian packages first, so that no other version on the path is tested.
 const FOLDERS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
@@ -28,17 +28,7 @@ pub fn find(name: &str, package: &str) -> PathBuf {
 /// Runs a program for at most two minutes, without access to the internet, and returns its standard output. Fails the
 /// test if the program fails.
 pub fn run(program: &Path, args: &[&str], environment: &[(&str, &str)]) -> String {
-    let output = Command::new("timeout")
-        .args(["--kill-after=5", "120"])
-        .arg(program)
-        .args(args)
-        .env_remove("DOCKER_HOST")
-        .env_remove("DOCKER_CONTEXT")
-        .envs(NO_INTERNET)
-        .envs(environment.iter().copied())
-        .output();
-    let output = output.expect("timeout, of coreutils, can be started");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    let output = output_of(program, args, environment);
     assert!(
         output.status.success(),
         "{} {} failed with {}\n{}\n{}",
@@ -49,6 +39,31 @@ pub fn run(program: &Path, args: &[&str], environment: &[(&str, &str)]) -> Strin
         text(&output.stderr)
     );
     text(&output.stdout)
+}
+
+/// Runs a program that must fail, and returns all that it prints.
+pub fn fail(program: &Path, args: &[&str], environment: &[(&str, &str)]) -> String {
+    let output = output_of(program, args, environment);
+    let printed = text(&[output.stdout, output.stderr].concat());
+    assert!(!output.status.success(), "{} {args:?} should have failed: {printed}", program.display());
+    printed
+}
+
+fn output_of(program: &Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
+    let output = Command::new("timeout")
+        .args(["--kill-after=5", "120"])
+        .arg(program)
+        .args(args)
+        .env_remove("DOCKER_HOST")
+        .env_remove("DOCKER_CONTEXT")
+        .envs(NO_INTERNET)
+        .envs(environment.iter().copied())
+        .output();
+    output.expect("timeout, of coreutils, can be started")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
 }
 
 /// Allows one test of its kind at a time on the machine. Tests may run as threads or processes, so this is a file lock.

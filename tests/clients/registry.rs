@@ -1,4 +1,6 @@
-//! Debian's docker-registry (distribution 2.8) as the upstream.
+//! docker-registry as the upstream: Debian's (distribution 2.8) unless a test names another program.
+
+use std::path::{Path, PathBuf};
 
 use super::folder::Folder;
 use super::program::find;
@@ -15,16 +17,25 @@ pub struct Registry {
 impl Registry {
     /// An empty registry without authentication.
     pub fn start() -> Self {
-        Self::configured("")
+        Self::start_program(&debians())
+    }
+
+    /// The same with this program.
+    pub fn start_program(program: &Path) -> Self {
+        Self::configured(program, "")
     }
 
     /// A pull-through cache of the registry at this URL.
     pub fn mirror_of(url: &str) -> Self {
-        Self::configured(&format!("proxy: {{remoteurl: '{url}'}}\n"))
+        Self::mirror_with(&debians(), url)
     }
 
-    fn configured(more: &str) -> Self {
-        let program = find("docker-registry", "docker-registry");
+    /// The same with this program.
+    pub fn mirror_with(program: &Path, url: &str) -> Self {
+        Self::configured(program, &format!("proxy: {{remoteurl: '{url}'}}\n"))
+    }
+
+    fn configured(program: &Path, more: &str) -> Self {
         let (folder, port) = (Folder::new(), free_port());
         let data = folder.at("data");
         let config = format!(
@@ -34,7 +45,7 @@ impl Registry {
         );
         let config = folder.write("config.yml", &config);
         let config = config.to_str().expect("a plain path");
-        let mut daemon = Daemon::spawn("docker-registry", folder.path(), &program, &["serve", config]);
+        let mut daemon = Daemon::spawn("docker-registry", folder.path(), program, &["serve", config]);
         daemon.wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
         Self { daemon, port, _folder: folder }
     }
@@ -65,4 +76,8 @@ impl Registry {
         let get = format!("\"GET /v2/{repository}/blobs/");
         self.daemon.log().matches(&get).count()
     }
+}
+
+fn debians() -> PathBuf {
+    find("docker-registry", "docker-registry")
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::folder::Folder;
 use crate::support::artifact::about;
 use crate::support::image::{OCI_INDEX, OCI_MANIFEST};
 use crate::support::{Client, Content, Image, Index, random_bytes};
@@ -49,6 +50,17 @@ pub fn attested(image: &Image) -> Index {
     manifest["manifests"][1]["annotations"] = about;
     index.manifest = Content::json(OCI_INDEX, &manifest);
     index
+}
+
+/// Writes the image as skopeo does, and returns the name of this source for skopeo.
+pub fn write_dir(folder: &Folder, image: &Image) -> String {
+    folder.write("image/version", "Directory Transport Version: 1.1\n");
+    std::fs::write(folder.at("image/manifest.json"), &image.manifest.bytes).expect("the file can be written");
+    for blob in image.blobs() {
+        let name = blob.digest.trim_start_matches("sha256:");
+        std::fs::write(folder.at(&format!("image/{name}")), &blob.bytes).expect("the file can be written");
+    }
+    format!("dir:{}", folder.at("image"))
 }
 
 /// Checks that manifest and blobs of the image are served unchanged. `base` ends with the repository.
