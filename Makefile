@@ -1,6 +1,6 @@
 # Targets for developers and CI. On a fresh Debian machine with Rust, `make test` also installs what the tests need.
 
-.PHONY: bench build check deb deb-try deny dist eviction figures image instructions kubernetes million pieces reference soak test
+.PHONY: bench build check clients deb deb-try deny dist eviction figures image instructions kubernetes million pieces reference soak test
 
 build:
 	cargo build --release
@@ -84,4 +84,17 @@ test:
 	tests/install.sh
 	cargo test --quiet -- --skip clients::
 	cargo test --quiet --test it --config 'target."cfg(all())".runner = "sudo -E"' -- clients::
+endif
+
+# The tests in `clients::modern` run today's versions of clients and registries. This target builds them with Go, outside
+# the repository, and once for each version: tests/clients/programs.txt lists them.
+CLIENT_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/roadstead/tools
+export CLIENT_TOOLS
+clients:
+	tests/install.sh
+	tests/clients/build.sh
+ifeq ($(shell id -u),0)
+	cargo test --quiet --test it -- --ignored clients::modern::
+else
+	cargo test --quiet --test it --config 'target."cfg(all())".runner = "sudo -E"' -- --ignored clients::modern::
 endif

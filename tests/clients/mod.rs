@@ -20,6 +20,7 @@ mod image;
 mod login;
 mod network;
 mod node_pods;
+mod modern;
 mod podman;
 mod program;
 mod read_only;

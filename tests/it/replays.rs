@@ -1,7 +1,7 @@
-//! Request sequences of clients that cannot run here, and what each of them needs in the responses.
+//! Request sequences of clients that Debian does not package, and what each of them needs in the responses.
 //!
-//! They stand for versions of crane, oras, regctl, Helm, cosign, Docker, containerd and lazy snapshotters that Debian does
-//! not package. Each sends its user agent, so that a failure names the client.
+//! `make clients` runs most of these programs themselves. These tests need neither Go nor root, and they name the header
+//! that a client misses. Each sends its user agent, so that a failure names the client.
 
 use bytes::Bytes;
 use serde_json::json;
