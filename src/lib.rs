@@ -11,6 +11,7 @@ pub mod events;
 pub mod file;
 pub mod housekeeping;
 pub mod http;
+pub mod import;
 pub mod oci;
 pub mod printable;
 pub mod pull;

@@ -325,6 +325,14 @@ impl Routes {
             || bare.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
     }
 
+    /// The repository of an upstream. On docker.io, a name of one component is an official image.
+    ///
+    /// # Errors
+    /// If the name is not valid.
+    pub fn repository_of(upstream: &UpstreamName, name: &str) -> Result<RepoId, NameError> {
+        mirrored(upstream, name)
+    }
+
     /// Removes the upstream's host from the name. buildkit sends it in the path of a mirror in addition to `ns`.
     fn without_upstream<'a>(&self, name: &'a str, upstream: &UpstreamName) -> &'a str {
         match name.split_once('/') {

@@ -258,21 +258,20 @@ async fn reload_at(mut hangup: Signal, reloader: Arc<Reloader>) {
 async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, StartError> {
     let observer = metrics.clone();
     let events = Events::new(vec![Box::new(move |event| observer.observe(event))]);
-    let (path, read_only) = (config.storage.path.clone(), config.storage.read_only);
-    let (cache, push) = (config.cache.clone(), config.push.clone());
-    let open = move || match read_only {
+    let config = config.clone();
+    let path = config.storage.path.clone();
+    let folder = path.clone();
+    let open = move || match config.storage.read_only {
         true => Store::open_read_only(&path, events),
         false => {
-            let (bounds, pins) = (housekeeping::bounds(&cache, &path), housekeeping::pin_rule(&cache));
-            let uploads = housekeeping::upload_bounds(&push, bounds);
-            let store = Store::open_with(&path, StoreSettings { bounds, uploads, pins, events })?;
+            let store = Store::open_with(&path, store_settings(&config, events))?;
             report_bounds(&store);
             warn_if_readable(&path);
             Ok(store)
         }
     };
     let opened = tokio::task::spawn_blocking(open).await.map_err(|_| StartError::Task)?;
-    let store = opened.map_err(|error| StartError::Store { path: config.storage.path.clone(), error })?;
+    let store = opened.map_err(|error| StartError::Store { path: folder, error })?;
     let gauges = store.downgrade();
     metrics.set_storage_source(move || {
         let store = gauges.upgrade()?;
@@ -286,6 +285,13 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, St
         })
     });
     Ok(store)
+}
+
+/// How the data folder of a configuration is opened. Blocks.
+pub fn store_settings(config: &Config, events: Events) -> StoreSettings {
+    let bounds = housekeeping::bounds(&config.cache, &config.storage.path);
+    let uploads = housekeeping::upload_bounds(&config.push, bounds);
+    StoreSettings { bounds, uploads, pins: housekeeping::pin_rule(&config.cache), events }
 }
 
 /// Logs the bounds in force, and warns if the disk has less free space than they require. Blocks.

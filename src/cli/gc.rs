@@ -1,7 +1,6 @@
 //! `roadstead gc`: removes unreferenced content now.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use parking_lot::Mutex;
@@ -9,7 +8,7 @@ use serde_json::json;
 
 use super::options::ConfigOptions;
 use super::output::{Output, ProgressLine, bytes, print, print_json};
-use super::session::Session;
+use super::session::{Session, reconcile};
 use super::{CliError, runtime};
 use crate::config::Config;
 use crate::control::gc::{GcEvent, GcRequest, GcSummary, gc};
@@ -61,13 +60,7 @@ async fn collect(config: &Config, dry_run: bool, progress: Arc<Mutex<ProgressLin
         }
         Session::Folder(store) => {
             // The collector relies on the index, so it must agree with the files first.
-            let walked = store.clone();
-            let walk = tokio::task::spawn_blocking(move || {
-                if walked.needs_reconcile() && !walked.is_read_only() {
-                    walked.reconcile(&AtomicBool::new(false));
-                }
-            });
-            walk.await.map_err(|error| CliError::Server(error.to_string()))?;
+            reconcile(&store).await?;
             let collected = gc(store.clone(), config, !dry_run, move |event| {
                 if let GcEvent::Progress { repositories } = event {
                     draw(repositories);

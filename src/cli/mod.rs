@@ -11,6 +11,7 @@ pub mod explain;
 mod gc;
 mod hash_password;
 mod health;
+mod import;
 mod man;
 mod options;
 mod output;
@@ -80,6 +81,10 @@ enum Command {
     /// Read all content and report corrupt or missing content. Exit code: 0 no damage, 1 damage, 2 the scrub failed.
     #[command(after_help = "Example:\n  roadstead scrub --repair")]
     Scrub(scrub::Scrub),
+    /// Take over images from the folder of a registry:2, an OCI layout or an archive of docker save. What is here already is
+    /// not copied again, so it can be repeated. Exit code: 0 everything is here, 1 something is not, or the command failed.
+    #[command(after_help = "Example:\n  roadstead import /var/lib/registry")]
+    Import(import::Import),
     /// Let the running server read the rules and groups of [auth] again, as SIGHUP does. Other changed settings are named; they
     /// need a restart.
     #[command(after_help = "Example:\n  roadstead reload")]
@@ -121,6 +126,14 @@ pub enum CliError {
     NoServer(PathBuf),
     #[error("cannot use the data folder {}: {error}", path.display())]
     Folder { path: PathBuf, error: OpenError },
+    #[error(
+        "the data folder {} belongs to the user with the id {owner}, who could not read what you import; run the command as \
+         that user, or let the running server import",
+        path.display()
+    )]
+    NotOwner { path: PathBuf, owner: u32 },
+    #[error("{}", Printable(.0))]
+    Import(String),
     #[error("the running server failed: {0}; its log has details")]
     Server(String),
     #[error("the running server refused the request: {0}")]
@@ -193,6 +206,7 @@ impl Cli {
             Command::Du(du) => du.run()?,
             Command::Gc(gc) => gc.run()?,
             Command::Scrub(scrub) => return scrub.run(),
+            Command::Import(import) => return import.run(),
             Command::Reload(reload) => reload.run()?,
             Command::HashPassword(hash_password) => hash_password.run()?,
             Command::Token(token) => token.run()?,
@@ -269,6 +283,8 @@ mod tests {
             "du --output json",
             "gc --dry-run --output json",
             "scrub --repair",
+            "import /var/lib/registry --proxied docker.io --dry-run --output json",
+            "import images.tar --repository team/app",
             "token create ci --expires 90d --output json",
             "token list --output json",
             "token revoke ci",

@@ -28,8 +28,8 @@ const EXIT_CODES: &str = "
 
 | code | meaning |
 |---|---|
-| 0 | The command succeeded. For `scrub`: nothing is damaged. |
-| 1 | The command failed; standard error has one line with the reason. For `scrub`: something is damaged. |
+| 0 | The command succeeded. For `scrub`: nothing is damaged. For `import`: everything is here. |
+| 1 | The command failed; standard error has one line with the reason. For `scrub`: something is damaged. For `import` also: something of the source is not here. |
 | 2 | The command line is not valid. For `scrub` also: it could not complete. |
 | code of the command | `backup-lease -- COMMAND` ends with the code of `COMMAND`, or with 128 plus the number of the signal that ended it. If the lease was lost, the code is 1. |
 

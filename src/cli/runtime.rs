@@ -4,6 +4,8 @@ use std::future::Future;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use rustix::fs::Mode;
+use rustix::process::umask;
 use tokio::runtime::Builder;
 
 use super::CliError;
@@ -14,6 +16,15 @@ const MIN_WORKERS: usize = 2;
 const MAX_BLOCKING_THREADS: usize = 64;
 /// How long the end of the process waits for file operations in progress.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Removes all permissions of other users and none of the server's user. Without the owner's write permission, cached
+/// content would look like pushed content.
+const UMASK: Mode = Mode::from_raw_mode(0o077);
+
+/// Sets the umask of a process that stores content. To be called before it has threads.
+pub fn set_umask() {
+    umask(UMASK);
+}
 
 /// Runs `work` to its end on a runtime of its own.
 pub fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {

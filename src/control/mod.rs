@@ -7,6 +7,7 @@
 pub mod explain;
 mod explain_query;
 pub mod gc;
+pub mod import;
 pub mod lease;
 pub mod lines;
 pub mod machine_tokens;

@@ -15,7 +15,8 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{Control, SOCKET, explain, gc, lease, lines, machine_tokens, reload, scrub, usage};
+use super::{Control, SOCKET, explain, gc, import, lease, lines, machine_tokens, reload, scrub, usage};
+use crate::import::ImportEvent;
 use crate::resolve::Routes;
 
 /// Maximum bytes of a request's body. No valid request is as long.
@@ -31,6 +32,7 @@ pub(super) fn router(control: Arc<Control>) -> Router {
         .route("/v1/explain", post(explain_image))
         .route("/v1/du", post(du))
         .route("/v1/gc", post(collect))
+        .route("/v1/import", post(import_images))
         .route("/v1/scrub", post(scrub_store))
         .route("/v1/reload", post(reload_rules))
         .route("/v1/lease", post(take_lease))
@@ -86,6 +88,23 @@ async fn collect(State(control): State<Arc<Control>>, body: Body) -> Result<Resp
         let sink = lines.clone();
         let summary = gc::gc(store, &config, remove, move |event| sink.write(&event)).await?;
         lines.send(&gc::GcEvent::Done(summary)).await;
+        Ok(())
+    }))
+}
+
+async fn import_images(State(control): State<Arc<Control>>, body: Body) -> Result<Response, OperationError> {
+    let request: import::ImportRequest = read(body).await?;
+    if !request.dry_run {
+        control.record("import", "started");
+    }
+    let config = control.config.clone();
+    let prepared = tokio::task::spawn_blocking(move || import::prepare(&config, &request)).await;
+    let prepared = prepared.map_err(|_| panicked())?.map_err(bad_request)?;
+    let store = control.store.clone();
+    Ok(lines::respond(&control.tasks, |lines| async move {
+        let sink = lines.clone();
+        let summary = import::import(Some(store), prepared, move |event| sink.write(&event)).await?;
+        lines.send(&ImportEvent::Done(summary)).await;
         Ok(())
     }))
 }

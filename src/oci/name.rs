@@ -27,6 +27,9 @@ pub enum NameError {
 // === impl RepoName ===
 
 impl RepoName {
+    /// Largest length in bytes.
+    pub const MAX_BYTES: usize = MAX_NAME_BYTES;
+
     /// The name as text, without a host.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -35,6 +35,7 @@ mod fuzz;
 mod gc;
 mod hosts;
 mod http2;
+mod imports;
 mod input;
 mod isolation;
 mod kubernetes;
