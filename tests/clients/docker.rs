@@ -178,6 +178,6 @@ async fn docker_pulls_and_pushes_its_platform_and_an_empty_layer() {
     }
 }
 
-fn insecure(host: &str) -> String {
+pub fn insecure(host: &str) -> String {
     format!("[[registry]]\nlocation = \"{host}\"\ninsecure = true\n")
 }

@@ -17,6 +17,7 @@ mod docker;
 mod folder;
 mod full_disk;
 mod image;
+mod imported;
 mod login;
 mod modern;
 mod network;

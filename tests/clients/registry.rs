@@ -11,7 +11,7 @@ use crate::support::image::{Image, Index};
 pub struct Registry {
     daemon: Daemon,
     port: u16,
-    _folder: Folder,
+    folder: Folder,
 }
 
 impl Registry {
@@ -45,9 +45,32 @@ impl Registry {
         );
         let config = folder.write("config.yml", &config);
         let config = config.to_str().expect("a plain path");
-        let mut daemon = Daemon::spawn("docker-registry", folder.path(), program, &["serve", config]);
-        daemon.wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Self { daemon, port, _folder: folder }
+        let daemon = Daemon::spawn("docker-registry", folder.path(), program, &["serve", config]);
+        let mut registry = Self { daemon, port, folder };
+        registry.wait();
+        registry
+    }
+
+    /// Starts it again after [`Registry::stop`], on the same folder and port.
+    pub fn begin(&mut self) {
+        let program = find("docker-registry", "docker-registry");
+        let args = ["serve", &self.folder.at("config.yml")];
+        self.daemon = Daemon::spawn("docker-registry", self.folder.path(), &program, &args);
+        self.wait();
+    }
+
+    fn wait(&mut self) {
+        let port = self.port;
+        self.daemon.wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    }
+
+    pub fn stop(&mut self) {
+        self.daemon.stop();
+    }
+
+    /// Its storage.
+    pub fn data(&self) -> String {
+        self.folder.at("data")
     }
 
     pub fn url(&self) -> String {
