@@ -31,7 +31,7 @@ architecture=$(dpkg --print-architecture)
 # Builds the committed sources in a new folder. Neither its path nor that of the crates gets into the program.
 build() {
     mkdir -p "$1"
-    $git archive HEAD | tar --extract --directory "$1"
+    $git archive "$commit" | tar --extract --directory "$1"
     (
         cd "$1"
         RUSTFLAGS="--remap-path-prefix=$1=/roadstead --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo" \
