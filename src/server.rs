@@ -142,6 +142,7 @@ async fn start_from(
         true => None,
         false => ControlSocket::listen(&config.storage.path, Arc::new(operator)),
     };
+    let certificate_metrics = metrics.clone();
     let app = App {
         store: store.clone(),
         puller: puller.clone(),
@@ -160,7 +161,8 @@ async fn start_from(
         tasks.spawn(audit.clone().report_left_out());
     }
     if let Some(certificates) = &certificates {
-        tasks.spawn(certificates.clone().follow());
+        let report = move |expires: Option<i64>| certificate_metrics.certificate_expiry(expires.unwrap_or_default());
+        tasks.spawn(certificates.clone().follow(report));
     }
     let settings = limit_connections(descriptors, config.server.clone());
     let server = Server::new(settings, Site::new(Arc::new(app)), certificates, tasks.clone());

@@ -20,6 +20,7 @@ needs=(
     haproxy:haproxy
     ip:iproute2
     strip:binutils
+    prometheus:prometheus
     valgrind:valgrind
     kubectl:kubernetes-client
 )

@@ -88,6 +88,8 @@ pub enum EvictionReason {
 }
 
 impl EvictionReason {
+    pub const ALL: [Self; 2] = [Self::Size, Self::Disk];
+
     /// The value of the metric label `reason`.
     pub fn as_str(self) -> &'static str {
         match self {

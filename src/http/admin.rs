@@ -33,6 +33,8 @@ pub(super) async fn metrics(
     {
         return refused;
     }
+    let (storage, _) = storage(&app.store).await;
+    app.metrics.set_ready(storage.is_ready());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
 }
 
@@ -94,7 +96,7 @@ enum Storage {
 /// The server is ready if it can write its storage, or is not meant to. A failed upstream does not make it unready.
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     let (storage, obstacle) = storage(&app.store).await;
-    let ready = matches!(storage, Storage::Writable | Storage::ReadOnly);
+    let ready = storage.is_ready();
     let readiness = Readiness {
         ready,
         storage,
@@ -111,6 +113,14 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
 }
 
 /// The state of the storage, and the obstacle if it cannot be written. The store logs when that changes.
+// === impl Storage ===
+
+impl Storage {
+    fn is_ready(&self) -> bool {
+        matches!(self, Self::Writable | Self::ReadOnly)
+    }
+}
+
 async fn storage(store: &Store) -> (Storage, Option<String>) {
     if store.is_read_only() {
         return (Storage::ReadOnly, None);

@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 use crate::access::VerifiedCertificate;
 use crate::config::{ClientAuth, TlsConfig};
@@ -49,9 +51,16 @@ pub enum TlsError {
 #[derive(Clone)]
 pub struct Certificates {
     files: Arc<TlsConfig>,
-    current: Arc<RwLock<Arc<ServerConfig>>>,
+    current: Arc<RwLock<Arc<InForce>>>,
     /// The state of the files before they were read.
     loaded: Vec<Stamp>,
+}
+
+/// What was read from the files.
+struct InForce {
+    config: Arc<ServerConfig>,
+    /// When the certificate expires, in seconds since 1970. `None` if it does not say so in a readable way.
+    expires: Option<i64>,
 }
 
 /// A completed handshake.
@@ -79,9 +88,11 @@ impl Certificates {
         Ok(Self { files: Arc::new(files.clone()), current, loaded })
     }
 
-    /// Follows the files until it is dropped. Files that cannot be used change nothing and are logged once.
-    pub async fn follow(self) {
+    /// Follows the files until it is dropped. Files that cannot be used change nothing and are logged once. `report` gets the
+    /// time at which the certificate in force expires, in seconds since 1970, or `None` if that cannot be read.
+    pub async fn follow(self, report: impl Fn(Option<i64>)) {
         let mut seen = self.loaded.clone();
+        report(self.current.read().expires);
         let mut turns = tokio::time::interval(CHECK_INTERVAL);
         loop {
             turns.tick().await;
@@ -90,6 +101,7 @@ impl Certificates {
             if let Ok(stamps) = looked.await {
                 seen = stamps;
             }
+            report(self.current.read().expires);
         }
     }
 
@@ -124,7 +136,7 @@ impl Certificates {
             stream.shutdown().await?;
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the client sent plain HTTP"));
         }
-        let config = self.current.read().clone();
+        let config = self.current.read().config.clone();
         let stream = TlsAcceptor::from(config).accept(wrap(stream)).await?;
         let connection = stream.get_ref().1;
         let protocol = if connection.alpn_protocol() == Some(HTTP2) { Protocol::Http2 } else { Protocol::Http1 };
@@ -135,8 +147,9 @@ impl Certificates {
     }
 }
 
-fn read(files: &TlsConfig) -> Result<ServerConfig, TlsError> {
+fn read(files: &TlsConfig) -> Result<InForce, TlsError> {
     let (chain, path) = (certificates(&files.cert)?, &files.key);
+    let expires = chain.first().and_then(expiry);
     let key = PrivateKeyDer::from_pem_slice(&content(path)?);
     let key = key.map_err(|error| pem_error(path, &error, "a private key"))?;
     let unusable = |error| TlsError::Unusable { path: files.cert.clone(), error };
@@ -164,7 +177,13 @@ fn read(files: &TlsConfig) -> Result<ServerConfig, TlsError> {
         error => unusable(error),
     })?;
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
-    Ok(config)
+    Ok(InForce { config: Arc::new(config), expires })
+}
+
+/// The end of the validity of a certificate, in seconds since 1970 (RFC 5280, section 4.1.2.5).
+fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
 }
 
 fn content(path: &Path) -> Result<Vec<u8>, TlsError> {

@@ -14,6 +14,22 @@ const REQUEST_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 const FIRST_BYTE_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// Buckets from a slow line to a disk: 64 KiB/s to 1 GiB/s.
+const BYTES_PER_SECOND: &[f64] = &[
+    65536.0,
+    262144.0,
+    1048576.0,
+    2097152.0,
+    4194304.0,
+    8388608.0,
+    16777216.0,
+    33554432.0,
+    67108864.0,
+    134217728.0,
+    268435456.0,
+    1073741824.0,
+];
+
 /// Creates a family from the declaration of its field. Only a histogram has buckets.
 trait Family: Collector + Clone + Sized + 'static {
     fn declare(name: &str, help: &str, labels: &[&str], buckets: &[&[f64]]) -> Result<Self>;
@@ -87,6 +103,13 @@ pub(super) struct Reference {
 families! {
     /// Families that the program updates when events happen.
     Families:
+    /// 1, with the version of the program and the commit it was built from.
+    build_info: IntGaugeVec = "roadstead_build_info" ["version", "revision"];
+    /// 1 if `/readyz` is 200: the storage can be written, or is read-only on purpose.
+    ready: IntGauge = "roadstead_ready" [];
+    /// Time at which the certificate of [server.tls] expires, in seconds since 1970; 0 if there is none.
+    certificate_expiry: IntGauge = "roadstead_certificate_expiry_timestamp_seconds" [];
+
     /// Client GETs of mirrored content.
     proxy_requests: IntCounterVec = "registry_proxy_requests_total" ["type", "upstream"];
     /// Client GETs of mirrored content that were answered from the cache.
@@ -134,6 +157,8 @@ families! {
     fill_resumes: IntCounterVec = "roadstead_fill_resumes_total" ["upstream"];
     /// Requests for a part of a blob beside the first transfer of its fill.
     fill_segments: IntCounterVec = "roadstead_fill_segments_total" ["upstream"];
+    /// Bytes per second of fills of 1 MiB or more, from the request to the verified end.
+    fill_speed: HistogramVec = "roadstead_fill_bytes_per_second" ["upstream"] in BYTES_PER_SECOND;
     /// Content from upstreams with a wrong digest. It was not stored.
     digest_mismatches: IntCounterVec = "roadstead_digest_mismatches_total" ["upstream"];
     /// Pulls that an upstream allows in its window, as it last reported.

@@ -16,6 +16,7 @@ use super::families::Families;
 use super::series::{HandlerSeries, UpstreamSeries};
 use super::storage::{StorageCollector, StorageReading};
 use super::{CacheResult, ContentKind, StorageClass};
+use crate::events::EvictionReason;
 
 /// All metrics of the process.
 pub struct Metrics {
@@ -31,6 +32,19 @@ pub struct Metrics {
 
 /// The handlers with the most requests. Their series are looked up once.
 const HOT_HANDLERS: [&str; 2] = ["manifest", "blob"];
+/// The statuses of requests that dashboards and alerts ask for. Their series start at zero, because `increase` of Prometheus
+/// does not see the first event of a series.
+const EXPECTED_REQUESTS: [(&[&str], &[&str], &[&str]); 2] = [
+    (&["manifest", "blob"], &["get", "head"], &["200", "404", "429", "500", "502", "503", "504"]),
+    (&["manifest", "blob_upload", "blob_upload_chunk"], &["post", "patch", "put"], &["201", "202", "500", "507"]),
+];
+/// The commit that the program was built from, if its build said so.
+const REVISION: &str = match option_env!("ROADSTEAD_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+/// Fills of fewer bytes say little about the speed of a line.
+const MIN_MEASURED_FILL_BYTES: u64 = 1 << 20;
 /// How long the server reports that it bypasses the store after a response that could not be stored.
 const BYPASS_MEMORY: Duration = Duration::from_secs(5 * 60);
 
@@ -53,8 +67,22 @@ impl Metrics {
         for collector in own.chain([Box::new(ProcessCollector::for_self()) as Box<dyn Collector>]) {
             registry.register(collector).expect("each name is declared once");
         }
+        families.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), REVISION]).set(1);
+        for reason in EvictionReason::ALL {
+            families.evictions.with_label_values(&[reason.as_str()]);
+        }
         for class in StorageClass::ALL {
             families.scrub_damaged.with_label_values(&[class.as_str()]);
+        }
+        for (handlers, methods, codes) in EXPECTED_REQUESTS {
+            for (handler, method) in
+                handlers.iter().flat_map(|handler| methods.iter().map(move |method| (handler, method)))
+            {
+                for code in codes {
+                    families.http_requests.with_label_values(&[*handler, *code, *method]);
+                }
+                families.http_request_duration.with_label_values(&[*handler, *method]);
+            }
         }
         let first_byte = ContentKind::ALL.map(|kind| {
             CacheResult::ALL.map(|result| families.first_byte.with_label_values(&[kind.as_str(), result.as_str()]))
@@ -142,6 +170,23 @@ impl Metrics {
     /// Counts a fill as waiting for a slot until the guard is dropped.
     pub fn fill_waiting(&self) -> InFlight {
         InFlight::new(self.families.fills_waiting.clone())
+    }
+
+    /// Records the speed of a fill of so many bytes that took so many seconds. Small fills are left out.
+    pub fn fill_verified(&self, upstream: &str, bytes: u64, seconds: f64) {
+        if bytes >= MIN_MEASURED_FILL_BYTES && seconds > 0.0 {
+            self.with_upstream(upstream, |series| series.fill_speed.observe(bytes as f64 / seconds));
+        }
+    }
+
+    /// Records whether the server is ready, as `/readyz` answers.
+    pub fn set_ready(&self, ready: bool) {
+        self.families.ready.set(ready.into());
+    }
+
+    /// Records when the certificate of the listening port expires, in seconds since 1970.
+    pub fn certificate_expiry(&self, seconds: i64) {
+        self.families.certificate_expiry.set(seconds);
     }
 
     /// Counts a fill that was interrupted and resumed.
@@ -370,6 +415,9 @@ mod tests {
             "roadstead_upstream_available{upstream=\"ghcr.io\"} 1",
             "roadstead_storage_bytes{class=\"pushed\"} 0",
             "roadstead_fills_in_flight 0",
+            "roadstead_evictions_total{reason=\"size\"} 0",
+            "roadstead_fill_bytes_per_second_count{upstream=\"ghcr.io\"} 0",
+            concat!("roadstead_build_info{revision=\"unknown\",version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

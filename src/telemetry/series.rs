@@ -14,6 +14,7 @@ pub(super) struct UpstreamSeries {
     pub(super) first_byte: Histogram,
     pub(super) fill_resumes: IntCounter,
     pub(super) fill_segments: IntCounter,
+    pub(super) fill_speed: Histogram,
     pub(super) digest_mismatches: IntCounter,
     pub(super) available: IntGauge,
 }
@@ -72,6 +73,7 @@ impl UpstreamSeries {
             first_byte: families.upstream_first_byte.with_label_values(&[upstream]),
             fill_resumes: families.fill_resumes.with_label_values(&[upstream]),
             fill_segments: families.fill_segments.with_label_values(&[upstream]),
+            fill_speed: families.fill_speed.with_label_values(&[upstream]),
             digest_mismatches: families.digest_mismatches.with_label_values(&[upstream]),
             available: families.upstream_available.with_label_values(&[upstream]),
         }

@@ -24,6 +24,7 @@ mod network;
 mod node_pods;
 mod podman;
 mod program;
+mod prometheus;
 mod read_only;
 mod readme;
 mod registry;

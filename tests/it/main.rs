@@ -47,6 +47,7 @@ mod metrics;
 mod mirrored_manifests;
 mod mirrored_referrers;
 mod model;
+mod monitoring;
 mod mounts;
 mod operator;
 mod outages;

@@ -38,7 +38,7 @@ pub(super) struct Attempt<'a> {
 /// A verified blob that only has to be committed to the store.
 pub(super) struct Verified {
     spool: Spool,
-    length: u64,
+    pub(super) length: u64,
     generation: u32,
 }
 

@@ -97,7 +97,7 @@ impl Run {
 
     /// Returns the verified blob, or `None` if it was in the store.
     async fn fetch(&self, slot: &mut Option<Slot>) -> Result<Option<Verified>, PullError> {
-        let Job { context, fill, publisher, .. } = &self.job;
+        let Job { context, fill, publisher, source, .. } = &self.job;
         // Another fill may have stored the blob after the requester checked the store.
         if let Some(blob) = context.store.blob(&fill.digest).await?
             && context.membership(&fill.source.repo, &fill.digest).await?.is_some_and(|member| member.proven)
@@ -106,7 +106,10 @@ impl Run {
             return Ok(None);
         }
         *slot = Some((self.wait_for_slot().await?, context.metrics.fill_started()));
-        self.attempt().await.map(Some)
+        let requested = Instant::now();
+        let verified = self.attempt().await?;
+        context.metrics.fill_verified(source.name(), verified.length, requested.elapsed().as_secs_f64());
+        Ok(Some(verified))
     }
 
     /// Waits for a slot as long as the fill has followers.
