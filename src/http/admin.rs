@@ -112,7 +112,6 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     (status, [(CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-/// The state of the storage, and the obstacle if it cannot be written. The store logs when that changes.
 // === impl Storage ===
 
 impl Storage {
@@ -121,6 +120,7 @@ impl Storage {
     }
 }
 
+/// The state of the storage, and the obstacle if it cannot be written. The store logs when that changes.
 async fn storage(store: &Store) -> (Storage, Option<String>) {
     if store.is_read_only() {
         return (Storage::ReadOnly, None);
