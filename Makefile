@@ -70,7 +70,7 @@ soak:
 	CRASH_ROUNDS=200 cargo test --quiet --test it -- --nocapture crash::acknowledged
 
 # Gives the manifests and the Helm chart to an API server of Kubernetes. Needs Go, which builds the API server, etcd and Helm
-# into a cache (ROADSTEAD_TOOLS, by default ~/.cache/roadstead/tools): some 15 minutes and 2 GiB the first time, and then one minute.
+# into a cache (ROADSTEAD_TOOLS, by default ~/.cache/roadstead/tools), which takes long the first time.
 kubernetes:
 	tests/kubernetes/check.sh
 

@@ -290,7 +290,7 @@ fn files_exist_only_until_the_command_is_stopped() {
         let mut running = Daemon::spawn("hosts", log.path(), Path::new(PROGRAM), &args);
         running.wait_until(|| hosts.at(OWN).exists());
         assert!(hosts.read(DEFAULT).contains(URL));
-        // The files of another server stay.
+        // The files of another server stay. It waits for the lock if need be.
         hosts.ok(&["--url", "http://127.0.0.1:6000"]);
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(running.pid().cast_signed()), signal).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);

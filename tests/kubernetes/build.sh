@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
 # Builds what check.sh needs into a cache outside the repository: helm, etcd and kube-apiserver. A program whose version is
-# there is not built again. The first time takes about ten minutes on four cores.
+# there is not built again. Needs Go 1.26.
 set -euo pipefail
 tools=${ROADSTEAD_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/roadstead/tools}
 helm=v4.3.2
 etcd=v3.7.3
 kubernetes=v1.37.2
-gateway_api=v1.7.0
+gateway_api=v1.6.1
 prometheus_operator=v0.85.0
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export CGO_ENABLED=0
 
 # The folder of a module's source.
 source_of() { # module version
-    (cd "$scratch" && go mod download -json "$1@$2") | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'
+    local answer
+    answer=$(cd "$scratch" && go mod download -json "$1@$2") || { echo "$answer" >&2; return 1; }
+    sed -n 's/^\t"Dir": "\(.*\)",$/\1/p' <<<"$answer"
 }
 
 # Builds a command in a module of our own, because `go install` refuses modules with replacements.
@@ -34,8 +35,8 @@ begin_module() {
 
 build_helm() {
     begin_module helm
-    go mod init -modfile=go.mod build.invalid/helm 2>/dev/null
-    go get -modcacherw "helm.sh/helm/v4/cmd/helm@$helm" 2>/dev/null
+    go mod init build.invalid/helm 2>/dev/null
+    go get "helm.sh/helm/v4/cmd/helm@$helm" 2>/dev/null
     build helm "$helm" helm.sh/helm/v4/cmd/helm
 }
 
@@ -48,9 +49,10 @@ build_etcd() {
 
 # Kubernetes replaces its own libraries by folders that are not in the module. Each is published with the same version, as 0.
 build_kube_apiserver() {
-    local module
+    local module source
     begin_module kubernetes
-    sed 's#^module .*#module build.invalid/kubernetes#' "$(source_of k8s.io/kubernetes "$kubernetes")/go.mod" >go.mod
+    source=$(source_of k8s.io/kubernetes "$kubernetes")
+    sed 's#^module .*#module build.invalid/kubernetes#' "$source/go.mod" >go.mod
     for module in $(sed -n 's#^\t\(k8s\.io/[a-z0-9-]*\) v0\.0\.0\( //.*\)\?$#\1#p' go.mod); do
         go mod edit -replace "$module=$module@v0.${kubernetes#v1.}"
     done
@@ -62,12 +64,13 @@ build_kube_apiserver() {
 
 # The kinds HTTPRoute and ServiceMonitor, which the API server does not have by itself.
 copy_definitions() {
-    local target="$tools/definitions-$gateway_api-$prometheus_operator.new"
+    local target="$tools/definitions-$gateway_api-$prometheus_operator.new" gateway prometheus
+    gateway=$(source_of sigs.k8s.io/gateway-api "$gateway_api")
+    prometheus=$(source_of github.com/prometheus-operator/prometheus-operator "$prometheus_operator")
     rm -rf "$target"
     mkdir -p "$target"
-    cp "$(source_of sigs.k8s.io/gateway-api "$gateway_api")/config/crd/standard/gateway.networking.k8s.io_httproutes.yaml" \
-        "$(source_of github.com/prometheus-operator/prometheus-operator "$prometheus_operator")/example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml" \
-        "$target"
+    cp "$gateway/config/crd/standard/gateway.networking.k8s.io_httproutes.yaml" \
+        "$prometheus/example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml" "$target"
     mv "$target" "${target%.new}"
 }
 

@@ -9,6 +9,8 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -25,6 +27,9 @@ const TEMPORARY_FILE: &str = ".hosts.toml.roadstead-new";
 /// containerd may run as any user, and nothing in the files is secret.
 const FILE_MODE: u32 = 0o644;
 const FOLDER_MODE: u32 = 0o755;
+/// How long to wait for another process of Roadstead, which holds the lock for the time of a few fsyncs.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// A larger file is of others.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 
@@ -85,7 +90,7 @@ struct HostFolder(PathBuf);
 // === impl HostsFolder ===
 
 impl HostsFolder {
-    /// Opens the folder to write files, and creates it if its parent exists.
+    /// Opens the folder to write files, and creates it if its parent exists. Blocks, as all functions here do.
     pub(super) fn create(path: &Path) -> Result<Self, HostsError> {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
             return Err(HostsError::NoFolder(parent.to_owned()));
@@ -107,10 +112,14 @@ impl HostsFolder {
             return Err(HostsError::NoFolder(path.to_owned()));
         }
         let lock = File::open(path).during("open", path)?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(Errno::WOULDBLOCK) => Err(HostsError::Busy(path.to_owned())),
-            Err(error) => Err(io::Error::from(error)).during("lock", path),
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { path: path.to_owned(), _lock: lock }),
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(LOCK_POLL_INTERVAL),
+                Err(Errno::WOULDBLOCK) => return Err(HostsError::Busy(path.to_owned())),
+                Err(error) => return Err(io::Error::from(error)).during("lock", path),
+            }
         }
     }
 

@@ -46,29 +46,35 @@ impl WriteOptions {
         match url {
             _ if self.remove => remove(folder, url),
             Some(url) if self.until_stopped => runtime::block_on(self.write_until_stopped(folder, url))?,
-            Some(url) => self.write(folder, url),
+            Some(url) => write(folder, url, self.force),
             // The command line requires a URL for everything but --remove.
             None => Ok(()),
         }
     }
 
-    fn write(&self, folder: &Path, url: &ServerUrl) -> Result<(), CliError> {
-        report(&HostsFolder::create(folder)?.write(url, &containerd::hosts_files(url), self.force)?)
-    }
-
-    /// A few small files are written and removed on the runtime's thread: no other task runs.
     async fn write_until_stopped(&self, folder: &Path, url: &ServerUrl) -> Result<(), CliError> {
         // Before the files exist, so that no signal leaves them behind.
         let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;
-        self.write(folder, url)?;
+        let (path, server, force) = (folder.to_owned(), url.clone(), self.force);
+        in_background(move || write(&path, &server, force)).await?;
         print("the files are removed when this command is stopped\n")?;
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        remove(folder, Some(url))
+        let (path, server) = (folder.to_owned(), url.clone());
+        in_background(move || remove(&path, Some(&server))).await
     }
+}
+
+/// Runs file operations where they may block.
+async fn in_background(work: impl FnOnce() -> Result<(), CliError> + Send + 'static) -> Result<(), CliError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(CliError::Runtime(error.into())))
+}
+
+fn write(folder: &Path, url: &ServerUrl, force: bool) -> Result<(), CliError> {
+    report(&HostsFolder::create(folder)?.write(url, &containerd::hosts_files(url), force)?)
 }
 
 fn remove(folder: &Path, url: Option<&ServerUrl>) -> Result<(), CliError> {
