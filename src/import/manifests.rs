@@ -155,11 +155,12 @@ impl Importer<'_, '_> {
 
     fn references(&mut self, manifest: &Manifest, depth: usize) -> Result<References, Stop> {
         let mut references = References { missing: manifest.unsupported.clone(), ..References::default() };
-        let mut checked = HashSet::new();
-        for child in &manifest.children {
-            if !checked.insert(&child.digest) {
-                continue;
-            }
+        let mut seen = HashSet::new();
+        let children: Vec<&Child> = manifest.children.iter().filter(|child| seen.insert(&child.digest)).collect();
+        let blobs: Vec<&Digest> =
+            children.iter().filter(|child| !child.is_manifest).map(|child| &child.digest).collect();
+        self.copy_blobs(&blobs)?;
+        for child in children {
             let outcome = self.reference(child, depth)?;
             references.present += u64::from(child.is_manifest && outcome == Outcome::Present);
             match outcome {
@@ -191,7 +192,7 @@ impl Importer<'_, '_> {
             return Ok(Outcome::Present);
         }
         let names = manifest.children.len() as u64 + 2;
-        if !self.is_local() && !self.has_room(bytes.len() as u64, names)? {
+        if !self.is_local() && !self.has_room(bytes.len() as u64, 0, names)? {
             return Ok(Outcome::NoRoom);
         }
         self.report.summary.manifests += 1;
