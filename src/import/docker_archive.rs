@@ -44,8 +44,9 @@ struct ImageJson {
     config: String,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
+    /// `null` for an image without layers.
     #[serde(default)]
-    layers: Vec<String>,
+    layers: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -56,7 +57,7 @@ struct ConfigJson {
 #[derive(Deserialize)]
 struct RootFsJson {
     #[serde(default)]
-    diff_ids: Vec<String>,
+    diff_ids: Option<Vec<String>>,
 }
 
 /// In the order in which Docker writes the fields, so that the bytes are the same at every import.
@@ -118,20 +119,21 @@ impl DockerArchive {
             let part = self.tree.file(name).map_err(|error| named(name, &error))?;
             part.ok_or_else(|| format!("{name} is not in the source"))
         };
-        if image.layers.len() > MAX_LAYERS {
+        let layer_files = image.layers.as_deref().unwrap_or_default();
+        if layer_files.len() > MAX_LAYERS {
             return Err(format!("it has more than {MAX_LAYERS} layers"));
         }
         let part = file(&image.config)?;
         let config = part.read(Manifest::MAX_LENGTH).map_err(|error| named(&image.config, &error))?;
         let parsed: ConfigJson = serde_json::from_slice(&config).map_err(|error| named(&image.config, &error))?;
-        let diff_ids = parsed.rootfs.diff_ids;
-        if diff_ids.len() != image.layers.len() {
-            return Err(format!("its config names {} layers, and {LIST} {}", diff_ids.len(), image.layers.len()));
+        let diff_ids = parsed.rootfs.diff_ids.unwrap_or_default();
+        if diff_ids.len() != layer_files.len() {
+            return Err(format!("its config names {} layers, and {LIST} {}", diff_ids.len(), layer_files.len()));
         }
         let config_digest = Digest::of(Algorithm::Sha256, &config);
         let mut files = vec![(config_digest.clone(), image.config.clone())];
         let mut layers = Vec::new();
-        for (name, diff_id) in image.layers.iter().zip(diff_ids) {
+        for (name, diff_id) in layer_files.iter().zip(diff_ids) {
             let part = file(name)?;
             let begin = part.begin(ZSTD.len()).map_err(|error| named(name, &error))?;
             let (media_type, digest) = if begin.starts_with(&GZIP) {

@@ -1,6 +1,6 @@
 //! An OCI image layout (image-spec, image-layout.md), and the images of a layout or an archive by repository.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -50,8 +50,8 @@ pub(super) enum Naming {
 /// The images for one repository.
 #[derive(Debug, Default)]
 pub(super) struct Group {
-    pub(super) roots: Vec<Digest>,
-    pub(super) tags: Vec<TagLink>,
+    pub(super) roots: BTreeSet<Digest>,
+    pub(super) tags: BTreeMap<Tag, TagLink>,
 }
 
 /// The blobs of a layout.
@@ -61,7 +61,7 @@ pub(super) struct LayoutContent(pub(super) Arc<Tree>);
 #[derive(Deserialize)]
 struct IndexJson {
     #[serde(default)]
-    manifests: Vec<DescriptorJson>,
+    manifests: Option<Vec<DescriptorJson>>,
 }
 
 #[derive(Deserialize)]
@@ -80,7 +80,7 @@ impl LayoutContent {
         let (text, saved) = read_list(&self.0, INDEX)?;
         let index: IndexJson = serde_json::from_slice(&text).map_err(|error| format!("{INDEX}: {error}"))?;
         let mut images = Vec::new();
-        for DescriptorJson { digest, annotations } in index.manifests {
+        for DescriptorJson { digest, annotations } in index.manifests.unwrap_or_default() {
             let annotation = |key: &str| annotations.as_ref().and_then(|all| all.get(key));
             let name = match (annotation(FULL_NAME), annotation(REF_NAME)) {
                 (Some(full), _) => ImageName::parse(full).map(Naming::Full),
@@ -149,7 +149,7 @@ pub(super) fn group(
                 continue;
             }
         };
-        if let (Naming::Full(image), Some(repo)) = (&name, repos.first())
+        if let (Naming::Full(image), Some(repo), false) = (&name, repos.first(), destinations.names_repository())
             && destinations.is_hidden(image, repo)
         {
             report.summary.hidden_images += 1;
@@ -187,14 +187,12 @@ impl Group {
     /// False if the tag is that of another image.
     fn add(&mut self, digest: Digest, tag: Option<Tag>, at: Option<SystemTime>) -> bool {
         if let Some(tag) = tag {
-            if let Some(known) = self.tags.iter().find(|known| known.tag == tag) {
+            if let Some(known) = self.tags.get(&tag) {
                 return known.digest == digest;
             }
-            self.tags.push(TagLink { tag, digest: digest.clone(), at, confirmed: None });
+            self.tags.insert(tag.clone(), TagLink { tag, digest: digest.clone(), at, confirmed: None });
         }
-        if !self.roots.contains(&digest) {
-            self.roots.push(digest);
-        }
+        self.roots.insert(digest);
         true
     }
 }
@@ -214,14 +212,14 @@ fn attach(
         }
     }
     for group in groups.values_mut() {
-        let (mut pending, mut seen) = (group.roots.clone(), HashSet::new());
+        let (mut pending, mut seen): (Vec<Digest>, _) = (group.roots.iter().cloned().collect(), HashSet::new());
         while let Some(digest) = pending.pop() {
             if !seen.insert(digest.clone()) {
                 continue;
             }
             for referrer in waiting.get(&digest).into_iter().flatten() {
                 attached.insert(referrer.clone());
-                group.roots.push(referrer.clone());
+                group.roots.insert(referrer.clone());
                 pending.push(referrer.clone());
             }
             let children = parsed(content, &digest).unwrap_or_default().children;

@@ -4,8 +4,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::printable::prefix;
+
 /// How often progress is reported.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// Largest number of bytes of a name or reason. They may be text of the source.
+const MAX_TEXT_BYTES: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -132,14 +136,17 @@ impl<'a> Report<'a> {
     /// Something is lost or damaged.
     pub(super) fn failed(&mut self, kind: &str, name: String, reason: impl Into<String>) {
         self.summary.failed += 1;
-        let (kind, reason) = (kind.to_owned(), reason.into());
-        self.send(ImportEvent::Left(LeftOut { kind, name, reason, failed: true }));
+        self.left_out(kind, &name, &reason.into(), true);
     }
 
     /// Something is left on purpose.
     pub(super) fn left(&mut self, kind: &str, name: String, reason: impl Into<String>) {
-        let (kind, reason) = (kind.to_owned(), reason.into());
-        self.send(ImportEvent::Left(LeftOut { kind, name, reason, failed: false }));
+        self.left_out(kind, &name, &reason.into(), false);
+    }
+
+    fn left_out(&mut self, kind: &str, name: &str, reason: &str, failed: bool) {
+        let [name, reason] = [name, reason].map(|text| prefix(text, MAX_TEXT_BYTES).to_owned());
+        self.send(ImportEvent::Left(LeftOut { kind: kind.to_owned(), name, reason, failed }));
     }
 
     fn send(&mut self, event: ImportEvent) {

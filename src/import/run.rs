@@ -127,7 +127,9 @@ impl Run<'_, '_> {
             Err(reason) => return self.unreadable(reason),
         };
         for (repo, group) in group(images, content, &self.options.destinations, self.report) {
-            self.repository(repo, content, &group.roots, &group.tags)?;
+            let roots: Vec<Digest> = group.roots.into_iter().collect();
+            let tags: Vec<TagLink> = group.tags.into_values().collect();
+            self.repository(repo, content, &roots, &tags)?;
         }
         Ok(())
     }

@@ -56,7 +56,8 @@ impl Source {
     /// If it cannot be read or is none of the known formats, or if the upstream must be named.
     pub fn open(path: &Path, is_proxied: bool) -> Result<Self, SourceError> {
         let failed = |error| SourceError::Io { path: path.to_owned(), error };
-        if fs::metadata(path).map_err(failed)?.is_dir() {
+        let found = fs::metadata(path).map_err(failed)?;
+        if found.is_dir() {
             let folder = Folder::open(path).map_err(failed)?;
             if let Some(registry) = folder.folder(ROOT).map_err(failed)? {
                 if !is_proxied && folder.length(&format!("./{PROXY_STATE}")).map_err(failed)?.is_some() {
@@ -66,10 +67,11 @@ impl Source {
             }
             return Self::of_tree(path, Tree::Folder(folder));
         }
-        let file = File::open(path).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
+        // Opening a pipe would wait for its other end.
+        if !found.is_file() {
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file or a folder")));
         }
+        let file = File::open(path).map_err(failed)?;
         if let Some(program) = decompressor(&file).map_err(failed)? {
             return Err(SourceError::Compressed { path: path.to_owned(), program });
         }

@@ -91,7 +91,7 @@ pub trait Names: Debug + Send + Sync {
     /// What a tag points to. A tag whose manifest does not belong to the repository does not exist.
     async fn tag(&self, repo: &RepoId, tag: &Tag) -> Result<Option<TagRecord>, StoreError>;
 
-    /// Points a mirrored tag to a manifest, or confirms it. The manifest must belong to the repository. False, without effect,
+    /// Points a tag to a manifest, or confirms a mirrored one. The manifest must belong to the repository. False, without effect,
     /// if the tag exists and does not point to `old`; of several concurrent calls with the same `old` and different new
     /// digests, one succeeds. A tag that does not exist counts as unmoved, whatever `old` says, as its file may have been
     /// evicted. `rewrite` bounds writes: a mere confirmation is written only if the stored one is at least that much older,

@@ -142,6 +142,29 @@ async fn a_damaged_docker_archive_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn unusual_lists_are_understood_or_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start(Settings::new()).await;
+    let scratch = folder.path().join("scratch");
+    write(&scratch.join("config.json"), br#"{"rootfs":{"type":"layers","diff_ids":null}}"#);
+    write(
+        &scratch.join("manifest.json"),
+        br#"[{"Config":"config.json","RepoTags":["team/scratch:v1"],"Layers":null}]"#,
+    );
+    let output = import(&server, &[scratch.to_str().unwrap()]).await;
+    assert_eq!((output.code, status(&server, "/v2/team/scratch/manifests/v1").await), (0, 200), "{output:?}");
+
+    let long = "a".repeat(3 << 20);
+    write(&folder.path().join("long/index.json"), format!(r#"{{"manifests":[{{"digest":"{long}"}}]}}"#).as_bytes());
+    write(&folder.path().join("empty/index.json"), br#"{"schemaVersion":2,"manifests":null}"#);
+    write(&folder.path().join("text/index.json"), b"[1");
+    for (name, code, failed) in [("long", 1, 1), ("empty", 0, 0), ("text", 1, 1)] {
+        let output = import(&server, &[folder.path().join(name).to_str().unwrap()]).await;
+        assert_eq!((output.code, numbers(&output, ["failed"])), (code, [failed]), "{name}: {:.900}", output.out);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn compressed_layers_of_an_archive_keep_their_bytes() {
     let folder = tempfile::tempdir().unwrap();
     // As crane and kaniko write them. The content after the first bytes does not matter.

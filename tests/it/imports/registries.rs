@@ -143,8 +143,10 @@ async fn what_is_no_source_is_refused_in_one_line() {
     std::fs::write(at("images.tar.gz"), b"\x1f\x8b\x08rest").unwrap();
     std::fs::write(at("images.tar.zst"), b"\x28\xb5\x2f\xfdrest").unwrap();
     std::fs::create_dir(at("empty")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::RWXU).unwrap();
     for (path, said) in [
         ("missing", "cannot read"),
+        ("pipe", "not a file or a folder"),
         ("text", "docker/registry/v2"),
         ("images.tar.gz", "`gunzip`"),
         ("images.tar.zst", "`zstd -d`"),
