@@ -99,6 +99,36 @@ async fn a_data_folder_is_created_but_not_by_a_dry_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_on_the_volume_of_the_old_registry_imports_from_it() {
+    let (source, [docker, _], _) = source();
+    let server = start(Settings::new()).await;
+    let data = server.data_dir();
+    let copied = std::process::Command::new("cp").arg("-a").arg(source.at("../../../docker")).arg(&data).status();
+    assert!(copied.unwrap().success());
+    let output = import(&server, &[data.to_str().unwrap()]).await;
+    assert_eq!((output.code, numbers(&output, ["manifests", "tags"])), (0, [6, 4]), "{output:?}");
+    std::fs::remove_dir_all(data.join("docker")).unwrap();
+    assert_served(&server.url("/v2/app"), "v1", &docker).await;
+    let scrubbed = roadstead(&data, &["scrub"]).await;
+    assert_eq!(scrubbed.code, 0, "{scrubbed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moved_in_the_source_moves_here() {
+    let source = RegistryFolder::new();
+    let [old, new] = [1, 2].map(|seed| Image::new(seed, &[100]));
+    source.image("app", "v1", &old);
+    let server = start(Settings::new()).await;
+    assert_eq!(import(&server, &[source.path()]).await.code, 0);
+    // Times of tags are in whole seconds.
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    source.image("app", "v1", &new);
+    let output = import(&server, &[source.path()]).await;
+    assert_eq!((output.code, numbers(&output, ["tags", "kept_tags"])), (0, [1, 0]), "{output:?}");
+    assert_served(&server.url("/v2/app"), "v1", &new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tag_that_was_pushed_here_stays() {
     let source = RegistryFolder::new();
     let [old, new] = [1, 2].map(|seed| Image::new(seed, &[100]));
