@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use x509_parser::certificate::X509Certificate;
-use x509_parser::prelude::FromDer;
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
 
 use crate::access::VerifiedCertificate;
 use crate::config::{ClientAuth, TlsConfig};
@@ -182,8 +182,8 @@ fn read(files: &TlsConfig) -> Result<InForce, TlsError> {
 
 /// The end of the validity of a certificate, in seconds since 1970 (RFC 5280, section 4.1.2.5).
 fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(parsed.validity().not_after.timestamp())
+    let parsed = Certificate::from_der(certificate).ok()?;
+    i64::try_from(parsed.tbs_certificate().validity().not_after.to_unix_duration().as_secs()).ok()
 }
 
 fn content(path: &Path) -> Result<Vec<u8>, TlsError> {

@@ -260,3 +260,18 @@ async fn a_client_that_ends_its_side_gets_every_encrypted_response() {
         assert!(response(&mut stream).await == (200, content.bytes.to_vec()));
     }
 }
+
+#[tokio::test]
+async fn expiry_of_the_certificate_is_a_metric() {
+    let authority = Authority::new();
+    let server = TestServer::builder().config(&authority.config("first")).start().await;
+    let client = Client::trusting(&authority.ca, None);
+    let expiry = async || {
+        let answer = client.get(&https(&server, "/metrics")).await;
+        let line =
+            answer.text().lines().find(|line| line.starts_with("roadstead_certificate_expiry")).unwrap().to_owned();
+        line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
+    };
+    // rcgen's certificates end on 4096-01-01.
+    assert_eq!(expiry().await, 67_090_118_400.0);
+}
