@@ -87,14 +87,17 @@ test:
 endif
 
 # The tests in `clients::modern` run today's versions of clients and registries. This target builds them with Go, outside
-# the repository, and once for each version: tests/clients/programs.txt lists them.
+# the repository, and once for each version: tests/clients/programs.txt lists them. `make clients CLIENTS="crane oras"` takes
+# only these.
+CLIENTS =
+CLIENT_TESTS = $(if $(CLIENTS),$(CLIENTS:%=clients::modern::%::),clients::modern::)
 CLIENT_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/roadstead/tools
 export CLIENT_TOOLS
 clients:
 	tests/install.sh
-	tests/clients/build.sh
+	tests/clients/build.sh $(CLIENTS)
 ifeq ($(shell id -u),0)
-	cargo test --quiet --test it -- --ignored clients::modern::
+	cargo test --quiet --test it -- --ignored $(CLIENT_TESTS)
 else
-	cargo test --quiet --test it --config 'target."cfg(all())".runner = "sudo -E"' -- --ignored clients::modern::
+	cargo test --quiet --test it --config 'target."cfg(all())".runner = "sudo -E"' -- --ignored $(CLIENT_TESTS)
 endif

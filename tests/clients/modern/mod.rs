@@ -5,6 +5,7 @@
 
 mod containerd;
 mod crane;
+mod docker;
 mod helm;
 mod oras;
 mod podman;
