@@ -33,6 +33,9 @@ use crate::upstream::{Upstream, UpstreamSetupError};
 /// Permissions of a data folder for users who are neither its owner nor in its group.
 const OTHERS_MODE: u32 = 0o007;
 
+/// Where `registry:2` keeps its repositories in its data folder.
+const REGISTRY_2_REPOSITORIES: &str = "docker/registry/v2/repositories";
+
 /// The kind of credentials of an operator in the audit log: the permission to send SIGHUP.
 const SIGNAL: &str = "signal";
 
@@ -269,6 +272,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, St
             let store = Store::open_with(&path, store_settings(&config, events))?;
             report_bounds(&store);
             warn_if_readable(&path);
+            warn_of_registry_2(&path);
             Ok(store)
         }
     };
@@ -320,6 +324,18 @@ fn report_bounds(store: &Store) {
             kept_free,
             "the disk has too few free inodes: cached content is evicted, and until there are more, pulled content is not \
              stored and pushes are refused; remove files or use a file system with more inodes"
+        );
+    }
+}
+
+/// Warns if the folder has images of `registry:2`, which somebody who changed the image of a container expects to be served.
+fn warn_of_registry_2(folder: &Path) {
+    if folder.join(REGISTRY_2_REPOSITORIES).is_dir() {
+        let path = folder.display();
+        tracing::warn!(
+            %path,
+            "the data folder has images of registry:2 too, which are served only after an import: run `roadstead import PATH`, \
+             then remove the folder docker in it"
         );
     }
 }

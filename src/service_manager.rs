@@ -5,13 +5,21 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// Pings within one watchdog timeout, so that a late one does not end the server.
 const PINGS_PER_TIMEOUT: u32 = 3;
+/// Least time between pings, whatever the watchdog timeout.
+const MIN_PING_INTERVAL: Duration = Duration::from_millis(50);
+/// How long one notification may take.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+/// Whether the service manager did not read a notification in time.
+static IS_STUCK: AtomicBool = AtomicBool::new(false);
 
 /// The listening sockets that the service manager opened for this process. Empty if it opened none. Call it once, because
 /// the sockets are taken.
@@ -40,8 +48,8 @@ pub async fn report_stopping() {
 
 /// Pings the watchdog for as long as the runtime runs tasks. Returns at once if the service manager set no timeout.
 pub async fn ping_watchdog() {
-    let Some(timeout) = sd_notify::watchdog_enabled() else { return };
-    let mut pings = interval(timeout / PINGS_PER_TIMEOUT);
+    let Some(watchdog) = sd_notify::watchdog_enabled().filter(|watchdog| !watchdog.is_zero()) else { return };
+    let mut pings = interval((watchdog / PINGS_PER_TIMEOUT).max(MIN_PING_INTERVAL));
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         pings.tick().await;
@@ -57,14 +65,23 @@ enum Message {
     Status(String),
 }
 
-/// Sends on a thread for blocking work, because the service manager may be slow to read.
+/// Sends on a thread for blocking work, because the service manager may be slow to read. If it does not read, nothing more is
+/// sent: the server must not wait for it.
 async fn notify(messages: Vec<Message>) {
+    if IS_STUCK.load(Ordering::Relaxed) {
+        return;
+    }
     let send = move || {
         let states: Vec<_> = messages.iter().map(Message::state).collect();
         sd_notify::notify(&states)
     };
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(send).await {
-        tracing::warn!(%error, "cannot notify the service manager; check NOTIFY_SOCKET");
+    match timeout(SEND_TIMEOUT, tokio::task::spawn_blocking(send)).await {
+        Ok(Ok(Err(error))) => tracing::warn!(%error, "cannot notify the service manager; check NOTIFY_SOCKET"),
+        Ok(_) => {}
+        Err(_) => {
+            IS_STUCK.store(true, Ordering::Relaxed);
+            tracing::warn!("the service manager does not read its socket; it is not notified any more");
+        }
     }
 }
 

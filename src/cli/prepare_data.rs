@@ -56,7 +56,8 @@ pub enum PrepareDataError {
 
 impl PrepareData {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let path = self.options.load()?.storage.path;
+        // Without a slash at the end, after which a link would be followed.
+        let path: PathBuf = self.options.load()?.storage.path.components().collect();
         let done = if prepare(&path, self.owner)? { "belongs now" } else { "belongs already" };
         print(&format!("the data folder {} {done} to {}:{}\n", path.display(), self.owner.user, self.owner.group))
     }

@@ -1,6 +1,7 @@
 //! Defaults inside the container image. They are below every file and variable, so that the settings of a container that
 //! ran `registry:2` still apply.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use super::ConfigError;
@@ -8,7 +9,7 @@ use super::error::SourceLocation;
 use super::layer::{Layer, Located};
 
 /// The variable that the image sets. Any value that is not empty counts.
-pub(super) const IMAGE_VARIABLE: &str = "ROADSTEAD_IMAGE";
+pub const IMAGE_VARIABLE: &str = "ROADSTEAD_IMAGE";
 
 /// All addresses, because a container is reached by its own address.
 const LISTEN: &str = ":5000";
@@ -29,9 +30,14 @@ pub(super) fn registry_file() -> Option<PathBuf> {
     first_existing(&REGISTRY_FILES)
 }
 
-/// A folder counts too: Docker makes one if the file to mount does not exist, and reading it then names the mistake.
+/// Everything that is there counts, also what cannot be read: without its configuration, the server could be open to
+/// everybody. Reading it then names the mistake. Docker makes a folder if the file to mount does not exist.
 fn first_existing(files: &[&str]) -> Option<PathBuf> {
-    files.iter().map(PathBuf::from).find(|path| path.exists())
+    let is_absent = |path: &PathBuf| {
+        let error = path.symlink_metadata().err().map(|error| error.kind());
+        matches!(error, Some(ErrorKind::NotFound | ErrorKind::NotADirectory))
+    };
+    files.iter().map(PathBuf::from).find(|path| !is_absent(path))
 }
 
 /// The lowest layer of the configuration.
@@ -42,4 +48,24 @@ pub(super) fn layer() -> Result<Layer, ConfigError> {
     let mut layer = Layer::default();
     layer.server.listen = Some(Located::from_text(LISTEN, &SourceLocation::Variable(IMAGE_VARIABLE.to_owned()))?);
     Ok(layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_counts_as_a_configuration_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(path("file"), "").unwrap();
+        symlink("nowhere", path("dangling")).unwrap();
+        symlink("loop", path("loop")).unwrap();
+        for name in ["file", "dangling", "loop"] {
+            assert_eq!(first_existing(&[&path("absent"), &path("file/below"), &path(name)]), Some(path(name).into()));
+        }
+        assert_eq!(first_existing(&[&path("absent")]), None);
+    }
 }

@@ -2,6 +2,7 @@
 //! variables and the file of `registry:2`, the configuration file, defaults of the image, defaults.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::SourceLocation;
@@ -85,9 +86,14 @@ impl Config {
     }
 }
 
+/// Reads a configuration file, which is not a pipe and has at most 1 MiB.
+pub(super) fn file_text(path: &Path) -> io::Result<String> {
+    String::from_utf8(crate::file::read(path)?).map_err(|_| io::Error::other("it is not UTF-8 text"))
+}
+
 fn read_file(path: &Path) -> Result<Layer, ConfigError> {
     let origin = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let text = file_text(path).map_err(|error| {
         ConfigError::new(&SourceLocation::WholeFile(origin.as_str().into()), "", format!("cannot be read: {error}"))
     })?;
     file::read(&text, &origin)

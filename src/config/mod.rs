@@ -64,6 +64,7 @@ pub use credentials::{CredentialConfig, CredentialSource};
 pub use error::ConfigError;
 pub use gc::GcConfig;
 pub use identity::{CERTIFICATE_PREFIX, IdentityPattern, MAX_IDENTITY_BYTES, Member, TOKEN_PREFIX};
+pub use image::IMAGE_VARIABLE;
 pub use issuer::{Algorithm, ClaimPattern, IssuerConfig, is_loopback, is_trustworthy};
 pub use listen::{ListenAddr, ListenAddrError};
 pub use load::LoadOptions;

@@ -39,7 +39,7 @@ enum TypedScalars {
 pub(super) fn read(path: &Path) -> Result<BTreeMap<String, RegistrySetting>, ConfigError> {
     let origin: Arc<str> = path.display().to_string().into();
     let wrong = |message: String| ConfigError::new(&SourceLocation::WholeFile(origin.clone()), "", message);
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let text = super::load::file_text(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
     let document = parse(&text).map_err(wrong)?;
     if !matches!(document, Value::Object(_)) {
         return Err(wrong("is not a configuration file of registry:2".to_owned()));

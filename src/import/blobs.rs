@@ -135,15 +135,6 @@ impl Importer<'_, '_> {
         Ok(true)
     }
 
-    /// Removes the links of all blobs, so that no empty repository stays. Their content waits for the collector.
-    pub(super) fn forget_blobs(&mut self) -> Result<(), Stop> {
-        let (Some(store), false) = (self.store, self.dry_run) else { return Ok(()) };
-        for digest in self.blobs.keys() {
-            self.wait(store.unlink_blob(&self.repo, digest))?;
-        }
-        Ok(())
-    }
-
     /// Whether cached content of `bytes` with this number of names fits without an eviction, beside `waiting_bytes`. Content
     /// that clients use here is not evicted for content that they used elsewhere.
     pub(super) fn has_room(&mut self, bytes: u64, waiting_bytes: u64, names: u64) -> Result<bool, Stop> {

@@ -116,8 +116,8 @@ impl Destinations {
                  builtin_upstreams), and import again"
             ),
             PushRefused::Library => {
-                "names under library/ belong to the default upstream; set default_upstream to none, or \
-                                     list the name in [local] namespaces, and import again"
+                "names under library/ belong to the default upstream; set default_upstream to none, or list the name in \
+                 [local] namespaces together with every other name that is pushed here, and import again"
                     .to_owned()
             }
             PushRefused::OutsideNamespaces => {

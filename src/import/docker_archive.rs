@@ -143,6 +143,11 @@ impl DockerArchive {
             } else {
                 (LAYER_TYPE, diff_id.parse().map_err(|error| named(&image.config, &error))?)
             };
+            if let Some(other) = self.files.get(&digest).filter(|other| *other != name)
+                && file(other)?.length() != part.length()
+            {
+                return Err(format!("{name} and {other} should be the same layer, and have different lengths"));
+            }
             layers.push(DescriptorJson { media_type, size: part.length(), digest: digest.to_string() });
             files.push((digest, name.clone()));
         }
@@ -151,7 +156,9 @@ impl DockerArchive {
         let manifest = ManifestJson { schema_version: 2, media_type: media_type::DOCKER_MANIFEST, config, layers };
         let bytes: Bytes = serde_json::to_vec(&manifest).map_err(|error| error.to_string())?.into();
         let digest = Digest::of(Algorithm::Sha256, &bytes);
-        self.files.extend(files);
+        for (digest, name) in files {
+            self.files.entry(digest).or_insert(name);
+        }
         self.manifests.insert(digest.clone(), bytes);
         Ok(digest)
     }

@@ -39,7 +39,10 @@ impl Importer<'_, '_> {
                 self.report.summary.known_tags += 1;
                 return Ok(true);
             }
-            Some(record) if at.is_none_or(|at| at <= record.confirmed) => return Ok(self.keep(link)),
+            // A time in the future is wrong, and would beat every push until then.
+            Some(record) if at.is_none_or(|at| at <= record.confirmed || at > SystemTime::now()) => {
+                return Ok(self.keep(link));
+            }
             Some(_) | None => {}
         }
         if let (Some(store), false) = (self.store, self.dry_run) {

@@ -150,7 +150,6 @@ impl Run<'_, '_> {
             self.report.failed("repository", repo.to_string(), reason);
             return Ok(());
         }
-        let is_new = repo.scope.is_local() && self.store.is_some_and(|store| !store.is_local(&repo.name));
         let mut importer = Importer {
             repo: repo.clone(),
             content,
@@ -171,7 +170,8 @@ impl Run<'_, '_> {
         let tagged = importer.tags(tags, self.options.unconfirmed)?;
         let manifests = importer.manifests.values().filter(|outcome| **outcome == Outcome::Present).count() as u64;
         if manifests == 0 {
-            return if is_new { importer.forget_blobs() } else { Ok(()) };
+            // Blobs without a manifest wait for the collector. A client may be pushing an image that needs them.
+            return Ok(());
         }
         self.report.summary.repositories += 1;
         self.report.summary.untagged_repositories += u64::from(tags.is_empty());

@@ -177,6 +177,21 @@ async fn image_runs_as_another_user_and_names_what_it_may_not_write() {
 }
 
 #[tokio::test]
+async fn commands_in_the_container_have_the_options_of_the_server() {
+    let (_hub, _image, _server, docker, name) = scene().await;
+    let listen = format!("127.0.0.1:{}", free_port());
+    let run = ["run", "--detach", "--network", "host", "--name", "with-options", &name];
+    docker.run(&[&run[..], &["serve", "--listen", &listen, "--data", "/tmp/images"]].concat());
+    let healthy =
+        async || docker.run(&["inspect", "--format", "{{.State.Health.Status}}", "with-options"]) == "healthy";
+    until("the health check asks the server of the container", healthy).await;
+    let du = docker.run(&["exec", "with-options", "roadstead", "du", "--output", "json"]);
+    assert!(du.contains("max_size"), "the running server answers: {du}");
+    docker.run(&["exec", "with-options", "roadstead", "reload"]);
+    docker.run(&["rm", "--force", "--volumes", "with-options"]);
+}
+
+#[tokio::test]
 async fn image_reads_the_mounted_files_of_registry_2() {
     let (hub, image, _server, docker, name) = scene().await;
     let folder = Folder::new();

@@ -443,3 +443,31 @@ fn variables_of_kubernetes_services_are_no_settings() {
         assert!(String::from_utf8_lossy(&output.stdout).contains("listen = \"127.0.0.1:5000\""), "{output:?}");
     }
 }
+
+#[test]
+fn images_of_registry_2_in_the_data_folder_are_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("data/docker/registry/v2/repositories")).unwrap();
+    let mut daemon = serve(&folder, "data", &format!("127.0.0.1:{}", free_port()), &[]);
+    assert!(daemon.stop().success());
+    assert_eq!(daemon.log().matches("run `roadstead import PATH`").count(), 1, "{}", daemon.log());
+}
+
+#[test]
+fn service_manager_that_does_not_read_delays_no_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.set_nonblocking(true).unwrap();
+    while sender.send_to(b"full", &socket).is_ok() {}
+    let address = format!("127.0.0.1:{}", free_port());
+    let data = folder.path().join("data");
+    let args = ["serve", "--listen", &address, "--data", data.to_str().unwrap()];
+    let environment = [("NOTIFY_SOCKET", socket.to_str().unwrap())];
+    let mut daemon = Daemon::spawn_with("roadstead", folder.path(), Path::new(PROGRAM), &args, &environment);
+    daemon.wait_until(|| TcpStream::connect(&address).is_ok());
+    assert!(daemon.stop().success());
+    assert_eq!(daemon.log().matches("does not read its socket").count(), 1, "{}", daemon.log());
+    drop(manager);
+}

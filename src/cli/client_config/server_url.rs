@@ -52,7 +52,9 @@ impl FromStr for ServerUrl {
         // The host is written into files of several formats, so characters that one of them would have to quote are refused.
         let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
         let url = Url::parse(text).map_err(|_| InvalidServerUrl)?;
-        if host.is_empty() || !host.chars().all(plain) || !url.has_host() {
+        // The host is the name of a folder of containerd, too.
+        let is_folder_of_its_own = host != "_default" && !host.chars().all(|c| c == '.');
+        if !is_folder_of_its_own || !host.chars().all(plain) || !url.has_host() {
             return Err(InvalidServerUrl);
         }
         Ok(Self { https, host: host.to_owned() })
@@ -92,6 +94,8 @@ mod tests {
             "http://a?b",
             "http://a\"b",
             "http://a:99999",
+            "http://..",
+            "http://_default",
         ] {
             assert_eq!(text.parse::<ServerUrl>(), Err(InvalidServerUrl), "{text}");
         }

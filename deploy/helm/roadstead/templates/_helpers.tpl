@@ -129,9 +129,6 @@ env:
 ports:
   - name: http
     containerPort: {{ .Values.port }}
-    {{- if $perNode }}
-    hostIP: 127.0.0.1
-    {{- end }}
 startupProbe:
   {{- include "roadstead.probe" (list . "/healthz") | nindent 2 }}
   periodSeconds: 2
