@@ -182,3 +182,28 @@ async fn compressed_layers_of_an_archive_keep_their_bytes() {
     let layer = Content::new("application/vnd.docker.image.rootfs.diff.tar.gzip", layer);
     assert_eq!(manifest["layers"][0], layer.descriptor());
 }
+
+#[tokio::test]
+async fn a_layer_with_two_files_is_never_published_with_the_wrong_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("saved");
+    let (good, bad) = (random_bytes(1, 50), random_bytes(2, 70));
+    let image = |name: &str, layer: &str| json!({"Config": format!("{name}.json"), "RepoTags": [format!("team/{name}:1")], "Layers": [layer]});
+    for name in ["one", "two"] {
+        let config = json!({"author": name, "rootfs": {"diff_ids": [digest_of(&good)]}});
+        write(&at.join(format!("{name}.json")), config.to_string().as_bytes());
+    }
+    write(&at.join("good.tar"), &good);
+    write(&at.join("bad.tar"), &bad);
+    for layers in [["bad.tar", "good.tar"], ["good.tar", "bad.tar"]] {
+        let server = start(Settings::new()).await;
+        let list = json!([image("one", layers[0]), image("two", layers[1])]);
+        write(&at.join("manifest.json"), list.to_string().as_bytes());
+        let output = import(&server, &[at.to_str().unwrap()]).await;
+        assert_eq!(output.code, 1, "{output:?}");
+        for (name, layer) in ["one", "two"].into_iter().zip(layers) {
+            let manifest = Client::new().get(&server.url(&format!("/v2/team/{name}/manifests/1"))).await;
+            assert!(manifest.status == 404 || layer == "good.tar", "{name}: {}", manifest.text());
+        }
+    }
+}
