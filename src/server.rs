@@ -328,7 +328,7 @@ fn report_bounds(store: &Store) {
     }
 }
 
-/// Warns if the folder has images of `registry:2`, which somebody who changed the image of a container expects to be served.
+/// Warns if the folder has images of `registry:2`, which an operator expects to be served after a container got our image.
 fn warn_of_registry_2(folder: &Path) {
     if folder.join(REGISTRY_2_REPOSITORIES).is_dir() {
         let path = folder.display();

@@ -1,14 +1,11 @@
 //! `roadstead health`: asks a server whether it is ready, for health checks in images without a shell.
 
-use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use reqwest::{Client, Response};
 use rustls::ClientConfig;
-use rustls::crypto::ring;
 use url::Url;
 
 use super::options::ConfigOptions;
@@ -16,6 +13,7 @@ use super::output::print;
 use super::{CliError, runtime};
 use crate::config::{ClientAuth, Config, TlsConfig};
 use crate::trust::{verify_with, without_verification};
+use crate::upstream::causes;
 
 /// What is asked if the URL names no path.
 const READY_PATH: &str = "/readyz";
@@ -95,13 +93,7 @@ impl Check {
     }
 
     fn tls(&self) -> Result<ClientConfig, String> {
-        let provider = Arc::new(ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone());
-        let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
-        let builder = match self.skips_verify {
-            true => without_verification(builder, provider),
-            false => verify_with(builder, &[], provider)?,
-        };
+        let builder = if self.skips_verify { without_verification()? } else { verify_with(&[])? };
         Ok(builder.with_no_client_auth())
     }
 
@@ -110,7 +102,7 @@ impl Check {
             Ok(response) if response.status().is_success() => Ok(()),
             Ok(response) => Err(format!("status {}: {}", response.status(), beginning(response).await)),
             Err(error) if self.counts_refusal && is_refusal(&error) => Ok(()),
-            Err(error) => Err(causes(&error)),
+            Err(error) => Err(with_causes(&error)),
         }
     }
 }
@@ -119,7 +111,7 @@ impl Check {
 fn client(tls: ClientConfig) -> Result<Client, String> {
     let builder =
         Client::builder().tls_backend_preconfigured(tls).no_proxy().redirect(reqwest::redirect::Policy::none());
-    builder.build().map_err(|error| causes(&error))
+    builder.build().map_err(|error| with_causes(&error))
 }
 
 /// The first bytes of a body, on one line.
@@ -133,27 +125,13 @@ async fn beginning(mut response: Response) -> String {
 }
 
 /// An error and its causes. That of reqwest alone does not say why.
-fn causes(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+fn with_causes(error: &reqwest::Error) -> String {
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Whether the peer ended the TLS handshake with an alert, as it does for a client without a certificate.
 fn is_refusal(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> = error.source();
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(rustls::Error::AlertReceived(_)) = inner.and_then(|inner| inner.downcast_ref()) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    causes(error).any(|cause| matches!(cause.downcast_ref(), Some(rustls::Error::AlertReceived(_))))
 }
 
 #[cfg(test)]

@@ -3,18 +3,15 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::lines::Event;
 use crate::config::Config;
 use crate::import::{Destinations, ImportEvent, ImportOptions, ImportSummary, Source, import as run};
+use crate::pull::MAX_SCARCE_TTL;
 use crate::resolve::Routes;
 use crate::store::{Store, StoreError};
-
-/// While few pulls are left at an upstream, tags are fresh for up to an hour (`pull::freshness`).
-const MAX_SCARCE_TTL: Duration = Duration::from_secs(60 * 60);
 
 /// The request of `POST /v1/import`.
 #[derive(Debug, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use crate::config::CacheConfig;
 /// Factor of `tag_ttl` while few pulls are left at an upstream.
 const SCARCE_TTL_FACTOR: u32 = 10;
 /// Maximum `tag_ttl` that the factor can cause.
-const MAX_SCARCE_TTL: Duration = Duration::from_secs(60 * 60);
+pub const MAX_SCARCE_TTL: Duration = Duration::from_secs(60 * 60);
 
 /// The current age limits of the tags of one upstream.
 #[derive(Clone, Copy, Debug)]

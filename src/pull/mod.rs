@@ -46,7 +46,7 @@ pub use content::{Content, ContentBody, ContentStream};
 pub use engine::{PullRequest, Puller};
 pub use error::{ContentError, PullError};
 pub use fill::Follower;
-pub use freshness::TagFreshness;
+pub use freshness::{MAX_SCARCE_TTL, TagFreshness};
 pub use large_documents::{DocumentTurn, LARGE_DOCUMENT_BYTES, LargeDocuments};
 pub use served::Served;
 pub use tag_list::{TagList, TagPage};

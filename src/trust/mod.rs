@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::WantsClientCert;
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use rustls_pki_types::CertificateDer;
 
@@ -18,16 +18,16 @@ pub use pem::read_chain;
 use any_certificate::AnyCertificate;
 use listed_certificate::ListedCertificates;
 
+/// TLS settings of a client that waits for its own certificate, if it has one.
+pub type ClientTls = ConfigBuilder<ClientConfig, WantsClientCert>;
+
 /// Trust in the authorities of the system, and in the `extra` certificates: as authorities, and as the peer's own. The
 /// first call in the process reads the system's certificates, which blocks.
 ///
 /// # Errors
 /// The message for `extra` certificates that cannot be used.
-pub fn verify_with(
-    builder: ConfigBuilder<ClientConfig, WantsVerifier>,
-    extra: &[CertificateDer<'static>],
-    provider: Arc<CryptoProvider>,
-) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
+pub fn verify_with(extra: &[CertificateDer<'static>]) -> Result<ClientTls, String> {
+    let (builder, provider) = builder()?;
     if extra.is_empty() {
         return Ok(builder.with_root_certificates(roots(&[])));
     }
@@ -36,11 +36,18 @@ pub fn verify_with(
 }
 
 /// Trust in every certificate, for a peer that the operator trusts for another reason.
-pub fn without_verification(
-    builder: ConfigBuilder<ClientConfig, WantsVerifier>,
-    provider: Arc<CryptoProvider>,
-) -> ConfigBuilder<ClientConfig, WantsClientCert> {
-    builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+///
+/// # Errors
+/// As [`verify_with`].
+pub fn without_verification() -> Result<ClientTls, String> {
+    let (builder, provider) = builder()?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))))
+}
+
+fn builder() -> Result<(ConfigBuilder<ClientConfig, WantsVerifier>, Arc<CryptoProvider>), String> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+    Ok((builder.map_err(|error| error.to_string())?, provider))
 }
 
 /// Reads the system's certificates now, so that a system without any is warned about at the start. Blocks.

@@ -14,7 +14,7 @@ const WRAPPERS: [&str; 5] =
 
 /// The error and its causes. An `io::Error` that wraps an error is replaced by that error, because it does not return
 /// it as its source.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+pub fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let next = |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
         let error: &'a (dyn Error + 'static) = *error;
         error.source().map(innermost)

@@ -57,6 +57,7 @@ use remote::Remote;
 const NO_RANGES_PERIOD: Duration = Duration::from_secs(60 * 60);
 
 pub use breaker::BreakerState;
+pub use cause::causes;
 pub use error::{UpstreamError, UpstreamSetupError};
 pub use hops::Hops;
 pub use response::{UpstreamBody, UpstreamResponse};

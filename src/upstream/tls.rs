@@ -3,11 +3,9 @@
 //! The text for a certificate that is not trusted is at `UpstreamError::Certificate` in `error`.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use rustls::ClientConfig;
 use rustls::client::Resumption;
-use rustls::crypto::ring;
 use rustls_pki_types::CertificateDer;
 
 use super::error::UpstreamSetupError;
@@ -52,14 +50,7 @@ impl TlsSetup {
 
     /// The rustls configuration. The first call in the process reads the system's certificates, which blocks.
     pub(super) fn client_config(&self) -> Result<ClientConfig, String> {
-        let provider = Arc::new(ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone());
-        let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
-        let builder = if self.skips_verify {
-            without_verification(builder, provider)
-        } else {
-            verify_with(builder, &self.extra_roots, provider)?
-        };
+        let builder = if self.skips_verify { without_verification()? } else { verify_with(&self.extra_roots)? };
         let Some(identity) = &self.identity else { return Ok(builder.with_no_client_auth()) };
         let mut config = builder.with_client_cert_resolver(identity.current());
         // A resumed session would keep the previous client certificate.

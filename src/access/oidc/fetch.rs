@@ -5,14 +5,11 @@
 //! whom a request could be led to would choose the keys.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ACCEPT, AUTHORIZATION};
 use http::{HeaderValue, StatusCode};
 use reqwest::Client;
-use rustls::ClientConfig;
-use rustls::crypto::ring;
 use rustls_pki_types::CertificateDer;
 use tokio::time::timeout;
 use url::Url;
@@ -122,10 +119,7 @@ impl Fetcher {
 }
 
 fn build(authorities: &[CertificateDer<'static>], is_loopback: bool) -> Result<Client, String> {
-    let provider = Arc::new(ring::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider.clone());
-    let tls = tls.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
-    let tls = verify_with(tls, authorities, provider)?.with_no_client_auth();
+    let tls = verify_with(authorities)?.with_no_client_auth();
     let mut builder = Client::builder()
         .tls_backend_preconfigured(tls)
         .redirect(reqwest::redirect::Policy::none())
